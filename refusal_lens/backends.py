@@ -1,0 +1,281 @@
+"""The two kinds of TransformerLens model behind one small interface.
+
+Everything that differs between ``TransformerBridge`` (4.x) and ``HookedTransformer`` (3.x) is here; the rest of
+the project speaks TransformerLens's hook names and these methods only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig
+
+from .errors import ModelError
+
+HookFn = Callable[..., Any]
+PrefixCache = list[tuple[Tensor, Tensor]]
+
+
+class Backend:
+    """What the wrapper asks of a TransformerLens model.
+
+    Args:
+        tl: the TransformerLens model.
+    """
+
+    kind = ""
+    supports_prefix = False
+
+    def __init__(self, tl: Any):
+        self.tl = tl
+        tl.eval()
+        cfg = tl.cfg
+        self.n_layers, self.n_heads = int(cfg.n_layers), int(cfg.n_heads)
+        self.d_model, self.d_head = int(cfg.d_model), int(cfg.d_head)
+        self.d_vocab = int(self.unembed_weight().shape[-1])
+        self.n_ctx = int(getattr(cfg, "n_ctx", None) or 0)
+        self.hook_names = frozenset(self._hook_names())
+
+    # -- names ----------------------------------------------------------------------------------------------
+    def _hook_names(self) -> list[str]:
+        return list(self.tl.hook_dict)
+
+    def hooks(self, hooks: Sequence[tuple[str, HookFn]]) -> AbstractContextManager:
+        """TransformerLens's own hook context."""
+        return self.tl.hooks(fwd_hooks=list(hooks))
+
+    def has_hook(self, name: str) -> bool:
+        """Whether ``name`` is a hook point of this model (aliases included)."""
+        return name in self.hook_names
+
+    # -- weights --------------------------------------------------------------------------------------------
+    def unembed_weight(self) -> Float[Tensor, "d_model d_vocab"]:
+        """W_U."""
+        return self.tl.W_U
+
+    def embed_weight(self) -> Float[Tensor, "d_vocab d_model"]:
+        """W_E."""
+        return self.tl.W_E
+
+    def output_weight(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        """W_O of one layer, by query head."""
+        return self.tl.blocks[layer].attn.W_O
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the embedding: where token ids go."""
+        return self.embed_weight().device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """dtype of the weights."""
+        return self.embed_weight().dtype
+
+    # -- running --------------------------------------------------------------------------------------------
+    def logits(
+        self,
+        ids: Int[Tensor, "batch pos"],
+        mask: Bool[Tensor, "batch pos"],
+        last_only: bool = True,
+        prefix: PrefixCache | None = None,
+        start: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
+    ) -> Float[Tensor, "batch kept vocab"]:
+        """Logits of the last position, or of all.
+
+        Args:
+            ids: left-padded token ids, without the prefix's tokens.
+            mask: True at real tokens.
+            prefix: keys and values of a prefix common to all rows (see ``prefix_cache``).
+            start: (layer, resid_pre of that layer): earlier blocks are skipped.
+        """
+        raise NotImplementedError
+
+    def prefix_cache(self, ids: Int[Tensor, "pos"], start: tuple[int, Tensor] | None = None) -> PrefixCache:
+        """Keys and values of ``ids`` at every layer, for ``logits(prefix=...)``."""
+        raise ModelError(f"{self.kind} has no prefix cache here")
+
+    def generate(
+        self,
+        ids: Int[Tensor, "batch pos"],
+        mask: Bool[Tensor, "batch pos"],
+        max_new_tokens: int,
+        eos_ids: list[int],
+        pad_id: int,
+    ) -> Int[Tensor, "batch new"]:
+        """Greedy new tokens with the KV cache, padded with ``pad_id`` after an end token."""
+        raise NotImplementedError
+
+
+class BridgeBackend(Backend):
+    """``TransformerBridge``: the Hugging Face model with TransformerLens's hook points inside."""
+
+    kind = "TransformerBridge"
+
+    def __init__(self, tl: Any):
+        self.hf = tl.original_model
+        super().__init__(tl)
+        config = self.hf.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        # A window over a cached prefix is counted in cache slots, so padding between would shift it.
+        self.supports_prefix = kinds == {"full_attention"} and not getattr(
+            config, "use_sliding_window", False
+        )
+        if getattr(config, "sliding_window", None) and not getattr(config, "layer_types", None):
+            self.supports_prefix = False
+
+    def _hook_names(self) -> list[str]:
+        aliases = getattr(self.tl, "hook_aliases", {})
+        return [*self.tl.hook_dict, *aliases]
+
+    @property
+    def layers(self) -> Any:
+        """The stack of blocks as the Hugging Face model runs it."""
+        return self.tl.blocks
+
+    def logits(self, ids, mask, last_only=True, prefix=None, start=None):
+        extra: dict[str, Any] = {}
+        if prefix is not None:
+            cache, length = DynamicCache(), prefix[0][0].shape[2]
+            for layer, (keys, values) in enumerate(prefix):
+                cache.update(keys.expand(len(ids), -1, -1, -1), values.expand(len(ids), -1, -1, -1), layer)
+            full = torch.cat([torch.ones(len(ids), length, dtype=torch.bool, device=mask.device), mask], 1)
+            extra = {"past_key_values": cache, "use_cache": True}
+        else:
+            full = mask
+            extra = {"use_cache": False}
+        if not bool(mask.all()):
+            # Positions count real tokens only; without this every padded row would be shifted.
+            extra["attention_mask"] = full.long()
+            extra["position_ids"] = (full.long().cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+        if last_only:
+            extra["logits_to_keep"] = 1
+        if start is None:
+            return self.hf(input_ids=ids, **extra).logits
+        with self._skipping(*start):
+            return self.hf(input_ids=ids, **extra).logits
+
+    def prefix_cache(self, ids, start=None):
+        cache = DynamicCache()
+        call = {"input_ids": ids[None], "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+        if start is None:
+            self.hf(**call)
+            first = 0
+        else:
+            first = start[0]
+            with self._skipping(*start):
+                self.hf(**call)
+        entries = [(layer.keys, layer.values) for layer in cache.layers[first:]]
+        # Skipped layers are never read, but the cache counts its length at layer 0.
+        return [entries[0]] * first + entries
+
+    @contextmanager
+    def _skipping(self, layer: int, resid: Tensor) -> Iterator[None]:
+        """Let blocks before ``layer`` pass ``resid`` on instead of running."""
+        patched = list(self.layers)[:layer]
+        value = (resid,) if self._block_returns_tuple else resid
+
+        def passthrough(*args: Any, **kwargs: Any) -> Any:
+            return value
+
+        try:
+            for block in patched:
+                # Not setattr: a bridge's block hands attributes on to the module it wraps.
+                block.__dict__["forward"] = passthrough
+            if layer == 0:
+                with self.hooks([("blocks.0.hook_resid_pre", lambda _, hook: resid)]):
+                    yield
+            else:
+                yield
+        finally:
+            for block in patched:
+                block.__dict__.pop("forward", None)
+
+    @property
+    def _block_returns_tuple(self) -> bool:
+        known = self.__dict__.get("_tuple_blocks")
+        if known is None:
+            seen: list[bool] = []
+            handle = self.layers[0].register_forward_hook(
+                lambda m, i, out: seen.append(isinstance(out, tuple))
+            )
+            try:
+                self.hf(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
+            finally:
+                handle.remove()
+            known = self.__dict__["_tuple_blocks"] = seen[0]
+        return known
+
+    def generate(self, ids, mask, max_new_tokens, eos_ids, pad_id):
+        # Spelled out, so that a checkpoint's own sampling or repetition penalty does not slip in.
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            eos_token_id=eos_ids or None,
+            pad_token_id=pad_id,
+        )
+        out = self.hf.generate(input_ids=ids, attention_mask=mask.long(), generation_config=config)
+        return out[:, ids.shape[1] :]
+
+
+class HookedTransformerBackend(Backend):
+    """``HookedTransformer`` (transformer-lens 3.x and older)."""
+
+    kind = "HookedTransformer"
+
+    def logits(self, ids, mask, last_only=True, prefix=None, start=None):
+        if prefix is not None:
+            raise ModelError("HookedTransformer runs without a prefix cache here")
+        kwargs: dict[str, Any] = {"return_type": "logits", "prepend_bos": False}
+        if not bool(mask.all()):
+            kwargs["attention_mask"] = mask.long()
+            kwargs["padding_side"] = "left"
+        if start is None:
+            logits = self.tl(ids, **kwargs)
+        else:
+            logits = self.tl(start[1], start_at_layer=start[0], tokens=ids, **kwargs)
+        return logits[:, -1:] if last_only else logits
+
+    def generate(self, ids, mask, max_new_tokens, eos_ids, pad_id):
+        # Its generate() guesses padding from the pad token, so rows of one length go together, unpadded.
+        lengths = mask.sum(-1)
+        out = torch.full((len(ids), max_new_tokens), pad_id, dtype=torch.long, device=ids.device)
+        for length in lengths.unique().tolist():
+            rows = (lengths == length).nonzero()[:, 0]
+            new = self.tl.generate(
+                ids[rows, ids.shape[1] - length :],
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=eos_ids or None,
+                stop_at_eos=bool(eos_ids),
+                use_past_kv_cache=True,
+                prepend_bos=False,
+                return_type="tokens",
+                verbose=False,
+            )[:, length:]
+            out[rows, : new.shape[1]] = new
+        return out
+
+
+def backend_of(tl: Any) -> Backend:
+    """Wrap a TransformerLens model by its kind.
+
+    Raises:
+        ModelError: for anything else.
+    """
+    kinds = {"TransformerBridge": BridgeBackend, "HookedTransformer": HookedTransformerBackend}
+    for cls in type(tl).__mro__:
+        if cls.__name__ in kinds:
+            return kinds[cls.__name__](tl)
+    raise ModelError(
+        f"a {type(tl).__name__} is neither a TransformerBridge nor a HookedTransformer; use load_model for a "
+        "Hugging Face id, a folder or a .gguf file"
+    )

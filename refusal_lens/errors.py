@@ -1,0 +1,40 @@
+"""What can go wrong, one class per kind of remedy.
+
+Every message names the value that was found and what to do about it; the command line prints it as one
+sentence and exits with code 2.
+"""
+
+from __future__ import annotations
+
+
+class RefusalLensError(ValueError):
+    """Anything the user can put right."""
+
+
+class ModelError(RefusalLensError):
+    """The model, its tokenizer or its chat template does not fit."""
+
+
+class PromptError(RefusalLensError):
+    """A prompt or suffix file, or a prompt itself, does not fit."""
+
+
+class DirectionError(RefusalLensError):
+    """A direction belongs to another model or another basis."""
+
+
+class SelectionError(RefusalLensError):
+    """No candidate direction passes the rule; ``near_misses`` says what each would need."""
+
+    def __init__(self, message: str, near_misses: tuple = (), selection: object | None = None):
+        super().__init__(message)
+        self.near_misses = near_misses
+        self.selection = selection
+
+
+class ConcurrentUseError(RefusalLensError):
+    """A second thread tried to use a model that another one is using."""
+
+
+class ResultError(RefusalLensError):
+    """A result file or folder is missing, broken, or of another study."""
