@@ -122,9 +122,7 @@ class BridgeBackend(Backend):
         config = self.hf.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         # A window over a cached prefix is counted in cache slots, so padding between would shift it.
-        self.supports_prefix = kinds == {"full_attention"} and not getattr(
-            config, "use_sliding_window", False
-        )
+        self.supports_prefix = kinds == {"full_attention"} and not getattr(config, "use_sliding_window", False)
         if getattr(config, "sliding_window", None) and not getattr(config, "layer_types", None):
             self.supports_prefix = False
 
@@ -200,9 +198,7 @@ class BridgeBackend(Backend):
         known = self.__dict__.get("_tuple_blocks")
         if known is None:
             seen: list[bool] = []
-            handle = self.layers[0].register_forward_hook(
-                lambda m, i, out: seen.append(isinstance(out, tuple))
-            )
+            handle = self.layers[0].register_forward_hook(lambda m, i, out: seen.append(isinstance(out, tuple)))
             try:
                 self.hf(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
             finally:

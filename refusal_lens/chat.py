@@ -113,9 +113,7 @@ class ChatFormat:
                 "model, or set tokenizer.chat_template"
             )
         if not getattr(tokenizer, "is_fast", False):
-            raise ModelError(
-                f"{type(tokenizer).__name__} gives no character offsets; load the model's fast tokenizer"
-            )
+            raise ModelError(f"{type(tokenizer).__name__} gives no character offsets; load the model's fast tokenizer")
         self.tokenizer, self.system = tokenizer, system
         self._encode = lru_cache(maxsize=65536)(self._encode_uncached)
         rendered = self.render(_SENTINEL)
@@ -126,9 +124,7 @@ class ChatFormat:
             )
         self.before, self.after = rendered.split(_SENTINEL)
         if not self._encode("x", "").spans.template_post[1] - self._encode("x", "").spans.template_post[0]:
-            raise ModelError(
-                "the chat template adds nothing after the user's text: no post-instruction position"
-            )
+            raise ModelError("the chat template adds nothing after the user's text: no post-instruction position")
 
     def render(self, content: str) -> str:
         """The conversation with one user turn, up to where the model's reply begins."""
@@ -157,9 +153,7 @@ class ChatFormat:
         body = rendered[len(self.before) : len(rendered) - len(self.after)]
         fits = rendered.startswith(self.before) and rendered.endswith(self.after)
         if not fits or body not in (content, content.strip(), content.lstrip(), content.rstrip()):
-            raise PromptError(
-                f"the chat template changes the user's text {content[:60]!r}; its spans are unknown"
-            )
+            raise PromptError(f"the chat template changes the user's text {content[:60]!r}; its spans are unknown")
         lead = len(content) - len(content.lstrip()) if body[:1] != content[:1] else 0
         start = len(self.before)
         edge = min(start + max(len(instruction) - lead, 0), start + len(body))

@@ -28,9 +28,7 @@ def random_unit(d: int, seed: int, dtype: torch.dtype = torch.float32) -> Float[
     return unit(torch.randn(d, generator=generator, dtype=torch.float64)).to(dtype)
 
 
-def project_out(
-    x: Float[Tensor, "*batch d"], direction: Float[Tensor, "*rows d"]
-) -> Float[Tensor, "*batch d"]:
+def project_out(x: Float[Tensor, "*batch d"], direction: Float[Tensor, "*rows d"]) -> Float[Tensor, "*batch d"]:
     """``x - r̂ r̂ᵀ x`` (paper section 2.4, directional ablation), in float32 or better, returned in x's dtype.
 
     Args:

@@ -76,9 +76,7 @@ def load_model(
             str(folder), hf_model=hf, tokenizer=tok, dtype=hf.dtype, device=None if device_map else device
         )
     except Exception as error:
-        raise ModelError(
-            f"TransformerLens can't wrap {name} ({type(hf).__name__}): {_first_line(error)}"
-        ) from error
+        raise ModelError(f"TransformerLens can't wrap {name} ({type(hf).__name__}): {_first_line(error)}") from error
     return HookedChatModel(bridge, tok, name=name, system=system)
 
 
@@ -136,9 +134,7 @@ def _dtype(asked: torch.dtype | str | None, device: str, config: Any, gguf: str 
     if asked is not None:
         found = getattr(torch, str(asked), None)
         if not isinstance(found, torch.dtype) or not found.is_floating_point:
-            raise ModelError(
-                f"{asked!r} is not a floating-point dtype; use float32, bfloat16, float16 or float64"
-            )
+            raise ModelError(f"{asked!r} is not a floating-point dtype; use float32, bfloat16, float16 or float64")
         return found
     if not gguf and _parameters(config) < SMALL_MODEL:
         return torch.float32

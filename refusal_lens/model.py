@@ -106,9 +106,7 @@ class HookedChatModel:
         digest = hashlib.sha256(repr((self.n_layers, self.n_heads, self.d_model, self.d_vocab)).encode())
         embed, middle = self.backend.embed_weight(), self.backend.output_weight(self.n_layers // 2)
         for sample in (embed[:: max(1, len(embed) // 64)], middle[0], middle[-1]):
-            digest.update(
-                sample.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
-            )
+            digest.update(sample.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def check_direction(self, direction: Direction) -> None:
@@ -133,9 +131,7 @@ class HookedChatModel:
                 "load the model without weight processing (no folding, no centring)"
             )
         if not 0 <= direction.layer < self.n_layers:
-            raise DirectionError(
-                f"layer {direction.layer} does not exist in {self.name} (n_layers {self.n_layers})"
-            )
+            raise DirectionError(f"layer {direction.layer} does not exist in {self.name} (n_layers {self.n_layers})")
 
     # -- use by one thread ----------------------------------------------------------------------------------
     @contextmanager
@@ -304,9 +300,7 @@ class HookedChatModel:
         with self._exclusive():
             for begin in range(0, len(order), batch_size):
                 batch = take(tokens, order[begin : begin + batch_size])
-                new = self.backend.generate(
-                    batch.ids, batch.mask, max_new_tokens, self.eos_ids, self.chat.pad_id
-                )
+                new = self.backend.generate(batch.ids, batch.mask, max_new_tokens, self.eos_ids, self.chat.pad_id)
                 for index, row in zip(batch.indices, new, strict=True):
                     replies[index] = self.tokenizer.decode(self._until_end(row), skip_special_tokens=True)
                 if on_batch:
@@ -361,9 +355,7 @@ class HookedChatModel:
             if previous is not None and not torch.equal(previous, pre):
                 gap = float((previous - pre).abs().max() / pre.abs().max())
                 if not gap <= tolerance:
-                    raise ModelError(
-                        f"{self.name}: resid_post of layer {layer - 1} is not resid_pre of layer {layer}"
-                    )
+                    raise ModelError(f"{self.name}: resid_post of layer {layer - 1} is not resid_pre of layer {layer}")
             previous = post
         return worst
 

@@ -140,9 +140,7 @@ class PromptSet(Record):
             wanted = _fit(sizes, len(pool), where, notes)
             shuffled = Prompts(tuple(pool)).sample(len(pool), seed).texts
             ends = [sum(wanted[: i + 1]) for i in range(3)]
-            chosen = {
-                s: Prompts(shuffled[end - n : end]) for s, n, end in zip(SPLITS, wanted, ends, strict=True)
-            }
+            chosen = {s: Prompts(shuffled[end - n : end]) for s, n, end in zip(SPLITS, wanted, ends, strict=True)}
         for split, prompts in chosen.items():
             if not prompts:
                 raise PromptError(f"{where}: the {split} split is empty; give more distinct prompts")
@@ -168,9 +166,7 @@ def _read_file(path: Path) -> Any:
         if path.suffix == ".txt":
             return content.splitlines()
     except (OSError, ValueError, RecursionError) as error:
-        raise PromptError(
-            f"{path} can't be read as {path.suffix[1:]}: {str(error).splitlines()[0]}"
-        ) from error
+        raise PromptError(f"{path} can't be read as {path.suffix[1:]}: {str(error).splitlines()[0]}") from error
     raise PromptError(f"{path} has the ending {path.suffix!r}; use .txt, .csv, .json or .jsonl")
 
 
@@ -195,9 +191,7 @@ def _load_dataset(path: str, config: str | None, split: str) -> Any:
         return datasets.load_dataset(path, config, split=split)
     except Exception as error:  # datasets raises many kinds: offline, gated, no such split
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise PromptError(
-            f"data set {path!r} can't be loaded ({reason}); give a local file instead"
-        ) from error
+        raise PromptError(f"data set {path!r} can't be loaded ({reason}); give a local file instead") from error
 
 
 def _texts(rows: Any, where: str) -> list[str]:
@@ -235,9 +229,7 @@ def _distinct(texts: list[str], split: str, seen: dict[str, str], notes: list[st
         else:
             across[seen[key]] = across.get(seen[key], 0) + 1
     if within:
-        notes.append(
-            f"{within} duplicate{'s' * (within > 1)} dropped" + ("" if split == "all" else f" from {split}")
-        )
+        notes.append(f"{within} duplicate{'s' * (within > 1)} dropped" + ("" if split == "all" else f" from {split}"))
     for other, count in across.items():
         notes.append(f"{count} prompt{'s' * (count > 1)} of {split} dropped: also in {other}")
     return kept

@@ -49,9 +49,7 @@ class Record:
             header = {"refusal_lens": json.dumps(document, allow_nan=False)}
             write_atomically(target, to_safetensors(tensors, metadata=header))
         else:
-            write_atomically(
-                target, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode()
-            )
+            write_atomically(target, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode())
         return target
 
     @classmethod
@@ -69,9 +67,7 @@ class Record:
                 )
             record = _decode(document["record"], tensors)
         except (KeyError, TypeError, AttributeError) as error:
-            raise ResultError(
-                f"{target} is not a refusal_lens record ({error!r}); run the study again"
-            ) from error
+            raise ResultError(f"{target} is not a refusal_lens record ({error!r}); run the study again") from error
         if not isinstance(record, cls):
             raise ResultError(f"{target} holds a {type(record).__name__}, not a {cls.__name__}")
         return record

@@ -44,9 +44,7 @@ def rate(hits: Sequence[bool], confidence: float = 0.95) -> Rate:
     return Rate(k / n, float(interval.low), float(interval.high), n)
 
 
-def mean_interval(
-    values: Sequence[float], confidence: float = 0.95, seed: int = 0, resamples: int = 2000
-) -> Interval:
+def mean_interval(values: Sequence[float], confidence: float = 0.95, seed: int = 0, resamples: int = 2000) -> Interval:
     """Mean of per-prompt values with its percentile bootstrap interval over prompts.
 
     For a paired comparison pass the per-prompt differences.

@@ -82,9 +82,7 @@ def tiny_folder(architecture: str, seed: int = 0) -> Path:
     return folder
 
 
-def tiny_bridge(
-    architecture: str, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any
-) -> Any:
+def tiny_bridge(architecture: str, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:
     """A TransformerBridge around ``tiny_hf``."""
     from transformer_lens.model_bridge import TransformerBridge
 
