@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from .linalg import project_out
+from .linalg import project_out, unit
 from .records import Direction
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Hooks = list[tuple[str, "HookFn"]]
 
 
+@runtime_checkable
 class Intervention(Protocol):
     """Anything that says which functions to put at which hook points of a model."""
 
@@ -42,10 +43,10 @@ class Ablate:
     def hooks(self, model: HookedChatModel) -> Hooks:
         """One hook per write site."""
         model.check_direction(self.direction)
-        unit = self.direction.unit
+        exact = unit(self.direction.unit.double())  # float32 storage leaves 1e-8 of the component in float64
 
         def ablate(x: Tensor, hook: Any) -> Tensor:
-            return project_out(x, unit)
+            return project_out(x, exact)
 
         return [(name, ablate) for name in write_sites(model.n_layers)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,26 @@ def _resolve(source: str | Path) -> tuple[str | Path, str, str | None]:
     if text.count("/") > 1 or text.startswith((".", "/", "~")):
         raise ModelError(f"there is no model at {text}: give a folder, a .gguf file or a Hugging Face id")
     return text, text, None
+
+
+def source_digest(source: str | Path) -> str:
+    """SHA-256 of a local checkpoint's weights, tokenizer and config; the id itself for a hub model.
+
+    Raises:
+        ModelError: when a local source does not exist.
+    """
+    folder, name, gguf = _resolve(source)
+    if not isinstance(folder, Path):
+        return name
+    endings = (".safetensors", ".bin", ".json", ".jinja", ".model")
+    files = [folder / gguf] if gguf else sorted(f for f in folder.iterdir() if f.suffix in endings)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as content:
+            while chunk := content.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _load(name: str, what: str, folder: str | Path, **kwargs: Any) -> Any:

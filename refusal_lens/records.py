@@ -59,18 +59,27 @@ class Record:
         Raises:
             ResultError: if the file is missing, broken, or holds another kind of record.
         """
-        target, document, tensors = _read(Path(path))
-        try:
-            if document["schema"] > SCHEMA_VERSION:
-                raise ResultError(
-                    f"{target} has schema {document['schema']}, newer than {SCHEMA_VERSION}: update refusal_lens"
-                )
-            record = _decode(document["record"], tensors)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ResultError(f"{target} is not a refusal_lens record ({error!r}); run the study again") from error
-        if not isinstance(record, cls):
-            raise ResultError(f"{target} holds a {type(record).__name__}, not a {cls.__name__}")
-        return record
+        return load_record(path, cls)
+
+
+def load_record(path: str | Path, kind: type[R]) -> R:
+    """Read a record of one kind from its file (the suffix may be left out).
+
+    Raises:
+        ResultError: if the file is missing, broken, or holds another kind of record.
+    """
+    target, document, tensors = _read(Path(path))
+    try:
+        if document["schema"] > SCHEMA_VERSION:
+            raise ResultError(
+                f"{target} has schema {document['schema']}, newer than {SCHEMA_VERSION}: update refusal_lens"
+            )
+        record = _decode(document["record"], tensors)
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ResultError(f"{target} is not a refusal_lens record ({error!r}); run the study again") from error
+    if not isinstance(record, kind):
+        raise ResultError(f"{target} holds a {type(record).__name__}, not a {kind.__name__}")
+    return record
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -96,7 +105,7 @@ def _with_suffix(path: Path, suffix: str) -> Path:
     return path if path.suffix == suffix else path.with_name(path.name + suffix)
 
 
-def _read(path: Path) -> tuple[Path, dict, dict[str, Tensor]]:
+def _read(path: Path) -> tuple[Path, Any, dict[str, Tensor]]:
     names = [path] if path.suffix in (".safetensors", ".json") else []
     names += [_with_suffix(path, ".safetensors"), _with_suffix(path, ".json")]
     target = next((name for name in names if name.is_file()), None)
@@ -362,6 +371,23 @@ class Selection(Record):
         """``bypass``, ``induce`` or ``kl`` of the chosen candidate."""
         grid = getattr(self.scores, name)
         return float(grid[self.scores.positions.index(self.chosen.pos), self.chosen.layer])
+
+
+@dataclass(frozen=True)
+class RefusalTokens(Record):
+    """First tokens of refusals, whose summed probability the refusal metric reads.
+
+    Attributes:
+        ids: token ids.
+        texts: the same as text, whitespace visible.
+        shares: share of refused replies that began with each; empty when given by hand.
+        source: "given" or how they were found.
+    """
+
+    ids: tuple[int, ...]
+    texts: tuple[str, ...]
+    shares: tuple[float, ...] = ()
+    source: str = "given"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,54 @@
+# Two commands on a fresh machine: `make report` and `make test`. Python 3.10 or newer and make are all they need.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
+	&& { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+LEGACY := .venv-legacy
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+
+.PHONY: report test test-legacy lint check bench clean
+
+report: $(VENV)/.installed  ## the main job on the embedded model; prints where report.html is
+	$(BIN)/refusal-lens run organism --out runs/organism
+
+test: $(VENV)/.test  ## all tests but the nightly ones
+	$(BIN)/python -m pytest
+
+test-legacy: $(LEGACY)/.installed  ## the wrapper's tests on HookedTransformer under transformer-lens 3.9
+	$(LEGACY)/bin/python -m pytest tests/legacy
+
+lint: $(VENV)/.dev  ## ruff and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+check: lint test test-legacy  ## what CI runs, but for the real model
+
+bench: $(VENV)/.test  ## speed beside a plain implementation of the paper's algorithm
+	$(BIN)/python -m benchmarks.selection --out benchmarks/results
+
+# torch goes first: a plain install of the rest would take its largest build.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.10 or newer is needed; name it with make PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt torch
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e ".[test]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e ".[test,dev]"
+	@touch $@
+
+$(LEGACY)/.installed: pyproject.toml constraints-legacy.txt
+	test -x $(LEGACY)/bin/python || $(PYTHON) -m venv $(LEGACY)
+	$(LEGACY)/bin/python $(PIP_INSTALL) -c constraints-legacy.txt torch
+	$(LEGACY)/bin/python $(PIP_INSTALL) -c constraints-legacy.txt -e ".[test]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(LEGACY) runs build dist *.egg-info

@@ -1,0 +1,43 @@
+"""How the refusal direction travels: its projection by layer and token, and which component moved it there.
+
+python -m analyses.propagation [MODEL] [--out DIR]
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analyses.top_heads import arguments, prepared
+from refusal_lens.attribution import choose_heads, head_label, propagation, source_contributions
+from refusal_lens.plots import attribution as plots
+
+
+def main() -> None:
+    args = arguments(__doc__, "propagation")
+    model, study = prepared(args)
+    direction = study.selection.chosen
+    figures = []
+    for name, prompts in (("harmful", study.harmful.test.texts), ("harmless", study.harmless.test.texts)):
+        found = propagation(model, prompts, direction)
+        print(f"\n{name}, n = {len(prompts)}: mean projection on r̂ by layer (rows) and token")
+        means = found.by_column().nanmean(1)
+        rows = [*range(model.n_layers), "end"]
+        print(pd.DataFrame(means.tolist(), rows, list(found.columns)).round(2).to_string())
+        print("largest writes along r̂:")
+        print(found.movers(10).round(3).to_string(index=False))
+        found.save(args.out / f"propagation_{name}")
+        figures += [plots.plot_propagation(found), plots.plot_propagation(found, prompt=0)]
+    sources = source_contributions(model, study.harmful.test.texts, direction)
+    by_region = sources.by_region().mean(2)
+    heads = choose_heads(sources.head_contributions())
+    print("\nfrom where the top heads bring r̂ to the last token (harmful prompts):")
+    table = [[head_label(*head), *by_region[head].tolist()] for head in heads]
+    print(pd.DataFrame(table, columns=["head", *sources.regions]).round(3).to_string(index=False))
+    sources.save(args.out / "sources_harmful")
+    figures += [plots.plot_sources_by_region(sources, heads), plots.plot_sources(sources, 0, heads)]
+    html = "".join(f.to_html(full_html=False, include_plotlyjs=i == 0) for i, f in enumerate(figures))
+    (args.out / "propagation.html").write_text(html, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

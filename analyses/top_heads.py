@@ -1,0 +1,76 @@
+"""The heads that write the refusal direction (paper Fig. 6a's selection), and whether they matter.
+
+Heads are chosen on the validation prompts and reported on the test prompts.
+
+    python -m analyses.top_heads [MODEL] [--out DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from refusal_lens import HookedChatModel, load_model
+from refusal_lens.attribution import (
+    attention_patterns,
+    attribution_patching,
+    causal_check,
+    equal_length_pairs,
+    source_contributions,
+    top_heads,
+)
+from refusal_lens.plots import attribution as plots
+from refusal_lens.study import Study, StudyConfig, run_study
+
+
+def arguments(description: str, name: str) -> argparse.Namespace:
+    """MODEL, prompts and the output folder."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("model", nargs="?", default="organism", help="hub id, folder, .gguf file or 'organism'")
+    parser.add_argument("--harmful", help="harmful prompts (as for `refusal-lens run`)")
+    parser.add_argument("--harmless", help="harmless prompts")
+    parser.add_argument("--prompts", type=int, default=100, help="test prompts of each kind at most")
+    parser.add_argument("--out", type=Path, default=Path("runs") / "analyses" / name, help="output folder")
+    return parser.parse_args()
+
+
+def prepared(args: argparse.Namespace) -> tuple[HookedChatModel, Study]:
+    """The model, and its direction from a study in the output folder (found once, then read)."""
+    model = load_model(args.model)
+    config = StudyConfig(
+        model=args.model, harmful=args.harmful, harmless=args.harmless, relax=True, max_new_tokens=24,
+        sizes=(128, 32, args.prompts),
+    )  # fmt: skip
+    return model, run_study(config, args.out / "study", model=model)
+
+
+def main() -> None:
+    args = arguments(__doc__, "top_heads")
+    model, study = prepared(args)
+    direction, tokens = study.selection.chosen, study.refusal_tokens
+    test, contrast = study.harmful.test.texts, study.harmless.test.texts
+    heads = top_heads(model, study.harmful.val.texts, test, direction, contrast=contrast)
+    print(f"\nchosen on {heads.n_selection} prompts, reported on {heads.n_report}; {heads.test}, adjusted over heads")
+    print(heads.to_frame().round(4).to_string(index=False))
+    print(f"their share of all positive contributions: {heads.share:.0%}")
+    check = causal_check(model, test, contrast, direction, heads, tokens)
+    print(check.to_frame().round(3).to_string(index=False))
+    print(check.singles_frame().round(3).to_string(index=False))
+    print(f"predicted and measured, rank correlation: {check.spearman:.2f} (p = {check.p_value:.2g})")
+    pairs = equal_length_pairs(model, test, contrast, limit=8)
+    patching = attribution_patching(model, *pairs, tokens, heads=check.singles)
+    print(f"attribution patching and exact patching of these heads: Spearman {patching.spearman:.2f}")
+    sources = source_contributions(model, test, direction)
+    for name, record in (("heads", heads), ("causal", check), ("patching", patching), ("sources", sources)):
+        record.save(args.out / name)
+    pattern = attention_patterns(model, test[0], heads.heads[:4])
+    views = plots.circuitsvis_script() + plots.attention_view(pattern) + plots.tokens_view(sources, 0, heads.heads)
+    (args.out / "attention.html").write_text(views, "utf-8")
+    figures = [plots.plot_head_contributions(heads), plots.plot_head_report(heads), plots.plot_causal_check(check)]
+    figures += [plots.plot_patching(patching), plots.plot_sources_by_region(sources, heads.heads)]
+    html = "".join(f.to_html(full_html=False, include_plotlyjs=i == 0) for i, f in enumerate(figures))
+    (args.out / "top_heads.html").write_text(html, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""The command line: ``refusal-lens run | report``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="The refusal direction of a chat model: found, tested, taken apart.",
+)
+error_console = Console(stderr=True)
+console = Console()
+
+
+@app.callback()
+def _group() -> None:
+    """The refusal direction of a chat model: found, tested, taken apart."""
+
+
+@contextmanager
+def _bars(quiet: bool) -> Iterator[Any]:
+    """Progress bars with the time left, as a ``study.Progress``; nothing when quiet."""
+    if quiet:
+        from .study import silent
+
+        yield silent
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=error_console) as progress:
+
+        @contextmanager
+        def stage(name: str, total: int) -> Iterator[Any]:
+            task = progress.add_task(name, total=total or None)
+            yield lambda n: progress.advance(task, n)
+            progress.update(task, total=total or 1, completed=total or 1)
+
+        yield stage
+
+
+@app.command()
+def run(
+    model: Annotated[
+        str, typer.Argument(help="Hub id, folder, .gguf file, or 'organism' (the embedded model).")
+    ] = "organism",
+    out: Annotated[Path, typer.Option(help="Result folder.")] = Path("runs/latest"),
+    harmful: Annotated[
+        str | None, typer.Option(help="Harmful prompts: file, stem of _train/_val/_test files, preset or data set id.")
+    ] = None,
+    harmless: Annotated[str | None, typer.Option(help="Harmless prompts, likewise.")] = None,
+    n_train: Annotated[int, typer.Option(min=1, help="Training prompts of each kind.")] = 128,
+    n_val: Annotated[int, typer.Option(min=1, help="Validation prompts of each kind.")] = 32,
+    n_test: Annotated[int, typer.Option(min=1, help="Test prompts of each kind.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the splits and of the random directions.")] = 0,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 ... (default: what suits model and device).")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda ... (default: a GPU if there is one).")] = None,
+    device_map: Annotated[str | None, typer.Option(help="'auto' spreads the model over several GPUs.")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="System prompt (default: none of our own, as in the paper).")
+    ] = None,
+    coeff: Annotated[float, typer.Option(help="Multiple of r that addition adds.")] = 1.0,
+    max_kl: Annotated[float, typer.Option(help="Selection: highest KL.")] = 0.1,
+    min_induce: Annotated[float, typer.Option(help="Selection: lowest induce score.")] = 0.0,
+    layer_cutoff: Annotated[float, typer.Option(help="Selection: share of the layers that is searched.")] = 0.8,
+    relax: Annotated[bool, typer.Option(help="Take the nearest candidate when none passes, and say so.")] = False,
+    full_grid: Annotated[bool, typer.Option(help="Compute every score of every candidate, for the plots.")] = False,
+    refusal_token: Annotated[
+        list[str] | None, typer.Option(help="A refusal token, as id or text; may be repeated.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of replies.")] = 64,
+    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+) -> None:
+    """Find and test the refusal direction of MODEL; resumes where it stopped.
+
+    Examples:
+
+      refusal-lens run
+
+      refusal-lens run Qwen/Qwen2.5-0.5B-Instruct --harmful advbench --harmless alpaca --out runs/qwen
+
+      refusal-lens run model.gguf --harmful data/harmful --harmless data/harmless --relax
+    """
+    from .study import StudyConfig, run_study
+
+    config = StudyConfig(
+        model=model,
+        harmful=harmful,
+        harmless=harmless,
+        sizes=(n_train, n_val, n_test),
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        system=system,
+        coeff=coeff,
+        max_kl=max_kl,
+        min_induce=min_induce,
+        layer_cutoff=layer_cutoff,
+        relax=relax,
+        full_grid=full_grid,
+        refusal_tokens=tuple(refusal_token or ()),
+        max_new_tokens=max_new_tokens,
+    )
+    with _bars(quiet) as progress:
+        study = run_study(config, out, progress)
+    if not quiet:
+        console.print(_findings(study.summary))
+    console.print(f"report: {(study.folder / 'report.html').resolve()}", soft_wrap=True)
+
+
+def _findings(summary: dict[str, Any]) -> Table:
+    direction, scores = summary["direction"], summary["scores"]
+    table = Table(title=f"{summary['model']}: direction at ({direction['pos']}, {direction['layer']})")
+    for column in ("prompts", "condition", "refused", "95% interval", "n"):
+        table.add_column(column)
+    for prompts, rates in summary["refusal"].items():
+        for condition, r in rates.items():
+            interval = f"{r['low']:.0%} to {r['high']:.0%}"
+            table.add_row(prompts, condition.replace("_", " "), f"{r['rate']:.0%}", interval, str(r["n"]))
+    caption = f"bypass {scores['bypass']:.2f}, induce {scores['induce']:.2f}, KL {scores['kl']:.3f}"
+    table.caption = caption + (f"; relaxed: {direction['relaxed']}" if direction["relaxed"] else "")
+    return table
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A result folder of `refusal-lens run`.")]) -> None:
+    """Render the report of FOLDER again; no model is needed.
+
+    Example: refusal-lens report runs/latest
+    """
+    from .study import Study
+
+    console.print(f"report: {Study.load(folder).report().resolve()}", soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point: what the user can put right is one sentence on stderr and exit code 2."""
+    from .errors import RefusalLensError
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    try:
+        app()
+    except RefusalLensError as error:
+        error_console.print(f"refusal-lens: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(2) from None
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        error_console.print(f"refusal-lens: {where}: {first['msg']}", style="red", markup=False, soft_wrap=True)
+        raise SystemExit(2) from None
