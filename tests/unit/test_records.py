@@ -27,9 +27,7 @@ def _equal(a, b) -> bool:
     if isinstance(a, torch.Tensor):
         return a.dtype == b.dtype and torch.equal(torch.nan_to_num(a, nan=-7), torch.nan_to_num(b, nan=-7))
     if dataclasses.is_dataclass(a):
-        return type(a) is type(b) and all(
-            _equal(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a)
-        )
+        return type(a) is type(b) and all(_equal(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
     return a == b
 
 

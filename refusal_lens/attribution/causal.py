@@ -1,0 +1,221 @@
+"""Do the heads that attribution names matter? Replace their outputs and read the refusal metric."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from scipy import stats as scipy_stats
+from torch import Tensor
+
+from ..chat import Tokens
+from ..errors import PromptError
+from ..linalg import refusal_log_odds
+from ..model import HookedChatModel
+from ..records import Direction, RefusalTokens
+from .components import Collected, Readout, check_position, texts, wide
+from .records import Head
+from .reports import CausalCheck, HeadReport
+
+
+@dataclass(frozen=True)
+class ReplaceHeads:
+    """z of some heads replaced at the last positions, as an intervention for ``model.hooks``.
+
+    Attributes:
+        heads: (layer, head) pairs.
+        values: what to put there; one row for all prompts, or a row a prompt of the batch.
+    """
+
+    heads: tuple[Head, ...]
+    values: Float[Tensor, "layer rows last head d_head"]
+
+    def hooks(self, model: HookedChatModel) -> list[tuple[str, Callable]]:
+        """One hook a layer that has such a head."""
+        by_layer: dict[int, list[int]] = {}
+        for layer, head in self.heads:
+            by_layer.setdefault(layer, []).append(head)
+        return [(f"blocks.{layer}.attn.hook_z", self._edit(layer, heads)) for layer, heads in by_layer.items()]
+
+    def _edit(self, layer: int, heads: list[int]) -> Callable:
+        values = self.values[layer][:, :, heads]
+
+        def replace(z: Tensor, hook: Any) -> Tensor:
+            new = z.reshape(*z.shape[:2], -1, values.shape[-1]).clone()
+            new[:, -values.shape[1] :, heads] = values.to(new)
+            return new.reshape(z.shape)
+
+        return replace
+
+
+def causal_check(
+    model: HookedChatModel,
+    prompts: Sequence[str],
+    reference: Sequence[str],
+    direction: Direction,
+    heads: HeadReport | Sequence[Head],
+    refusal_tokens: RefusalTokens,
+    *,
+    suffixes: Sequence[str] | None = None,
+    n_last: int = 1,
+    n_random: int = 5,
+    seed: int = 0,
+) -> CausalCheck:
+    """Ablate the heads (mean and resample), keep only them, and do the same with random heads of their layers.
+
+    Replacements act at the last ``n_last`` positions only, which is where ``head_contributions`` reads: what a head
+    does at earlier tokens is not tested. Mean ablation puts the mean z over ``reference``, resampling that of a
+    random reference prompt; keep-only mean-ablates every other head of the model.
+
+    Args:
+        prompts: harmful requests, none of which chose the heads.
+        reference: requests of the other kind (harmless).
+        heads: from ``top_heads``, or (layer, head) pairs.
+        suffixes: one per prompt (with its leading space), or None.
+        n_last: at most the number of post-instruction tokens, so that positions correspond.
+        n_random: draws of random heads.
+        seed: of those draws and of resampling.
+
+    Raises:
+        PromptError: a prompt that chose the heads, or too large an ``n_last``.
+    """
+    model.check_direction(direction)
+    asked = texts(prompts, suffixes)
+    named = tuple(heads.heads if isinstance(heads, HeadReport) else [tuple(h) for h in heads])
+    if isinstance(heads, HeadReport) and (shared := set(heads.selection.prompts) & set(asked)):
+        raise PromptError(f"{len(shared)} prompt(s) chose the heads; test them on other prompts")
+    tokens = model.tokenize(prompts, suffixes)
+    if not 1 <= n_last <= tokens.n_post:
+        raise PromptError(f"n_last {n_last} must be from 1 to {tokens.n_post}, the post-instruction tokens")
+    rng = random.Random(seed)
+    bench = _Bench(model, tokens, refusal_tokens, last_z(model, reference, n_last), rng)
+    draws = tuple(random_heads(model, named, rng) for _ in range(n_random))
+    every = {(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)}
+
+    def averaged(run: Callable[[tuple[Head, ...]], Tensor]) -> Tensor:
+        return torch.stack([run(draw) for draw in draws]).mean(0)
+
+    def keep(kept: tuple[Head, ...]) -> Tensor:
+        return bench.mean_ablated(tuple(sorted(every - set(kept))))
+
+    baseline = bench.mean_ablated(())
+    metric = [
+        baseline,
+        bench.mean_ablated(named),
+        bench.resampled(named),
+        keep(named),
+        averaged(bench.mean_ablated),
+        averaged(bench.resampled),
+        averaged(keep),
+        keep(()),
+    ]
+    singles = tuple(dict.fromkeys([*named, *(head for draw in draws for head in draw)]))
+    measured = torch.stack([bench.mean_ablated((head,)) - baseline for head in singles])
+    predicted = _predicted(model, tokens, direction, bench.mean, singles)
+    rank = scipy_stats.spearmanr(predicted.numpy(), measured.mean(-1).numpy()) if len(singles) > 2 else None
+    return CausalCheck(
+        heads=named,
+        random_heads=draws,
+        metric=torch.stack(metric),
+        singles=singles,
+        predicted=predicted,
+        measured=measured,
+        spearman=float("nan") if rank is None else float(rank.statistic),
+        p_value=float("nan") if rank is None else float(rank.pvalue),
+        prompts=asked,
+        n_selection=heads.n_selection if isinstance(heads, HeadReport) else 0,
+        n_reference=len(reference),
+        n_last=n_last,
+    )
+
+
+def last_z(
+    model: HookedChatModel, prompts: Sequence[str], n_last: int
+) -> Float[Tensor, "layer prompt last head d_head"]:
+    """z of every head at the last positions, on the CPU."""
+    tokens = model.tokenize(list(prompts))
+    check_position(tokens, -n_last)
+    names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.n_layers)]
+    out = torch.empty(model.n_layers, len(tokens), n_last, model.n_heads, model.d_head, dtype=wide_dtype(model))
+    for batch in model.batches(tokens):
+        cached = model.cache(batch, names, positions=slice(-n_last, None))
+        for layer, name in enumerate(names):
+            z = cached[name]
+            out[layer, list(batch.indices)] = wide(z).reshape(*z.shape[:2], model.n_heads, model.d_head).to(out)
+    return out
+
+
+def wide_dtype(model: HookedChatModel) -> torch.dtype:
+    """float32, or float64 for a model in float64."""
+    return torch.promote_types(model.dtype, torch.float32)
+
+
+def random_heads(model: HookedChatModel, heads: Sequence[Head], rng: random.Random) -> tuple[Head, ...]:
+    """As many heads of the same layers, none of them named; fewer where a layer has no others left."""
+    drawn: list[Head] = []
+    for layer in sorted({layer for layer, _ in heads}):
+        wanted = sum(1 for other, _ in heads if other == layer)
+        free = [head for head in range(model.n_heads) if (layer, head) not in heads]
+        drawn += [(layer, head) for head in sorted(rng.sample(free, min(wanted, len(free))))]
+    return tuple(drawn)
+
+
+class _Bench:
+    """Prompts in batches, and the refusal metric with some heads replaced."""
+
+    def __init__(
+        self,
+        model: HookedChatModel,
+        tokens: Tokens,
+        refusal_tokens: RefusalTokens,
+        reference: Float[Tensor, "layer prompt last head d_head"],
+        rng: random.Random,
+    ):
+        self.model, self.ids = model, refusal_tokens.ids
+        self.batches = list(model.batches(tokens))
+        self.n = len(tokens)
+        self.reference = reference
+        self.mean = reference.mean(1, keepdim=True)
+        # Every condition draws the same donors, so that conditions differ by heads only.
+        self.donors = torch.tensor([rng.randrange(reference.shape[1]) for _ in range(self.n)])
+
+    def mean_ablated(self, heads: tuple[Head, ...]) -> Float[Tensor, "prompt"]:
+        """Metric with the heads at their reference mean (with none, the baseline)."""
+        return self._run(lambda rows: ReplaceHeads(heads, self.mean))
+
+    def resampled(self, heads: tuple[Head, ...]) -> Float[Tensor, "prompt"]:
+        """Metric with the heads as in a random reference prompt."""
+        return self._run(lambda rows: ReplaceHeads(heads, self.reference[:, self.donors[rows]]))
+
+    def _run(self, intervention: Callable[[list[int]], ReplaceHeads]) -> Tensor:
+        out = torch.empty(self.n, dtype=torch.float64)
+        for batch in self.batches:
+            rows = list(batch.indices)
+            with self.model.hooks(intervention(rows)):
+                logits = self.model.logits(batch)[:, -1]
+            out[rows] = refusal_log_odds(logits, self.ids).cpu()
+        return out
+
+
+def _predicted(
+    model: HookedChatModel, tokens: Tokens, direction: Direction, mean: Tensor, heads: Sequence[Head]
+) -> Float[Tensor, "head"]:
+    """(mean reference z - z) · W_O r̂ at the last position, mean over prompts; a post-norm's scale is kept frozen."""
+    readout = Readout.of(model, direction.unit)
+    names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.n_layers)]
+    names += [site for site in readout.scale_sites if site]
+    found = Collected(model, len(tokens))
+    for batch in model.batches(tokens):
+        cached = model.cache(batch, names, positions=slice(-1, None))
+        rows = []
+        for layer, head in heads:
+            z = wide(cached[f"blocks.{layer}.attn.hook_z"][:, 0]).reshape(len(batch), -1, model.d_head)[:, head]
+            gap = (mean[layer, 0, -1, head].to(z) - z) @ readout.heads[layer, head].to(z)
+            site = readout.scale_sites[layer]
+            rows.append(gap if site is None else gap / wide(cached[site][:, 0, 0]).to(gap))
+        found.put(batch, {"gap": torch.stack(rows)})
+    return found.rows["gap"].mean(-1)

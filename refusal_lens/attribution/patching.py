@@ -1,0 +1,121 @@
+"""Attribution patching (a gradient's estimate of patching every head) beside patching them one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from scipy import stats as scipy_stats
+from torch import Tensor
+
+from ..chat import Tokens
+from ..errors import PromptError
+from ..linalg import refusal_log_odds
+from ..model import HookedChatModel, take
+from ..records import RefusalTokens
+from .causal import ReplaceHeads, wide_dtype
+from .records import Head
+from .reports import PatchingComparison
+
+
+def equal_length_pairs(
+    model: HookedChatModel, clean: Sequence[str], corrupt: Sequence[str], limit: int = 16
+) -> tuple[list[str], list[str]]:
+    """Pairs of prompts with the same number of tokens, each prompt used once, in the order given.
+
+    Raises:
+        PromptError: no two are of equal length.
+    """
+    waiting: dict[int, list[str]] = {}
+    for prompt in corrupt:
+        waiting.setdefault(len(model.chat.encode(prompt).ids), []).append(prompt)
+    pairs = []
+    for prompt in clean:
+        same = waiting.get(len(model.chat.encode(prompt).ids))
+        if same and len(pairs) < limit:
+            pairs.append((prompt, same.pop(0)))
+    if not pairs:
+        raise PromptError("no harmful and harmless prompt have the same number of tokens; give more prompts")
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def attribution_patching(
+    model: HookedChatModel,
+    clean: Sequence[str],
+    corrupt: Sequence[str],
+    refusal_tokens: RefusalTokens,
+    *,
+    heads: Sequence[Head] | None = None,
+) -> PatchingComparison:
+    """Patch every head from ``clean`` (harmful) into ``corrupt`` (harmless): by gradient, and exactly.
+
+    Args:
+        clean, corrupt: pairs of equal token count (see ``equal_length_pairs``).
+        heads: heads to patch exactly; all if None (one run a head and pair).
+
+    Raises:
+        PromptError: a pair of unequal lengths.
+        ModelError: a model without TransformerLens's tool (HookedTransformer).
+    """
+    sides = [model.tokenize(list(prompts)) for prompts in (clean, corrupt)]
+    if len(clean) != len(corrupt) or not torch.equal(sides[0].lengths, sides[1].lengths):
+        raise PromptError("clean and corrupt prompts must have equal token counts; use equal_length_pairs")
+    chosen = [(i, j) for i in range(model.n_layers) for j in range(model.n_heads)] if heads is None else list(heads)
+    estimated = _estimate(model, *sides, refusal_tokens)
+    exact = torch.full_like(estimated, float("nan"))
+    sums: dict[Head, float] = dict.fromkeys(chosen, 0.0)
+    ends = torch.zeros(2, dtype=torch.float64)
+    names = [f"blocks.{layer}.attn.hook_z" for layer in sorted({layer for layer, _ in chosen})]
+    for rows in _groups(sides[1]):
+        good, bad = take(sides[0], rows), take(sides[1], rows)
+        cached = model.cache(good, names)
+        metrics = [refusal_log_odds(model.logits(side)[:, -1], refusal_tokens.ids).cpu() for side in (good, bad)]
+        ends += torch.stack(metrics).sum(-1)
+        for layer, head in chosen:
+            z = cached[f"blocks.{layer}.attn.hook_z"]
+            # All layers share one tensor in ReplaceHeads; only this layer is read.
+            values = z.reshape(*z.shape[:2], model.n_heads, model.d_head)[None].expand(layer + 1, -1, -1, -1, -1)
+            with model.hooks(ReplaceHeads(((layer, head),), values)):
+                patched = refusal_log_odds(model.logits(bad)[:, -1], refusal_tokens.ids).cpu()
+            sums[layer, head] += float((patched - metrics[1]).sum())
+    for (layer, head), total in sums.items():
+        exact[layer, head] = total / len(clean)
+    pairs = [(float(estimated[h]), float(exact[h])) for h in chosen]
+    return PatchingComparison(
+        estimated,
+        exact,
+        tuple(clean),
+        tuple(corrupt),
+        *(ends / len(clean)).tolist(),
+        spearman=_correlation(scipy_stats.spearmanr, pairs),
+        pearson=_correlation(scipy_stats.pearsonr, pairs),
+    )
+
+
+def _correlation(of: Callable, pairs: list[tuple[float, float]]) -> float:
+    """NaN for fewer than three heads, or where one side does not vary."""
+    x, y = zip(*pairs, strict=True)
+    return float(of(x, y).statistic) if len(x) > 2 and len(set(x)) > 1 and len(set(y)) > 1 else float("nan")
+
+
+def _groups(tokens: Tokens) -> list[list[int]]:
+    """Rows of equal length together: no padding, so z of both sides lines up."""
+    groups: dict[int, list[int]] = {}
+    for row, length in enumerate(tokens.lengths.tolist()):
+        groups.setdefault(length, []).append(row)
+    return list(groups.values())
+
+
+def _estimate(model: HookedChatModel, clean: Tokens, corrupt: Tokens, refusal_tokens: RefusalTokens) -> Tensor:
+    """Mean over pairs of TransformerLens's node scores, summed over tokens."""
+
+    def metric(logits: Tensor) -> Tensor:
+        return refusal_log_odds(logits[0, -1], refusal_tokens.ids)
+
+    total = torch.zeros(model.n_layers, model.n_heads, dtype=wide_dtype(model))
+    for rows in _groups(corrupt):
+        good, bad = take(clean, rows), take(corrupt, rows)
+        scores = model.backend.attribution_patch(good.ids, bad.ids, metric)
+        for (layer, head), score in scores.items():
+            total[layer, head] += len(rows) * score
+    return total / len(corrupt)

@@ -1,0 +1,153 @@
+"""Results of attribution by token: where a contribution comes from, and how the direction travels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..chat import REGIONS
+from ..records import Direction, Record
+from ..stats import mean_interval
+from .records import Head, HeadContributions, head_label
+
+
+@dataclass(frozen=True)
+class SourceContributions(Record):
+    """How much each source token writes into the direction through each head, for one destination.
+
+    Attributes:
+        values: pattern[dest, src] · (v_src · W_O r̂); sums over ``source`` to the head's contribution. Prompts end
+            at source -1; sources before a prompt's first token are 0.
+        pattern: the attention weights alone, same shape.
+        bounds: [start, stop) of every region of every prompt on the source axis, in the order of ``regions``.
+        tokens: text of every prompt's tokens, without padding.
+        prompts: the requests with their suffixes.
+        direction: the direction.
+        pos: the destination, counted from the end.
+        regions: names of the regions.
+    """
+
+    values: Float[Tensor, "layer head prompt source"]
+    pattern: Float[Tensor, "layer head prompt source"]
+    bounds: Int[Tensor, "prompt region 2"]
+    tokens: tuple[tuple[str, ...], ...]
+    prompts: tuple[str, ...]
+    direction: Direction
+    pos: int = -1
+    regions: tuple[str, ...] = REGIONS
+
+    def region_mask(self, name: str) -> Bool[Tensor, "prompt source"]:
+        """Which sources belong to a region."""
+        index = torch.arange(self.values.shape[-1])[None]
+        bounds = self.bounds[:, self.regions.index(name)]
+        return (index >= bounds[:, :1]) & (index < bounds[:, 1:])
+
+    def by_region(self) -> Float[Tensor, "layer head prompt region"]:
+        """Contributions summed over each region's tokens; sums over regions to the head's contribution."""
+        return self._sum(self.values)
+
+    def attention_by_region(self) -> Float[Tensor, "layer head prompt region"]:
+        """Attention from the destination to each region."""
+        return self._sum(self.pattern)
+
+    def _sum(self, x: Tensor) -> Tensor:
+        return torch.stack([(x * self.region_mask(name)).sum(-1) for name in self.regions], -1)
+
+    def head_contributions(self) -> HeadContributions:
+        """Summed over sources."""
+        return HeadContributions(self.values.sum(-1), self.direction, self.prompts, self.pos)
+
+    def of_prompt(self, prompt: int, heads: list[Head] | None = None) -> Float[Tensor, "source"]:
+        """Contribution of each token of one prompt, summed over heads (all of them if None), without padding."""
+        values = self.values[:, :, prompt]
+        row = (
+            values.sum((0, 1)) if heads is None else torch.stack([values[layer, head] for layer, head in heads]).sum(0)
+        )
+        return row[row.shape[0] - len(self.tokens[prompt]) :]
+
+
+@dataclass(frozen=True)
+class AttentionPatterns(Record):
+    """Whole attention patterns of a few heads on one prompt, for CircuitsVis.
+
+    Attributes:
+        values: attention weights.
+        heads: (layer, head) of the first axis.
+        tokens: text of the prompt's tokens.
+        prompt: the request.
+    """
+
+    values: Float[Tensor, "chosen dest src"]
+    heads: tuple[Head, ...]
+    tokens: tuple[str, ...]
+    prompt: str
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """``L12H7`` of each head."""
+        return tuple(head_label(*head) for head in self.heads)
+
+
+@dataclass(frozen=True)
+class Propagation(Record):
+    """Projection of the residual stream on r̂ by layer and token, and what each layer wrote there.
+
+    ``projection[l + 1] = projection[l] + attn[l] + mlp[l]``. Prompts end at token -1; NaN before their first token.
+
+    Attributes:
+        projection: resid_pre of every layer, and last the final resid_post.
+        attn, mlp: the layer's writes along r̂.
+        bounds, tokens, prompts, direction, regions: as in ``SourceContributions``.
+    """
+
+    projection: Float[Tensor, "sites prompt token"]
+    attn: Float[Tensor, "layer prompt token"]
+    mlp: Float[Tensor, "layer prompt token"]
+    bounds: Int[Tensor, "prompt region 2"]
+    tokens: tuple[tuple[str, ...], ...]
+    prompts: tuple[str, ...]
+    direction: Direction
+    post_labels: tuple[str, ...]
+    regions: tuple[str, ...] = REGIONS
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that all prompts share: regions before the template's end, then each of its tokens ("⏎ (-1)").
+
+        Regions that no prompt has (e.g. suffix) are left out.
+        """
+        present = (self.bounds[..., 1] > self.bounds[..., 0]).any(0)
+        named = [name for name, here in zip(self.regions, present.tolist(), strict=True) if here]
+        n = len(self.post_labels)
+        last = [f"{label} ({i - n})" for i, label in enumerate(self.post_labels)]
+        return (*(name for name in named if name != "template_post"), *last)
+
+    def by_column(self, what: str = "projection") -> Float[Tensor, "rows prompt column"]:
+        """``projection``, ``attn`` or ``mlp`` averaged over each column's tokens; NaN where a prompt has none."""
+        x = getattr(self, what)
+        n_post = len(self.post_labels)
+        index = torch.arange(x.shape[-1])[None]
+        columns = []
+        for name in self.columns[: len(self.columns) - n_post]:
+            bounds = self.bounds[:, self.regions.index(name)]
+            mask = (index >= bounds[:, :1]) & (index < bounds[:, 1:])
+            columns.append(torch.where(mask, x, 0).sum(-1) / torch.where(mask, 1.0, 0.0).sum(-1))
+        columns += [x[..., -n_post + i] for i in range(n_post)]
+        return torch.stack(columns, -1)
+
+    def movers(self, top: int = 10) -> pd.DataFrame:
+        """The writes that moved the projection most, by mean magnitude: component, layer, column, mean, low, high."""
+        rows = []
+        for what in ("attn", "mlp"):
+            grid = self.by_column(what)
+            means = grid.nanmean(1)
+            for flat in means.abs().nan_to_num(-1).flatten().topk(min(top, means.numel())).indices.tolist():
+                layer, column = divmod(flat, means.shape[1])
+                found = mean_interval([v for v in grid[layer, :, column].tolist() if v == v])
+                rows.append((f"L{layer} {what}", layer, self.columns[column], found.mean, found.low, found.high))
+        frame = pd.DataFrame(rows, columns=["component", "layer", "column", "mean", "low", "high"])
+        return frame.sort_values("mean", key=abs, ascending=False, ignore_index=True).head(top)
