@@ -195,6 +195,14 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
     yield "ablation by hooks leaves no component", ablated
     yield "leaving the context restores the model", restored
     if orthogonalized is not None:
+        if model.backend.post_norm(0, "attn") is not None and not edited.failed:
+            edited.note = (
+                "no identity here: a norm after each sublayer rescales what the weights write, so hooks and weights "
+                f"differ by nature (largest logit gap measured: {edited.absolute:.2g}, {edited.relative:.0%} of the "
+                "largest logit); use the hooks"
+            )
+            edited.absolute = edited.relative = NAN
+            edited.absent = True
         yield "orthogonalized weights = ablation by hooks", edited
 
 
@@ -254,16 +262,16 @@ def _weights_and_hooks(
     error: _Error,
 ) -> None:
     """Logits with edited weights against logits under hooks."""
+    by_nature = model.backend.post_norm(0, "attn") is not None
     try:
-        with orthogonalized(model, direction):
+        # Behind post-norms the edit is refused unless asked for: here its gap is what is measured.
+        with orthogonalized(model, direction, allow_gap=True) if by_nature else orthogonalized(model, direction):
             by_weights = model.last_logits([prompt])
     except RefusalLensError as refusal:
         error.absolute = error.relative = NAN
         error.failed, error.note = True, str(refusal)
         return
     error.add(by_weights - by_hooks, by_hooks.abs().max())
-    if model.backend.post_norm(0, "attn") is not None:
-        error.note = "a norm after each sublayer rescales what the weights write: hooks and weights differ by nature"
 
 
 def _padding(model: HookedChatModel, prompts: Sequence[str]) -> _Error:

@@ -39,7 +39,7 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
-class Prompts(Record):
+class Prompts(Record, Sequence):
     """A sequence of requests, as the user would type them (no chat template)."""
 
     texts: tuple[str, ...]

@@ -1,0 +1,122 @@
+"""The paper's algorithm as it is written: what the benchmarks are measured against.
+
+Loops over positions and layers, three passes over the validation prompts a candidate, all prompts padded to one
+length, logits of every position, the whole network from the embedding each time. Plain transformers, no
+TransformerLens and nothing of refusal_lens but its chat format, so that both sides see the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BATCH = 32
+
+
+class Plain:
+    """A Hugging Face causal model with the paper's hooks."""
+
+    def __init__(self, hf: Any, tokenize: Callable[[Sequence[str]], Any], refusal_ids: Sequence[int]):
+        self.hf, self.tokenize, self.refusal_ids = hf.eval(), tokenize, list(refusal_ids)
+        self.layers = hf.model.layers
+
+    @contextmanager
+    def hooked(self, pre: list[tuple[Any, Callable]], post: list[tuple[Any, Callable]]):
+        """Forward pre-hooks and hooks, removed at the end."""
+        handles = [module.register_forward_pre_hook(function) for module, function in pre]
+        handles += [module.register_forward_hook(function) for module, function in post]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.inference_mode()
+    def last_logits(self, prompts: Sequence[str]) -> Tensor:
+        """Logits of all positions, of which the last is kept."""
+        tokens, out = self.tokenize(prompts), []
+        for start in range(0, len(prompts), BATCH):
+            rows = slice(start, start + BATCH)
+            ids, mask = tokens.ids[rows], tokens.mask[rows].long()
+            out.append(self.hf(input_ids=ids, attention_mask=mask, position_ids=_positions(mask)).logits[:, -1])
+        return torch.cat(out)
+
+    @torch.inference_mode()
+    def mean_diff(self, harmful: Sequence[str], harmless: Sequence[str], n_pos: int) -> Tensor:
+        """[pos, layer, d_model] difference of means of the layers' inputs, float64."""
+        means = []
+        for prompts in (harmful, harmless):
+            sums = torch.zeros(n_pos, len(self.layers), self.hf.config.hidden_size, dtype=torch.float64)
+
+            def record(layer: int, sums: Tensor = sums) -> Callable:
+                def hook(module: Any, args: tuple) -> None:
+                    sums[:, layer] += args[0][:, -n_pos:].double().sum(0)
+
+                return hook
+
+            with self.hooked([(block, record(i)) for i, block in enumerate(self.layers)], []):
+                self.last_logits(prompts)
+            means.append(sums / len(prompts))
+        return means[0] - means[1]
+
+    def metric(self, logits: Tensor) -> Tensor:
+        """The refusal metric."""
+        p = logits.double().softmax(-1)[:, self.refusal_ids].sum(-1)
+        return torch.log(p + 1e-8) - torch.log(1 - p + 1e-8)
+
+    def ablated(self, r: Tensor):
+        """Directional ablation at every layer's input and every attention and MLP output."""
+        unit = r / (r.norm() + 1e-8)
+
+        def project(x: Tensor) -> Tensor:
+            u = unit.to(x)
+            return x - (x @ u)[..., None] * u
+
+        def pre(module: Any, args: tuple) -> tuple:
+            return (project(args[0]), *args[1:])
+
+        def post(module: Any, args: tuple, output: Any) -> Any:
+            return (project(output[0]), *output[1:]) if isinstance(output, tuple) else project(output)
+
+        writes = [part for block in self.layers for part in (block.self_attn, block.mlp)]
+        return self.hooked([(block, pre) for block in self.layers], [(part, post) for part in writes])
+
+    def added(self, r: Tensor, layer: int):
+        """Activation addition at one layer's input."""
+
+        def pre(module: Any, args: tuple) -> tuple:
+            return (args[0] + r.to(args[0]), *args[1:])
+
+        return self.hooked([(self.layers[layer], pre)], [])
+
+    def scores(
+        self, r: Tensor, layer: int, harmful: Sequence[str], harmless: Sequence[str], baseline: Tensor, coeff: float
+    ) -> tuple[float, float, float]:
+        """bypass, induce and KL of one candidate: three passes."""
+        with self.ablated(r):
+            bypass = float(self.metric(self.last_logits(harmful)).mean())
+        with self.ablated(r):
+            other = self.last_logits(harmless)
+        with self.added(coeff * r, layer):
+            induce = float(self.metric(self.last_logits(harmless)).mean())
+        p, q = baseline.double().softmax(-1), other.double().softmax(-1)
+        return bypass, induce, float((p * (torch.log(p + 1e-6) - torch.log(q + 1e-6))).sum(-1).mean())
+
+    def select(self, candidates: Tensor, harmful: Sequence[str], harmless: Sequence[str], coeff: float) -> Tensor:
+        """All scores of all candidates, [3, pos, layer]: NaN where the mean difference is zero."""
+        baseline = self.last_logits(harmless)
+        grid = torch.full((3, *candidates.shape[:2]), float("nan"), dtype=torch.float64)
+        for i in range(candidates.shape[0]):
+            for layer in range(candidates.shape[1]):
+                r = candidates[i, layer].float()
+                if float(r.norm()) > 0:
+                    grid[:, i, layer] = torch.tensor(self.scores(r, layer, harmful, harmless, baseline, coeff))
+        return grid
+
+
+def _positions(mask: Tensor) -> Tensor:
+    return (mask.cumsum(-1) - 1).clamp_min(0)
