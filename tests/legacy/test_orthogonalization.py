@@ -15,7 +15,7 @@ try:
 except ImportError:
     pytest.skip("this transformer-lens has no HookedTransformer", allow_module_level=True)
 
-from tests.legacy.test_hooked_transformer import ARCHITECTURES, hooked_transformer  # noqa: E402
+from tests.legacy.test_hooked_transformer import ARCHITECTURES, hooked_transformer
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

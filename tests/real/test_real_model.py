@@ -1,0 +1,53 @@
+"""The main job on a real chat model that refuses, from load to report.
+
+``REFUSAL_LENS_REAL_MODEL`` names the model (a .gguf file, a folder or a hub id); prompts come from
+``REFUSAL_LENS_INSTRUCTIONS`` (stems harmful and harmless) or from ``../shared/data/instructions`` beside the checkout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BESIDE = Path(__file__).parents[3] / "shared" / "data" / "instructions"
+INSTRUCTIONS = Path(os.environ.get("REFUSAL_LENS_INSTRUCTIONS", BESIDE))
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.slow,
+    pytest.mark.timeout(2400),
+    pytest.mark.skipif(not INSTRUCTIONS.is_dir(), reason="no instructions: set REFUSAL_LENS_INSTRUCTIONS"),
+]
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("real") / "run"
+    args = ["run", os.environ["REFUSAL_LENS_REAL_MODEL"], "--out", out, "--relax", "--quiet"]
+    args += ["--harmful", INSTRUCTIONS / "harmful", "--harmless", INSTRUCTIONS / "harmless"]
+    args += ["--n-train", 256, "--n-val", 64, "--n-test", 48, "--max-new-tokens", 24]
+    command = [sys.executable, "-c", "from refusal_lens.cli import main; main()", *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+def test_the_report_says_what_the_direction_needed(result):
+    summary = json.loads((result / "summary.json").read_text())
+    page = (result / "report.html").read_text("utf-8")
+    relaxed = summary["direction"]["relaxed"]
+    if relaxed:
+        assert relaxed.split(" instead")[0] in page
+    assert summary["direction"]["layer"] >= 1 and summary["scores"]["kl"] > 0
+
+
+def test_ablation_lowers_the_refusal_metric_and_a_random_direction_does_not(result):
+    metric = json.loads((result / "summary.json").read_text())["refusal_metric"]["harmful"]
+    baseline = metric["baseline"]["mean"]
+    assert baseline > 0
+    assert baseline - metric["ablation"]["mean"] >= 1.5
+    assert abs(baseline - metric["random_ablation"]["mean"]) < 0.3
