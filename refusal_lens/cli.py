@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .commands.certify import certify
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -88,6 +90,7 @@ def run(
         list[str] | None, typer.Option(help="A refusal token, as id or text; may be repeated.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of replies.")] = 64,
+    attribution: Annotated[bool, typer.Option(help="Look inside: heads, logits, tokens.")] = True,
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
 ) -> None:
     """Find and test the refusal direction of MODEL; resumes where it stopped.
@@ -119,6 +122,7 @@ def run(
         relax=relax,
         full_grid=full_grid,
         refusal_tokens=tuple(refusal_token or ()),
+        attribution=attribution,
         max_new_tokens=max_new_tokens,
     )
     with _bars(quiet) as progress:
@@ -151,6 +155,9 @@ def report(folder: Annotated[Path, typer.Argument(help="A result folder of `refu
     from .study import Study
 
     console.print(f"report: {Study.load(folder).report().resolve()}", soft_wrap=True)
+
+
+app.command()(certify)
 
 
 def main() -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 
+from .errors import ModelError, RefusalLensError
 from .interventions import Ablate, Add, Intervention
 from .linalg import cosine
 from .model import HookedChatModel
+from .orthogonalization import Orthogonalize
 from .records import Completion, Completions, Direction, DirectionTrace
 from .scoring import is_refusal
 from .stats import Rate, rate
 
-Conditions = Mapping[str, Sequence[Intervention]]
+Edit = Intervention | Orthogonalize
+Conditions = Mapping[str, Sequence[Edit]]
+EFFECTS = ("ablation", "addition", "subtraction", "orthogonalized")
+CONDITIONS = ("baseline", *EFFECTS, *(f"random_{name}" for name in EFFECTS))
 
 
 def necessity_conditions(direction: Direction, seed: int = 0) -> dict[str, list[Intervention]]:
@@ -32,6 +38,60 @@ def sufficiency_conditions(direction: Direction, seed: int = 0) -> dict[str, lis
         "addition": [Add(direction)],
         "random_addition": [Add(direction.random_control(seed))],
     }
+
+
+def named_conditions(
+    direction: Direction, names: Sequence[str] = CONDITIONS, seed: int = 0, allow_gap: bool = False
+) -> dict[str, list[Edit]]:
+    """Conditions by name, each ``random_`` one with a random direction of equal norm (paper sections 2.4, 3, I.1).
+
+    Args:
+        direction: the direction; ``subtraction`` adds -r at its layer, the others are the paper's.
+        names: some of ``CONDITIONS``.
+        seed: of the random direction.
+        allow_gap: let ``orthogonalized`` run on a model with post-norms (``orthogonalization.orthogonalized``).
+
+    Raises:
+        RefusalLensError: an unknown condition.
+    """
+    found: dict[str, list[Edit]] = {}
+    for name in names:
+        if name not in CONDITIONS:
+            raise RefusalLensError(f"there is no condition {name!r}; choose from {', '.join(CONDITIONS)}")
+        r = direction.random_control(seed) if name.startswith("random_") else direction
+        found[name] = {
+            "baseline": lambda r: [],
+            "ablation": lambda r: [Ablate(r)],
+            "addition": lambda r: [Add(r)],
+            "subtraction": lambda r: [Add(r, -1.0)],
+            "orthogonalized": lambda r: [Orthogonalize(r, allow_gap)],
+        }[name.removeprefix("random_")](r)
+    return found
+
+
+@contextmanager
+def active(model: HookedChatModel, edits: Sequence[Edit]) -> Iterator[HookedChatModel]:
+    """Interventions and weight edits of one condition, active inside (weights first, then hooks)."""
+    with ExitStack() as stack:
+        for edit in edits:
+            if isinstance(edit, Orthogonalize):
+                stack.enter_context(edit.applied(model))
+        stack.enter_context(model.hooks(*(e for e in edits if not isinstance(e, Orthogonalize))))
+        yield model
+
+
+def check_finite(model: HookedChatModel, prompts: Sequence[str], condition: str) -> None:
+    """Refuse to go on from NaN or infinite logits: greedy decoding would turn them into some token, silently.
+
+    Raises:
+        ModelError: naming the condition and the first such prompt.
+    """
+    for prompt, row in zip(prompts, model.last_logits(list(prompts)), strict=True):
+        if not bool(torch.isfinite(row).all()):
+            raise ModelError(
+                f"{model.name} gives NaN or infinite logits under {condition} for the prompt {prompt[:60]!r}: load it "
+                "in bfloat16 or float32 (float16 overflows), or use a smaller coefficient"
+            )
 
 
 def complete(
@@ -53,7 +113,7 @@ def complete(
     """
     items = []
     for name, interventions in conditions.items():
-        with model.hooks(*interventions):
+        with active(model, interventions):
             replies = model.generate(list(prompts), max_new_tokens, on_batch=on_batch)
         items += [Completion(p, r, name, judge(r)) for p, r in zip(prompts, replies, strict=True)]
     return Completions(tuple(items), prompt_set, max_new_tokens)

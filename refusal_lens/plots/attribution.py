@@ -313,30 +313,46 @@ def circuitsvis_script() -> str:
 
     Its own HTML repeats these 1.3 MB in every figure and asks a remote host whether it is online; this does neither.
     """
+    return f"<script>{circuitsvis_source()}</script>"
+
+
+def circuitsvis_source() -> str:
+    """The same JavaScript alone, safe inside a script element."""
     import circuitsvis
 
     source = (Path(circuitsvis.__file__).parent / "dist" / "cdn" / "iife.js").read_text("utf-8")
-    inside = source.replace("</script", "<\\/script")
-    return f"<script>{inside}</script>"
+    return source.replace("</script", "<\\/script")
+
+
+def attention_props(record: AttentionPatterns) -> tuple[str, dict[str, Any]]:
+    """CircuitsVis' component and its properties: attention of a few heads on one prompt (rounded to 4 digits)."""
+    rounded = (record.values.float() * 1e4).round() / 1e4
+    return "AttentionHeads", {
+        "tokens": [visible(token) for token in record.tokens],
+        "attention": [[[float(f"{x:.4g}") for x in row] for row in head] for head in rounded.tolist()],
+        "attentionHeadNames": list(record.labels),
+    }
 
 
 def attention_view(record: AttentionPatterns, element_id: str = "attention") -> str:
     """CircuitsVis' attention heads of a few heads on one prompt, as HTML (needs ``circuitsvis_script``)."""
-    props = {
-        "tokens": [visible(token) for token in record.tokens],
-        "attention": record.values.float().tolist(),
-        "attentionHeadNames": list(record.labels),
-    }
-    return _view("AttentionHeads", props, element_id)
+    return _view(*attention_props(record), element_id)
 
 
 def tokens_view(
     record: SourceContributions, prompt: int = 0, heads: Sequence[Head] | None = None, element_id: str = "tokens"
 ) -> str:
     """CircuitsVis' coloured tokens: what each source token of a prompt writes into r̂ (needs ``circuitsvis_script``)."""
+    return _view(*tokens_props(record, prompt, heads), element_id)
+
+
+def tokens_props(
+    record: SourceContributions, prompt: int = 0, heads: Sequence[Head] | None = None
+) -> tuple[str, dict[str, Any]]:
+    """CircuitsVis' component and its properties for ``tokens_view``."""
     values = record.of_prompt(prompt, list(heads) if heads is not None else None)
     limit = float(values.abs().max()) or 1.0
-    props = {
+    return "ColoredTokens", {
         "tokens": list(record.tokens[prompt]),
         "values": values.float().tolist(),
         "minValue": -limit,
@@ -344,7 +360,6 @@ def tokens_view(
         "negativeColor": style.BLUE,
         "positiveColor": style.RED,
     }
-    return _view("ColoredTokens", props, element_id)
 
 
 def _view(component: str, props: dict[str, Any], element_id: str) -> str:

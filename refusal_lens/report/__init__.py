@@ -1,7 +1,8 @@
 """Records to one self-contained HTML page."""
 
-from .page import Card, Figure, Page, Section, Table
-from .sections import direction_section, effect_sections, model_section, provenance_section
+from .attribution import attribution_section, certificate_section
+from .page import Card, Figure, Page, Section, Table, Widget
+from .sections import direction_section, effect_sections, headline, model_section, provenance_section
 
 __all__ = [
     "Card",
@@ -9,8 +10,12 @@ __all__ = [
     "Page",
     "Section",
     "Table",
+    "Widget",
+    "attribution_section",
+    "certificate_section",
     "direction_section",
     "effect_sections",
+    "headline",
     "model_section",
     "provenance_section",
 ]

@@ -16,6 +16,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from ..plots.attribution import circuitsvis_source
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -76,6 +78,30 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Widget:
+    """A CircuitsVis view.
+
+    Attributes:
+        id: unique on the page.
+        component: CircuitsVis's component.
+        props: its properties.
+        caption, n, control: as in ``Figure``.
+    """
+
+    id: str
+    component: str
+    props: dict[str, Any]
+    caption: str
+    n: str = ""
+    control: str = ""
+
+    @property
+    def json(self) -> str:
+        """The properties, safe inside a script element."""
+        return json.dumps(self.props, allow_nan=False).replace("<", "\\u003c")
+
+
+@dataclass(frozen=True)
 class Card:
     """One number on top: value, what it is, and its fine print."""
 
@@ -97,7 +123,7 @@ class Section:
     id: str
     title: str
     text: tuple[str, ...] = ()
-    items: tuple[Figure | Table, ...] = ()
+    items: tuple[Figure | Table | Widget, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,11 +150,14 @@ class Page:
             loader=jinja2.FunctionLoader(_template), autoescape=True, undefined=jinja2.StrictUndefined
         )
         environment.tests["figure"] = lambda item: isinstance(item, Figure)
+        environment.tests["widget"] = lambda item: isinstance(item, Widget)
         html = environment.get_template("report.html.j2").render(page=self, css=_template("report.css"))
         # The scripts go in after the template: they are ours, and escaping 4 MB takes seconds.
-        return html.replace("<!--plotly-->", f"<script>{get_plotlyjs()}</script>").replace(
-            "<!--script-->", f"<script>{_template('report.js')}</script>"
-        )
+        libraries = [get_plotlyjs()]
+        if any(isinstance(item, Widget) for section in self.sections for item in section.items):
+            libraries.append(circuitsvis_source())
+        scripts = "".join(f"<script>{source}</script>" for source in (*libraries, _template("report.js")))
+        return html.replace("<!--scripts-->", scripts)
 
 
 def _template(name: str) -> str:

@@ -9,13 +9,21 @@
     figure.layout.font = { ...figure.layout.font, color: ink() };
     Plotly.newPlot(plot, figure.data, figure.layout, { responsive: true, displaylogo: false });
   };
+  const view = (widget) => {
+    if (widget.dataset.drawn) return;
+    widget.dataset.drawn = "1";
+    const props = JSON.parse(document.getElementById(widget.id.replace(/-widget$/, "-json")).textContent);
+    CircuitsVis.render(widget.id, CircuitsVis[widget.dataset.component], props);
+  };
+  const show = (element) => (element.classList.contains("plot") ? draw(element) : view(element));
   const plots = [...document.querySelectorAll(".plot")];
   // Figures are drawn when they come near the screen, so that a long report opens at once.
   const watcher = new IntersectionObserver(
-    (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => draw(entry.target)),
+    (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => show(entry.target)),
     { rootMargin: "600px" });
-  plots.forEach((plot) => watcher.observe(plot));
-  window.addEventListener("beforeprint", () => plots.forEach(draw));
+  const lazy = [...plots, ...document.querySelectorAll(".widget")];
+  lazy.forEach((element) => watcher.observe(element));
+  window.addEventListener("beforeprint", () => lazy.forEach(show));
   dark.addEventListener("change", () =>
     plots.filter((plot) => plot.dataset.drawn).forEach((plot) => Plotly.relayout(plot, { "font.color": ink() })));
   document.querySelectorAll("input[data-table]").forEach((input) => input.addEventListener("input", () => {

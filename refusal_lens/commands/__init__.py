@@ -1,0 +1,1 @@
+"""The subcommands of `refusal-lens`, one module each."""

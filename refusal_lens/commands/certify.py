@@ -1,0 +1,39 @@
+"""``refusal-lens certify MODEL``: the table of identities."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+def certify(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or 'organism'.")] = "organism",
+    out: Annotated[Path | None, typer.Option(help="Save the certificate here (JSON).")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 ...")] = None,
+    float64: Annotated[bool | None, typer.Option(help="Measure a float64 copy too (default: below 1e9).")] = None,
+) -> None:
+    """Measure how exact every identity is on MODEL; exits with 1 when one does not hold.
+
+    Example: refusal-lens certify organism
+    """
+    from ..certify import certify as measure
+    from ..loading import load_model
+
+    found = measure(load_model(model, dtype=dtype), float64=float64)
+    table = Table(title=f"{found.model}, {found.backend}, {found.dtype}")
+    for column in ("identity", "result", f"largest relative error, {found.dtype}", "limit", "in float64", "note"):
+        table.add_column(column)
+    for i in found.identities:
+        numbers = ["-" if math.isnan(x) else f"{x:.2g}" for x in (i.relative, i.tolerance, i.relative64)]
+        table.add_row(i.name, i.result, *numbers, i.note)
+    console = Console()
+    console.print(table)
+    if out is not None:
+        console.print(f"certificate: {found.save(out).resolve()}", soft_wrap=True)
+    if not found.passed:
+        raise typer.Exit(1)

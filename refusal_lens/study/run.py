@@ -1,0 +1,273 @@
+"""The main job: the stages in order, from a chat model to a folder of results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ..attribution import (
+    attention_patterns,
+    causal_check,
+    compliance_tokens,
+    direct_logit_attribution,
+    propagation,
+    source_contributions,
+    top_heads,
+)
+from ..certificate import Certificate
+from ..certify import certify
+from ..evaluation import complete, necessity_conditions, refusal_rates, sufficiency_conditions, trace_direction
+from ..extraction import extract_directions
+from ..model import HookedChatModel
+from ..prompts import Prompts, PromptSet
+from ..records import (
+    CandidateDirections,
+    Completions,
+    DirectionTrace,
+    Record,
+    RefusalTokens,
+    Selection,
+    to_json,
+    write_atomically,
+)
+from ..scoring import find_refusal_tokens, given_refusal_tokens, keep_refused, refusal_metric
+from ..selection import select_direction
+from ..stats import mean_interval
+from .config import StudyConfig
+from .result import INSIDE, Metrics, Study
+from .runner import Progress, Runner, silent
+
+SUMMARY_SCHEMA = 1
+N_INSIDE = 32  # prompts that the slower attribution figures read
+
+
+def run_study(
+    config: StudyConfig, folder: str | Path, progress: Progress = silent, model: HookedChatModel | None = None
+) -> Study:
+    """Run the main job, or what is left of it, and render the report.
+
+    Args:
+        config: the settings.
+        folder: result folder; made when the first stage is done.
+        progress: called with a stage's name and its total; gives a context whose value takes steps.
+        model: an already loaded model that ``config.model`` names (it is loaded when needed otherwise).
+
+    Raises:
+        RefusalLensError: bad input, in one sentence with its remedy.
+    """
+    runner = Runner(Path(folder), config, progress)
+    runner._model = model
+    harmful, harmless = (
+        PromptSet.load(source, name, config.sizes, config.seed)
+        for source, name in zip(config.sources(), ("harmful", "harmless"), strict=True)
+    )
+    load = config.model_dump(include={"dtype", "device", "device_map", "system"})
+    asked = [load, to_json(harmful), to_json(harmless), list(config.refusal_tokens)]
+
+    def find_tokens() -> list[RefusalTokens]:
+        m = runner.model
+        if config.refusal_tokens:
+            return [given_refusal_tokens(m, config.refusal_tokens)]
+        some = harmful.train[:64].texts, harmless.train[:64].texts
+        with progress("find the refusal tokens", len(some[0]) + len(some[1])) as advance:
+            return [find_refusal_tokens(m, *some, on_batch=advance)]
+
+    (tokens,) = runner.stage("refusal_tokens", asked, {"refusal_tokens": RefusalTokens}, find_tokens)
+
+    def filter_prompts() -> list[PromptSet]:
+        with progress("filter the prompts", 0):
+            splits = {
+                split: keep_refused(runner.model, getattr(harmful, split), getattr(harmless, split), tokens)
+                for split in ("train", "val")
+            }
+        made = []
+        for i, prompts in enumerate((harmful, harmless)):
+            kept = {split: Prompts(tuple(pair[i])) for split, pair in splits.items()}
+            verb = ("refuses", "answers")[i]
+            notes = tuple(
+                f"{split}: {len(kept[split])} of {len(getattr(prompts, split))} kept, which the model {verb}"
+                for split in kept
+            )
+            made.append(PromptSet(prompts.name, kept["train"], kept["val"], prompts.test, prompts.notes + notes))
+        return made
+
+    inputs = [*asked, to_json(tokens)]
+    files = {"prompts_harmful": PromptSet, "prompts_harmless": PromptSet}
+    harmful, harmless = runner.stage("prompts", inputs, files, filter_prompts)
+    inputs = [load, to_json(tokens), to_json(harmful), to_json(harmless)]
+
+    def extract() -> list[CandidateDirections]:
+        with progress("extract directions", len(harmful.train) + len(harmless.train)) as advance:
+            return [extract_directions(runner.model, harmful.train, harmless.train, advance)]
+
+    (candidates,) = runner.stage("candidates", inputs, {"candidates": CandidateDirections}, extract)
+
+    def select() -> list[Selection]:
+        rule = config.rule
+        depth = candidates.n_layers if config.full_grid else rule.cut(candidates.n_layers)
+        with progress("select the direction", 3 * len(candidates.positions) * depth) as advance:
+            chosen = select_direction(
+                runner.model,
+                candidates,
+                harmful.val,
+                harmless.val,
+                refusal_tokens=tokens,
+                rule=rule,
+                coeff=config.coeff,
+                full_grid=config.full_grid,
+                relax=config.relax,
+                on_step=advance,
+            )
+        return [chosen]
+
+    settings = config.model_dump(
+        include={"coeff", "max_kl", "min_induce", "layer_cutoff", "relax", "full_grid", "seed"}
+    )
+    inputs = [*inputs, settings]
+    (selection,) = runner.stage("selection", inputs, {"selection": Selection}, select)
+    direction = selection.chosen
+    needed = necessity_conditions(direction, config.seed + 1)
+    enough = sufficiency_conditions(direction, config.seed + 1)
+
+    def trace() -> list[DirectionTrace]:
+        with progress("trace the direction", 0):
+            sets = {"harmful": harmful.test, "harmless": harmless.test}
+            return [trace_direction(runner.model, sets, direction)]
+
+    runner.stage("trace", inputs, {"trace": DirectionTrace}, trace)
+
+    def measure() -> list[Metrics]:
+        m, values = runner.model, {}
+        with progress("measure the refusal metric", len(needed) + len(enough)) as advance:
+            for kind, prompts, conditions in (("harmful", harmful.test, needed), ("harmless", harmless.test, enough)):
+                for name, interventions in conditions.items():
+                    with m.hooks(*interventions):
+                        values[kind, name] = refusal_metric(m, prompts, tokens)
+                    advance(1)
+        refused = values["harmful", "baseline"] > 0
+        return [
+            Metrics(
+                {name: mean_interval(values["harmful", name][refused].tolist()) for name in needed},
+                {name: mean_interval(values["harmful", name].tolist()) for name in needed},
+                {name: mean_interval(values["harmless", name].tolist()) for name in enough},
+            )
+        ]
+
+    (metrics,) = runner.stage("metrics", inputs, {"metrics": Metrics}, measure)
+
+    completions = {}
+    for name, prompts, conditions in (("harmful", harmful.test, needed), ("harmless", harmless.test, enough)):
+
+        def answer(name=name, prompts=prompts, conditions=conditions) -> list[Completions]:
+            with progress(f"answer {name} prompts", len(prompts) * len(conditions)) as advance:
+                return [complete(runner.model, prompts, conditions, name, config.max_new_tokens, on_batch=advance)]
+
+        (completions[name],) = runner.stage(
+            f"completions_{name}", [*inputs, config.max_new_tokens], {f"completions_{name}": Completions}, answer
+        )
+
+    def look_inside() -> list[Record]:
+        m, test = runner.model, harmful.test.texts
+        some, contrast = test[:N_INSIDE], harmless.test.texts
+        with progress("attribute heads, logits and tokens", 6) as advance:
+            # Chosen on validation prompts, reported on test prompts.
+            heads = top_heads(m, harmful.val.texts, test, direction, contrast=contrast, top=min(8, m.n_heads))
+            advance(1)
+            causal = causal_check(m, some, contrast[:N_INSIDE], direction, heads, tokens)
+            advance(1)
+            against = compliance_tokens(m, harmless.val.texts, tokens)
+            logits = direct_logit_attribution(m, test, tokens, against)
+            advance(1)
+            moved = propagation(m, some, direction)
+            advance(1)
+            sources = source_contributions(m, some, direction)
+            advance(1)
+            patterns = attention_patterns(m, test[0], heads.heads[:4])
+            advance(1)
+        return [heads, causal, logits, moved, sources, patterns]
+
+    if config.attribution:
+        files = {f"inside/{name}": kind for name, kind in INSIDE.items()}
+        runner.stage("inside", inputs, files, look_inside)
+
+    def certificate() -> list[Certificate]:
+        with progress("certify", 0):
+            return [certify(runner.model, direction=direction)]
+
+    runner.stage("certificate", inputs, {"certificate": Certificate}, certificate)
+
+    folder = Path(folder)
+    facts = _model_facts(runner)
+    provenance = {"schema": SUMMARY_SCHEMA, "model": facts, "settings": config.model_dump(mode="json")}
+    provenance |= {"hashes": _hashes(harmful, harmless, runner.digest), "versions": _versions()}
+    write_atomically(folder / "study.json", json.dumps(provenance, indent=1, ensure_ascii=False).encode())
+    summary = _summary(facts, selection, completions, metrics)
+    write_atomically(folder / "summary.json", json.dumps(to_json(summary), indent=1, ensure_ascii=False).encode())
+    study = Study(folder)
+    with progress("write the report", 0):
+        study.report()
+    return study
+
+
+def _summary(
+    facts: dict[str, Any], selection: Selection, completions: dict[str, Completions], metrics: Metrics
+) -> dict[str, Any]:
+    """The stable part of the result (docs/result_folder.md)."""
+    chosen = selection.chosen
+    return {
+        "schema": SUMMARY_SCHEMA,
+        "model": facts["name"],
+        "direction": {
+            "pos": chosen.pos,
+            "layer": chosen.layer,
+            "norm": chosen.norm,
+            "coeff": chosen.coeff,
+            "relaxed": chosen.relaxed,
+        },
+        "scores": {
+            **{name: selection.score(name) for name in ("bypass", "induce", "kl")},
+            "baseline_harmful": selection.baseline_harmful,
+            "baseline_harmless": selection.baseline_harmless,
+        },
+        "refusal": {name: refusal_rates(replies) for name, replies in completions.items()},
+        "refusal_metric": metrics,
+    }
+
+
+def _model_facts(runner: Runner) -> dict[str, Any]:
+    """What the report says of the model; kept from the last run when nothing had to be loaded."""
+    known = runner.folder / "model.json"
+    if runner._model is None and known.is_file():
+        return json.loads(known.read_text())
+    m = runner.model
+    facts = {
+        "name": m.name,
+        "fingerprint": m.fingerprint,
+        "backend": m.backend.kind,
+        "basis": m.basis,
+        "dtype": str(m.dtype).removeprefix("torch."),
+        "device": str(m.device),
+        **{size: getattr(m, size) for size in ("n_layers", "n_heads", "d_model", "d_vocab")},
+        "template": m.chat.render("{instruction}"),
+    }
+    write_atomically(known, json.dumps(facts, indent=1, ensure_ascii=False).encode())
+    return facts
+
+
+def _hashes(harmful: PromptSet, harmless: PromptSet, model: str) -> dict[str, str]:
+    def digest(value: Any) -> str:
+        return hashlib.sha256(json.dumps(to_json(value), sort_keys=True).encode()).hexdigest()
+
+    return {"model": model, "harmful": digest(harmful), "harmless": digest(harmless)}
+
+
+def _versions() -> dict[str, str]:
+    packages = ("refusal-lens", "transformer-lens", "transformers", "torch", "safetensors", "plotly")
+    return {"python": sys.version.split()[0], "platform": platform.platform()} | {
+        name: metadata.version(name) for name in packages
+    }
