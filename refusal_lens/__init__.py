@@ -1,5 +1,6 @@
 """The refusal direction of a chat model: found, tested, taken apart."""
 
+from . import organism
 from .attribution import direct_logit_attribution, head_contributions
 from .certify import certify
 from .errors import RefusalLensError
@@ -27,6 +28,7 @@ __all__ = [
     "extract_directions",
     "head_contributions",
     "load_model",
+    "organism",
     "orthogonalized",
     "run_study",
     "select_direction",

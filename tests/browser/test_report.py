@@ -111,4 +111,3 @@ def test_dark_and_phone_do_not_overflow(page, browser, scheme, width):
     ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (ground == "rgb(15, 19, 24)") == (scheme == "dark")
     context.close()
-

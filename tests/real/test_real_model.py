@@ -51,3 +51,10 @@ def test_ablation_lowers_the_refusal_metric_and_a_random_direction_does_not(resu
     assert baseline > 0
     assert baseline - metric["ablation"]["mean"] >= 1.5
     assert abs(baseline - metric["random_ablation"]["mean"]) < 0.3
+
+
+def test_every_identity_holds_in_the_models_own_dtype():
+    from refusal_lens import certify, load_model
+
+    certificate = certify(load_model(os.environ["REFUSAL_LENS_REAL_MODEL"]), float64=False)
+    assert [(i.name, i.relative, i.tolerance) for i in certificate.identities if not i.passed] == []
