@@ -90,8 +90,9 @@ class Backend(WeightAccess):
         max_new_tokens: int,
         eos_ids: list[int],
         pad_id: int,
+        temperature: float = 0.0,
     ) -> Int[Tensor, "batch new"]:
-        """Greedy new tokens with the KV cache, padded with ``pad_id`` after an end token."""
+        """New tokens with the KV cache (greedy at temperature 0), padded with ``pad_id`` after an end token."""
         raise NotImplementedError
 
 
@@ -219,13 +220,14 @@ class BridgeBackend(Backend):
                 scores[node.layer, node.head] = scores.get((node.layer, node.head), 0.0) + score
         return scores
 
-    def generate(self, ids, mask, max_new_tokens, eos_ids, pad_id):
+    def generate(self, ids, mask, max_new_tokens, eos_ids, pad_id, temperature=0.0):
         # Spelled out, so that a checkpoint's own sampling or repetition penalty does not slip in.
         config = GenerationConfig(
             max_new_tokens=max_new_tokens,
-            do_sample=False,
+            do_sample=temperature > 0,
             num_beams=1,
             use_cache=True,
+            **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}),
             repetition_penalty=1.0,
             no_repeat_ngram_size=0,
             eos_token_id=eos_ids or None,
@@ -257,7 +259,7 @@ class HookedTransformerBackend(Backend):
             logits = self.tl(start[1], start_at_layer=start[0], tokens=ids, **kwargs)
         return logits[:, -1:] if last_only else logits
 
-    def generate(self, ids, mask, max_new_tokens, eos_ids, pad_id):
+    def generate(self, ids, mask, max_new_tokens, eos_ids, pad_id, temperature=0.0):
         # Its generate() guesses padding from the pad token, so rows of one length go together, unpadded.
         lengths = mask.sum(-1)
         out = torch.full((len(ids), max_new_tokens), pad_id, dtype=torch.long, device=ids.device)
@@ -266,7 +268,8 @@ class HookedTransformerBackend(Backend):
             new = self.tl.generate(
                 ids[rows, ids.shape[1] - length :],
                 max_new_tokens=max_new_tokens,
-                do_sample=False,
+                do_sample=temperature > 0,
+                temperature=temperature or 1.0,
                 eos_token_id=eos_ids or None,
                 stop_at_eos=bool(eos_ids),
                 use_past_kv_cache=True,

@@ -78,12 +78,6 @@ class Tokens:
         bounds = torch.tensor([getattr(span, name) for span in self.spans])
         return ((index >= bounds[:, :1]) & (index < bounds[:, 1:])).to(self.mask.device)
 
-    def rows(self, rows: slice) -> Tokens:
-        """Some of the rows, with the padding they share removed."""
-        ids, mask = self.ids[rows], self.mask[rows]
-        start = ids.shape[1] - int(mask.sum(-1).max())
-        return Tokens(ids[:, start:], mask[:, start:], self.spans[rows], self.indices[rows])
-
 
 @dataclass(frozen=True)
 class Encoded:
@@ -217,10 +211,8 @@ class ChatFormat:
     @property
     def pad_id(self) -> int:
         """Id to pad with; the mask hides it, so any id will do where there is no pad token."""
-        for candidate in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0):
-            if candidate is not None:
-                return int(candidate)
-        raise AssertionError("unreachable")
+        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        return next((int(candidate) for candidate in known if candidate is not None), 0)
 
     def post_labels(self) -> tuple[str, ...]:
         """Text of the post-instruction tokens, whitespace made visible."""

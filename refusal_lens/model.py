@@ -279,8 +279,11 @@ class HookedChatModel:
         suffixes: Sequence[str] | None = None,
         on_batch: Callable[[int], None] | None = None,
         batch_size: int = 32,
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> list[str]:
-        """Greedy replies with the KV cache; active interventions act in prefill and in every decoding step.
+        """Replies with the KV cache, greedy by default; active interventions act in prefill and in every decoding
+        step.
 
         Args:
             prompts: requests (the chat template is applied) or tokens.
@@ -288,6 +291,8 @@ class HookedChatModel:
             suffixes: one per prompt, or None.
             on_batch: called with the number of replies done after each batch (for progress bars).
             batch_size: prompts decoded together.
+            temperature: above 0, sample from softmax(logits / temperature).
+            seed: of the sampling; the caller's random state is left alone.
         """
         tokens = prompts if isinstance(prompts, Tokens) else self.tokenize(prompts, suffixes)
         if self.n_ctx and tokens.ids.shape[1] + max_new_tokens > self.n_ctx:
@@ -297,10 +302,14 @@ class HookedChatModel:
             )
         order = sorted(range(len(tokens)), key=lambda i: int(tokens.lengths[i]))
         replies: dict[int, str] = {}
-        with self._exclusive():
+        with self._exclusive(), torch.random.fork_rng(enabled=temperature > 0):
+            if temperature > 0:
+                torch.manual_seed(seed)
             for begin in range(0, len(order), batch_size):
                 batch = take(tokens, order[begin : begin + batch_size])
-                new = self.backend.generate(batch.ids, batch.mask, max_new_tokens, self.eos_ids, self.chat.pad_id)
+                new = self.backend.generate(
+                    batch.ids, batch.mask, max_new_tokens, self.eos_ids, self.chat.pad_id, temperature
+                )
                 for index, row in zip(batch.indices, new, strict=True):
                     replies[index] = self.tokenizer.decode(self._until_end(row), skip_special_tokens=True)
                 if on_batch:

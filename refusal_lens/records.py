@@ -12,7 +12,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -458,13 +458,3 @@ def to_json(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def map_tensors(record: R, function: Callable[[Tensor], Tensor]) -> R:
-    """The same record with ``function`` applied to each of its own tensors."""
-    changed = {
-        f.name: function(v)
-        for f in dataclasses.fields(record)  # type: ignore[arg-type]
-        if isinstance(v := getattr(record, f.name), Tensor)
-    }
-    return dataclasses.replace(record, **changed)  # type: ignore[type-var]

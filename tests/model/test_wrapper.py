@@ -259,6 +259,13 @@ def test_cache_keeps_named_sites_only_and_skips_later_layers(llama):
     assert not seen
 
 
+def test_sampling_is_seeded_and_leaves_the_random_state_alone(llama):
+    state = torch.get_rng_state()
+    first, again, other = (llama.generate(PROMPTS, 12, temperature=1.0, seed=s) for s in (1, 1, 2))
+    assert first == again != other and first != llama.generate(PROMPTS, 12)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_bfloat16_ablation_runs_and_leaves_little(llama):
     half = tiny_model("llama", dtype=torch.bfloat16)
     direction = Direction(random_unit(32, 0), 1.0, -1, 1)
