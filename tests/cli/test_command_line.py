@@ -157,3 +157,10 @@ def test_report_of_no_study_and_of_a_broken_one(finished, tmp_path):
     (broken / "selection.safetensors").write_bytes(b"no tensors")
     done = call("report", broken)
     assert done.returncode == 2 and "selection.safetensors" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_certify_prints_the_table_and_saves_it(tmp_path):
+    done = call("certify", "organism", "--out", tmp_path / "c")
+    assert done.returncode == 0 and "FAIL" not in done.stdout and done.stdout.count("PASS") >= 8
+    assert (tmp_path / "c.json").is_file()
+    assert call("certify", "no/such/model/here").returncode == 2

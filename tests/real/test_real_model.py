@@ -46,11 +46,11 @@ def test_the_report_says_what_the_direction_needed(result):
 
 
 def test_ablation_lowers_the_refusal_metric_and_a_random_direction_does_not(result):
-    metric = json.loads((result / "summary.json").read_text())["refusal_metric"]["harmful"]
-    baseline = metric["baseline"]["mean"]
-    assert baseline > 0
-    assert baseline - metric["ablation"]["mean"] >= 1.5
-    assert abs(baseline - metric["random_ablation"]["mean"]) < 0.3
+    metrics = json.loads((result / "summary.json").read_text())["refusal_metric"]
+    for kind in ("harmful", "harmful_all"):  # those refused at baseline, and all held-out ones
+        metric = {name: interval["mean"] for name, interval in metrics[kind].items()}
+        assert metric["baseline"] - metric["ablation"] >= 1.5, kind
+        assert abs(metric["baseline"] - metric["random_ablation"]) < 0.3, kind
 
 
 def test_every_identity_holds_in_the_models_own_dtype():

@@ -36,7 +36,7 @@ def test_every_format_gives_the_same_disjoint_splits(tmp_path, name, content):
 
 
 def test_duplicates_and_overlaps_are_dropped_and_reported(tmp_path):
-    for split, rows in {"train": TEXTS[:6] + ["request  NUMBER 9"], "val": TEXTS[6:9] * 2, "test": TEXTS[9:12]}.items():
+    for split, rows in {"train": [*TEXTS[:6], "request  NUMBER 9"], "val": TEXTS[6:9] * 2, "test": TEXTS[9:12]}.items():
         _write(tmp_path, f"bad_{split}.json", json.dumps(rows))
     found = PromptSet.load(tmp_path / "bad")
     assert (len(found.train), len(found.val), len(found.test)) == (6, 3, 3)
@@ -74,5 +74,5 @@ def test_bad_files_end_in_one_sentence(tmp_path, name, content, message):
 def test_missing_file_and_unreachable_data_set(tmp_path):
     with pytest.raises(PromptError, match="no prompts at"):
         PromptSet.load(tmp_path / "nowhere.json")
-    with pytest.raises(PromptError, match="can't be loaded .*local file"):
+    with pytest.raises(PromptError, match=r"can.t be loaded .*local file"):
         PromptSet.load("no-such-person/no-such-data-set")
