@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from refusal_lens.records import Completion, Completions
+from refusal_lens.records import Completions
 from refusal_lens.study import Study
 
 sync_api = pytest.importorskip("playwright.sync_api")
