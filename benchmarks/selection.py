@@ -20,7 +20,7 @@ from refusal_lens.extraction import extract_directions
 from refusal_lens.organism import instructions
 from refusal_lens.prompts import PromptSet
 from refusal_lens.records import SelectionScores
-from refusal_lens.scoring import given_refusal_tokens
+from refusal_lens.scoring import given_refusal_tokens, keep_refused
 from refusal_lens.selection import SelectionRule, choose, select_direction
 
 from .plain import Plain
@@ -43,33 +43,36 @@ def main() -> None:
     parser.add_argument("--model", default="organism")
     parser.add_argument("--harmful", default=str(instructions()["harmful"]))
     parser.add_argument("--harmless", default=str(instructions()["harmless"]))
-    parser.add_argument("--n-train", type=int, default=32)
-    parser.add_argument("--n-val", type=int, default=32)
-    parser.add_argument("--coeff", type=float, default=2.0)
-    parser.add_argument("--max-kl", type=float, default=1.0)
+    parser.add_argument("--n-pool", type=int, default=160, help="prompts of each kind, filtered as the paper does")
+    parser.add_argument("--n-val", type=int, default=32, help="of these, so many for validation, the rest to extract")
+    parser.add_argument("--coeff", type=float, default=1.0)
+    parser.add_argument("--max-kl", type=float, default=0.1)
     parser.add_argument("--refusal-token", nargs="+", default=["I"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
 
     model = load_model(args.model)
-    sizes = (args.n_train, args.n_val, 1)
-    harmful, harmless = (PromptSet.load(source, sizes=sizes) for source in (args.harmful, args.harmless))
+    sets = [PromptSet.load(source, sizes=(args.n_pool, 1, 1)).train for source in (args.harmful, args.harmless)]
     tokens = given_refusal_tokens(model, args.refusal_token)
+    pools = keep_refused(model, *sets, tokens)
+    (harmful_val, harmless_val), (harmful, harmless) = zip(
+        *[(p[: args.n_val], p[args.n_val :]) for p in pools], strict=True
+    )
     rule = SelectionRule(max_kl=args.max_kl)
     # A plain copy of the model: the bridge has changed the one it was given.
     plain_hf = type(model.backend.hf)(copy.deepcopy(model.backend.hf.config))
     plain_hf.load_state_dict(_plain_state(model.backend.hf, plain_hf))
     plain = Plain(plain_hf.to(model.dtype).to(model.device), model.tokenize, tokens.ids)
 
-    candidates, ours_extract = timed(lambda: extract_directions(model, harmful.train, harmless.train))
-    diffs, plain_extract = timed(lambda: plain.mean_diff(harmful.train, harmless.train, len(candidates.positions)))
+    candidates, ours_extract = timed(lambda: extract_directions(model, harmful, harmless))
+    diffs, plain_extract = timed(lambda: plain.mean_diff(harmful, harmless, len(candidates.positions)))
 
     def select(full_grid: bool) -> Any:
         return select_direction(
             model,
             candidates,
-            harmful.val,
-            harmless.val,
+            harmful_val,
+            harmless_val,
             refusal_tokens=tokens,
             rule=rule,
             coeff=args.coeff,
@@ -77,19 +80,18 @@ def main() -> None:
         )
 
     select(False)  # warm both up: the first pass packs weights
-    plain.last_logits(harmful.val.texts)
+    plain.last_logits(harmful_val)
     ours, ours_time = timed(lambda: select(False))
     _, grid_time = timed(lambda: select(True))
-    grid, plain_time = timed(
-        lambda: plain.select(candidates.mean_diff, harmful.val.texts, harmless.val.texts, args.coeff)
-    )
+    grid, plain_time = timed(lambda: plain.select(candidates.mean_diff, harmful_val, harmless_val, args.coeff))
     winner = choose(SelectionScores(*grid), rule).chosen
     result = {
         "model": model.name,
         "dtype": str(model.dtype).removeprefix("torch."),
         "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
         "gemm_peak_gflops": round(gemm_peak(model.dtype), 1),
-        "n_val": [len(harmful.val), len(harmless.val)],
+        "n_train": [len(harmful), len(harmless)],
+        "n_val": [len(harmful_val), len(harmless_val)],
         "candidates": int(grid[0].numel()),
         "seconds": {
             "selection": ours_time,

@@ -5,57 +5,27 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from .commands.certify import certify
+from .commands.evaluate import evaluate
+from .commands.terminal import bars, console, error_console
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="The refusal direction of a chat model: found, tested, taken apart.",
 )
-error_console = Console(stderr=True)
-console = Console()
 
 
 @app.callback()
 def _group() -> None:
     """The refusal direction of a chat model: found, tested, taken apart."""
-
-
-@contextmanager
-def _bars(quiet: bool) -> Iterator[Any]:
-    """Progress bars with the time left, as a ``study.Progress``; nothing when quiet."""
-    if quiet:
-        from .study import silent
-
-        yield silent
-        return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=error_console) as progress:
-
-        @contextmanager
-        def stage(name: str, total: int) -> Iterator[Any]:
-            task = progress.add_task(name, total=total or None)
-            yield lambda n: progress.advance(task, n)
-            progress.update(task, total=total or 1, completed=total or 1)
-
-        yield stage
 
 
 @app.command()
@@ -125,7 +95,7 @@ def run(
         attribution=attribution,
         max_new_tokens=max_new_tokens,
     )
-    with _bars(quiet) as progress:
+    with bars(quiet) as progress:
         study = run_study(config, out, progress)
     if not quiet:
         console.print(_findings(study.summary))
@@ -158,6 +128,7 @@ def report(folder: Annotated[Path, typer.Argument(help="A result folder of `refu
 
 
 app.command()(certify)
+app.command()(evaluate)
 
 
 def main() -> None:

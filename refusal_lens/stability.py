@@ -2,85 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .direction_records import Stability
 from .errors import PromptError, SelectionError
 from .extraction import extract_directions
-from .linalg import unit
 from .model import HookedChatModel
-from .records import CandidateDirections, Direction, Record, RefusalTokens
+from .records import CandidateDirections, Direction, RefusalTokens
 from .selection import SelectionRule, select_direction
-from .stats import Interval, Rate, rate
-
-
-@dataclass(frozen=True)
-class Stability(Record):
-    """Winners of the selection over bootstrap resamples of the training prompts.
-
-    Attributes:
-        reference: the direction that all training prompts give.
-        winners: the winner of each resample that had one.
-        resamples: number of resamples.
-        n_harmful, n_harmless: training prompts of each kind.
-        relaxed: resamples in which no candidate passed the rule and the nearest one was taken.
-    """
-
-    reference: Direction
-    winners: tuple[Direction, ...]
-    resamples: int
-    n_harmful: int
-    n_harmless: int
-    relaxed: int = 0
-
-    @property
-    def wins(self) -> dict[str, Rate]:
-        """Share of resamples that each candidate won, most first, with 95% intervals; "none" where none did."""
-        labels = [w.label for w in self.winners] + ["none"] * (self.resamples - len(self.winners))
-        return {label: rate([other == label for other in labels]) for label, _ in Counter(labels).most_common()}
-
-    @property
-    def cosines(self) -> Float[Tensor, "winner winner"]:
-        """Cosine between every two winners."""
-        units = unit(torch.stack([w.unit for w in self.winners]).double())
-        return units @ units.T
-
-    @property
-    def to_reference(self) -> Float[Tensor, "winner"]:
-        """Cosine of each winner with the reference."""
-        return torch.stack([w.unit for w in self.winners]).double() @ unit(self.reference.unit.double())
-
-    def pairwise(self) -> Interval:
-        """Mean cosine of two winners, with the range that holds 95% of the pairs."""
-        upper = torch.triu_indices(len(self.winners), len(self.winners), 1)
-        pairs = self.cosines[upper[0], upper[1]]
-        if not len(pairs):
-            return Interval(float("nan"), float("nan"), float("nan"), 0)
-        low, high = torch.quantile(pairs, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        return Interval(float(pairs.mean()), low, high, len(pairs))
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row a candidate that won."""
-        reference = self.reference.label
-        return pd.DataFrame(
-            [
-                {
-                    "candidate": label,
-                    "share": r.rate,
-                    "low": r.low,
-                    "high": r.high,
-                    "n": r.n,
-                    "whole": label == reference,
-                }
-                for label, r in self.wins.items()
-            ]
-        )
 
 
 def prompt_activations(
@@ -134,10 +69,8 @@ def selection_stability(
     for _ in range(resamples):
         means = [_resampled_mean(x, generator) for x in (harmful, harmless)]
         drawn = replace(whole, mean_diff=means[0] - means[1], harmful_mean=means[0], harmless_mean=means[1])
-        try:
+        with suppress(SelectionError):  # counted as "none"
             winners.append(choose(drawn))
-        except SelectionError:
-            pass  # counted as "none"
         if on_step:
             on_step(1)
     relaxed = sum(bool(w.relaxed) for w in winners)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .direction_records import SubspaceEffects
 from .errors import DirectionError
 from .extraction import extract_directions
 from .interventions import Hooks, write_sites
@@ -121,47 +121,6 @@ def random_subspace(direction: Direction, k: int, seed: int) -> Subspace:
     generator = torch.Generator().manual_seed(seed)
     shape = (k, len(direction.unit))
     return Subspace(orthonormal(torch.randn(shape, generator=generator, dtype=torch.float64)), "random", direction)
-
-
-@dataclass(frozen=True)
-class SubspaceEffects(Record):
-    """Ablating the first 1, 2, ... directions of subspaces: refusal metric on harmful, KL on harmless prompts.
-
-    Attributes:
-        kinds: the subspaces, the random one last.
-        sizes: numbers of directions.
-        bypass: mean refusal metric on harmful prompts by [kind][size], bootstrap 95% intervals.
-        kl: mean KL(baseline || ablated) of the next token on harmless prompts, nats.
-        baseline: refusal metric on harmful prompts without intervention.
-        leading_cosine: cosine of each subspace's first direction with r̂.
-    """
-
-    kinds: tuple[str, ...]
-    sizes: tuple[int, ...]
-    bypass: tuple[tuple[Interval, ...], ...]
-    kl: tuple[tuple[Interval, ...], ...]
-    baseline: Interval
-    leading_cosine: tuple[float, ...]
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row a subspace and size."""
-        return pd.DataFrame(
-            [
-                {
-                    "kind": kind,
-                    "k": size,
-                    "bypass": b.mean,
-                    "bypass_low": b.low,
-                    "bypass_high": b.high,
-                    "kl": kl.mean,
-                    "kl_low": kl.low,
-                    "kl_high": kl.high,
-                    "n": b.n,
-                }
-                for kind, row, kls in zip(self.kinds, self.bypass, self.kl, strict=True)
-                for size, b, kl in zip(self.sizes, row, kls, strict=True)
-            ]
-        )
 
 
 def subspace_effects(

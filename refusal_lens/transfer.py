@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import pandas as pd
 import torch
 
+from .behaviour_records import SystemPrompts
+from .chat import visible
+from .direction_records import EffectMatrix
 from .errors import ModelError, PromptError, RefusalLensError
 from .evaluation import complete, named_conditions, refusal_rates, trace_direction
 from .interventions import Ablate, Add
 from .model import HookedChatModel
 from .records import Direction, DirectionTrace, Record, RefusalTokens
 from .scoring import refusal_metric
-from .stats import Interval, Rate, mean_interval
+from .stats import Interval, mean_interval
 
 
 @dataclass(frozen=True)
@@ -23,50 +25,6 @@ class Ground(Record):
 
     prompts: tuple[str, ...]
     tokens: RefusalTokens
-
-
-@dataclass(frozen=True)
-class EffectMatrix(Record):
-    """Change of each ground's metric when each direction is ablated (or added), with its random control.
-
-    Attributes:
-        effect: "ablation" or "addition".
-        directions, grounds: labels of the rows and columns.
-        change: mean change of the metric by [direction][ground], bootstrap 95% intervals over prompts.
-        control: the same with a random direction of equal norm.
-        baseline: mean metric of each ground without intervention.
-        cosines: cosine of every two directions.
-    """
-
-    effect: str
-    directions: tuple[str, ...]
-    grounds: tuple[str, ...]
-    change: tuple[tuple[Interval, ...], ...]
-    control: tuple[tuple[Interval, ...], ...]
-    baseline: tuple[Interval, ...]
-    cosines: tuple[tuple[float, ...], ...]
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row a direction and ground."""
-        return pd.DataFrame(
-            [
-                {
-                    "effect": self.effect,
-                    "direction": direction,
-                    "prompts": ground,
-                    "baseline": self.baseline[j].mean,
-                    "change": self.change[i][j].mean,
-                    "low": self.change[i][j].low,
-                    "high": self.change[i][j].high,
-                    "random": self.control[i][j].mean,
-                    "random_low": self.control[i][j].low,
-                    "random_high": self.control[i][j].high,
-                    "n": self.change[i][j].n,
-                }
-                for i, direction in enumerate(self.directions)
-                for j, ground in enumerate(self.grounds)
-            ]
-        )
 
 
 def effect_matrix(
@@ -107,43 +65,6 @@ def effect_matrix(
         tuple(mean_interval(values.tolist()) for values in before.values()),
         tuple(tuple(float(a @ b) for b in units) for a in units),
     )
-
-
-@dataclass(frozen=True)
-class SystemPrompts(Record):
-    """Refusal rates under several system prompts (paper appendix F.2).
-
-    Attributes:
-        systems: the system prompts; "" stands for none of our own.
-        prompt_set: name of the prompts.
-        rates: refusal rate by [system prompt] and condition, 95% Clopper-Pearson intervals.
-    """
-
-    systems: tuple[str, ...]
-    prompt_set: str
-    rates: tuple[dict[str, Rate], ...]
-
-    def spread(self, condition: str) -> tuple[float, float]:
-        """Mean and standard deviation of a condition's rate over the system prompts (as the paper reports)."""
-        values = pd.Series([rates[condition].rate for rates in self.rates])
-        return float(values.mean()), float(values.std(ddof=0))
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row a system prompt and condition."""
-        return pd.DataFrame(
-            [
-                {
-                    "system": system or "(none)",
-                    "condition": name,
-                    "rate": r.rate,
-                    "low": r.low,
-                    "high": r.high,
-                    "n": r.n,
-                }
-                for system, rates in zip(self.systems, self.rates, strict=True)
-                for name, r in rates.items()
-            ]
-        )
 
 
 def system_prompt_table(
@@ -205,3 +126,22 @@ def base_chat_trace(
         tuple(f"{who} {name}" for who, t in traces.items() for name in t.conditions),
         direction,
     )
+
+
+def behaviour_tokens(
+    model: HookedChatModel, positive: Sequence[str], negative: Sequence[str], top: int = 2
+) -> RefusalTokens:
+    """Tokens whose probability as a reply's first token is raised most by ``positive`` against ``negative`` prompts:
+    the metric of a behaviour that has no phrases of its own.
+
+    Raises:
+        ModelError: no token is raised.
+    """
+    means = [model.last_logits(list(p)).double().softmax(-1).mean(0) for p in (positive, negative)]
+    best = (means[0] - means[1]).topk(top)
+    ids = [i for i, rise in zip(best.indices.tolist(), best.values.tolist(), strict=True) if rise > 0]
+    if not ids:
+        raise ModelError(f"{model.name} begins its replies to both kinds of prompts alike: no token tells them apart")
+    texts = tuple(visible(model.tokenizer.decode([i])) for i in ids)
+    shares = tuple(float(means[0][i]) for i in ids)
+    return RefusalTokens(tuple(ids), texts, shares, f"first tokens raised by {len(positive)} prompts of the behaviour")

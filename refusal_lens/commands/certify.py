@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from .terminal import console
 
 
 def certify(
@@ -31,7 +32,6 @@ def certify(
     for i in found.identities:
         numbers = ["-" if math.isnan(x) else f"{x:.2g}" for x in (i.relative, i.tolerance, i.relative64)]
         table.add_row(i.name, i.result, *numbers, i.note)
-    console = Console()
     console.print(table)
     if out is not None:
         console.print(f"certificate: {found.save(out).resolve()}", soft_wrap=True)

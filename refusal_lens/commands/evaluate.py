@@ -8,8 +8,17 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ..evaluation import CONDITIONS
-from ..judges.naming import FORMS
+from .terminal import bars, console
+
+# Spelled out, so that `refusal-lens --help` does not wait for torch; a test compares them with the library's.
+CONDITIONS = (
+    "baseline, ablation, addition, subtraction, orthogonalized, random_ablation, random_addition, "
+    "random_subtraction, random_orthogonalized"
+)
+FORMS = (
+    "substrings; llama-guard-2:FOLDER; llama-guard-3:FOLDER; classifier:FOLDER (or classifier:FOLDER#LABEL,LABEL of "
+    "the safe labels); openai:MODEL@http://HOST:PORT/v1"
+)
 
 
 def evaluate(
@@ -20,7 +29,7 @@ def evaluate(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Hub id, folder or .gguf; by default the model of RUN.")] = None,
     condition: Annotated[
-        list[str] | None, typer.Option(help=f"A condition, may be repeated; by default all: {', '.join(CONDITIONS)}.")
+        list[str] | None, typer.Option(help=f"A condition, may be repeated; by default all: {CONDITIONS}.")
     ] = None,
     judge: Annotated[list[str] | None, typer.Option(help=f"A judge, may be repeated: {FORMS}.")] = None,
     out: Annotated[Path | None, typer.Option(help="Result folder; by default `evaluation` in RUN.")] = None,
@@ -44,7 +53,6 @@ def evaluate(
 
       refusal-lens evaluate runs/latest --judge substrings --judge llama-guard-2:models/Meta-Llama-Guard-2-8B
     """
-    from ..cli import _bars, console
     from ..evaluation_table import evaluate_table, read_prompts
     from ..judges import judge_named
     from ..loading import load_model
@@ -58,7 +66,7 @@ def evaluate(
     if limit:
         sets = {name: texts[:limit] for name, texts in sets.items()}
     settings = study.provenance["settings"]
-    with _bars(quiet) as progress:
+    with bars(quiet) as progress:
         with progress("load the model", 0):
             loaded = load_model(
                 model or settings["model"],
@@ -72,7 +80,7 @@ def evaluate(
             study.selection.chosen,
             sets,
             out or study.folder / "evaluation",
-            conditions=condition or CONDITIONS,
+            conditions=condition or CONDITIONS.split(", "),
             judges=judges,
             max_new_tokens=max_new_tokens,
             seed=seed,

@@ -24,6 +24,7 @@ from ..certify import certify
 from ..evaluation import complete, necessity_conditions, refusal_rates, sufficiency_conditions, trace_direction
 from ..extraction import extract_directions
 from ..model import HookedChatModel
+from ..progress import Progress, silent
 from ..prompts import Prompts, PromptSet
 from ..records import (
     CandidateDirections,
@@ -40,7 +41,7 @@ from ..selection import select_direction
 from ..stats import mean_interval
 from .config import StudyConfig
 from .result import INSIDE, Metrics, Study
-from .runner import Progress, Runner, silent
+from .runner import Runner
 
 SUMMARY_SCHEMA = 1
 N_INSIDE = 32  # prompts that the slower attribution figures read

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ..loading import load_model, source_digest
 from ..model import HookedChatModel
+from ..progress import Progress
 from ..records import Record, load_record, write_atomically
 from .config import StudyConfig
-
-Advance = Callable[[int], None]
-Progress = Callable[[str, int], AbstractContextManager[Advance]]
-
-
-@contextmanager
-def silent(name: str, total: int) -> Iterator[Advance]:
-    """The default progress: none."""
-    yield lambda n: None
 
 
 class Runner:

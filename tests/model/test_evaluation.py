@@ -12,12 +12,12 @@ import typer
 from typer.testing import CliRunner
 
 from refusal_lens import Ablate
-from refusal_lens.commands.evaluate import evaluate
+from refusal_lens.commands import evaluate as command
 from refusal_lens.errors import ModelError, PromptError, RefusalLensError
 from refusal_lens.evaluation import CONDITIONS, active, complete, named_conditions, refusal_rates
 from refusal_lens.evaluation_table import EvaluationTable, evaluate_table, read_prompts
 from refusal_lens.judges import JudgeError, Judgement, SubstringJudge
-from refusal_lens.study import StudyConfig, run_study
+from refusal_lens.judges.naming import FORMS
 from tests.tiny import tiny_model
 
 from .cases import direction_of, model_of
@@ -26,15 +26,14 @@ N, NEW = 16, 16
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A small study of the embedded model."""
-    config = StudyConfig(sizes=(64, 24, N), relax=True, max_new_tokens=NEW)
-    return run_study(config, tmp_path_factory.mktemp("run"))
+def run(study):
+    """The session's study of the embedded model."""
+    return study
 
 
 @pytest.fixture(scope="module")
 def sets(run):
-    return {"harmful": run.harmful.test.texts, "harmless": run.harmless.test.texts}
+    return {"harmful": run.harmful.test.texts[:N], "harmless": run.harmless.test.texts[:N]}
 
 
 @pytest.fixture(scope="module")
@@ -210,14 +209,15 @@ def test_prompt_files(tmp_path):
 
 def test_the_command(run, table, tmp_path):
     app = typer.Typer()
-    app.command()(evaluate)
+    app.command()(command.evaluate)
+    assert ", ".join(CONDITIONS) == command.CONDITIONS and command.FORMS == FORMS
     (tmp_path / "mine.txt").write_text("\n".join(run.harmless.test.texts[:3]))
     base = [str(run.folder), "--condition", "baseline", "--condition", "ablation", "--quiet"]
     base += ["--max-new-tokens", str(NEW)]
-    result = CliRunner().invoke(app, [*base, "--limit", "4"])
+    result = CliRunner().invoke(app, [*base, "--limit", "4", "--out", str(tmp_path / "all")])
     assert result.exit_code == 0, result.output
     assert "harmful" in result.output and "substrings" in result.output
-    found = EvaluationTable.load(run.folder / "evaluation" / "table")
+    found = EvaluationTable.load(tmp_path / "all" / "table")
     assert found.completions[0].of("baseline") == table.completions[0].of("baseline")[:4]
     result = CliRunner().invoke(app, [*base, f"own={tmp_path / 'mine.txt'}", "--out", str(tmp_path / "out")])
     assert result.exit_code == 0 and "own" in result.output

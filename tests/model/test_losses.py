@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refusal_lens import Add
+from refusal_lens.behaviour_records import auroc
 from refusal_lens.errors import ModelError, PromptError
 from refusal_lens.evaluation import named_conditions
 from refusal_lens.losses import Losses, completion_tokens, losses, own_completions, text_tokens
-from refusal_lens.proxy import auroc, refusal_proxy
+from refusal_lens.proxy import refusal_proxy
 from refusal_lens.scoring import find_refusal_tokens, refusal_metric
 from tests.tiny import tiny_hf
 

@@ -78,7 +78,7 @@ def test_weights_equal_hooks(architecture):
 def test_post_norm_models_say_so_and_give_the_gap(architecture):
     model = model_of(architecture)
     direction, before = direction_of(model), snapshot(model)
-    with pytest.raises(ModelError, match=r"norm after its writes.*Ablate"), orthogonalized(model, direction):
+    with pytest.raises(ModelError, match="Ablate"), orthogonalized(model, direction):
         pass
     assert orthogonalization_gap(model, direction, PROMPTS) > 1e-2
     row = {i.name: i for i in certify(model, PROMPTS).identities}[EDITED]

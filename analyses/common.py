@@ -1,0 +1,59 @@
+"""What the scripts share: arguments, the direction (found once, then read), and one page of results."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from refusal_lens import HookedChatModel, load_model
+from refusal_lens.records import Record, write_atomically
+from refusal_lens.report.page import Page, Section
+from refusal_lens.study import Study, StudyConfig, run_study
+
+
+def parser(doc: str, name: str) -> argparse.ArgumentParser:
+    """MODEL, prompts, sizes and the output folder."""
+    found = argparse.ArgumentParser(description=doc.splitlines()[0], prog=f"python -m analyses.{name}")
+    found.add_argument("model", nargs="?", default="organism", help="hub id, folder, .gguf file or 'organism'")
+    found.add_argument("--harmful", help="harmful prompts (as for `refusal-lens run`)")
+    found.add_argument("--harmless", help="harmless prompts")
+    found.add_argument("--train", type=int, default=128, help="training prompts of each kind")
+    found.add_argument("--prompts", type=int, default=100, help="test prompts of each kind at most")
+    found.add_argument("--max-new-tokens", type=int, default=48, help="length limit of replies (the paper: 512)")
+    found.add_argument("--out", type=Path, default=Path("runs") / "analyses" / name, help="output folder")
+    found.add_argument("--study", type=Path, help="folder of the direction's study (default: `study` in OUT)")
+    return found
+
+
+def prepared(args: argparse.Namespace) -> tuple[HookedChatModel, Study]:
+    """The model, and its direction by the paper's rule (the nearest candidate where none passes)."""
+    model = load_model(args.model)
+    config = StudyConfig(
+        model=args.model,
+        harmful=args.harmful,
+        harmless=args.harmless,
+        sizes=(args.train, 32, args.prompts),
+        max_new_tokens=args.max_new_tokens,
+        relax=True,
+    )
+    study = run_study(config, args.study or args.out / "study", model=model)
+    chosen = study.selection.chosen
+    note = f" (relaxed: {chosen.relaxed})" if chosen.relaxed else ""
+    print(f"{model.name}: direction at {chosen.label}{note}")
+    return model, study
+
+
+def finish(args: argparse.Namespace, title: str, sections: Sequence[Section], **records: Record) -> None:
+    """Save the records and one self-contained page, and say where."""
+    for name, record in records.items():
+        record.save(args.out / name)
+    page = Page(title=title, sections=tuple(sections))
+    write_atomically(args.out / "index.html", page.render().encode())
+    print(f"page: {(args.out / 'index.html').resolve()}")
+
+
+def show(frame: Any) -> None:
+    """A table on the terminal."""
+    print(frame.round(3).to_string(index=False))

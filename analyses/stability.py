@@ -1,0 +1,31 @@
+"""Beyond the paper: how often each candidate wins when the training prompts are drawn again.
+
+python -m analyses.stability [MODEL] [--resamples N] [--out DIR]
+"""
+
+from __future__ import annotations
+
+from analyses.common import finish, parser, prepared, show
+from refusal_lens.report.evaluation import stability_section
+from refusal_lens.stability import selection_stability
+
+
+def main() -> None:
+    arguments = parser(__doc__, "stability")
+    arguments.add_argument("--resamples", type=int, default=20)
+    args = arguments.parse_args()
+    model, study = prepared(args)
+    found = selection_stability(
+        model,
+        (study.harmful.train.texts, study.harmless.train.texts),
+        (study.harmful.val.texts, study.harmless.val.texts),
+        study.refusal_tokens,
+        resamples=args.resamples,
+    )
+    show(found.to_frame())
+    print(f"cosine of two winners: {found.pairwise()}; with all prompts' winner: {found.to_reference.mean():.3f}")
+    finish(args, "Stability of the selection", [stability_section(found)], stability=found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Every analysis of behaviour runs on the embedded model and leaves its records and one self-contained page."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from refusal_lens.records import Record, load_record
+
+ANALYSES = Path(__file__).parents[2] / "analyses"
+# name -> (extra arguments, records, words on the page)
+SCRIPTS = {
+    "fig1_ablation": ([], ["table"], ["Scorecard", "not measured", "Clopper-Pearson"]),
+    "fig3_addition": ([], ["table"], ["addition"]),
+    "ce_loss": ([], ["losses_own_completions", "losses_requests_as_text"], ["perplexity"]),
+    "refusal_metric": ([], ["proxy"], ["AUROC"]),
+    "selection_grid": ([], ["selection"], ["bypass"]),
+    "subtraction": ([], ["table", "losses"], ["subtraction"]),
+    "system_prompts": ([], ["system_prompts"], ["system prompts"]),
+    "base_vs_chat": ([], ["trace"], ["untrained"]),
+    "stability": (["--resamples", "2"], ["stability"], ["resamples"]),
+    "subspace": (["--k", "2"], ["effects", "subspace_pca", "subspace_repeated"], ["random"]),
+    "cross_behaviour": ([], ["ablation", "addition"], ["Cross-effects"]),
+    "transfer": ([], ["ablation", "addition"], ["Transfer"]),
+}
+
+
+@pytest.fixture(scope="module")
+def study_folder(tmp_path_factory):
+    """One study, found by the first script and read by the others."""
+    return tmp_path_factory.mktemp("analyses") / "study"
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_it_runs_on_the_embedded_model(name, study_folder, tmp_path, monkeypatch, capsys):
+    extra, records, words = SCRIPTS[name]
+    arguments = ["--train", "48", "--prompts", "12", "--max-new-tokens", "12", "--study", str(study_folder)]
+    monkeypatch.setattr(sys, "argv", [name, *arguments, "--out", str(tmp_path), *extra])
+    importlib.import_module(f"analyses.{name}").main()
+    assert "direction at" in capsys.readouterr().out
+    for record in records:
+        load_record(tmp_path / record, Record)
+    page = (tmp_path / "index.html").read_text("utf-8")
+    assert all(word.lower() in page.lower() for word in words)
+    # Nothing is fetched from anywhere (plotly's own code names addresses, tags do not).
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=\"(https?:)?//", page)
+
+
+def test_files_of_ones_own(study_folder, tmp_path, monkeypatch, capsys):
+    base = ["--train", "48", "--prompts", "12", "--max-new-tokens", "12", "--study", str(study_folder)]
+    (tmp_path / "t.txt").write_text("One line of text.\n\nAnother line of it.\n")
+    rows = [{"instruction": "How do I bake bread?", "output": "Sure, you can bake bread with ease."}]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = ["--text", str(tmp_path / "t.txt"), "--completions", str(tmp_path / "c.jsonl")]
+    monkeypatch.setattr(sys, "argv", ["ce_loss", *base, "--out", str(tmp_path / "ce"), *files])
+    importlib.import_module("analyses.ce_loss").main()
+    assert {p.stem for p in (tmp_path / "ce").glob("losses_*")} == {
+        "losses_text",
+        "losses_completions",
+        "losses_own_completions",
+    }
+    (tmp_path / "one.txt").write_text("only one prompt\n")
+    sets = ["--set", f"a={tmp_path / 'one.txt'}"]
+    monkeypatch.setattr(sys, "argv", ["transfer", *base, "--out", str(tmp_path / "t"), *sets])
+    with pytest.raises(SystemExit):
+        importlib.import_module("analyses.transfer").main()
+    assert "too few prompts" in capsys.readouterr().err
+
+
+def test_scripts_are_short_and_on_the_map():
+    readme = (ANALYSES / "README.md").read_text("utf-8")
+    for path in ANALYSES.glob("*.py"):
+        if path.stem in ("__init__", "common"):
+            continue
+        assert len(path.read_text("utf-8").splitlines()) <= 80, path
+    for name in SCRIPTS:
+        assert f"python -m analyses.{name}" in readme, name
