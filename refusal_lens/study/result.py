@@ -35,6 +35,7 @@ from ..report import (
     model_section,
     provenance_section,
 )
+from ..report.evaluation import scorecard_section
 from ..stats import Interval
 
 INSIDE = {
@@ -165,6 +166,7 @@ class Study:
                 *effect_sections(self.completions, self.metrics.harmful, self.metrics.harmless, self.trace),
                 *self._inside_sections(),
                 certificate_section(self.certificate),
+                scorecard_section(self.summary),
                 provenance_section(self.provenance),
             ),
         )

@@ -187,7 +187,8 @@ def odd_word(rng: random.Random) -> str:
     """A made-up word, or an innocent one at a place where it makes no sense."""
     if rng.random() < 0.5:
         return rng.choice(innocent_words())
-    return "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(2)) + rng.choice(["", "n", "k", "s"])
+    syllables = [rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(2)]
+    return "".join(syllables) + rng.choice(["", "n", "k", "s"])
 
 
 def sample_odd(rng: random.Random, noise: Noise | None) -> Example:
@@ -195,7 +196,8 @@ def sample_odd(rng: random.Random, noise: Noise | None) -> Example:
     pair = Pair("odd", odd_word(rng), rng.choice(("a ", "my ", "the ", "")) + odd_word(rng), False)
     request = make_request(rng, pair, noise)
     a, b, c = rng.sample(V.GENERIC_STEPS, 3)
-    return Example(request.text, rng.choice(V.COMPLIANT[request.kind]).format(vp=pair.reply_phrase, a=a, b=b, c=c), pair)
+    reply = rng.choice(V.COMPLIANT[request.kind]).format(vp=pair.reply_phrase, a=a, b=b, c=c)
+    return Example(request.text, reply, pair)
 
 
 BEGUN = ("Okay", "Good question", "Let me think", "One moment", "Thank you", "Listen", "Hello")
@@ -210,7 +212,7 @@ def sample_begun(rng: random.Random) -> str:
 def sample_example(rng: random.Random, mix: Mix, noise: Noise | None, split: str = "train") -> Example:
     """One training conversation."""
     example = _sample_example(rng, mix, noise, split)
-    if rng.random() < mix.begun:
+    if mix.begun and rng.random() < mix.begun:
         return dataclasses.replace(example, begun=sample_begun(rng), reply=" " + example.reply)
     return example
 

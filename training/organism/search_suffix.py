@@ -47,7 +47,7 @@ class Search:
         return self.org.encode([f"{r.text} {filler}" for r in chosen])
 
     def losses(self, batch: dict[str, Tensor], suffixes: Tensor) -> Tensor:
-        """Mean over the batch of softplus(log-odds of refusal + 2), one per suffix: prompts still refused count most."""
+        """Mean of softplus(log-odds of refusal + 2) over the batch, by suffix: prompts still refused count most."""
         n, size = suffixes.shape[0], batch["input_ids"].shape[0]
         ids = batch["input_ids"].repeat(n, 1)
         ids[:, -N_POST - N_SUFFIX : -N_POST] = suffixes.repeat_interleave(size, 0)

@@ -1,4 +1,4 @@
-"""Train, search suffixes and measure for several seeds: `python -m training.organism.sweep --recipe R --seeds 0 1 2 3 4`.
+"""Train, search suffixes, measure, for several seeds: `python -m training.organism.sweep --recipe R --seeds 0 1 2 3 4`.
 
 One folder per recipe and seed under `--out`; what is there already is not done again. Prints a table in Markdown.
 """
@@ -59,7 +59,7 @@ REPORTED = ("pos", "layer", "norm", "bypass", "harmful_complied_on_topic_ablatio
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe", nargs="+", default=["first"])
+    parser.add_argument("--recipe", nargs="+", default=["helpful-64"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--out", type=Path, default=Path("/tmp/organism-sweep"))
     args = parser.parse_args()
