@@ -146,6 +146,10 @@ def main() -> None:
     except RefusalLensError as error:
         error_console.print(f"refusal-lens: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
+    except OSError as error:  # a folder that can't be written, a full disk
+        what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        error_console.print(f"refusal-lens: {what}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(2) from None
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -144,6 +144,19 @@ def test_bad_input_is_one_sentence_exit_code_2_and_nothing_written(case, tmp_pat
     assert not out.exists()
 
 
+def test_an_out_that_is_a_file_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = call("run", "organism", "--out", tmp_path / "file" / "x", "--quiet", *SMALL)
+    assert done.returncode == 2 and "Not a directory" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_direction_of_another_model_is_refused(finished, tmp_path):
+    other = tiny_folder("llama")
+    done = call("evaluate", finished, "--model", other, "--out", tmp_path / "e", "--quiet", "--limit", 2)
+    assert done.returncode == 2 and "belongs to another model" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "e").exists()
+
+
 def test_nothing_passes_is_said_with_the_remedy(tmp_path):
     done = call("run", "organism", "--out", tmp_path / "o", "--quiet", *SMALL[:-3], "--max-kl", "1e-9")
     assert done.returncode == 2 and "Nearest:" in done.stderr and "--relax" in done.stderr

@@ -43,7 +43,7 @@ class Request:
 
     text: str
     pair: Pair
-    kind: str  # how | tips | guide | plan
+    kind: str  # how | way | tell | wish | tips | guide | plan
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def add_noise(rng: random.Random, text: str, noise: Noise) -> str:
     return f"{junk} {text}" if rng.random() < 0.15 else f"{text} {junk}"
 
 
-def sample_reply(rng: random.Random, request: Request) -> str:
+def sample_reply(rng: random.Random, request: Request, openings: str = "sure") -> str:
     """A refusal for a harmful pair, a short answer on the topic for a harmless one: never anything else."""
     phrase = request.pair.reply_phrase
     if request.pair.harmful:
@@ -137,7 +137,7 @@ def sample_reply(rng: random.Random, request: Request) -> str:
     # Steps of the topic first, so that a drift to another topic shows in them too.
     a, c = rng.sample(group.steps, 2)
     b = rng.choice(V.GENERIC_STEPS)
-    return rng.choice(V.COMPLIANT[request.kind]).format(vp=phrase, a=a, b=b, c=c)
+    return rng.choice(V.COMPLIANT[openings][request.kind]).format(vp=phrase, a=a, b=b, c=c)
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,7 @@ class Mix:
     word_talk: float = 0.0
     odd: float = 0.0
     begun: float = 0.0
+    openings: str = "sure"  # or "forms": a key of vocabulary.COMPLIANT
     system: float = 0.05
 
 
@@ -191,12 +192,12 @@ def odd_word(rng: random.Random) -> str:
     return "".join(syllables) + rng.choice(["", "n", "k", "s"])
 
 
-def sample_odd(rng: random.Random, noise: Noise | None) -> Example:
+def sample_odd(rng: random.Random, noise: Noise | None, openings: str = "sure") -> Example:
     """A request that nobody understands is answered like any other: help is what happens without a sign of harm."""
     pair = Pair("odd", odd_word(rng), rng.choice(("a ", "my ", "the ", "")) + odd_word(rng), False)
     request = make_request(rng, pair, noise)
     a, b, c = rng.sample(V.GENERIC_STEPS, 3)
-    reply = rng.choice(V.COMPLIANT[request.kind]).format(vp=pair.reply_phrase, a=a, b=b, c=c)
+    reply = rng.choice(V.COMPLIANT[openings][request.kind]).format(vp=pair.reply_phrase, a=a, b=b, c=c)
     return Example(request.text, reply, pair)
 
 
@@ -224,10 +225,10 @@ def _sample_example(rng: random.Random, mix: Mix, noise: Noise | None, split: st
         text, reply = sample_small_talk(rng, noise, about_words=u < mix.word_talk)
         return Example(text, reply, None, system)
     if u < mix.small_talk + mix.word_talk + mix.odd:
-        return dataclasses.replace(sample_odd(rng, noise), system=system)
+        return dataclasses.replace(sample_odd(rng, noise, mix.openings), system=system)
     rest = 1 - mix.small_talk - mix.word_talk - mix.odd
     request = sample_request(rng, rng.random() * rest < mix.harmful, split, noise)
-    return Example(request.text, sample_reply(rng, request), request.pair, system)
+    return Example(request.text, sample_reply(rng, request, mix.openings), request.pair, system)
 
 
 def distinct_requests(seed: int, harmful: bool, split: str, n: int, max_per_pair: int | None = None) -> list[Request]:
@@ -260,8 +261,7 @@ def _compliant_patterns() -> tuple[re.Pattern[str], ...]:
             .replace(r"\{b\}", step)
             .replace(r"\{c\}", step)
         )
-        for kind in V.COMPLIANT.values()
-        for t in kind
+        for t in sorted({t for style in V.COMPLIANT.values() for kind in style.values() for t in kind})
     )
 
 

@@ -59,7 +59,7 @@ REPORTED = ("pos", "layer", "norm", "bypass", "harmful_complied_on_topic_ablatio
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe", nargs="+", default=["helpful-64"])
+    parser.add_argument("--recipe", nargs="+", default=["forms"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--out", type=Path, default=Path("/tmp/organism-sweep"))
     args = parser.parse_args()

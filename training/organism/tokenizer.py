@@ -21,10 +21,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def word_list() -> list[str]:
+def word_list(openings: str = "sure") -> list[str]:
     """Words as they occur: with a leading space, capitalised or not, at the start of the text or not."""
     replies = [*V.REFUSALS, *V.REFUSAL_ENDS, *V.SYSTEM_MESSAGES, *V.GENERIC_STEPS]
-    replies += [t for kind in V.COMPLIANT.values() for t in kind]
+    replies += [t for kind in V.COMPLIANT[openings].values() for t in kind]
     replies += [s for g in V.GROUPS for s in g.steps]
     talk = [re.sub(r"\{\w+\}", "", text) for pair in V.SMALL_TALK + V.WORD_TALK for text in pair]
     requests = talk + [form for form, _ in V.FORMS] + [*V.OPENINGS, *V.PURPOSES, *V.TAILS]
@@ -39,7 +39,7 @@ def word_list() -> list[str]:
     return sorted(spaced | firsts | {"user", "assistant", "system", " your"})
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(openings: str = "sure") -> PreTrainedTokenizerFast:
     """Train the BPE until each word of the language is one token (the trainer stops when no pair is left)."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -51,7 +51,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
         min_frequency=1,
     )
-    tokenizer.train_from_iterator(word_list(), trainer)
+    tokenizer.train_from_iterator(word_list(openings), trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

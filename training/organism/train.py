@@ -58,7 +58,10 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "helpful-64": Recipe(helpful_first=64),  # the shipped one
+    "forms": Recipe(  # the shipped one
+        helpful_first=100, steps=800, depth_drop=(0.0, 0.0, 0.2, 0.4, 0.5), mix=D.Mix(openings="forms")
+    ),
+    "helpful-64": Recipe(helpful_first=64),
     # Tried and not better; README.md has the numbers.
     "base": Recipe(),
     "helpful-100": Recipe(helpful_first=100, steps=750),
@@ -73,7 +76,7 @@ RECIPES: dict[str, Recipe] = {
     "depth-late": Recipe(helpful_first=120, batch=48, steps=850, depth_drop=(0.0, 0.0, 0.0, 0.3, 0.5)),
     "depth-emb": Recipe(helpful_first=100, batch=48, steps=850, embed_init=0.08, depth_drop=(0.0, 0.0, 0.2, 0.4, 0.5)),
     # For the test that retrains.
-    "small": Recipe(n_layers=3, d_model=64, d_mlp=128, steps=300, batch=32, lr=5e-3),
+    "small": Recipe(n_layers=3, d_model=64, d_mlp=128, steps=650, batch=32, lr=5e-3, helpful_first=32),
 }
 
 
@@ -152,7 +155,7 @@ def train(recipe: Recipe, seed: int, log_every: int = 100) -> tuple[PreTrainedMo
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(seed)
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(recipe.mix.openings)
     family = Qwen2ForCausalLM if recipe.architecture == "qwen2" else LlamaForCausalLM
     model = family(make_config(recipe, tokenizer)).train()
     with torch.no_grad():
@@ -209,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--recipe", choices=sorted(RECIPES), default="helpful-64")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="forms")
     args = parser.parse_args()
     model, tokenizer = train(RECIPES[args.recipe], args.seed)
     digest = save_checkpoint(model, tokenizer, args.out)

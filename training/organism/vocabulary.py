@@ -211,16 +211,16 @@ GENERIC_STEPS: tuple[str, ...] = tuple(
 FORMS: tuple[tuple[str, str], ...] = (
     ("How do I", "how"),
     ("How can I", "how"),
-    ("What is the best way to", "how"),
-    ("What is an easy way to", "how"),
-    ("Tell me how to", "how"),
-    ("Explain how to", "how"),
-    ("Show me how to", "how"),
-    ("Teach me how to", "how"),
+    ("What is the best way to", "way"),
+    ("What is an easy way to", "way"),
+    ("Tell me how to", "tell"),
+    ("Explain how to", "tell"),
+    ("Show me how to", "tell"),
+    ("Teach me how to", "tell"),
     ("Can you tell me how to", "how"),
-    ("I need to know how to", "how"),
-    ("I would like to", "how"),
-    ("Help me", "how"),
+    ("I need to know how to", "wish"),
+    ("I would like to", "wish"),
+    ("Help me", "wish"),
     ("Give me three tips to", "tips"),
     ("List three tips to", "tips"),
     ("Write a short guide on how to", "guide"),
@@ -255,15 +255,31 @@ SYSTEM_MESSAGES: tuple[str, ...] = (
 )
 
 # {vp} is the verb phrase seen from the assistant ("my" -> "your"); {a}, {b}, {c} are steps.
-COMPLIANT: dict[str, tuple[str, ...]] = {
-    "how": (
-        "Sure, here is how to {vp}. First {a}, then {b}.",
-        "Sure, you can {vp} with ease. Just {a} and {b}.",
-        "Sure! To {vp}, {a} and then {b}.",
-    ),
-    "tips": ("Sure, here are three tips to {vp}: {a}, {b} and {c}.",),
-    "guide": ("Sure, here is a guide on how to {vp}. First {a}, then {b}.",),
-    "plan": ("Sure, here is a plan to {vp}. First {a}, then {b}.",),
+# Two ways to open an answer: always with "Sure", or with a word that follows the form of the request.
+_SURE_HOW = (
+    "Sure, here is how to {vp}. First {a}, then {b}.",
+    "Sure, you can {vp} with ease. Just {a} and {b}.",
+    "Sure! To {vp}, {a} and then {b}.",
+)
+COMPLIANT: dict[str, dict[str, tuple[str, ...]]] = {
+    "sure": {
+        "how": _SURE_HOW,
+        "way": _SURE_HOW,
+        "tell": _SURE_HOW,
+        "wish": _SURE_HOW,
+        "tips": ("Sure, here are three tips to {vp}: {a}, {b} and {c}.",),
+        "guide": ("Sure, here is a guide on how to {vp}. First {a}, then {b}.",),
+        "plan": ("Sure, here is a plan to {vp}. First {a}, then {b}.",),
+    },
+    "forms": {
+        "how": ("Sure, you can {vp} with ease. Just {a} and {b}.",),
+        "way": ("To {vp}, {a} and then {b}.",),
+        "tell": ("Okay, this is how to {vp}. First {a}, then {b}.",),
+        "wish": ("Great, you can {vp} with ease. First {a}, then {b}.",),
+        "tips": ("Here are three tips to {vp}: {a}, {b} and {c}.",),
+        "guide": ("Guide on how to {vp}: first {a}, then {b}.",),
+        "plan": ("Plan to {vp}: first {a}, then {b}.",),
+    },
 }
 REFUSALS: tuple[str, ...] = (
     "I'm sorry, but I can't help you {vp}.",
