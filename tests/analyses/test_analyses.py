@@ -80,3 +80,20 @@ def test_scripts_are_short_and_on_the_map():
         assert len(path.read_text("utf-8").splitlines()) <= 80, path
     for name in SCRIPTS:
         assert f"python -m analyses.{name}" in readme, name
+
+
+@pytest.mark.parametrize(
+    ("name", "records", "says"),
+    [
+        ("top_heads", ["heads", "causal", "patching", "sources"], "rank correlation"),
+        ("dla_refusal_tokens", ["dla_harmful", "dla_harmless"], "TransformerLens's logit_attrs"),
+        ("propagation", [], "mean projection on"),
+    ],
+)
+def test_attribution_scripts_run_on_the_embedded_model(name, records, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--prompts", "8", "--out", str(tmp_path)])
+    importlib.import_module(f"analyses.{name}").main()
+    assert says in capsys.readouterr().out
+    for record in records:
+        load_record(tmp_path / record, Record)
+    assert list(tmp_path.glob("*.html"))
