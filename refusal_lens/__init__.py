@@ -5,6 +5,7 @@ from .attribution import direct_logit_attribution, head_contributions
 from .certify import certify
 from .errors import RefusalLensError
 from .extraction import extract_directions
+from .hijacking import hijacking
 from .interventions import Ablate, Add
 from .loading import load_model
 from .model import HookedChatModel
@@ -13,6 +14,7 @@ from .prompts import PromptSet
 from .records import Direction
 from .selection import select_direction
 from .study import Study, StudyConfig, run_study
+from .suffixes import SuffixSet
 
 __all__ = [
     "Ablate",
@@ -23,10 +25,12 @@ __all__ = [
     "RefusalLensError",
     "Study",
     "StudyConfig",
+    "SuffixSet",
     "certify",
     "direct_logit_attribution",
     "extract_directions",
     "head_contributions",
+    "hijacking",
     "load_model",
     "organism",
     "orthogonalized",

@@ -1,0 +1,246 @@
+"""Does a suffix work through the heads' attention to it? Cut edges, patch heads, restore the direction, each against
+random heads of the same layers and a norm-matched placebo."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..attribution.causal import ReplaceHeads, random_heads, wide_dtype
+from ..attribution.components import Readout, wide
+from ..attribution.records import Head
+from ..chat import Tokens
+from ..interventions import Intervention
+from ..linalg import random_unit, refusal_log_odds
+from ..model import HookedChatModel, take
+from ..records import Direction, RefusalTokens
+from ..scoring import is_refusal
+from .causal_records import CausalTest, CausalTests
+from .interventions import KnockOut, PatchComponent, PatchPattern, Push, SetComponent, by_layer
+from .records import Observation
+
+# What of a head is taken from the other run.
+PATCHES = ("pattern", "output", "r̂ component")
+
+
+def causal_tests(
+    model: HookedChatModel,
+    plain: Observation,
+    suffixed: Observation,
+    direction: Direction,
+    heads: Sequence[Head],
+    refusal_tokens: RefusalTokens,
+    *,
+    n_random: int = 3,
+    max_new_tokens: int = 0,
+    seed: int = 0,
+) -> CausalTests:
+    """The causal tests of one suffix (docs/hijacking.md says what each shows).
+
+    Args:
+        plain, suffixed: observations of the same prompts.
+        heads: the top heads, chosen on other prompts.
+        n_random: draws of random heads of the same layers.
+        max_new_tokens: length of replies under the cuts; 0 for none.
+        seed: of these draws and of the placebo's directions.
+    """
+    named = tuple((int(a), int(b)) for a, b in heads)
+    rng = random.Random(seed)
+    draws = tuple(random_heads(model, named, rng) for _ in range(n_random))
+    draws = tuple(d for d in draws if d)
+    every = tuple((layer, head) for layer in range(model.n_layers) for head in range(model.n_heads))
+    others = tuple(h for h in every if h not in named)
+    bench = _Bench(model, plain, suffixed, direction, refusal_tokens, seed)
+    tests = [
+        bench.test("cut top heads", "cut", named, draws, max_new_tokens=max_new_tokens),
+        bench.test("cut the first top head", "cut", named[:1], tuple(d[:1] for d in same_layer(draws, named[0]))),
+        bench.test("cut all heads", "cut", every, (), max_new_tokens=max_new_tokens),
+        bench.test("cut all other heads", "cut", others, (), max_new_tokens=max_new_tokens),
+    ]
+    for kind in PATCHES:
+        tests.append(bench.test(f"patch {kind} of top heads", kind, named, draws))
+    for kind in PATCHES:
+        tests.append(bench.test(f"reverse: patch {kind} of top heads", kind, named, draws, reverse=True))
+    tests.append(bench.restore())
+    return CausalTests(
+        tuple(tests), plain.metric, suffixed.metric, named, draws, plain.refused, suffixed.refused
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """One batch in both runs, and what patches need from each."""
+
+    rows: list[int]
+    clean: Tokens
+    dirty: Tokens
+
+
+class _Bench:
+    """The prompts in batches, in the clean and in the suffixed run."""
+
+    def __init__(
+        self,
+        model: HookedChatModel,
+        plain: Observation,
+        suffixed: Observation,
+        direction: Direction,
+        refusal_tokens: RefusalTokens,
+        seed: int,
+    ):
+        self.model, self.ids, self.seed = model, refusal_tokens.ids, seed
+        self.readout = Readout.of(model, direction.unit)
+        clean = model.tokenize(plain.prompts, plain.suffixes)
+        dirty = model.tokenize(suffixed.prompts, suffixed.suffixes)
+        self.n, self.n_post = len(dirty), dirty.n_post
+        self.pairs = [
+            _Pair(list(batch.indices), take(clean, list(batch.indices)), batch)
+            for batch in model.batches(dirty, max_tokens=1024)
+        ]
+
+    # -- one test -------------------------------------------------------------------------------------------
+    def test(
+        self,
+        name: str,
+        kind: str,
+        heads: tuple[Head, ...],
+        draws: tuple[tuple[Head, ...], ...],
+        *,
+        reverse: bool = False,
+        max_new_tokens: int = 0,
+    ) -> CausalTest:
+        """The intervention on ``heads``, on each draw of random heads, and its placebo."""
+        metric, placebo = torch.empty(self.n, dtype=torch.float64), torch.empty(self.n, dtype=torch.float64)
+        controls = torch.empty(len(draws), self.n, dtype=torch.float64)
+        refused = [False] * self.n
+        for pair in self.pairs:
+            into, source = (pair.clean, pair.dirty) if reverse else (pair.dirty, pair.clean)
+            make = self._maker(kind, into, source, sorted({layer for layer, _ in heads}))
+            metric[pair.rows] = self._metric(into, make(heads))
+            placebo[pair.rows] = self._metric(into, self._placebo(into, make(heads), heads))
+            for i, draw in enumerate(draws):
+                controls[i, pair.rows] = self._metric(into, make(draw))
+            if max_new_tokens:
+                for row, reply in zip(pair.rows, self._replies(into, make(heads), max_new_tokens), strict=True):
+                    refused[row] = is_refusal(reply)
+        return CausalTest(name, reverse, metric, controls, placebo, tuple(refused) if max_new_tokens else ())
+
+    def _metric(self, tokens: Tokens, intervention: Intervention) -> Float[Tensor, "batch"]:
+        with self.model.hooks(intervention):
+            logits = self.model.logits(tokens)[:, -1]
+        return refusal_log_odds(logits, self.ids).cpu()
+
+    def _replies(self, tokens: Tokens, intervention: Intervention, max_new_tokens: int) -> list[str]:
+        alone = replace(tokens, indices=tuple(range(len(tokens))))
+        with self.model.hooks(intervention):
+            return self.model.generate(alone, max_new_tokens, batch_size=len(tokens))
+
+    def _maker(
+        self, kind: str, into: Tokens, source: Tokens, layers: list[int]
+    ) -> Callable[[tuple[Head, ...]], Intervention]:
+        """heads -> the intervention of this kind on ``into``; what it takes from ``source`` is read once."""
+        n_last = self.n_post
+        if kind == "cut":
+            dest, src = into.region("template_post"), into.region("suffix")
+            return lambda heads: KnockOut(heads, dest, src)
+        if kind == "pattern":
+            names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in layers}
+            # Rows of the last positions only: hook_pattern's destination is axis 2.
+            cached = self._cache_rows(source, list(names.values()))
+            patterns = {layer: cached[name] for layer, name in names.items()}
+            columns = matching_columns(into, source)
+            return lambda heads: PatchPattern(heads, patterns, columns)
+        z = self._last_z(source, n_last)
+        if kind == "output":
+            return lambda heads: ReplaceHeads(heads, z)
+        along = torch.einsum("lbqhd,lhd->lhbq", z, self.readout.heads.to(z))
+        for layer, scale in self._scales(source, n_last).items():
+            along[layer] = along[layer] / scale
+        return lambda heads: PatchComponent(heads, self.readout, along)
+
+    def _cache_rows(self, tokens: Tokens, names: list[str]) -> dict[str, Tensor]:
+        kept: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable:
+            def hook_fn(p: Tensor, hook: object) -> None:
+                kept[name] = p[:, :, -self.n_post :].clone()
+
+            return hook_fn
+
+        with self.model.hooks(*[(name, keep(name)) for name in names]):
+            self.model.cache(tokens, [f"blocks.{self.model.n_layers - 1}.hook_resid_post"], positions=slice(-1, None))
+        return kept
+
+    def _last_z(self, tokens: Tokens, n_last: int) -> Float[Tensor, "layer batch last head d_head"]:
+        m = self.model
+        names = [f"blocks.{layer}.attn.hook_z" for layer in range(m.n_layers)]
+        cached = m.cache(tokens, names, positions=slice(-n_last, None))
+        rows = [wide(cached[name]).reshape(len(tokens), n_last, m.n_heads, m.d_head) for name in names]
+        return torch.stack(rows).to(wide_dtype(m))
+
+    def _scales(self, tokens: Tokens, n_last: int) -> dict[int, Float[Tensor, "batch last"]]:
+        sites = {layer: site for layer, site in enumerate(self.readout.scale_sites) if site}
+        if not sites:
+            return {}
+        cached = self.model.cache(tokens, sites.values(), positions=slice(-n_last, None))
+        return {layer: wide(cached[site][..., 0]) for layer, site in sites.items()}
+
+    def _placebo(self, tokens: Tokens, intervention: Intervention, heads: tuple[Head, ...]) -> Push:
+        """A change of attention's output in a random direction, as large as the one that ``intervention`` makes at
+        each layer with such a head, prompt and post-instruction position."""
+        names = [f"blocks.{layer}.hook_attn_out" for layer in by_layer(heads)]
+        last = slice(-self.n_post, None)
+        before = self.model.cache(tokens, names, positions=last)
+        with self.model.hooks(intervention):
+            after = self.model.cache(tokens, names, positions=last)
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        changes = {}
+        for name in names:
+            size = wide(after[name] - before[name]).norm(dim=-1, keepdim=True)
+            noise = torch.randn(len(tokens), 1, self.model.d_model, generator=generator, dtype=torch.float64)
+            noise = (noise / noise.norm(dim=-1, keepdim=True)).to(size)
+            changes[name] = size * noise
+        return Push(changes)
+
+    # -- the direction alone --------------------------------------------------------------------------------
+    def restore(self) -> CausalTest:
+        """Keep the suffix, and give the post-instruction positions the clean run's component along r̂ at every layer;
+        the placebo makes the same moves along a random direction."""
+        m = self.model
+        metric, placebo = torch.empty(self.n, dtype=torch.float64), torch.empty(self.n, dtype=torch.float64)
+        r = self.readout.vector
+        other = random_unit(m.d_model, self.seed + 2, torch.float64).to(r)
+        other = (other - (other @ r) * r) / (other - (other @ r) * r).norm()
+        names = [f"blocks.{layer}.hook_resid_pre" for layer in range(m.n_layers)]
+        for pair in self.pairs:
+            cached = m.cache(pair.clean, names, positions=slice(-self.n_post, None))
+            wanted = torch.stack([wide(cached[name]).to(r) @ r for name in names])
+            steps: dict[int, Tensor] = {}
+            metric[pair.rows] = self._metric(pair.dirty, SetComponent(r, wanted, steps))
+            moves = {names[layer]: step[..., None] * other for layer, step in steps.items()}
+            placebo[pair.rows] = self._metric(pair.dirty, Push(moves))
+        return CausalTest("restore r̂", False, metric, torch.empty(0, self.n, dtype=torch.float64), placebo)
+
+
+def same_layer(draws: tuple[tuple[Head, ...], ...], head: Head) -> tuple[tuple[Head, ...], ...]:
+    """Of each draw, the heads in the layer of ``head``."""
+    found = (tuple(h for h in draw if h[0] == head[0]) for draw in draws)
+    return tuple(d for d in found if d)
+
+
+def matching_columns(into: Tokens, source: Tokens) -> Int[Tensor, "batch src"]:
+    """Which column of ``source`` holds the token that stands at each column of ``into``; -1 for tokens that only
+    ``into`` has (a suffix) and for padding. Both hold the same instructions."""
+    columns = torch.full(into.ids.shape, -1, dtype=torch.long, device=into.ids.device)
+    ends = into.ids.shape[1], source.ids.shape[1]
+    for i, (a, b) in enumerate(zip(into.spans, source.spans, strict=True)):
+        starts = ends[0] - int(into.lengths[i]), ends[1] - int(source.lengths[i])
+        head, tail = min(a.instruction[1], b.instruction[1]), a.template_post[1] - a.template_post[0]
+        columns[i, starts[0] : starts[0] + head] = torch.arange(starts[1], starts[1] + head)
+        columns[i, ends[0] - tail :] = torch.arange(ends[1] - tail, ends[1])
+    return columns

@@ -1,0 +1,128 @@
+"""Results of the causal tests of one suffix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..attribution.records import Head
+from ..records import Record
+from ..stats import Interval, Rate, rate
+from .statistics import fraction_interval
+
+
+@dataclass(frozen=True)
+class CausalTest(Record):
+    """The refusal metric under one intervention and its controls, by prompt.
+
+    Attributes:
+        name: e.g. "cut top heads".
+        reverse: whether it acts on the clean run (what of the drop does it bring about?) instead of on the suffixed
+            one (how much does it bring back?).
+        metric: under the intervention.
+        random: under the same on random heads of the same layers, one row a draw; no rows where heads play no part.
+        placebo: with a random change of equal norm at the same places instead.
+        refused: replies with a refusal phrase under the intervention; empty where no replies were asked for.
+    """
+
+    name: str
+    reverse: bool
+    metric: Float[Tensor, "prompt"]
+    random: Float[Tensor, "draw prompt"]
+    placebo: Float[Tensor, "prompt"]
+    refused: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True)
+class CausalTests(Record):
+    """All causal tests of one suffix.
+
+    Attributes:
+        tests: the tests.
+        plain, suffixed: refusal metric of the clean and the suffixed run.
+        heads: the top heads.
+        random_heads: the draws of random heads of the same layers.
+        refused_plain, refused_suffixed: replies with a refusal phrase, where replies were asked for.
+    """
+
+    tests: tuple[CausalTest, ...]
+    plain: Float[Tensor, "prompt"]
+    suffixed: Float[Tensor, "prompt"]
+    heads: tuple[Head, ...]
+    random_heads: tuple[tuple[Head, ...], ...]
+    refused_plain: tuple[bool, ...] = ()
+    refused_suffixed: tuple[bool, ...] = ()
+
+    def test(self, name: str) -> CausalTest:
+        """One test by name."""
+        return next(t for t in self.tests if t.name == name)
+
+    def _fraction(self, metric: Float[Tensor, "prompt"], reverse: bool) -> Interval:
+        part = self.plain - metric if reverse else metric - self.suffixed
+        return fraction_interval(part.tolist(), (self.plain - self.suffixed).tolist())
+
+    def recovered(self, name: str) -> Interval:
+        """Share of the drop of the refusal metric that the intervention brings back (of a reverse test: brings
+        about)."""
+        t = self.test(name)
+        return self._fraction(t.metric, t.reverse)
+
+    def recovered_random(self, name: str) -> Interval:
+        """The same with random heads, mean over draws; NaN where heads play no part."""
+        t = self.test(name)
+        metric = t.random.mean(0) if len(t.random) else torch.full_like(t.metric, float("nan"))
+        return self._fraction(metric, t.reverse)
+
+    def recovered_placebo(self, name: str) -> Interval:
+        """The same with the norm-matched placebo."""
+        t = self.test(name)
+        return self._fraction(t.placebo, t.reverse)
+
+    def refusals_back(self, name: str) -> Rate:
+        """Share of the refusals lost to the suffix that are back under the intervention, by replies where there are
+        any, else by the sign of the metric."""
+        t = self.test(name)
+        if t.refused and self.refused_plain and self.refused_suffixed:
+            before, after, now = self.refused_plain, self.refused_suffixed, t.refused
+        else:
+            before, after, now = ((x > 0).tolist() for x in (self.plain, self.suffixed, t.metric))
+        return rate([c for a, b, c in zip(before, after, now, strict=True) if a and not b])
+
+    def passed(self, name: str, least: float = 0.5) -> bool:
+        """At least ``least`` of the drop, and beyond the intervals of random heads and placebo."""
+        found, placebo = self.recovered(name), self.recovered_placebo(name)
+        others = [placebo] + ([self.recovered_random(name)] if len(self.test(name).random) else [])
+        return found.mean >= least and all(found.low > max(o.high, 0.0) for o in others)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a test: fraction with interval, random heads, placebo, refusals back, n."""
+        rows = []
+        for t in self.tests:
+            found, random, placebo = (
+                f(t.name) for f in (self.recovered, self.recovered_random, self.recovered_placebo)
+            )
+            back = None if t.reverse else self.refusals_back(t.name)
+            rows.append(
+                {
+                    "test": t.name,
+                    "acts on": "clean run" if t.reverse else "suffixed run",
+                    "fraction": found.mean,
+                    "low": found.low,
+                    "high": found.high,
+                    "random_heads": random.mean,
+                    "random_low": random.low,
+                    "random_high": random.high,
+                    "placebo": placebo.mean,
+                    "placebo_low": placebo.low,
+                    "placebo_high": placebo.high,
+                    "refusals_back": float("nan") if back is None else back.rate,
+                    "lost": 0 if back is None else back.n,
+                    "passed": self.passed(t.name),
+                    "n": found.n,
+                }
+            )
+        return pd.DataFrame(rows)

@@ -1,0 +1,30 @@
+"""Detectors of harmful requests from the projection on r̂: what a defence could read, and where it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from .detector_records import SCORES, Detectors
+from .records import Observation
+
+
+def detectors(harmful: Mapping[str, Observation], harmless: Mapping[str, Observation], site: int) -> Detectors:
+    """Scores of every prompt at every site.
+
+    Args:
+        harmful: group name -> observation, e.g. plain, with an adversarial, with a benign suffix.
+        harmless: likewise; the first is the plain one, on which "both" is standardized and thresholds are set.
+        site: where tables read (see ``Detectors``).
+    """
+    groups = {**harmful, **harmless}
+    last = torch.cat([o.projection for o in groups.values()], 1).double()
+    inside = torch.cat([o.instruction_max for o in groups.values()], 1).double()
+    plain = next(iter(harmless.values()))
+    both = sum(
+        (x - y.double().mean(1, keepdim=True)) / y.double().std(1, keepdim=True).clamp_min(1e-12)
+        for x, y in ((last, plain.projection), (inside, plain.instruction_max))
+    )
+    names = tuple(name for name, o in groups.items() for _ in range(o.n))
+    return Detectors(torch.stack([last, inside, both]), names, tuple(harmful), site, SCORES)
