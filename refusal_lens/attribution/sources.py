@@ -17,9 +17,12 @@ from ..chat import REGIONS, Tokens
 from ..errors import ModelError
 from ..model import HookedChatModel
 from ..records import Direction
-from .components import PARTS_TOLERANCE, Readout, check_position, texts, wide
+from .components import Readout, check_position, texts, wide
 from .records import Head
 from .token_records import AttentionPatterns, Propagation, SourceContributions
+
+# Two roundings to the model's dtype, of the pattern and of z, with room for the sum between them.
+SOURCES_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 5e-3}
 
 
 def source_contributions(
@@ -74,6 +77,8 @@ def _sources_of(
     weights: dict[int, Tensor] = {}
     scales: dict[int, Tensor] = {}
     summed: dict[int, Tensor] = {}
+    lengths: dict[int, Tensor] = {}
+    sizes: dict[int, Tensor] = {}
     r = readout.vector
 
     def on_values(layer: int) -> Callable:
@@ -83,6 +88,9 @@ def _sources_of(
             vectors = readout.heads[layer].unflatten(0, (v.shape[2], per_group))
             # Each group of query heads shares one value head: no repeated copy of v is made.
             value_part[layer] = torch.einsum("bskd,kgd->kgbs", wide(v).to(r), vectors).flatten(0, 1)
+            if check:
+                length = wide(v).to(r).norm(dim=-1).permute(2, 0, 1)
+                lengths[layer] = torch.einsum("kbs,kg->kgbs", length, vectors.norm(dim=-1)).flatten(0, 1)
 
         return hook_fn
 
@@ -92,6 +100,8 @@ def _sources_of(
             row = row * batch.mask  # the pattern of padding is not defined
             weights[layer] = row
             written[layer] = row * value_part.pop(layer)
+            if check:
+                sizes[layer] = (row * lengths.pop(layer)).sum(-1)
 
         return hook_fn
 
@@ -122,18 +132,24 @@ def _sources_of(
             "layers; load it with eager attention (load_model does)"
         )
     if check:
-        _check_sources(model, written, summed)
+        _check_sources(model, written, summed, sizes)
     for layer, scale in scales.items():
         written[layer] = written[layer] / scale[:, None]
     layers = range(model.n_layers)
     return torch.stack([written[i] for i in layers]), torch.stack([weights[i] for i in layers])
 
 
-def _check_sources(model: HookedChatModel, written: dict[int, Tensor], summed: dict[int, Tensor]) -> None:
-    tolerance = PARTS_TOLERANCE.get(model.dtype, 4e-2)
+def _check_sources(
+    model: HookedChatModel, written: dict[int, Tensor], summed: dict[int, Tensor], sizes: dict[int, Tensor]
+) -> None:
+    """Sources must sum to z · W_O r̂, relative to sum_s pattern[s] |v_s| |W_O r̂|.
+
+    That length bounds the rounding of z whatever the order of the sum and however much of it cancels; the parts
+    themselves do not, since values nearly orthogonal to W_O r̂ are rounded at their full length.
+    """
+    tolerance = SOURCES_TOLERANCE.get(model.dtype, 5e-3)
     for layer, parts in written.items():
-        size = parts.abs().sum(-1).clamp_min(parts.abs().max() * 1e-3).clamp_min(1e-30)
-        gap = float(((parts.sum(-1) - summed[layer]).abs() / size).max())
+        gap = float(((parts.sum(-1) - summed[layer]).abs() / sizes[layer].clamp_min(1e-30)).max())
         if not gap <= tolerance:
             raise ModelError(
                 f"{model.name}, layer {layer}: sources miss the head's output by {gap:.2g} of their size (limit "

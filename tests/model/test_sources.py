@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -81,6 +83,25 @@ def test_padded_prompts_regions_and_suffixes(architecture):
         assert strip.shape == (n,)
     no_suffix = found.by_region()[:, :, 1, found.regions.index("suffix")]
     assert float(no_suffix.abs().max()) == 0
+
+
+def test_rounding_is_not_taken_for_a_change():
+    """bfloat16 values with a large common part that W_O r̂ misses: the parts are small, the rounding of z is not."""
+    model = model_of("qwen2", torch.bfloat16)
+    bias = model.backend.tl.original_model.model.layers[1].self_attn.v_proj.bias
+    with torch.no_grad():
+        bias.copy_(100 * torch.randn(len(bias), generator=torch.Generator().manual_seed(0)))
+    weight = model.backend.output_weight(1).detach().float()
+    per_group = model.n_heads * model.d_head // len(bias)
+    common = bias.detach().float().reshape(-1, 1, model.d_head).expand(-1, per_group, -1).reshape(len(weight), 1, -1)
+    common = (common @ weight)[:, 0]  # what each head writes of it
+    direction = direction_of(model)
+    kept = torch.linalg.qr(common.T).Q
+    unit = direction.unit.float() - kept @ (kept.T @ direction.unit.float())
+    direction = dataclasses.replace(direction, unit=(unit / unit.norm()).double())
+    found = source_contributions(model, [PROMPT], direction)
+    gap = (found.values.sum(-1) - head_contributions(model, [PROMPT], direction).values)[1].abs()
+    assert 0.04 < float((gap / found.values[1].abs().sum(-1)).max())  # far beyond any limit relative to the parts
 
 
 def test_values_changed_after_their_hook_are_refused():
