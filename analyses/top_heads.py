@@ -20,6 +20,7 @@ from refusal_lens.attribution import (
     top_heads,
 )
 from refusal_lens.plots import attribution as plots
+from refusal_lens.plots import circuits
 from refusal_lens.study import Study, StudyConfig, run_study
 
 
@@ -64,7 +65,8 @@ def main() -> None:
     for name, record in (("heads", heads), ("causal", check), ("patching", patching), ("sources", sources)):
         record.save(args.out / name)
     pattern = attention_patterns(model, test[0], heads.heads[:4])
-    views = plots.circuitsvis_script() + plots.attention_view(pattern) + plots.tokens_view(sources, 0, heads.heads)
+    views = circuits.circuitsvis_script() + circuits.attention_view(pattern)
+    views += circuits.tokens_view(sources, 0, heads.heads)
     (args.out / "attention.html").write_text(views, "utf-8")
     figures = [plots.plot_head_contributions(heads), plots.plot_head_report(heads), plots.plot_causal_check(check)]
     figures += [plots.plot_patching(patching), plots.plot_sources_by_region(sources, heads.heads)]

@@ -61,6 +61,9 @@ def run(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of replies.")] = 64,
     attribution: Annotated[bool, typer.Option(help="Look inside: heads, logits, tokens.")] = True,
+    stability: Annotated[
+        int, typer.Option(min=0, help="Draw the training prompts again so many times and choose again.")
+    ] = 0,
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
 ) -> None:
     """Find and test the refusal direction of MODEL; resumes where it stopped.
@@ -93,6 +96,7 @@ def run(
         full_grid=full_grid,
         refusal_tokens=tuple(refusal_token or ()),
         attribution=attribution,
+        stability=stability,
         max_new_tokens=max_new_tokens,
     )
     with bars(quiet) as progress:

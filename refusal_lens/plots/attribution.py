@@ -1,14 +1,11 @@
 """Figures of attribution: heads, components, source tokens, propagation, causal checks.
 
-Figures are Plotly's; attention patterns and coloured tokens are CircuitsVis', as HTML that needs ``circuitsvis_script``
-once on the page.
+CircuitsVis's views of attention and tokens are in ``circuits``, figures of one picked head in ``heads``.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
@@ -16,9 +13,8 @@ from plotly.subplots import make_subplots
 
 from ..attribution.records import ComponentContributions, Head, HeadContributions, LogitAttribution
 from ..attribution.reports import CausalCheck, HeadReport, PatchingComparison
-from ..attribution.token_records import AttentionPatterns, Propagation, SourceContributions
+from ..attribution.token_records import Propagation, SourceContributions
 from ..chat import visible
-from ..errors import ResultError
 from . import style
 
 REGION_COLOURS = {
@@ -303,70 +299,3 @@ def plot_patching(record: PatchingComparison) -> go.Figure:
     figure.update_yaxes(title_text="measured by patching")
     title = f"Attribution patching: Spearman {record.spearman:.2f} ({len(record.clean)} pairs)"
     return style.finish(figure, title)
-
-
-# -- CircuitsVis ----------------------------------------------------------------------------------------------------
-
-
-def circuitsvis_script() -> str:
-    """CircuitsVis' packaged JavaScript as one classic ``<script>`` element: put it once on a page, before its views.
-
-    Its own HTML repeats these 1.3 MB in every figure and asks a remote host whether it is online; this does neither.
-    """
-    return f"<script>{circuitsvis_source()}</script>"
-
-
-def circuitsvis_source() -> str:
-    """The same JavaScript alone, safe inside a script element."""
-    import circuitsvis
-
-    source = (Path(circuitsvis.__file__).parent / "dist" / "cdn" / "iife.js").read_text("utf-8")
-    return source.replace("</script", "<\\/script")
-
-
-def attention_props(record: AttentionPatterns) -> tuple[str, dict[str, Any]]:
-    """CircuitsVis' component and its properties: attention of a few heads on one prompt (rounded to 4 digits)."""
-    rounded = (record.values.float() * 1e4).round() / 1e4
-    return "AttentionHeads", {
-        "tokens": [visible(token) for token in record.tokens],
-        "attention": [[[float(f"{x:.4g}") for x in row] for row in head] for head in rounded.tolist()],
-        "attentionHeadNames": list(record.labels),
-    }
-
-
-def attention_view(record: AttentionPatterns, element_id: str = "attention") -> str:
-    """CircuitsVis' attention heads of a few heads on one prompt, as HTML (needs ``circuitsvis_script``)."""
-    return _view(*attention_props(record), element_id)
-
-
-def tokens_view(
-    record: SourceContributions, prompt: int = 0, heads: Sequence[Head] | None = None, element_id: str = "tokens"
-) -> str:
-    """CircuitsVis' coloured tokens: what each source token of a prompt writes into r̂ (needs ``circuitsvis_script``)."""
-    return _view(*tokens_props(record, prompt, heads), element_id)
-
-
-def tokens_props(
-    record: SourceContributions, prompt: int = 0, heads: Sequence[Head] | None = None
-) -> tuple[str, dict[str, Any]]:
-    """CircuitsVis' component and its properties for ``tokens_view``."""
-    values = record.of_prompt(prompt, list(heads) if heads is not None else None)
-    limit = float(values.abs().max()) or 1.0
-    return "ColoredTokens", {
-        "tokens": list(record.tokens[prompt]),
-        "values": values.float().tolist(),
-        "minValue": -limit,
-        "maxValue": limit,
-        "negativeColor": style.BLUE,
-        "positiveColor": style.RED,
-    }
-
-
-def _view(component: str, props: dict[str, Any], element_id: str) -> str:
-    # A prompt may hold "</script>" or "<!--", which would end the element: < never appears as such.
-    data = json.dumps(props, allow_nan=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
-    target = json.dumps(element_id).replace("<", "\\u003c")
-    safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in element_id)
-    if safe != element_id:
-        raise ResultError(f"element id {element_id!r} must be letters, digits, - and _")
-    return f'<div id="{safe}"></div><script>CircuitsVis.render({target}, CircuitsVis.{component}, {data})</script>'

@@ -55,3 +55,8 @@ def finish(figure: go.Figure, title: str = "", height: int = 380) -> go.Figure:
     figure.update_xaxes(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.5)")
     figure.update_yaxes(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.5)")
     return figure
+
+
+def one_line(text: str) -> str:
+    """Plotly's line breaks as spaces: for tables."""
+    return text.replace("<br>", " ")

@@ -1,21 +1,27 @@
 """Records to one self-contained HTML page."""
 
-from .attribution import attribution_section, certificate_section
-from .page import Card, Figure, Page, Section, Table, Widget
-from .sections import direction_section, effect_sections, headline, model_section, provenance_section
+from .certificate import certificate_section
+from .inside import Inside, inside_section
+from .page import Card, Figure, Note, Option, Page, Picker, Section, Table, Widget
+from .sections import direction_section, effect_section, model_section, provenance_section
+from .summary import headline
 
 __all__ = [
     "Card",
     "Figure",
+    "Inside",
+    "Note",
+    "Option",
     "Page",
+    "Picker",
     "Section",
     "Table",
     "Widget",
-    "attribution_section",
     "certificate_section",
     "direction_section",
-    "effect_sections",
+    "effect_section",
     "headline",
+    "inside_section",
     "model_section",
     "provenance_section",
 ]

@@ -3,6 +3,7 @@ scorecard of paper, public run and this run."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,9 @@ from ..plots import evaluation as plots
 from ..plots import plot_trace
 from ..records import DirectionTrace
 from .page import Figure, Section, Table, plain
-from .sections import RANDOM
+from .tables import trace_frame
 
+RANDOM = "a random direction of equal norm"
 NOT_MEASURED = "not measured"
 
 
@@ -124,7 +126,9 @@ def stability_section(record: Stability) -> Section:
         "stability",
         plots.plot_stability(record),
         "Candidates by the share of resamples they won (all prompts' winner in green), and cosines of the winners.",
-        n=f"{record.resamples} resamples",
+        n=f"{record.resamples} resamples of {record.n_harmful} harmful and {record.n_harmless} harmless prompts",
+        control="two random directions of this size have a cosine of about "
+        f"{(2 / math.pi / len(record.reference.unit)) ** 0.5:.2f} in magnitude",
         data=record.to_frame(),
     )
     return Section("stability", "Stability of the selection", text, (figure,))
@@ -181,6 +185,7 @@ def trace_section(trace: DirectionTrace, id: str, title: str) -> Section:
         plot_trace(trace),
         "Cosine of the last position with the direction by layer; band of one standard deviation.",
         n=f"{trace.cosine.shape[-1]} prompts a line",
+        data=trace_frame(trace),
     )
     return Section(id, title, (), (figure,))
 

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import resources
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
 import pandas as pd
 import plotly.graph_objects as go
+import plotly.io
 from plotly.offline import get_plotlyjs
 
-from ..plots.attribution import circuitsvis_source
+from ..plots.circuits import circuitsvis_source
+from .frames import figure_frame, widget_frame
 
 
 @dataclass(frozen=True)
@@ -29,25 +33,32 @@ class Figure:
         caption: what is seen.
         n: how many prompts, in words.
         control: the placebo beside the effect, in words; "" where none applies.
-        data: the numbers behind it, offered as CSV.
+        data: the numbers behind it, offered as CSV; those drawn if None.
+        picks: id of the ``Picker`` that a click on a point sets to the point's custom data; "" for none.
+        wide: keeps its width on a phone, where it then scrolls sideways.
     """
 
+    kind: ClassVar[str] = "figure"
     id: str
     figure: go.Figure
     caption: str
     n: str = ""
     control: str = ""
     data: pd.DataFrame | None = None
+    picks: str = ""
+    wide: bool = True
 
-    @property
+    @cached_property
     def json(self) -> str:
-        """Plotly JSON, safe inside a script element."""
-        return str(self.figure.to_json()).replace("</", "<\\/")
+        """Plotly JSON, safe inside a script element; without the template, which the page holds once."""
+        found = self.figure.to_plotly_json()
+        found["layout"] = {key: value for key, value in found["layout"].items() if key != "template"}
+        return _script_safe(found)
 
-    @property
+    @cached_property
     def csv(self) -> str:
-        """The data as a data: address, "" if there is none."""
-        return "" if self.data is None else csv_address(self.data)
+        """The data as a data: address."""
+        return csv_address(figure_frame(self.figure) if self.data is None else self.data)
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,7 @@ class Table:
         data: what the CSV link offers.
     """
 
+    kind: ClassVar[str] = "table"
     id: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -85,20 +97,71 @@ class Widget:
         id: unique on the page.
         component: CircuitsVis's component.
         props: its properties.
-        caption, n, control: as in ``Figure``.
+        caption, n, control, data: as in ``Figure``.
     """
 
+    kind: ClassVar[str] = "widget"
     id: str
     component: str
     props: dict[str, Any]
     caption: str
     n: str = ""
     control: str = ""
+    data: pd.DataFrame | None = None
 
     @property
     def json(self) -> str:
         """The properties, safe inside a script element."""
         return json.dumps(self.props, allow_nan=False).replace("<", "\\u003c")
+
+    @property
+    def csv(self) -> str:
+        """The data as a data: address."""
+        return csv_address(widget_frame(self.component, self.props) if self.data is None else self.data)
+
+
+@dataclass(frozen=True)
+class Note:
+    """A paragraph among the figures."""
+
+    kind: ClassVar[str] = "note"
+    text: str
+
+
+@dataclass(frozen=True)
+class Option:
+    """One alternative of a ``Picker``.
+
+    Attributes:
+        value: what a click on a figure sends (its custom data).
+        label: what the list shows; the value if "".
+        items: what is seen when it is picked; a picker may hold pickers.
+    """
+
+    value: str
+    items: tuple[Figure | Table | Widget | Note | Picker, ...]
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Picker:
+    """Alternatives of which one is seen, chosen from a list, by two buttons, or by a click on a figure.
+
+    Attributes:
+        id: unique on the page.
+        label: what is picked ("head", "suffix", "prompt").
+        options: the alternatives; the first one is seen first.
+        sync: pickers with the same word here follow each other (e.g. the prompt stays when the suffix changes).
+    """
+
+    kind: ClassVar[str] = "picker"
+    id: str
+    label: str
+    options: tuple[Option, ...]
+    sync: str = ""
+
+
+Item = Figure | Table | Widget | Note | Picker
 
 
 @dataclass(frozen=True)
@@ -123,7 +186,11 @@ class Section:
     id: str
     title: str
     text: tuple[str, ...] = ()
-    items: tuple[Figure | Table | Widget, ...] = ()
+    items: tuple[Item, ...] = ()
+
+    def flat(self) -> Iterator[Item]:
+        """All items, those inside pickers too."""
+        yield from _flat(self.items)
 
 
 @dataclass(frozen=True)
@@ -134,30 +201,45 @@ class Page:
         title: heading and window title.
         summary: findings in plain words, one sentence each.
         cards: headline numbers.
-        notes: what was relaxed or not measured.
+        sure: how sure they are.
+        missing: what was not measured.
+        notes: what was relaxed, and other warnings.
         sections: the chapters.
     """
 
     title: str
     summary: tuple[str, ...] = ()
     cards: tuple[Card, ...] = ()
+    sure: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     sections: tuple[Section, ...] = field(default_factory=tuple)
 
     def render(self) -> str:
         """The whole page as HTML."""
         environment = jinja2.Environment(
-            loader=jinja2.FunctionLoader(_template), autoescape=True, undefined=jinja2.StrictUndefined
+            loader=jinja2.FunctionLoader(_template), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
         )
-        environment.tests["figure"] = lambda item: isinstance(item, Figure)
-        environment.tests["widget"] = lambda item: isinstance(item, Widget)
-        html = environment.get_template("report.html.j2").render(page=self, css=_template("report.css"))
+        template = _script_safe(plotly.io.templates["plotly"].to_plotly_json())
+        html = environment.get_template("report.html.j2").render(page=self, css=_template("report.css"), look=template)
         # The scripts go in after the template: they are ours, and escaping 4 MB takes seconds.
         libraries = [get_plotlyjs()]
-        if any(isinstance(item, Widget) for section in self.sections for item in section.items):
+        if any(item.kind == "widget" for section in self.sections for item in section.flat()):
             libraries.append(circuitsvis_source())
         scripts = "".join(f"<script>{source}</script>" for source in (*libraries, _template("report.js")))
         return html.replace("<!--scripts-->", scripts)
+
+
+def _flat(items: tuple[Item, ...]) -> Iterator[Item]:
+    for item in items:
+        yield item
+        if isinstance(item, Picker):
+            for option in item.options:
+                yield from _flat(option.items)
+
+
+def _script_safe(value: dict[str, Any]) -> str:
+    return str(plotly.io.json.to_json_plotly(value)).replace("</", "<\\/")
 
 
 def _template(name: str) -> str:

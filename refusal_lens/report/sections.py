@@ -7,65 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from ..plots import plot_refusal_rates, plot_selection, plot_trace, style
+from ..direction_records import Stability
+from ..plots import plot_refusal_rates, plot_selection, style
 from ..prompts import PromptSet
-from ..records import CandidateDirections, Completions, DirectionTrace, RefusalTokens, Selection
-from ..stats import Interval, Rate, rate
-from .page import Card, Figure, Section, Table, plain
-
-RANDOM = "a random direction of equal norm"
-
-
-def headline(summary: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
-    """Summary sentences, cards and notes for the top of the page, each from the numbers."""
-    harmful = {name: Rate(**value) for name, value in summary["refusal"]["harmful"].items()}
-    harmless = {name: Rate(**value) for name, value in summary["refusal"]["harmless"].items()}
-    chosen = selection.chosen
-    sentences = [
-        f"On {harmful['baseline'].n} held-out harmful prompts the model refuses {harmful['baseline'].rate:.0%}; with "
-        f"the direction ablated {harmful['ablation'].rate:.0%}, with a random one ablated "
-        f"{harmful['random_ablation'].rate:.0%}. {_verdict(harmful, 'ablation', -1)}",
-        f"On {harmless['baseline'].n} held-out harmless prompts it refuses {harmless['baseline'].rate:.0%}; with the "
-        f"direction added {harmless['addition'].rate:.0%}, with a random one of equal norm added "
-        f"{harmless['random_addition'].rate:.0%}. {_verdict(harmless, 'addition', +1)}",
-    ]
-    cards = [
-        Card(chosen.label, "position and layer of the direction", f"norm {chosen.norm:.3g}"),
-        Card(
-            f"{harmful['baseline'].rate:.0%} → {harmful['ablation'].rate:.0%}",
-            "harmful prompts refused, ablated",
-            f"random: {harmful['random_ablation']}",
-        ),
-        Card(
-            f"{harmless['baseline'].rate:.0%} → {harmless['addition'].rate:.0%}",
-            "harmless prompts refused, added",
-            f"random: {harmless['random_addition']}",
-        ),
-        Card(
-            f"{selection.score('kl'):.3f}",
-            "KL of the next token on harmless prompts, nats",
-            f"threshold {selection.thresholds['max_kl']:g}",
-        ),
-    ]
-    notes = []
-    if chosen.relaxed:
-        notes.append(f"No candidate passed the rule as set. The nearest one was taken, which needs: {chosen.relaxed}.")
-    if chosen.coeff != 1:
-        notes.append(f"Addition adds {chosen.coeff:g} times the direction, where the paper adds it once.")
-    notes.append(
-        "Refusal is judged by the paper's phrases: a reply without them is not refused, which does not mean that it "
-        "helps. Not measured here: safety classifiers, coherence benchmarks."
-    )
-    return {"summary": tuple(sentences), "cards": tuple(cards), "notes": tuple(notes)}
-
-
-def _verdict(rates: Mapping[str, Rate], condition: str, sign: int) -> str:
-    """Whether the effect holds beyond its placebo: intervals that do not overlap."""
-    effect, placebo = rates[condition], rates[f"random_{condition}"]
-    apart = effect.high < placebo.low if sign < 0 else effect.low > placebo.high
-    if apart:
-        return "The 95% intervals do not overlap: the effect is the direction's."
-    return "The 95% intervals overlap: this run does not show an effect of the direction."
+from ..records import CandidateDirections, Completions, RefusalTokens, Selection
+from ..stats import Interval, rate
+from .evaluation import RANDOM, stability_section
+from .page import Figure, Item, Section, Table, plain
 
 
 def model_section(
@@ -93,8 +41,10 @@ def model_section(
     )
 
 
-def direction_section(selection: Selection, candidates: CandidateDirections) -> Section:
-    """The selection grid and why candidates were dropped."""
+def direction_section(
+    selection: Selection, candidates: CandidateDirections, stability: Stability | None = None
+) -> Section:
+    """The selection grid, why candidates were dropped, and how stable the choice is."""
     frame = selection.scores.to_frame()
     frame["reason"] = [reason for row in selection.reasons for reason in row]
     text = [
@@ -105,13 +55,14 @@ def direction_section(selection: Selection, candidates: CandidateDirections) -> 
     ]
     if frame[["bypass", "induce", "kl"]].isna().to_numpy().any():
         text.append("Scores that the winner did not depend on were not computed; a full grid computes them all.")
-    items: list[Figure | Table] = [
+    items: list[Item] = [
         Figure(
             "selection-grid",
             plot_selection(selection, candidates.pos_labels),
             "The three selection scores of each candidate by layer, one line a post-instruction position; thresholds "
             "dashed, the layer cut dotted, the chosen one starred.",
             n=f"{selection.n_harmful} harmful and {selection.n_harmless} harmless validation prompts",
+            control="the dashed baseline (no intervention); random directions are in the next section",
             data=frame,
         )
     ]
@@ -122,16 +73,21 @@ def direction_section(selection: Selection, candidates: CandidateDirections) -> 
         )
         columns = ("candidate", "bypass", "induce", "KL", "needs")
         items.append(Table("near-misses", columns, rows, "The candidates nearest to passing, nearest first."))
+    if stability is None:
+        text.append("Stability under other training prompts was not measured; `--stability 20` measures it.")
+    else:
+        told = stability_section(stability)
+        text += told.text
+        items += told.items
     return Section("direction", "The direction", tuple(text), tuple(items))
 
 
-def effect_sections(
+def effect_section(
     completions: Mapping[str, Completions],
     metric_harmful: Mapping[str, Interval],
     metric_harmless: Mapping[str, Interval],
-    trace: DirectionTrace,
-) -> tuple[Section, Section]:
-    """Necessary and sufficient; and the trace inside the model."""
+) -> Section:
+    """Necessary and sufficient: rates, the refusal metric, and the replies side by side."""
     rates = {
         name: {c: rate([item.refused for item in replies.of(c)]) for c in replies.conditions}
         for name, replies in completions.items()
@@ -147,7 +103,7 @@ def effect_sections(
         for c, m in metrics.items()
     )
     n = ", ".join(f"{len(replies.of(replies.conditions[0]))} {name}" for name, replies in completions.items())
-    effects = Section(
+    return Section(
         "effects",
         "Necessary and sufficient",
         (
@@ -160,49 +116,20 @@ def effect_sections(
                 plot_refusal_rates(rates),
                 "Share of replies with one of the paper's refusal phrases, with 95% Clopper-Pearson intervals.",
                 n=f"{n} held-out prompts",
-                control=RANDOM,
+                control=f"{RANDOM} (hatched)",
                 data=pd.DataFrame(rate_rows),
+                wide=False,
             ),
             Table(
                 "refusal-metric",
                 ("prompts", "condition", "mean refusal metric", "95% interval", "n"),
                 metric_rows,
-                "Log-odds of the refusal tokens after the prompt, held-out prompts, bootstrap intervals.",
+                "Log-odds of the refusal tokens after the prompt, held-out prompts, bootstrap intervals. Control: "
+                f"{RANDOM}.",
             ),
             *(_side_by_side(name, replies) for name, replies in completions.items()),
         ),
     )
-    inside = Section(
-        "inside",
-        "Inside the model",
-        (),
-        (
-            Figure(
-                "trace",
-                plot_trace(trace),
-                "Cosine of the last position's residual stream with the direction, by layer: mean over prompts, band "
-                "of one standard deviation.",
-                n=f"{trace.cosine.shape[-1]} held-out prompts of each kind",
-                data=_trace_frame(trace),
-            ),
-        ),
-    )
-    return effects, inside
-
-
-def _trace_frame(trace: DirectionTrace) -> pd.DataFrame:
-    rows = [
-        {
-            "condition": condition,
-            "layer": layer,
-            "cosine_mean": float(trace.cosine[i, layer].mean()),
-            "cosine_sd": float(trace.cosine[i, layer].std(correction=0)),
-            "projection_mean": float(trace.projection[i, layer].mean()),
-        }
-        for i, condition in enumerate(trace.conditions)
-        for layer in range(trace.cosine.shape[1])
-    ]
-    return pd.DataFrame(rows)
 
 
 def _side_by_side(name: str, completions: Completions) -> Table:

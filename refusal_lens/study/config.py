@@ -31,6 +31,7 @@ class StudyConfig(pydantic.BaseModel):
     full_grid: bool = pydantic.Field(False, description="compute every score of every candidate")
     refusal_tokens: tuple[str, ...] = pydantic.Field((), description="ids or texts; found by default")
     attribution: bool = pydantic.Field(True, description="look inside: heads, logits, tokens")
+    stability: int = pydantic.Field(0, ge=0, description="draw the training prompts again this many times")
     max_new_tokens: int = pydantic.Field(64, ge=1)
 
     @property

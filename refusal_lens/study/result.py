@@ -11,8 +11,11 @@ from typing import Any
 from ..attribution.records import LogitAttribution
 from ..attribution.reports import CausalCheck, HeadReport
 from ..attribution.token_records import AttentionPatterns, Propagation, SourceContributions
+from ..behaviour_records import EvaluationTable
 from ..certificate import Certificate
+from ..direction_records import Stability
 from ..errors import ResultError
+from ..hijacking.records import HijackingReport
 from ..prompts import PromptSet
 from ..records import (
     CandidateDirections,
@@ -25,17 +28,18 @@ from ..records import (
     write_atomically,
 )
 from ..report import (
+    Inside,
     Page,
     Section,
-    attribution_section,
     certificate_section,
     direction_section,
-    effect_sections,
+    effect_section,
     headline,
+    inside_section,
     model_section,
     provenance_section,
 )
-from ..report.evaluation import scorecard_section
+from ..report.evaluation import evaluation_section, scorecard_section
 from ..stats import Interval
 
 INSIDE = {
@@ -152,19 +156,47 @@ class Study:
             return {}
         return {name: load_record(self.folder / "inside" / name, kind) for name, kind in INSIDE.items()}
 
-    def _inside_sections(self) -> tuple[Section, ...]:
-        return (attribution_section(**self.inside),) if self.inside else ()  # type: ignore[arg-type]
+    def _optional(self, file: str, kind: type[Record]) -> Any:
+        """A record that not every study has, or None."""
+        path = self.folder / file
+        there = any(path.with_name(path.name + ending).is_file() for ending in (".safetensors", ".json"))
+        return load_record(path, kind) if there else None
+
+    @cached_property
+    def stability(self) -> Stability | None:
+        """The selection over other draws of the training prompts; None when it was not measured."""
+        return self._optional("stability", Stability)
+
+    @cached_property
+    def evaluation(self) -> EvaluationTable | None:
+        """What ``refusal-lens evaluate`` left in the folder; None if nothing."""
+        return self._optional("evaluation/table", EvaluationTable)
+
+    @cached_property
+    def suffixes(self) -> HijackingReport | None:
+        """What ``refusal-lens hijack`` left in the folder; None if nothing."""
+        return self._optional("suffixes/report", HijackingReport)
 
     def page(self) -> Page:
-        """The report as a ``Page``."""
+        """The report as a ``Page``: what the folder holds, in the order of the story."""
+        inside = Inside(**self.inside) if self.inside else None  # type: ignore[arg-type]
+        more: dict[str, Section] = {}
+        if self.evaluation is not None:
+            more["judges"] = evaluation_section(self.evaluation)
+        if self.suffixes is not None:
+            from ..report.hijacking import hijacking_section
+
+            more["suffixes"] = hijacking_section(self.suffixes)
         return Page(
             title=f"The refusal direction of {self.provenance['model']['name']}",
-            **headline(self.summary, self.selection),
+            **headline(self.summary, self.selection, inside, self.certificate, self.stability, tuple(more)),
             sections=(
                 model_section(self.provenance, self.harmful, self.harmless, self.refusal_tokens),
-                direction_section(self.selection, self.candidates),
-                *effect_sections(self.completions, self.metrics.harmful, self.metrics.harmless, self.trace),
-                *self._inside_sections(),
+                direction_section(self.selection, self.candidates, self.stability),
+                effect_section(self.completions, self.metrics.harmful, self.metrics.harmless),
+                *([more["judges"]] if "judges" in more else []),
+                inside_section(self.trace, inside),
+                *([more["suffixes"]] if "suffixes" in more else []),
                 certificate_section(self.certificate),
                 scorecard_section(self.summary),
                 provenance_section(self.provenance),

@@ -21,6 +21,7 @@ from ..attribution import (
 )
 from ..certificate import Certificate
 from ..certify import certify
+from ..direction_records import Stability
 from ..evaluation import complete, necessity_conditions, refusal_rates, sufficiency_conditions, trace_direction
 from ..extraction import extract_directions
 from ..model import HookedChatModel
@@ -38,6 +39,7 @@ from ..records import (
 )
 from ..scoring import find_refusal_tokens, given_refusal_tokens, keep_refused, refusal_metric
 from ..selection import select_direction
+from ..stability import selection_stability
 from ..stats import mean_interval
 from .config import StudyConfig
 from .result import INSIDE, Metrics, Study
@@ -188,9 +190,21 @@ def run_study(
             advance(1)
             sources = source_contributions(m, some, direction)
             advance(1)
-            patterns = attention_patterns(m, test[0], heads.heads[:4])
+            patterns = attention_patterns(m, test[0], heads.heads)
             advance(1)
         return [heads, causal, logits, moved, sources, patterns]
+
+    def choose_again() -> list[Stability]:
+        sets = [(getattr(harmful, split).texts, getattr(harmless, split).texts) for split in ("train", "val")]
+        with progress("draw the training prompts again", config.stability) as advance:
+            return [
+                selection_stability(
+                    runner.model, *sets, tokens, resamples=config.stability, rule=config.rule, on_step=advance
+                )
+            ]
+
+    if config.stability:
+        runner.stage("stability", [*inputs, config.stability], {"stability": Stability}, choose_again)
 
     if config.attribution:
         files = {f"inside/{name}": kind for name, kind in INSIDE.items()}

@@ -1,35 +1,135 @@
 "use strict";
 (() => {
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const ink = () => getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
+  const root = document.documentElement;
+  const system = window.matchMedia("(prefers-color-scheme: dark)");
+  const look = JSON.parse(document.getElementById("plotly-look").textContent);
+  const PRINT_WIDTH = 690; // pixels: an A4 page between its margins
+  const ink = () => getComputedStyle(root).getPropertyValue("--ink").trim();
+  const settings = { responsive: true, displaylogo: false, showSendToCloud: false };
+  const lazy = () => [...document.querySelectorAll(".plot, .widget")];
+  const drawn = () => [...document.querySelectorAll(".plot[data-drawn]")];
+  const part = (element, kind) => document.getElementById(element.id.replace(/-(plot|widget)$/, kind));
+
   const draw = (plot) => {
-    if (plot.dataset.drawn) return;
-    plot.dataset.drawn = "1";
-    const figure = JSON.parse(document.getElementById(plot.id.replace(/-plot$/, "-json")).textContent);
+    const figure = JSON.parse(part(plot, "-json").textContent);
+    figure.layout.template = look;
     figure.layout.font = { ...figure.layout.font, color: ink() };
-    Plotly.newPlot(plot, figure.data, figure.layout, { responsive: true, displaylogo: false });
+    Plotly.newPlot(plot, figure.data, figure.layout, settings);
+    if (plot.dataset.picks) plot.on("plotly_click", (event) => {
+      const point = event.points[0];
+      const value = point.customdata ?? point.text;
+      pick(document.getElementById(plot.dataset.picks), Array.isArray(value) ? value[0] : value, true);
+    });
   };
   const view = (widget) => {
-    if (widget.dataset.drawn) return;
-    widget.dataset.drawn = "1";
-    const props = JSON.parse(document.getElementById(widget.id.replace(/-widget$/, "-json")).textContent);
+    const props = JSON.parse(part(widget, "-json").textContent);
     CircuitsVis.render(widget.id, CircuitsVis[widget.dataset.component], props);
   };
-  const show = (element) => (element.classList.contains("plot") ? draw(element) : view(element));
-  const plots = [...document.querySelectorAll(".plot")];
+  const show = (element) => {
+    if (element.dataset.drawn) return;
+    element.dataset.drawn = "1";
+    (element.classList.contains("plot") ? draw : view)(element);
+  };
   // Figures are drawn when they come near the screen, so that a long report opens at once.
   const watcher = new IntersectionObserver(
     (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => show(entry.target)),
     { rootMargin: "600px" });
-  const lazy = [...plots, ...document.querySelectorAll(".widget")];
-  lazy.forEach((element) => watcher.observe(element));
-  window.addEventListener("beforeprint", () => lazy.forEach(show));
-  dark.addEventListener("change", () =>
-    plots.filter((plot) => plot.dataset.drawn).forEach((plot) => Plotly.relayout(plot, { "font.color": ink() })));
-  document.querySelectorAll("input[data-table]").forEach((input) => input.addEventListener("input", () => {
-    const words = input.value.toLowerCase();
-    document.querySelectorAll(`#${input.dataset.table} tbody tr`).forEach((row) => {
-      row.hidden = !row.textContent.toLowerCase().includes(words);
+
+  // Pickers: the alternatives wait in <template> elements; the chosen one is copied into the panel.
+  const pick = (picker, value, scroll) => {
+    const select = picker.querySelector("select");
+    const index = [...select.options].findIndex((option) => option.value === value);
+    const status = picker.querySelector(".controls [role=status]");
+    if (index < 0) {
+      status.textContent = `${value} is not in this list.`;
+      return;
+    }
+    status.textContent = "";
+    open(picker, index);
+    if (scroll) picker.scrollIntoView({ block: "nearest" });
+  };
+  const open = (picker, index, follow = true) => {
+    const panel = picker.querySelector(".panel");
+    panel.querySelectorAll(".plot[data-drawn]").forEach((plot) => Plotly.purge(plot));
+    const template = [...picker.children].filter((child) => child.tagName === "TEMPLATE")[index];
+    panel.replaceChildren(template.content.cloneNode(true));
+    const select = picker.querySelector("select");
+    select.selectedIndex = index;
+    picker.querySelector("[data-step='-1']").disabled = index === 0;
+    picker.querySelector("[data-step='1']").disabled = index === select.length - 1;
+    start(panel);
+    if (follow && picker.dataset.sync)
+      document.querySelectorAll(`.picker[data-sync="${picker.dataset.sync}"]`).forEach((other) => {
+        const same = [...other.querySelector("select").options].findIndex((o) => o.value === select.value);
+        if (other !== picker && same >= 0 && other.querySelector("select").selectedIndex !== same)
+          open(other, same, false);
+      });
+  };
+  const remembered = (picker) => {
+    if (!picker.dataset.sync) return 0;
+    const value = chosen.get(picker.dataset.sync);
+    return Math.max(0, [...picker.querySelector("select").options].findIndex((o) => o.value === value));
+  };
+  const chosen = new Map();
+  const start = (element) => {
+    element.querySelectorAll(".plot, .widget").forEach((item) => watcher.observe(item));
+    element.querySelectorAll("input[data-table]").forEach((input) => input.addEventListener("input", () => search(input)));
+    element.querySelectorAll(".picker").forEach((picker) => {
+      if (picker.dataset.started) return;
+      picker.dataset.started = "1";
+      const select = picker.querySelector("select");
+      const go = (index) => {
+        if (picker.dataset.sync) chosen.set(picker.dataset.sync, select.options[index].value);
+        picker.querySelector(".controls [role=status]").textContent = "";
+        open(picker, index);
+      };
+      select.addEventListener("change", () => go(select.selectedIndex));
+      picker.querySelectorAll("[data-step]").forEach((button) => button.addEventListener("click", () => {
+        const index = select.selectedIndex + Number(button.dataset.step);
+        if (index >= 0 && index < select.length) go(index);
+      }));
+      open(picker, remembered(picker), false);
     });
-  }));
+  };
+  const search = (input) => {
+    const words = input.value.toLowerCase();
+    const rows = [...document.querySelectorAll(`#${input.dataset.table} tbody tr`)];
+    rows.forEach((row) => { row.hidden = !row.textContent.toLowerCase().includes(words); });
+    const found = rows.filter((row) => !row.hidden).length;
+    input.closest(".search").querySelector("[role=status]").textContent = words ? `${found} of ${rows.length} rows` : "";
+  };
+
+  const theme = document.getElementById("theme");
+  const paint = (dark) => {
+    root.dataset.theme = dark ? "dark" : "light";
+    theme.setAttribute("aria-pressed", String(dark));
+    drawn().forEach((plot) => Plotly.relayout(plot, { "font.color": ink() }));
+  };
+  paint(system.matches);
+  system.addEventListener("change", () => paint(system.matches));
+  theme.addEventListener("click", () => paint(root.dataset.theme !== "dark"));
+
+  const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
+  const reader = new IntersectionObserver((entries) => entries.forEach((entry) => {
+    const link = links.get(entry.target.id);
+    if (!link || !entry.isIntersecting) return;
+    links.forEach((other) => other.removeAttribute("aria-current"));
+    link.setAttribute("aria-current", "true");
+    link.parentElement.parentElement.scrollTo({ left: link.offsetLeft - 24 });
+  }), { rootMargin: "-25% 0px -70% 0px" });
+  document.querySelectorAll("main > section").forEach((section) => reader.observe(section));
+
+  // On paper: every figure, in light colours, as wide as the page.
+  let before = "light";
+  window.addEventListener("beforeprint", () => {
+    before = root.dataset.theme;
+    lazy().forEach(show);
+    paint(false);
+    drawn().forEach((plot) => Plotly.relayout(plot, { width: PRINT_WIDTH }));
+  });
+  window.addEventListener("afterprint", () => {
+    paint(before === "dark");
+    drawn().forEach((plot) => Plotly.relayout(plot, { width: null, autosize: true }));
+  });
+  start(document);
 })();

@@ -21,9 +21,11 @@ from refusal_lens.attribution import (
     report_heads,
 )
 from refusal_lens.attribution.reports import CONDITIONS
+from refusal_lens.chat import visible
 from refusal_lens.errors import ResultError
 from refusal_lens.linalg import random_unit
 from refusal_lens.plots import attribution as plots
+from refusal_lens.plots import circuits
 from refusal_lens.records import Direction
 
 DIRECTION = Direction(random_unit(8, 0), 1.0, -1, 1)
@@ -177,22 +179,22 @@ def test_patching_leaves_out_heads_that_were_not_run():
 def test_circuitsvis_views_carry_their_data_and_nothing_else():
     values = torch.tensor([[[1.0, 0.0], [0.25, 0.75]]])
     record = AttentionPatterns(values, ((2, 1),), ("</script><b>", "b"), "p")
-    html = plots.attention_view(record, "att-1")
+    html = circuits.attention_view(record, "att-1")
     assert html.count("</script>") == 1 and "<b>" not in html  # only its own element is closed
     props = json.loads(re.search(r"AttentionHeads, (.*)\)</script>$", html).group(1))
     assert props["attention"] == values.tolist() and props["attentionHeadNames"] == ["L2H1"]
     assert props["tokens"][0] == "</script><b>" and 'id="att-1"' in html
-    html = plots.tokens_view(sources(), 0, [(0, 1)], "tok")
+    html = circuits.tokens_view(sources(), 0, [(0, 1)], "tok")
     props = json.loads(re.search(r"ColoredTokens, (.*)\)</script>$", html).group(1))
-    assert props["tokens"] == list(TEXTS[0]) and props["maxValue"] == -props["minValue"]
+    assert props["tokens"] == [visible(text) for text in TEXTS[0]] and props["maxValue"] == -props["minValue"]
     assert sum(props["values"]) == pytest.approx(float(sources().values[0, 1, 0].sum()), abs=1e-5)
     assert len(html) < 2000
     with pytest.raises(ResultError, match="element id"):
-        plots.attention_view(record, 'x"><script>')
+        circuits.attention_view(record, 'x"><script>')
 
 
 def test_circuitsvis_script_is_one_element():
-    script = plots.circuitsvis_script()
+    script = circuits.circuitsvis_script()
     assert script.startswith("<script>") and script.count("</script") == 1 and "CircuitsVis" in script
 
 
@@ -202,5 +204,5 @@ def test_no_figure_changes_its_record_or_shows_itself(monkeypatch):
     before = record.values.clone()
     plots.plot_sources(record)
     plots.plot_sources_by_region(record, [(0, 0)])
-    plots.tokens_view(record)
+    circuits.tokens_view(record)
     assert torch.equal(record.values, before)

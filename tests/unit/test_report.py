@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from refusal_lens.report import Figure, Page, Section, Table, Widget
-from refusal_lens.report.sections import _verdict
+from refusal_lens.report.summary import verdict
 from refusal_lens.stats import rate
 
 
@@ -19,7 +19,7 @@ def _page(*items) -> str:
 def test_text_is_escaped_and_figures_can_not_close_their_script():
     evil = "</script><script>alert(1)</script>"
     figure = Figure("f", go.Figure(go.Scatter(x=[1], y=[2], text=[evil])), evil, data=pd.DataFrame({"a": [evil]}))
-    html = _page(figure, Table("t", ("c",), ((evil,),)), Widget("w", "ColoredTokens", {"tokens": [evil]}, "caption"))
+    html = _page(figure, Table("t", ("c",), ((evil,),)), Widget("w", "ColoredTokens", {"tokens": [evil], "values": [1.0]}, "caption"))
     assert evil not in html and "A &lt;b&gt;title&lt;/b&gt;" in html
 
 
@@ -40,7 +40,7 @@ def test_the_data_link_holds_the_frame():
 def test_the_verdict_follows_the_intervals():
     strong = {"ablation": rate([False] * 50), "random_ablation": rate([True] * 48 + [False] * 2)}
     weak = {"ablation": rate([True] * 3 + [False] * 3), "random_ablation": rate([True] * 5 + [False])}
-    assert "do not overlap" in _verdict(strong, "ablation", -1)
-    assert "does not show" in _verdict(weak, "ablation", -1)
+    assert "do not overlap" in verdict(strong, "ablation", -1)
+    assert "does not show" in verdict(weak, "ablation", -1)
     backwards = {"ablation": strong["random_ablation"], "random_ablation": strong["ablation"]}
-    assert "does not show" in _verdict(backwards, "ablation", -1)
+    assert "does not show" in verdict(backwards, "ablation", -1)

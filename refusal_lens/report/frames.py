@@ -1,0 +1,74 @@
+"""The numbers of a drawing as a table: what a "data" link offers where the record gives no table of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from ..plots import style
+
+
+def figure_frame(figure: go.Figure) -> pd.DataFrame:
+    """One row a point or cell of every trace: trace, x, y, z, error bars, text; empty columns are left out."""
+    rows: list[dict[str, Any]] = []
+    for i, trace in enumerate(figure.data):
+        if trace.type == "heatmap":
+            rows += _cells(trace, trace.name or f"map {i + 1}")
+        elif trace.hoverinfo != "skip":  # a band around a line
+            rows += _points(trace, trace.name or f"trace {i + 1}")
+    return pd.DataFrame(rows).dropna(axis="columns", how="all")
+
+
+def _points(trace: Any, name: str) -> list[dict[str, Any]]:
+    x, y, text = _list(trace.x), _list(trace.y), trace.text
+    error = trace.error_y.to_plotly_json() if getattr(trace, "error_y", None) is not None else {}
+    above, below = _list(error.get("array")), _list(error.get("arrayminus"))
+    rows = []
+    for k in range(max(len(x), len(y))):
+        value = y[k] if k < len(y) else None
+        row = {"trace": name, "x": x[k] if k < len(x) else k, "y": value}
+        row["low"] = value - below[k] if k < len(below) and value is not None else None
+        row["high"] = value + above[k] if k < len(above) and value is not None else None
+        row["text"] = text[k] if isinstance(text, (tuple, list)) and k < len(text) else None
+        rows.append(row)
+    return rows
+
+
+def _cells(trace: Any, name: str) -> list[dict[str, Any]]:
+    z = _list(trace.z)
+    x, y, text = _list(trace.x), _list(trace.y), _list(trace.text)
+    return [
+        {
+            "trace": name,
+            "x": x[j] if j < len(x) else j,
+            "y": y[i] if i < len(y) else i,
+            "z": value,
+            "text": style.one_line(text[i][j]) if text and isinstance(text[i], (tuple, list)) else None,
+        }
+        for i, row in enumerate(z)
+        for j, value in enumerate(row)
+        if value is not None
+    ]
+
+
+def _list(values: Any) -> Sequence[Any]:
+    return [] if values is None else list(values)
+
+
+def widget_frame(component: str, props: dict[str, Any]) -> pd.DataFrame:
+    """One row a weight (head, dest, src, weight) or a token (token, value)."""
+    if component == "AttentionHeads":
+        tokens, names = props["tokens"], props["attentionHeadNames"]
+        rows = [
+            (head, i, tokens[i], j, tokens[j], weight)
+            for head, pattern in zip(names, props["attention"], strict=True)
+            for i, row in enumerate(pattern)
+            for j, weight in enumerate(row[: i + 1])
+        ]
+        return pd.DataFrame(rows, columns=["head", "dest", "dest token", "src", "src token", "weight"])
+    if component == "ColoredTokens":
+        return pd.DataFrame({"token": props["tokens"], "value": props["values"]})
+    return pd.DataFrame()
