@@ -1,4 +1,4 @@
-"""The command line: ``refusal-lens run | report``."""
+"""The command line: ``refusal-lens run | hijack | evaluate | certify | report``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from .commands.certify import certify
 from .commands.evaluate import evaluate
+from .commands.hijack import hijack
 from .commands.terminal import bars, console, error_console
 
 app = typer.Typer(
@@ -133,6 +134,7 @@ def report(folder: Annotated[Path, typer.Argument(help="A result folder of `refu
 
 app.command()(certify)
 app.command()(evaluate)
+app.command()(hijack)
 
 
 def main() -> None:

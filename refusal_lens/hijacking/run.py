@@ -33,6 +33,7 @@ from .screen import screen
 from .statistics import paired_p
 
 R = TypeVar("R", bound=Record)
+LAYOUT = 1  # of a suffix's file: raise it when its meaning changes, and older files are made again
 
 
 @dataclass(frozen=True)
@@ -148,12 +149,10 @@ def hijacking(
         notes.append(f"{len(asked) - len(refused)} of {len(asked)} prompts left out: not refused without a suffix")
     for item in suffixes:
         check_suffix(model.chat, refused, item.text, model.n_ctx - settings.max_new_tokens if model.n_ctx else 0)
-    inputs = [model.fingerprint, model.chat.render("{}"), str(model.dtype), direction.unit.tolist(), direction.label]
-    inputs += [to_json(refusal_tokens), refused, to_json(_plain(settings))]
+    inputs = [LAYOUT, model.fingerprint, model.chat.render("{}"), str(model.dtype)]
+    inputs += [direction.unit.tolist(), direction.label, to_json(refusal_tokens), refused, to_json(_plain(settings))]
     job = _Job(model, direction, refusal_tokens, settings, Path(folder) if folder else None, inputs, notes=notes)
-    job.heads = choose_heads(
-        head_contributions(model, choosers, direction), settings.top or min(8, model.n_heads)
-    )  # fmt: skip
+    job.heads = choose_heads(head_contributions(model, choosers, direction), settings.top or min(8, model.n_heads))
     with progress("screen the suffixes", len(refused)) as advance:
         screened = screen(model, refused, [item.text for item in suffixes], refusal_tokens, advance)
     chosen = _chosen(suffixes, screened, settings.detail, job.notes)

@@ -15,7 +15,11 @@ from ..stats import Interval, benjamini_hochberg
 
 
 def fraction_interval(
-    part: Sequence[float], whole: Sequence[float], confidence: float = 0.95, seed: int = 0, resamples: int = 2000
+    part: Sequence[float] | np.ndarray,
+    whole: Sequence[float] | np.ndarray,
+    confidence: float = 0.95,
+    seed: int = 0,
+    resamples: int = 2000,
 ) -> Interval:
     """mean(part) / mean(whole) with its percentile bootstrap interval over prompts (both drawn together).
 

@@ -45,6 +45,8 @@ def verdict(result: SuffixResult) -> Mechanism:
     tests, rise = result.causal, result.attention_rise
     top, all_heads = tests.recovered("cut top heads"), tests.recovered("cut all heads")
     restored = tests.recovered("restore r̂")
+    moved, changed = result.parts_of_drop()
+    split = f" Of the top heads' drop from random tokens, {moved} is attention moved and {changed} values changed."
     if tests.passed("cut top heads") and rise.low > 0:
         return Mechanism(
             MECHANISMS["top heads"],
@@ -52,7 +54,7 @@ def verdict(result: SuffixResult) -> Mechanism:
             f"It stops refusals ({rates}) because it hijacks the top heads' attention: their attention to it rises by "
             f"{rise} above random tokens, and cutting these edges brings back {top} of the drop of the refusal metric; "
             f"random heads {tests.recovered_random('cut top heads')}, placebo "
-            f"{tests.recovered_placebo('cut top heads')}.",
+            f"{tests.recovered_placebo('cut top heads')}." + split,
         )
     if tests.passed("cut all heads"):
         return Mechanism(
@@ -61,20 +63,21 @@ def verdict(result: SuffixResult) -> Mechanism:
             f"It stops refusals ({rates}) through attention from the post-instruction positions, but not through the "
             f"top heads alone: cutting all heads' edges brings back {all_heads} of the drop, the top heads' {top} "
             f"(random heads {tests.recovered_random('cut top heads')}); attention to it changes by {rise} against "
-            "random tokens.",
+            "random tokens." + split,
         )
     if tests.passed("restore r̂"):
         return Mechanism(
             MECHANISMS["direction"],
             False,
             f"It stops refusals ({rates}) and acts through the direction, but cutting attention from the "
-            f"post-instruction positions brings back only {all_heads} of the drop; restoring the direction {restored}.",
+            f"post-instruction positions brings back only {all_heads} of the drop; restoring the direction {restored}."
+            + split,
         )
     return Mechanism(
         MECHANISMS["otherwise"],
         False,
         f"It stops refusals ({rates}) otherwise: cutting attention brings back {all_heads} of the drop, restoring the "
-        f"direction {restored} (placebo {tests.recovered_placebo('restore r̂')}).",
+        f"direction {restored} (placebo {tests.recovered_placebo('restore r̂')})." + split,
     )
 
 

@@ -1,0 +1,39 @@
+"""What the suffix scripts share: their arguments, and the investigation (done once, then resumed)."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from refusal_lens import HookedChatModel, organism
+from refusal_lens.hijacking import HijackingReport, Settings, hijacking
+from refusal_lens.study import Study
+from refusal_lens.suffixes import SuffixSet
+
+
+def with_suffixes(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Adds ``--suffixes`` and ``--seed``."""
+    parser.add_argument("--suffixes", type=Path, default=organism.suffixes(), help="suffix file (the organism's)")
+    parser.add_argument("--limit", type=int, default=0, help="suffixes of the file at most; 0 for all")
+    parser.add_argument("--seed", type=int, default=0, help="seed of random suffixes, heads and placebos")
+    return parser
+
+
+def investigated(
+    args: argparse.Namespace, model: HookedChatModel, study: Study, causal: str = "working"
+) -> HijackingReport:
+    """Suffixes behind the held-out harmful prompts; the heads are chosen on the validation prompts."""
+    found = SuffixSet.load(args.suffixes)
+    found = SuffixSet(found.name, found.items[: args.limit or None], found.notes)
+    lengths = found.lengths(model.chat, study.harmful.test[0])
+    print(f"{len(found)} suffixes ({', '.join(found.kinds)}) of {min(lengths)} to {max(lengths)} tokens")
+    return hijacking(
+        model,
+        study.harmful,
+        found,
+        study.selection.chosen,
+        harmless=study.harmless,
+        refusal_tokens=study.refusal_tokens,
+        settings=Settings(causal=causal, max_new_tokens=args.max_new_tokens, seed=args.seed),
+        folder=args.out / "suffixes",
+    )

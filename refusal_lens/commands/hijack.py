@@ -1,0 +1,114 @@
+"""``refusal-lens hijack MODEL --suffixes F --direction RUN --out DIR``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from .terminal import bars, console
+
+
+def hijack(
+    model: Annotated[
+        str, typer.Argument(help="Hub id, folder, .gguf file, or 'organism' (the embedded model).")
+    ] = "organism",
+    suffixes: Annotated[
+        Path | None,
+        typer.Option(help="Suffixes: .jsonl, .csv, .txt, nanoGCG or JailbreakBench .json (default: the organism's)."),
+    ] = None,
+    direction: Annotated[
+        Path, typer.Option(help="Result folder of `refusal-lens run`: its direction, prompts and refusal tokens.")
+    ] = Path("runs/latest"),
+    out: Annotated[Path | None, typer.Option(help="Result folder; by default `suffixes` in RUN.")] = None,
+    kind: Annotated[str, typer.Option(help="Kind of suffixes whose file names none.")] = "adversarial",
+    prompts: Annotated[int, typer.Option(min=2, help="Harmful test prompts of RUN at most.")] = 128,
+    harmless: Annotated[int, typer.Option(min=0, help="Harmless test prompts of RUN at most.")] = 64,
+    borderline: Annotated[
+        Path | None, typer.Option(help="Harmless prompts that look harmful (over-refusal), for the detectors.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=0, help="Top heads; 0 for 8 or as many as a layer has.")] = 0,
+    detail: Annotated[int, typer.Option(min=0, help="Look into the N strongest suffixes only; 0 for all.")] = 0,
+    causal: Annotated[str, typer.Option(help="Causal tests of 'working' suffixes, 'all' or 'none'.")] = "working",
+    max_new_tokens: Annotated[
+        int, typer.Option(min=0, help="Length of replies; 0 to judge by the refusal metric alone.")
+    ] = 24,
+    seed: Annotated[int, typer.Option(help="Seed of random suffixes, random heads and placebos.")] = 0,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 ... (default: that of RUN).")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda ... (default: that of RUN).")] = None,
+    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+) -> None:
+    """Say what each suffix does inside MODEL, and test it causally; resumes where it stopped.
+
+    Examples:
+
+      refusal-lens hijack organism --direction runs/latest
+
+      refusal-lens hijack model.gguf --suffixes suffixes.jsonl --direction runs/mine --out runs/mine/suffixes
+    """
+    from ..errors import PromptError
+    from ..evaluation_table import read_prompts
+    from ..hijacking import Settings, hijacking, summary_frame
+    from ..loading import load_model
+    from ..organism import suffixes as embedded
+    from ..records import write_atomically
+    from ..report.hijacking import hijacking_cards, hijacking_section
+    from ..report.page import Page
+    from ..study import Study
+    from ..suffixes import SuffixSet
+
+    if suffixes is None and model != "organism":
+        raise PromptError("give --suffixes: only the embedded model brings its own")
+    found = SuffixSet.load(suffixes or embedded(), kind)
+    study = Study.load(direction)
+    folder = out or study.folder / "suffixes"
+    settings = study.provenance["settings"]
+    with bars(quiet) as progress:
+        with progress("load the model", 0):
+            loaded = load_model(
+                model,
+                dtype=dtype or settings.get("dtype"),
+                device=device or settings.get("device"),
+                device_map=settings.get("device_map"),
+                system=settings.get("system"),
+            )
+        report = hijacking(
+            loaded,
+            list(study.harmful.test)[:prompts],
+            found,
+            study.selection.chosen,
+            harmless=list(study.harmless.test)[:harmless],
+            head_prompts=list(study.harmful.val),
+            refusal_tokens=study.refusal_tokens,
+            borderline=list(read_prompts(str(borderline))[1]) if borderline else (),
+            settings=Settings(
+                top=top or None, max_new_tokens=max_new_tokens, causal=causal, detail=detail or None, seed=seed
+            ),
+            folder=folder,
+            progress=progress,
+        )
+    page = Page(
+        title=f"Suffixes and {loaded.name}", cards=hijacking_cards(report), sections=(hijacking_section(report),)
+    )
+    write_atomically(folder / "report.html", page.render().encode())
+    if not quiet:
+        shown = Table(
+            title=f"{loaded.name}: {report.plain.n} refused prompts, top heads {', '.join(report.head_labels)}"
+        )
+        for column in ("suffix", "kind", "tokens", "refused", "random", "drop", "attention rise", "finding"):
+            shown.add_column(column)
+        for row in summary_frame(report).to_dict("records"):
+            shown.add_row(
+                row["suffix"].strip()[:40],
+                row["kind"],
+                str(row["tokens"]),
+                f"{row['refused']:.0%}",
+                f"{row['refused_random']:.0%}",
+                f"{row['metric_drop']:.2f}",
+                f"{row['attention_rise']:+.2f}",
+                row["mechanism"],
+            )
+        console.print(shown)
+    console.print(f"report: {(folder / 'report.html').resolve()}", soft_wrap=True)
