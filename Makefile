@@ -47,7 +47,7 @@ $(VENV)/.dev: $(VENV)/.test
 $(LEGACY)/.installed: pyproject.toml constraints-legacy.txt
 	test -x $(LEGACY)/bin/python || $(PYTHON) -m venv $(LEGACY)
 	$(LEGACY)/bin/python $(PIP_INSTALL) -c constraints-legacy.txt torch
-	$(LEGACY)/bin/python $(PIP_INSTALL) -c constraints-legacy.txt -e ".[test]"
+	$(LEGACY)/bin/python $(PIP_INSTALL) -c constraints-legacy.txt -e . pytest pytest-timeout beartype
 	@touch $@
 
 clean:

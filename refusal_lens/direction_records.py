@@ -164,3 +164,48 @@ class EffectMatrix(Record):
                 for j, ground in enumerate(self.grounds)
             ]
         )
+
+
+@dataclass(frozen=True)
+class FineTuning(Record):
+    """What a direction still does while the model is fine-tuned on benign completions.
+
+    Attributes:
+        direction: found before the fine-tuning.
+        steps: optimizer steps at which everything was measured.
+        loss: cross-entropy of held-out benign completions, nats a token.
+        cosine: of the tuned model's own mean difference, at the same position and layer, with the direction.
+        harmful, harmless: refusal rates by condition (the old direction, and a random one) at each of ``steps``.
+        lr, batch_size, n_benign: of the fine-tuning.
+    """
+
+    direction: Direction
+    steps: tuple[int, ...]
+    loss: tuple[float, ...]
+    cosine: tuple[float, ...]
+    harmful: tuple[dict[str, Rate], ...]
+    harmless: tuple[dict[str, Rate], ...]
+    lr: float
+    batch_size: int
+    n_benign: int
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a step, prompt set and condition."""
+        return pd.DataFrame(
+            [
+                {
+                    "step": step,
+                    "loss": self.loss[i],
+                    "cosine": self.cosine[i],
+                    "prompts": kind,
+                    "condition": condition,
+                    "refused": r.rate,
+                    "low": r.low,
+                    "high": r.high,
+                    "n": r.n,
+                }
+                for i, step in enumerate(self.steps)
+                for kind, rates in (("harmful", self.harmful[i]), ("harmless", self.harmless[i]))
+                for condition, r in rates.items()
+            ]
+        )

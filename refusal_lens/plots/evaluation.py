@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ..behaviour_records import EvaluationTable, HarnessScores, Losses, RefusalProxy, SystemPrompts
-from ..direction_records import EffectMatrix, Stability, SubspaceEffects
+from ..direction_records import EffectMatrix, FineTuning, Stability, SubspaceEffects
 from ..stats import Interval, Rate
 from . import style
 from .direction import plot_refusal_rates
@@ -90,6 +90,40 @@ def plot_stability(record: Stability) -> go.Figure:
             col=2,
         )
     figure.update_yaxes(tickformat=".0%", range=[0, 1.05], row=1, col=1)
+    return style.finish(figure, height=420)
+
+
+def plot_fine_tuning(record: FineTuning) -> go.Figure:
+    """Refusal rates under the old direction, and its cosine with the tuned model's own, by optimizer steps."""
+    titles = ("harmful prompts, refused", "harmless prompts, refused", "cosine with the tuned model's own")
+    figure = make_subplots(rows=1, cols=3, subplot_titles=titles)
+    for col, rates in enumerate((record.harmful, record.harmless), start=1):
+        for i, condition in enumerate(rates[0]):
+            values = [row[condition] for row in rates]
+            figure.add_scatter(
+                x=list(record.steps),
+                y=[r.rate for r in values],
+                error_y=_bars([Interval(r.rate, r.low, r.high, r.n) for r in values]),
+                name=style.readable(condition),
+                legendgroup=condition,
+                showlegend=col == 1 or condition != "baseline",
+                mode="lines+markers",
+                line={"color": style.colour(condition, i)},
+                row=1,
+                col=col,
+            )
+        figure.update_yaxes(tickformat=".0%", range=[-0.05, 1.05], row=1, col=col)
+    figure.add_scatter(
+        x=list(record.steps),
+        y=list(record.cosine),
+        mode="lines+markers",
+        line={"color": style.GREEN},
+        showlegend=False,
+        row=1,
+        col=3,
+    )
+    figure.update_yaxes(range=[-0.05, 1.05], row=1, col=3)
+    figure.update_xaxes(title_text="optimizer steps")
     return style.finish(figure, height=420)
 
 

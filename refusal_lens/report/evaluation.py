@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ..behaviour_records import EvaluationTable, HarnessScores, Losses, RefusalProxy, SystemPrompts
-from ..direction_records import EffectMatrix, Stability, SubspaceEffects
+from ..direction_records import EffectMatrix, FineTuning, Stability, SubspaceEffects
 from ..plots import evaluation as plots
 from ..plots import plot_trace
 from ..records import DirectionTrace
@@ -132,6 +132,25 @@ def stability_section(record: Stability) -> Section:
         data=record.to_frame(),
     )
     return Section("stability", "Stability of the selection", text, (figure,))
+
+
+def fine_tuning_section(record: FineTuning) -> Section:
+    """The old direction on a fine-tuned model."""
+    last = record.steps[-1]
+    text = (
+        f"Fine-tuned on {record.n_benign} benign completions (AdamW, lr {record.lr:g}, batches of "
+        f"{record.batch_size}): held-out loss {record.loss[0]:.3f} before, {record.loss[-1]:.3f} after {last} steps; "
+        f"the direction of the tuned model has cosine {record.cosine[-1]:.3f} with the one found before.",
+    )
+    figure = Figure(
+        "fine-tuning",
+        plots.plot_fine_tuning(record),
+        "Refusal with the direction found before fine-tuning ablated or added; 95% Clopper-Pearson intervals.",
+        n=f"{record.harmful[0]['baseline'].n} harmful, {record.harmless[0]['baseline'].n} harmless prompts",
+        control=RANDOM,
+        data=record.to_frame(),
+    )
+    return Section("fine-tuning", "Stability after fine-tuning on benign data", text, (figure,))
 
 
 def subspace_section(record: SubspaceEffects) -> Section:

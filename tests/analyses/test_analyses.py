@@ -24,6 +24,7 @@ SCRIPTS = {
     "system_prompts": ([], ["system_prompts"], ["system prompts"]),
     "base_vs_chat": ([], ["trace"], ["untrained"]),
     "stability": (["--resamples", "2"], ["stability"], ["resamples"]),
+    "fine_tuning": (["--steps", "0", "4"], ["fine_tuning"], ["old", "fine-tuning"]),
     "subspace": (["--k", "2"], ["effects", "subspace_pca", "subspace_repeated"], ["random"]),
     "cross_behaviour": ([], ["ablation", "addition"], ["Cross-effects"]),
     "transfer": ([], ["ablation", "addition"], ["Transfer"]),
@@ -49,6 +50,30 @@ def test_it_runs_on_the_embedded_model(name, study_folder, tmp_path, monkeypatch
     assert all(word.lower() in page.lower() for word in words)
     # Nothing is fetched from anywhere (plotly's own code names addresses, tags do not).
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=\"(https?:)?//", page)
+
+
+def test_benchmarks_of_ones_own(study_folder, tmp_path, monkeypatch, capsys):
+    """The table of coherence with a task from a folder: the official ones need a network."""
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = [{"question": "The sky is", "choices": ["blue", "made of cheese"], "answer": i % 2} for i in range(4)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "sky.yaml").write_text(
+        f"task: sky\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: '{tmp_path / 'data.jsonl'}'}}}}\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{question}}'\ndoc_to_target: answer\n"
+        "doc_to_choice: choices\nmetric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    )
+    arguments = ["--study", str(study_folder), "--train", "48", "--prompts", "12", "--max-new-tokens", "12"]
+    arguments += ["--task", "sky", "--task-folder", str(tmp_path / "tasks"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["coherence", *arguments])
+    importlib.import_module("analyses.coherence").main()
+    assert "acc" in capsys.readouterr().out
+    scores = load_record(tmp_path / "out" / "harness", Record)
+    # Two of four questions, whose answers are each other's opposite: exactly half under every condition.
+    assert {(i.condition, i.value, i.n) for i in scores.items} == {
+        (condition, 0.5, 4) for condition in ("baseline", "ablation", "orthogonalized", "random_ablation")
+    }
 
 
 def test_files_of_ones_own(study_folder, tmp_path, monkeypatch, capsys):

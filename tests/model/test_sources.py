@@ -101,7 +101,7 @@ def test_rounding_is_not_taken_for_a_change():
     direction = dataclasses.replace(direction, unit=(unit / unit.norm()).double())
     found = source_contributions(model, [PROMPT], direction)
     gap = (found.values.sum(-1) - head_contributions(model, [PROMPT], direction).values)[1].abs()
-    assert 0.04 < float((gap / found.values[1].abs().sum(-1)).max())  # far beyond any limit relative to the parts
+    assert float((gap / found.values[1].abs().sum(-1)).max()) > 0.04  # far beyond any limit relative to the parts
 
 
 def test_values_changed_after_their_hook_are_refused():
