@@ -5,6 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 p
 VENV := .venv
 BIN := $(VENV)/bin
 LEGACY := .venv-legacy
+WORKERS ?= 2
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: report test test-legacy lint check bench clean
@@ -13,7 +14,7 @@ report: $(VENV)/.installed  ## the main job on the embedded model; prints where 
 	$(BIN)/refusal-lens run organism --out runs/organism
 
 test: $(VENV)/.test  ## all tests but the nightly ones
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-legacy: $(LEGACY)/.installed  ## the wrapper's tests on HookedTransformer under transformer-lens 3.9
 	$(LEGACY)/bin/python -m pytest tests/legacy
