@@ -244,7 +244,10 @@ def plot_causal_check(record: CausalCheck) -> go.Figure:
             "array": [c.high - c.mean for c in changes],
             "arrayminus": [c.mean - c.low for c in changes],
         },
-        marker_color=[style.GREY if "random" in name or name == "keep_none" else style.GREEN for name in conditions],
+        marker={
+            "color": [style.GREY if "random" in name or name == "keep_none" else style.GREEN for name in conditions],
+            "pattern": {"shape": ["/" if "random" in name else "" for name in conditions], "size": 7, "solidity": 0.15},
+        },
         showlegend=False,
         hovertemplate="%{x}: %{y:.2f}<extra></extra>",
         row=1,
@@ -259,7 +262,7 @@ def plot_causal_check(record: CausalCheck) -> go.Figure:
             mode="markers",
             name=name,
             text=rows["label"],
-            marker={"color": tone, "size": 8},
+            marker={"color": tone, "size": 8, "symbol": "circle" if named else "x"},
             error_y={
                 "type": "data",
                 "symmetric": False,

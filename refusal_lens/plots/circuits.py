@@ -128,6 +128,6 @@ def tokens_props(
         "values": values.float().tolist(),
         "minValue": -limit,
         "maxValue": limit,
-        "negativeColor": style.BLUE,
+        "negativeColor": style.SKY,  # light enough for black text
         "positiveColor": style.RED,
     }

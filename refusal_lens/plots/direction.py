@@ -12,9 +12,9 @@ from ..stats import Rate
 from . import style
 
 _SCORES = {
-    "bypass": "bypass: refusal metric of harmful prompts, ablated",
-    "induce": "induce: refusal metric of harmless prompts, added",
-    "kl": "KL of the next token on harmless prompts, ablated",
+    "bypass": "bypass: refusal metric of<br>harmful prompts, ablated",
+    "induce": "induce: refusal metric of<br>harmless prompts, added",
+    "kl": "KL of the next token on<br>harmless prompts, ablated",
 }
 
 
@@ -66,36 +66,45 @@ def plot_selection(selection: Selection, pos_labels: Sequence[str] = ()) -> go.F
             col=col,
         )
     figure.update_xaxes(title_text="layer")
-    style.finish(figure, height=430)
+    style.finish(figure, height=450)
     figure.update_annotations(font_size=12)
-    return figure.update_layout(legend={"y": -0.22, "yanchor": "top", "x": 0.5, "xanchor": "center"})
+    return figure.update_layout(margin_t=60, legend={"y": -0.22, "yanchor": "top", "x": 0.5, "xanchor": "center"})
 
 
 def plot_refusal_rates(rates: Mapping[str, Mapping[str, Rate]]) -> go.Figure:
-    """Refusal rates with 95% intervals: one group a prompt set, one bar a condition (paper Figs. 1 and 3)."""
+    """Refusal rates with 95% intervals: one group a prompt set, one bar a condition, placebos hatched (paper Figs. 1
+    and 3)."""
     figure = go.Figure()
     conditions = dict.fromkeys(c for by_condition in rates.values() for c in by_condition)
     for i, condition in enumerate(conditions):
         sets = [name for name in rates if condition in rates[name]]
         found = [rates[name][condition] for name in sets]
+        axis = [sets, [style.readable(condition)] * len(sets)]
         figure.add_bar(
-            x=sets,
+            x=axis,
             y=[r.rate for r in found],
             name=style.readable(condition),
-            marker_color=style.colour(condition, i),
+            marker=style.marker(condition, i),
             error_y={
                 "type": "data",
                 "symmetric": False,
                 "array": [r.high - r.rate for r in found],
                 "arrayminus": [r.rate - r.low for r in found],
             },
-            text=[f"{r.rate:.0%}" for r in found],
-            textposition="outside",
             customdata=[f"{r.low:.0%} to {r.high:.0%}, n = {r.n}" for r in found],
-            hovertemplate="%{x}, " + style.readable(condition) + ": %{y:.1%}<br>95%: %{customdata}<extra></extra>",
+            hovertemplate="%{x}: %{y:.1%}<br>95%: %{customdata}<extra></extra>",
+        )
+        figure.add_scatter(
+            x=axis,
+            y=[r.high for r in found],
+            text=[f"{r.rate:.0%}" for r in found],
+            mode="text",
+            textposition="top center",
+            hoverinfo="skip",
+            showlegend=False,
         )
     figure.update_yaxes(title_text="refusal rate", range=[0, 1.16], tickformat=".0%")
-    return style.finish(figure.update_layout(barmode="group"))
+    return style.finish(figure.update_layout(barmode="overlay", bargap=0.35, showlegend=False))
 
 
 def plot_trace(trace: DirectionTrace, value: str = "cosine") -> go.Figure:
@@ -114,11 +123,18 @@ def plot_trace(trace: DirectionTrace, value: str = "cosine") -> go.Figure:
             fillcolor=style.faded(tint),
             line={"width": 0},
             hoverinfo="skip",
+            mode="lines",
             showlegend=False,
         )
-        figure.add_scatter(x=layers, y=mean.tolist(), name=style.readable(condition), line={"color": tint, "width": 2})
+        figure.add_scatter(
+            x=layers,
+            y=mean.tolist(),
+            name=style.readable(condition),
+            mode="lines+markers",
+            line={"color": tint, "width": 2, "dash": style.dash(condition)},
+        )
     if trace.direction is not None:
         figure.add_vline(x=trace.direction.layer, line_dash="dot", line_color=style.GREY, annotation_text="layer of r")
-    figure.update_xaxes(title_text="layer (resid_pre; the last is the final resid_post)")
+    figure.update_xaxes(title_text="resid_pre of layer (last: the end)")
     figure.update_yaxes(title_text="cosine with r̂" if value == "cosine" else "projection on r̂")
     return style.finish(figure)

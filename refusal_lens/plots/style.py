@@ -1,6 +1,8 @@
-"""One look for all figures: colours per condition (Okabe-Ito, colour-blind safe), fonts, layout."""
+"""One look for all figures: colours per condition (Okabe-Ito, colour-blind safe), hatched placebos, fonts, layout."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -15,7 +17,9 @@ CONDITION_COLOURS = {
     "addition": ORANGE,
     "random_addition": YELLOW,
     "subtraction": PINK,
+    "random_subtraction": "#E8C6D8",
     "orthogonalized": BLUE,
+    "random_orthogonalized": "#9CC7E4",
     "adversarial": ORANGE,
     "random_suffix": SKY,
 }
@@ -27,6 +31,19 @@ SEQUENTIAL = "Viridis"
 def colour(condition: str, index: int = 0) -> str:
     """The colour of a condition, the same in every figure; others take turns."""
     return CONDITION_COLOURS.get(condition, _CYCLE[index % len(_CYCLE)])
+
+
+def marker(condition: str, index: int = 0) -> dict[str, Any]:
+    """Plotly's marker of a bar: the condition's colour, hatched for a placebo, so that colour never tells alone."""
+    look: dict[str, Any] = {"color": colour(condition, index), "line": {"color": GREY, "width": 1}}
+    if condition.startswith("random"):
+        look["pattern"] = {"shape": "/", "fgcolor": "#1b1f24", "fgopacity": 0.75, "size": 7, "solidity": 0.15}
+    return look
+
+
+def dash(condition: str) -> str:
+    """Plotly's dash of a line: dashed for a placebo."""
+    return "dash" if condition.startswith("random") else "solid"
 
 
 def faded(hex_colour: str, opacity: float = 0.18) -> str:

@@ -5,13 +5,13 @@ Each JavaScript library is in the page once. Text that came from prompts or mode
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 import jinja2
 import pandas as pd
@@ -50,10 +50,19 @@ class Figure:
 
     @cached_property
     def json(self) -> str:
-        """Plotly JSON, safe inside a script element; without the template, which the page holds once."""
+        """Plotly JSON, safe inside a script element; without the template, which the page holds once, and the title,
+        which is text of the page."""
         found = self.figure.to_plotly_json()
-        found["layout"] = {key: value for key, value in found["layout"].items() if key != "template"}
+        left_out = ("template", "title")
+        found["layout"] = {key: value for key, value in found["layout"].items() if key not in left_out}
+        if self.title:
+            found["layout"]["margin"] = {**found["layout"].get("margin", {}), "t": 30}
         return _script_safe(found)
+
+    @property
+    def title(self) -> str:
+        """The figure's own title, "" if it has none."""
+        return str(self.figure.layout.title.text or "")
 
     @cached_property
     def csv(self) -> str:
@@ -248,8 +257,7 @@ def _template(name: str) -> str:
 
 def csv_address(frame: pd.DataFrame) -> str:
     """A data: address of the frame as CSV."""
-    content = base64.b64encode(frame.to_csv(index=False).encode()).decode()
-    return f"data:text/csv;base64,{content}"
+    return "data:text/csv;charset=utf-8," + quote(frame.to_csv(index=False), safe=" ,.:;!?()[]/+=-_")
 
 
 def plain(value: Any) -> str:

@@ -10,11 +10,16 @@
   const drawn = () => [...document.querySelectorAll(".plot[data-drawn]")];
   const part = (element, kind) => document.getElementById(element.id.replace(/-(plot|widget)$/, kind));
 
+  // The figure in the colours of the page: text, and error bars that have no colour of their own.
+  const figure = (plot) => {
+    const { data, layout } = JSON.parse(part(plot, "-json").textContent);
+    data.filter((trace) => trace.error_y).forEach((trace) => {
+      trace.error_y = { color: ink(), thickness: 1.5, width: 5, ...trace.error_y };
+    });
+    return [data, { ...layout, template: look, font: { ...layout.font, color: ink() } }];
+  };
   const draw = (plot) => {
-    const figure = JSON.parse(part(plot, "-json").textContent);
-    figure.layout.template = look;
-    figure.layout.font = { ...figure.layout.font, color: ink() };
-    Plotly.newPlot(plot, figure.data, figure.layout, settings);
+    Plotly.newPlot(plot, ...figure(plot), settings);
     if (plot.dataset.picks) plot.on("plotly_click", (event) => {
       const point = event.points[0];
       const value = point.customdata ?? point.text;
@@ -24,7 +29,25 @@
   const view = (widget) => {
     const props = JSON.parse(part(widget, "-json").textContent);
     CircuitsVis.render(widget.id, CircuitsVis[widget.dataset.component], props);
+    new MutationObserver(() => label(widget)).observe(widget, { childList: true, subtree: true });
+    label(widget);
   };
+  // CircuitsVis draws heads as unnamed pictures for the mouse: give them names, and the keyboard a way to them.
+  const label = (widget) => widget.querySelectorAll("canvas:not([aria-label])").forEach((canvas) => {
+    const tile = canvas.closest("div:has(> h2, > h4)");
+    const name = tile?.querySelector("h2, h4").textContent ?? "";
+    canvas.setAttribute("aria-label", `Attention pattern ${name}`.trim());
+    if (!tile?.querySelector("h4")) return;
+    tile.tabIndex = 0;
+    tile.setAttribute("role", "button");
+    tile.setAttribute("aria-label", `Show the attention of ${name}`);
+    tile.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      tile.dispatchEvent(new MouseEvent("mouseover", { bubbles: true }));
+      tile.click();
+    });
+  });
   const show = (element) => {
     if (element.dataset.drawn) return;
     element.dataset.drawn = "1";
@@ -103,7 +126,7 @@
   const paint = (dark) => {
     root.dataset.theme = dark ? "dark" : "light";
     theme.setAttribute("aria-pressed", String(dark));
-    drawn().forEach((plot) => Plotly.relayout(plot, { "font.color": ink() }));
+    drawn().forEach((plot) => Plotly.react(plot, ...figure(plot), settings));
   };
   paint(system.matches);
   system.addEventListener("change", () => paint(system.matches));
@@ -132,4 +155,7 @@
     drawn().forEach((plot) => Plotly.relayout(plot, { width: null, autosize: true }));
   });
   start(document);
+  // CircuitsVis draws a moment later than asked: too late for a page on its way to the printer.
+  const idle = window.requestIdleCallback ?? ((work) => setTimeout(work, 500));
+  window.addEventListener("load", () => idle(() => document.querySelectorAll(".widget").forEach(show)));
 })();
