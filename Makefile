@@ -8,13 +8,16 @@ LEGACY := .venv-legacy
 WORKERS ?= 2
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: report test test-legacy lint check bench clean
+.PHONY: report test test-real test-legacy lint check bench clean
 
 report: $(VENV)/.installed  ## the main job on the embedded model; prints where report.html is
 	$(BIN)/refusal-lens run organism --out runs/organism
 
 test: $(VENV)/.test  ## all tests but the nightly ones
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore tests/real
+
+test-real: $(VENV)/.test  ## the main job on the real chat model that REFUSAL_LENS_REAL_MODEL names
+	$(BIN)/python -m pytest tests/real
 
 test-legacy: $(LEGACY)/.installed  ## the wrapper's tests on HookedTransformer under transformer-lens 3.9
 	$(LEGACY)/bin/python -m pytest tests/legacy
