@@ -30,7 +30,7 @@ def main() -> None:
     print(f"suffix {result.suffix.text.strip()!r}, n = {report.plain.n}; heads from {len(report.head_prompts)} others")
     show(pd.DataFrame(rows))
     show(report.drop_parts(result))
-    finish(args, "Fig. 6: heads under a suffix", [hijacking_section(report, result)], report=report)
+    finish(args, "Fig. 6: heads under a suffix", [hijacking_section(report)], report=report)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ the project speaks TransformerLens's hook names and these methods only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -62,20 +62,39 @@ class Backend(WeightAccess):
         last_only: bool = True,
         prefix: PrefixCache | None = None,
         start: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
+        prefix_mask: Bool[Tensor, "batch prefix"] | None = None,
     ) -> Float[Tensor, "batch kept vocab"]:
         """Logits of the last position, or of all.
 
         Args:
             ids: left-padded token ids, without the prefix's tokens.
             mask: True at real tokens.
-            prefix: keys and values of a prefix common to all rows (see ``prefix_cache``).
+            prefix: keys and values of what stands before (see ``prefix_cache``), common to all rows or a row each.
+            prefix_mask: True at real tokens of the prefix, where it has padding.
             start: (layer, resid_pre of that layer): earlier blocks are skipped.
         """
         raise NotImplementedError
 
-    def prefix_cache(self, ids: Int[Tensor, "pos"], start: tuple[int, Tensor] | None = None) -> PrefixCache:
-        """Keys and values of ``ids`` at every layer, for ``logits(prefix=...)``."""
+    def prefix_cache(
+        self,
+        ids: Int[Tensor, "*batch pos"],
+        start: tuple[int, Tensor] | None = None,
+        mask: Bool[Tensor, "batch pos"] | None = None,
+    ) -> PrefixCache:
+        """Keys and values of ``ids`` at every layer, for ``logits(prefix=...)``; ``mask`` where rows have padding."""
         raise ModelError(f"{self.kind} has no prefix cache here")
+
+    def packed_logits(
+        self,
+        ids: Int[Tensor, "pos"],
+        positions: Int[Tensor, "pos"],
+        mask: Bool[Tensor, "pos pos"],
+        ends: Int[Tensor, "prompt"],
+        rows: int,
+        start: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
+    ) -> Float[Tensor, "batch prompt vocab"]:
+        """Logits at ``ends`` of ``rows`` copies of one row that holds several prompts (see ``packing``)."""
+        raise ModelError(f"{self.kind} runs no packed prompts here")
 
     def attribution_patch(
         self, clean: Int[Tensor, "batch pos"], corrupt: Int[Tensor, "batch pos"], metric: Callable[[Tensor], Tensor]
@@ -131,18 +150,19 @@ class BridgeBackend(Backend):
         """The stack of blocks as the Hugging Face model runs it."""
         return self.tl.blocks
 
-    def logits(self, ids, mask, last_only=True, prefix=None, start=None):
+    def logits(self, ids, mask, last_only=True, prefix=None, start=None, prefix_mask=None):
         extra: dict[str, Any] = {}
         if prefix is not None:
             cache, length = DynamicCache(), prefix[0][0].shape[2]
             for layer, (keys, values) in enumerate(prefix):
                 cache.update(keys.expand(len(ids), -1, -1, -1), values.expand(len(ids), -1, -1, -1), layer)
-            full = torch.cat([torch.ones(len(ids), length, dtype=torch.bool, device=mask.device), mask], 1)
+            before = torch.ones(len(ids), length, dtype=torch.bool, device=mask.device)
+            full = torch.cat([before if prefix_mask is None else prefix_mask, mask], 1)
             extra = {"past_key_values": cache, "use_cache": True}
         else:
             full = mask
             extra = {"use_cache": False}
-        if not bool(mask.all()):
+        if not bool(full.all()):
             # Positions count real tokens only; without this every padded row would be shifted.
             extra["attention_mask"] = full.long()
             extra["position_ids"] = (full.long().cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
@@ -153,9 +173,13 @@ class BridgeBackend(Backend):
         with self._skipping(*start):
             return self.hf(input_ids=ids, **extra).logits
 
-    def prefix_cache(self, ids, start=None):
+    def prefix_cache(self, ids, start=None, mask=None):
         cache = DynamicCache()
-        call = {"input_ids": ids[None], "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+        rows = ids if ids.ndim == 2 else ids[None]
+        call = {"input_ids": rows, "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+        if mask is not None and not bool(mask.all()):
+            call["attention_mask"] = mask.long()
+            call["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
         if start is None:
             self.hf(**call)
             first = 0
@@ -166,6 +190,44 @@ class BridgeBackend(Backend):
         entries = [(layer.keys, layer.values) for layer in cache.layers[first:]]
         # Skipped layers are never read, but the cache counts its length at layer 0.
         return [entries[0]] * first + entries
+
+    def packed_logits(self, ids, positions, mask, ends, rows, start=None):
+        # Added to the scores as it is, so that no kind of mask is made anew inside.
+        added = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device)
+        added = added.masked_fill(~mask, torch.finfo(self.dtype).min)[None, None]
+        call = {
+            "input_ids": ids.expand(rows, -1),
+            "position_ids": positions.expand(rows, -1),
+            "attention_mask": added,
+            "logits_to_keep": ends,
+            "use_cache": False,
+        }
+        with nullcontext() if start is None else self._skipping(*start), self._last_mlp_at(ends):
+            return self.hf(**call).logits
+
+    @contextmanager
+    def _last_mlp_at(self, ends: Tensor) -> Iterator[None]:
+        """Run the last block's MLP at the positions whose logits are wanted; nothing reads it elsewhere."""
+        width = 0
+
+        def before(module: Any, args: tuple) -> tuple:
+            nonlocal width
+            width = args[0].shape[1]
+            return (args[0][:, ends], *args[1:])
+
+        def after(module: Any, args: tuple, output: Any) -> Any:
+            part = output[0] if isinstance(output, tuple) else output
+            whole = part.new_zeros(part.shape[0], width, part.shape[2])
+            whole[:, ends] = part
+            return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+        mlp = self.layers[self.n_layers - 1].mlp
+        handles = [mlp.register_forward_pre_hook(before), mlp.register_forward_hook(after)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @contextmanager
     def _skipping(self, layer: int, resid: Tensor) -> Iterator[None]:
@@ -246,7 +308,7 @@ class HookedTransformerBackend(Backend):
 
     kind = "HookedTransformer"
 
-    def logits(self, ids, mask, last_only=True, prefix=None, start=None):
+    def logits(self, ids, mask, last_only=True, prefix=None, start=None, prefix_mask=None):
         if prefix is not None:
             raise ModelError("HookedTransformer runs without a prefix cache here")
         kwargs: dict[str, Any] = {"return_type": "logits", "prepend_bos": False}

@@ -8,19 +8,31 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .backends import Backend, PrefixCache, backend_of
 from .chat import ChatFormat, Tokens
 from .errors import ConcurrentUseError, DirectionError, ModelError, PromptError
+from .health import check_activations, check_unhooked, check_weights
 from .interventions import Intervention
 from .records import Direction
 
 # resid_post against the sum of the writes, relative to the largest value: rounding of a few additions.
 SUM_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+
+
+_LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
+
+
+def _lock_of(tl: Any) -> threading.RLock:
+    """One lock for a TransformerLens model, however many wrappers there are around it: hooks live on its modules."""
+    with _LOCKS_LOCK:
+        return _LOCKS.setdefault(tl, threading.RLock())
 
 
 class _Stop(Exception):
@@ -35,10 +47,12 @@ class HookedChatModel:
         tokenizer: its tokenizer; the TransformerLens model's own if None.
         name: label in results; the model's own name if None.
         system: system prompt for every conversation; None leaves it to the template.
-        check: whether to verify at once that the residual stream is the sum of its writes.
+        check: whether to verify at once that no hook is on the model, that its weights are finite, and that the
+            residual stream is the sum of its writes.
 
     Raises:
-        ModelError: not such a model, no usable chat template, or writes that do not sum to the stream.
+        ModelError: not such a model, no usable chat template, hooks left on it, NaN or infinite weights, or writes
+            that do not sum to the stream.
     """
 
     def __init__(
@@ -56,10 +70,12 @@ class HookedChatModel:
             raise ModelError("this model has no tokenizer: pass tokenizer=...")
         self.name = name or str(getattr(tl.cfg, "model_name", "") or "model")
         self.chat = ChatFormat(self.tokenizer, system)
-        self._lock = threading.RLock()
+        self._lock = _lock_of(tl)
         for size in ("n_layers", "n_heads", "d_model", "d_head", "d_vocab", "n_ctx"):
             setattr(self, size, getattr(self.backend, size))
         if check:
+            check_unhooked(self)
+            check_weights(self)
             self.check_writes()
 
     n_layers: int
@@ -209,6 +225,7 @@ class HookedChatModel:
         last_only: bool = True,
         start: tuple[int, Tensor] | None = None,
         prefix: PrefixCache | None = None,
+        prefix_mask: Bool[Tensor, "batch prefix"] | None = None,
     ) -> Float[Tensor, "batch kept vocab"]:
         """Logits of a batch, of the last position only unless asked for all ([batch, pos, vocab]).
 
@@ -216,9 +233,10 @@ class HookedChatModel:
             tokens: from ``tokenize`` or ``batches``.
             start: (layer, its resid_pre): restart there instead of at the embedding.
             prefix: keys and values from ``prefix_cache``; then ``tokens`` are without the prefix.
+            prefix_mask: True at real tokens of the prefix, where its rows have padding.
         """
         with self._exclusive():
-            return self.backend.logits(tokens.ids, tokens.mask, last_only, prefix, start)
+            return self.backend.logits(tokens.ids, tokens.mask, last_only, prefix, start, prefix_mask)
 
     @torch.inference_mode()
     def last_logits(self, prompts: Sequence[str] | Tokens, suffixes: Sequence[str] | None = None) -> Tensor:
@@ -231,7 +249,12 @@ class HookedChatModel:
 
     @torch.inference_mode()
     def cache(
-        self, tokens: Tokens | Sequence[str], names: Iterable[str], positions: slice | None = None
+        self,
+        tokens: Tokens | Sequence[str],
+        names: Iterable[str],
+        positions: slice | None = None,
+        prefix: PrefixCache | None = None,
+        prefix_mask: Bool[Tensor, "batch prefix"] | None = None,
     ) -> dict[str, Tensor]:
         """Activations at the named hook points only, under whatever interventions are active.
 
@@ -241,6 +264,7 @@ class HookedChatModel:
             tokens: one batch (or prompts, tokenized as one batch).
             names: TransformerLens's names, e.g. ``blocks.3.hook_resid_pre``.
             positions: keep these positions only (axis 1, e.g. ``slice(-5, None)``), so that memory stays small.
+            prefix, prefix_mask: as in ``logits``; activations are of ``tokens`` alone.
         """
         batch = tokens if isinstance(tokens, Tokens) else self.tokenize(tokens)
         wanted = list(dict.fromkeys(names))
@@ -257,7 +281,7 @@ class HookedChatModel:
         stops_early = all(name.startswith("blocks.") for name in wanted)
         try:
             with self.hooks(*[(name, keep(name)) for name in wanted]):
-                self.backend.logits(batch.ids, batch.mask)
+                self.backend.logits(batch.ids, batch.mask, prefix=prefix, prefix_mask=prefix_mask)
         except _Stop:
             pass
         missing = [name for name in wanted if name not in stored]
@@ -266,10 +290,15 @@ class HookedChatModel:
         return {name: stored[name] for name in wanted}
 
     @torch.inference_mode()
-    def prefix_cache(self, ids: Tensor, start: tuple[int, Tensor] | None = None) -> PrefixCache:
-        """Keys and values of a shared prefix under the active interventions."""
+    def prefix_cache(
+        self,
+        ids: Int[Tensor, "*batch pos"],
+        start: tuple[int, Tensor] | None = None,
+        mask: Bool[Tensor, "batch pos"] | None = None,
+    ) -> PrefixCache:
+        """Keys and values of a shared prefix, or of one prefix a row, under the active interventions."""
         with self._exclusive():
-            return self.backend.prefix_cache(ids, start)
+            return self.backend.prefix_cache(ids, start, mask)
 
     @torch.inference_mode()
     def generate(
@@ -350,6 +379,7 @@ class HookedChatModel:
                     "this architecture is not supported"
                 )
         cached = self.cache(tokens, names)
+        check_activations(self, cached)
         tolerance, worst, previous = SUM_TOLERANCE.get(self.dtype, 1e-2), 0.0, None
         for layer in range(self.n_layers):
             pre, attn, mlp, post = (cached[f"blocks.{layer}.{site}"].double() for site in sites)
@@ -358,7 +388,7 @@ class HookedChatModel:
                 raise ModelError(
                     f"{self.name}, layer {layer}: resid_pre + attn_out + mlp_out misses resid_post by {error:.2g} of "
                     f"its largest value (limit {tolerance:g} in {self.dtype}): some write to the residual stream is "
-                    "not hooked, or an activation is NaN or infinite"
+                    "not hooked"
                 )
             worst = max(worst, error)
             if previous is not None and not torch.equal(previous, pre):

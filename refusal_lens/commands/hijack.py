@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .terminal import bars, console
+from .terminal import bars, console, error_console
 
 
 def hijack(
@@ -24,13 +24,20 @@ def hijack(
     ] = Path("runs/latest"),
     out: Annotated[Path | None, typer.Option(help="Result folder; by default `suffixes` in RUN.")] = None,
     kind: Annotated[str, typer.Option(help="Kind of suffixes whose file names none.")] = "adversarial",
-    prompts: Annotated[int, typer.Option(min=2, help="Harmful test prompts of RUN at most.")] = 128,
+    harmful: Annotated[
+        str | None,
+        typer.Option(help="File of harmful prompts to report on (default: the test prompts of RUN)."),
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=2, help="Of these, the first refused ones to report on.")] = 128,
     harmless: Annotated[int, typer.Option(min=0, help="Harmless test prompts of RUN at most.")] = 64,
     borderline: Annotated[
         Path | None, typer.Option(help="Harmless prompts that look harmful (over-refusal), for the detectors.")
     ] = None,
     top: Annotated[int, typer.Option(min=0, help="Top heads; 0 for 8 or as many as a layer has.")] = 0,
-    detail: Annotated[int, typer.Option(min=0, help="Look into the N strongest suffixes only; 0 for all.")] = 0,
+    detail: Annotated[
+        int, typer.Option(min=0, help="Look into the N strongest suffixes (and benign ones) only; 0 for all.")
+    ] = 0,
+    shuffled: Annotated[bool, typer.Option(help="Also each suffix's own tokens in another order.")] = True,
     causal: Annotated[str, typer.Option(help="Causal tests of 'working' suffixes, 'all' or 'none'.")] = "working",
     max_new_tokens: Annotated[
         int, typer.Option(min=0, help="Length of replies; 0 to judge by the refusal metric alone.")
@@ -47,6 +54,8 @@ def hijack(
       refusal-lens hijack organism --direction runs/latest
 
       refusal-lens hijack model.gguf --suffixes suffixes.jsonl --direction runs/mine --out runs/mine/suffixes
+
+      refusal-lens hijack model.gguf --suffixes many.txt --direction runs/mine --harmful advbench.csv --detail 5
     """
     from ..errors import PromptError
     from ..evaluation_table import read_prompts
@@ -65,6 +74,11 @@ def hijack(
     study = Study.load(direction)
     folder = out or study.folder / "suffixes"
     settings = study.provenance["settings"]
+    asked = list(study.harmful.test) if harmful is None else list(read_prompts(harmful)[1])
+    known = {*study.harmful.train, *study.harmful.val}
+    if seen := known & set(asked):
+        asked = [text for text in asked if text not in known]
+        error_console.print(f"{len(seen)} prompts left out: RUN found its direction and heads on them")
     with bars(quiet) as progress:
         with progress("load the model", 0):
             loaded = load_model(
@@ -76,7 +90,7 @@ def hijack(
             )
         report = hijacking(
             loaded,
-            list(study.harmful.test)[:prompts],
+            asked,
             found,
             study.selection.chosen,
             harmless=list(study.harmless.test)[:harmless],
@@ -84,7 +98,13 @@ def hijack(
             refusal_tokens=study.refusal_tokens,
             borderline=list(read_prompts(str(borderline))[1]) if borderline else (),
             settings=Settings(
-                top=top or None, max_new_tokens=max_new_tokens, causal=causal, detail=detail or None, seed=seed
+                top=top or None,
+                max_new_tokens=max_new_tokens,
+                causal=causal,
+                detail=detail or None,
+                prompts=prompts,
+                shuffled=shuffled,
+                seed=seed,
             ),
             folder=folder,
             progress=progress,

@@ -4,16 +4,17 @@ random heads of the same layers and a norm-matched placebo."""
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..attribution.causal import ReplaceHeads, random_heads, wide_dtype
 from ..attribution.components import Readout, wide
 from ..attribution.records import Head
+from ..backends import PrefixCache
 from ..chat import Tokens
 from ..interventions import Intervention
 from ..linalg import random_unit, refusal_log_odds
@@ -73,12 +74,40 @@ def causal_tests(
 
 
 @dataclass(frozen=True)
+class _Run:
+    """One batch of one condition. Everything here acts on post-instruction positions only, so what stands before them
+    is run once and kept as keys and values, where the model's attention allows it (``backend.supports_prefix``)."""
+
+    tokens: Tokens
+    tail: Tokens
+    prefix: PrefixCache | None = None
+    prefix_mask: Bool[Tensor, "batch prefix"] | None = None
+
+    @classmethod
+    def of(cls, model: HookedChatModel, tokens: Tokens) -> _Run:
+        if not model.backend.supports_prefix:
+            return cls(tokens, tokens)
+        ids, mask, n = tokens.ids, tokens.mask, tokens.n_post
+        tail = Tokens(ids[:, -n:], mask[:, -n:], tokens.spans, tokens.indices)
+        return cls(tokens, tail, model.prefix_cache(ids[:, :-n], mask=mask[:, :-n]), mask[:, :-n])
+
+    def logits(self, model: HookedChatModel) -> Float[Tensor, "batch vocab"]:
+        """Logits of the last position under the active interventions."""
+        return model.logits(self.tail, prefix=self.prefix, prefix_mask=self.prefix_mask)[:, -1]
+
+    def cache(self, model: HookedChatModel, names: Iterable[str]) -> dict[str, Tensor]:
+        """Activations at the post-instruction positions."""
+        last = slice(-self.tokens.n_post, None)
+        return model.cache(self.tail, names, last, prefix=self.prefix, prefix_mask=self.prefix_mask)
+
+
+@dataclass(frozen=True)
 class _Pair:
-    """One batch in both runs, and what patches need from each."""
+    """One batch in both runs."""
 
     rows: list[int]
-    clean: Tokens
-    dirty: Tokens
+    clean: _Run
+    dirty: _Run
 
 
 class _Bench:
@@ -99,7 +128,7 @@ class _Bench:
         dirty = model.tokenize(suffixed.prompts, suffixed.suffixes)
         self.n, self.n_post = len(dirty), dirty.n_post
         self.pairs = [
-            _Pair(list(batch.indices), take(clean, list(batch.indices)), batch)
+            _Pair(list(batch.indices), _Run.of(model, take(clean, list(batch.indices))), _Run.of(model, batch))
             for batch in model.batches(dirty, max_tokens=1024)
         ]
 
@@ -126,14 +155,14 @@ class _Bench:
             for i, draw in enumerate(draws):
                 controls[i, pair.rows] = self._metric(into, make(draw))
             if max_new_tokens:
-                for row, reply in zip(pair.rows, self._replies(into, make(heads), max_new_tokens), strict=True):
+                replies = self._replies(into.tokens, make(heads), max_new_tokens)
+                for row, reply in zip(pair.rows, replies, strict=True):
                     refused[row] = is_refusal(reply)
         return CausalTest(name, reverse, metric, controls, placebo, tuple(refused) if max_new_tokens else ())
 
-    def _metric(self, tokens: Tokens, intervention: Intervention) -> Float[Tensor, "batch"]:
+    def _metric(self, run: _Run, intervention: Intervention) -> Float[Tensor, "batch"]:
         with self.model.hooks(intervention):
-            logits = self.model.logits(tokens)[:, -1]
-        return refusal_log_odds(logits, self.ids).cpu()
+            return refusal_log_odds(run.logits(self.model), self.ids).cpu()
 
     def _replies(self, tokens: Tokens, intervention: Intervention, max_new_tokens: int) -> list[str]:
         alone = replace(tokens, indices=tuple(range(len(tokens))))
@@ -141,29 +170,28 @@ class _Bench:
             return self.model.generate(alone, max_new_tokens, batch_size=len(tokens))
 
     def _maker(
-        self, kind: str, into: Tokens, source: Tokens, layers: list[int]
+        self, kind: str, into: _Run, source: _Run, layers: list[int]
     ) -> Callable[[tuple[Head, ...]], Intervention]:
         """heads -> the intervention of this kind on ``into``; what it takes from ``source`` is read once."""
-        n_last = self.n_post
         if kind == "cut":
-            dest, src = into.region("template_post"), into.region("suffix")
+            dest, src = into.tokens.region("template_post"), into.tokens.region("suffix")
             return lambda heads: KnockOut(heads, dest, src)
         if kind == "pattern":
             names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in layers}
-            # Rows of the last positions only: hook_pattern's destination is axis 2.
             cached = self._cache_rows(source, list(names.values()))
             patterns = {layer: cached[name] for layer, name in names.items()}
-            columns = matching_columns(into, source)
+            columns = matching_columns(into.tokens, source.tokens)
             return lambda heads: PatchPattern(heads, patterns, columns)
-        z = self._last_z(source, n_last)
+        z = self._last_z(source)
         if kind == "output":
             return lambda heads: ReplaceHeads(heads, z)
         along = torch.einsum("lbqhd,lhd->lhbq", z, self.readout.heads.to(z))
-        for layer, scale in self._scales(source, n_last).items():
+        for layer, scale in self._scales(source).items():
             along[layer] = along[layer] / scale
         return lambda heads: PatchComponent(heads, self.readout, along)
 
-    def _cache_rows(self, tokens: Tokens, names: list[str]) -> dict[str, Tensor]:
+    def _cache_rows(self, run: _Run, names: list[str]) -> dict[str, Tensor]:
+        """Attention patterns from the post-instruction positions (hook_pattern's destination is axis 2)."""
         kept: dict[str, Tensor] = {}
 
         def keep(name: str) -> Callable:
@@ -173,36 +201,33 @@ class _Bench:
             return hook_fn
 
         with self.model.hooks(*[(name, keep(name)) for name in names]):
-            self.model.cache(tokens, [f"blocks.{self.model.n_layers - 1}.hook_resid_post"], positions=slice(-1, None))
+            run.cache(self.model, [f"blocks.{self.model.n_layers - 1}.hook_resid_post"])
         return kept
 
-    def _last_z(self, tokens: Tokens, n_last: int) -> Float[Tensor, "layer batch last head d_head"]:
+    def _last_z(self, run: _Run) -> Float[Tensor, "layer batch last head d_head"]:
         m = self.model
         names = [f"blocks.{layer}.attn.hook_z" for layer in range(m.n_layers)]
-        cached = m.cache(tokens, names, positions=slice(-n_last, None))
-        rows = [wide(cached[name]).reshape(len(tokens), n_last, m.n_heads, m.d_head) for name in names]
+        cached = run.cache(m, names)
+        rows = [wide(cached[name]).reshape(len(run.tokens), self.n_post, m.n_heads, m.d_head) for name in names]
         return torch.stack(rows).to(wide_dtype(m))
 
-    def _scales(self, tokens: Tokens, n_last: int) -> dict[int, Float[Tensor, "batch last"]]:
+    def _scales(self, run: _Run) -> dict[int, Float[Tensor, "batch last"]]:
         sites = {layer: site for layer, site in enumerate(self.readout.scale_sites) if site}
-        if not sites:
-            return {}
-        cached = self.model.cache(tokens, sites.values(), positions=slice(-n_last, None))
+        cached = run.cache(self.model, sites.values()) if sites else {}
         return {layer: wide(cached[site][..., 0]) for layer, site in sites.items()}
 
-    def _placebo(self, tokens: Tokens, intervention: Intervention, heads: tuple[Head, ...]) -> Push:
+    def _placebo(self, run: _Run, intervention: Intervention, heads: tuple[Head, ...]) -> Push:
         """A change of attention's output in a random direction, as large as the one that ``intervention`` makes at
         each layer with such a head, prompt and post-instruction position."""
         names = [f"blocks.{layer}.hook_attn_out" for layer in by_layer(heads)]
-        last = slice(-self.n_post, None)
-        before = self.model.cache(tokens, names, positions=last)
+        before = run.cache(self.model, names)
         with self.model.hooks(intervention):
-            after = self.model.cache(tokens, names, positions=last)
+            after = run.cache(self.model, names)
         generator = torch.Generator().manual_seed(self.seed + 1)
         changes = {}
         for name in names:
             size = wide(after[name] - before[name]).norm(dim=-1, keepdim=True)
-            noise = torch.randn(len(tokens), 1, self.model.d_model, generator=generator, dtype=torch.float64)
+            noise = torch.randn(len(run.tokens), 1, self.model.d_model, generator=generator, dtype=torch.float64)
             noise = (noise / noise.norm(dim=-1, keepdim=True)).to(size)
             changes[name] = size * noise
         return Push(changes)
@@ -218,7 +243,7 @@ class _Bench:
         other = (other - (other @ r) * r) / (other - (other @ r) * r).norm()
         names = [f"blocks.{layer}.hook_resid_pre" for layer in range(m.n_layers)]
         for pair in self.pairs:
-            cached = m.cache(pair.clean, names, positions=slice(-self.n_post, None))
+            cached = pair.clean.cache(m, names)
             wanted = torch.stack([wide(cached[name]).to(r) @ r for name in names])
             steps: dict[int, Tensor] = {}
             metric[pair.rows] = self._metric(pair.dirty, SetComponent(r, wanted, steps))

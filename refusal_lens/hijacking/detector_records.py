@@ -103,7 +103,7 @@ class Detectors(Record):
         for row in self.to_frame(fpr).to_dict("records"):
             share = row["flagged"]
             if row["harmful"] and share < limit:
-                found.append(f"{row['score']} (site {row['site']}): finds only {share:.0%} of {row['group']}")
+                found.append(f"{row['score']} finds only {share:.0%} of {row['group']}")
             if not row["harmful"] and share > limit:
-                found.append(f"{row['score']} (site {row['site']}): flags {share:.0%} of {row['group']}")
+                found.append(f"{row['score']} flags {share:.0%} of {row['group']}")
         return tuple(found)

@@ -59,11 +59,12 @@ class KnockOut:
 
 def _cut(edges: Bool[Tensor, "batch one dest src"], heads: list[int], scores: bool) -> Callable:
     def cut(x: Tensor, hook: Any) -> Tensor:
-        if x.shape[-2:] != edges.shape[-2:]:  # a decoding step: its own token is not a post-instruction position
+        if x.shape[-1] != edges.shape[-1]:  # a decoding step: its own token is not a post-instruction position
             return x
+        rows = edges[..., -x.shape[-2] :, :]  # all of them, or the last ones behind a prefix of keys and values
         chosen = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
         chosen[heads] = True
-        gone = edges.to(x.device) & chosen[None, :, None, None]
+        gone = rows.to(x.device) & chosen[None, :, None, None]
         if scores:
             return x.masked_fill(gone, torch.finfo(x.dtype).min)
         left = x.masked_fill(gone, 0)

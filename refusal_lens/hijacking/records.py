@@ -149,8 +149,9 @@ class SuffixResult(Record):
         p_metric: paired test of the refusal metric, random against suffix; adjust over suffixes (``HijackingReport``).
         causal: the causal tests; None for a suffix that does not work (or where not asked for).
         tokens: token forensics, or None likewise.
-        patterns: attention of a top head on one prompt, plain and suffixed, or None.
-        key: digest of the inputs, for resuming.
+        patterns: attention of one head on some prompts, each plain and then suffixed: of the top heads, the one whose
+            attention to the suffix rises most above that to random tokens.
+        key, tested: digests of the inputs of what is seen and of the tests, for resuming.
     """
 
     suffix: Suffix
@@ -166,6 +167,7 @@ class SuffixResult(Record):
     tokens: TokenEffects | None = None
     patterns: tuple[AttentionPatterns, ...] = ()
     key: str = ""
+    tested: str = ""
 
     @property
     def metric_drop(self) -> Interval:
@@ -238,9 +240,10 @@ class HijackingReport(Record):
         harmless: harmless prompts, or None.
         results: one per suffix that was looked into.
         screened: refusal metric of every suffix and prompt, also of those not looked into.
+        screened_strength: strength of the same (see ``SuffixResult.strength``).
         suffixes: all suffixes, in the order of ``screened``.
         detectors: detectors from the projection, or None.
-        n_asked: prompts before those that the model does not refuse were left out.
+        n_asked: prompts read, before those that the model does not refuse were left out.
         notes: what was left out, in words.
         post_labels: text of the post-instruction tokens.
     """
@@ -254,6 +257,7 @@ class HijackingReport(Record):
     harmless: Observation | None
     results: tuple[SuffixResult, ...]
     screened: Float[Tensor, "suffix prompt"]
+    screened_strength: Float[Tensor, "suffix prompt"]
     suffixes: tuple[Suffix, ...]
     detectors: Detectors | None
     n_asked: int
@@ -270,8 +274,13 @@ class HijackingReport(Record):
         return tuple(benjamini_hochberg([r.p_metric for r in self.results]).tolist()) if self.results else ()
 
     def strength_against_universality(self) -> tuple[float, float]:
-        """Spearman's rank correlation of strength and universality over the suffixes, with its p-value."""
-        return rank_correlation([r.strength.mean for r in self.results], [r.universality.rate for r in self.results])
+        """Spearman's rank correlation over all suffixes of strength and universality (by the metric's sign), with its
+        p-value."""
+        return rank_correlation(self.screened_strength.mean(1).tolist(), [u.rate for u in self.screened_universality()])
+
+    def screened_universality(self) -> tuple[Rate, ...]:
+        """Of every suffix, the share of the instructions whose refusal metric it takes below 0."""
+        return tuple(rate([value <= 0 for value in row]) for row in self.screened.tolist())
 
     def drop_parts(self, result: SuffixResult, site: int | None = None) -> pd.DataFrame:
         """The drop of the projection from plain to suffixed at one site, as parts that add up to it: part, mean, low,

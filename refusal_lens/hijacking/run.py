@@ -14,7 +14,7 @@ import torch
 from ..attribution.components import head_contributions
 from ..attribution.heads import choose_heads
 from ..attribution.records import Head
-from ..attribution.sources import attention_patterns
+from ..attribution.sources import attention_patterns, source_contributions
 from ..attribution.token_records import SourceContributions
 from ..errors import PromptError, ResultError
 from ..model import HookedChatModel
@@ -23,7 +23,7 @@ from ..prompts import PromptSet
 from ..records import Direction, Record, RefusalTokens, load_record, to_json
 from ..scoring import find_refusal_tokens, refusal_metric
 from ..stats import benjamini_hochberg
-from ..suffixes import Suffix, SuffixSet, check_suffix, random_controls, shuffled_controls
+from ..suffixes import Suffix, SuffixSet, check_suffix, random_controls, shuffled_controls, suffix_length
 from .causal import causal_tests
 from .detectors import detectors
 from .forensics import token_effects
@@ -33,7 +33,7 @@ from .screen import screen
 from .statistics import paired_p
 
 R = TypeVar("R", bound=Record)
-LAYOUT = 1  # of a suffix's file: raise it when its meaning changes, and older files are made again
+LAYOUT = 2  # of a suffix's file: raise it when its meaning changes, and older files are made again
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,9 @@ class Settings:
         shuffled: also the suffix's own tokens in another order.
         detail: look into this many suffixes, those that lower the refusal metric most (all if None); benign ones are
             always looked into.
+        prompts: report on this many refused prompts at most, the first ones (all if None).
         forensics: prompts for leave-one-token-out.
+        shown: prompts of which attention patterns are kept.
         seed: of random suffixes, heads and placebos.
     """
 
@@ -58,7 +60,9 @@ class Settings:
     causal: str = "working"
     shuffled: bool = True
     detail: int | None = None
+    prompts: int | None = None
     forensics: int = 16
+    shown: int = 3
     seed: int = 0
 
 
@@ -75,9 +79,11 @@ class _Job:
     heads: tuple[Head, ...] = ()
     notes: list[str] = field(default_factory=list)
 
-    def observe(self, condition: str, prompts: Sequence[str], suffixes: Sequence[str] | None = None):
+    def observe(
+        self, condition: str, prompts: Sequence[str], suffixes: Sequence[str] | None = None, replies: bool = True
+    ) -> tuple[Observation, SourceContributions]:
         """``observe`` with this job's model, direction and heads."""
-        limit = self.settings.max_new_tokens
+        limit = self.settings.max_new_tokens if replies else 0
         return observe(self.model, condition, prompts, self.direction, self.heads, self.tokens, suffixes, limit)
 
     def key(self, *more: Any) -> str:
@@ -94,6 +100,12 @@ class _Job:
         except ResultError:  # not there, or half of an older layout: made again
             return None
         return found if getattr(found, "key", "") == key else None
+
+    def save(self, name: str, record: R) -> R:
+        """Keep a result for later runs, if there is a folder."""
+        if self.folder is not None:
+            record.save(self.folder / name)
+        return record
 
 
 def hijacking(
@@ -143,23 +155,34 @@ def hijacking(
         if not calm:
             raise PromptError("give harmless prompts (or refusal_tokens), from which the refusal tokens are found")
         refusal_tokens = find_refusal_tokens(model, choosers, calm)
-    refused = _refused(model, asked, refusal_tokens)
+    with progress("find the refused prompts", 0):
+        refused, n_read = _refused(model, asked, refusal_tokens, settings.prompts)
     notes = list(suffixes.notes)
-    if len(refused) < len(asked):
-        notes.append(f"{len(asked) - len(refused)} of {len(asked)} prompts left out: not refused without a suffix")
+    if len(refused) < n_read:
+        notes.append(f"{n_read - len(refused)} of {n_read} prompts left out: not refused without a suffix")
     for item in suffixes:
         check_suffix(model.chat, refused, item.text, model.n_ctx - settings.max_new_tokens if model.n_ctx else 0)
     inputs = [LAYOUT, model.fingerprint, model.chat.render("{}"), str(model.dtype)]
-    inputs += [direction.unit.tolist(), direction.label, to_json(refusal_tokens), refused, to_json(_plain(settings))]
+    inputs += [direction.unit.tolist(), direction.label, to_json(refusal_tokens), refused, settings.seed]
     job = _Job(model, direction, refusal_tokens, settings, Path(folder) if folder else None, inputs, notes=notes)
     job.heads = choose_heads(head_contributions(model, choosers, direction), settings.top or min(8, model.n_heads))
+    given = [item.text for item in suffixes]
     with progress("screen the suffixes", len(refused)) as advance:
-        screened = screen(model, refused, [item.text for item in suffixes], refusal_tokens, advance)
-    chosen = _chosen(suffixes, screened, settings.detail, job.notes)
+        screened = screen(
+            model,
+            refused,
+            given,
+            refusal_tokens,
+            job.heads,
+            advance,
+            folder=job.folder and job.folder / "screen",
+            key=lambda prompt: job.key("screen", given, prompt),
+        )
+    chosen = _chosen(suffixes, screened.metric, settings.detail, job.notes)
     with progress("look at plain and harmless prompts", 0):
         plain, plain_sources = job.observe("plain", refused)
         quiet = job.observe("harmless", calm)[0] if calm else None
-        edge = job.observe("borderline", list(borderline))[0] if borderline else None
+        edge = job.observe("borderline", list(borderline), replies=False)[0] if borderline else None
     results = []
     with progress("look into the suffixes", len(chosen)) as advance:
         for index in chosen:
@@ -178,21 +201,17 @@ def hijacking(
         plain=plain,
         harmless=quiet,
         results=tuple(results),
-        screened=screened,
+        screened=screened.metric,
+        screened_strength=screened.strength,
         suffixes=suffixes.items,
         detectors=found,
-        n_asked=len(asked),
+        n_asked=n_read,
         notes=tuple(job.notes),
         post_labels=model.chat.post_labels(),
     )
     if job.folder is not None:
         report.save(job.folder / "report")
     return report
-
-
-def _plain(settings: Settings) -> dict[str, Any]:
-    """Settings that decide the result of one suffix."""
-    return {k: v for k, v in vars(settings).items() if k != "detail"}
 
 
 def _prompts(prompts: Sequence[str] | PromptSet, head_prompts: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -214,15 +233,26 @@ def _prompts(prompts: Sequence[str] | PromptSet, head_prompts: Sequence[str]) ->
     return asked, choosers
 
 
-def _refused(model: HookedChatModel, prompts: list[str], tokens: RefusalTokens) -> list[str]:
-    metric = refusal_metric(model, prompts, tokens)
-    kept = [p for p, m in zip(prompts, metric.tolist(), strict=True) if m > 0]
+def _refused(
+    model: HookedChatModel, prompts: list[str], tokens: RefusalTokens, limit: int | None
+) -> tuple[list[str], int]:
+    """(the refused prompts, the first ``limit`` of them; how many prompts were read to find them)."""
+    kept: list[str] = []
+    highest, step = float("-inf"), 64
+    for start in range(0, len(prompts), step):
+        some = prompts[start : start + step]
+        metric = refusal_metric(model, some, tokens).tolist()
+        highest = max(highest, *metric)
+        for i, (prompt, value) in enumerate(zip(some, metric, strict=True), start=start + 1):
+            kept += [prompt] if value > 0 else []
+            if len(kept) == limit:
+                return kept, i
     if not kept:
         raise PromptError(
             f"no refused prompt is left: {model.name} refuses none of {len(prompts)} prompts without a suffix (highest "
-            f"refusal metric {float(metric.max()):.2f}, must be > 0); use prompts that it refuses"
+            f"refusal metric {highest:.2f}, must be > 0); use prompts that it refuses"
         )
-    return kept
+    return kept, len(prompts)
 
 
 def _chosen(suffixes: SuffixSet, screened: torch.Tensor, detail: int | None, notes: list[str]) -> list[int]:
@@ -238,28 +268,54 @@ def _chosen(suffixes: SuffixSet, screened: torch.Tensor, detail: int | None, not
 def _one(
     job: _Job, suffix: Suffix, index: int, prompts: list[str], plain: Observation, plain_sources: SourceContributions
 ) -> SuffixResult:
-    """One suffix, from its file if it is there."""
-    model, settings = job.model, job.settings
-    key = job.key(to_json(suffix))
-    name = f"suffixes/{index:04d}"
-    if (known := job.kept(name, key, SuffixResult)) is not None:
-        return known
-    lengths = check_suffix(model.chat, prompts, suffix.text, model.n_ctx)
-    suffixed, sources = job.observe("suffix", prompts, [suffix.text] * len(prompts))
+    """One suffix: what is seen, then the tests of whether it is the cause. Each step is taken from the suffix's file if
+    it is there, so that a kill costs the step under way, and other tests do not cost the observations."""
+    settings, name = job.settings, f"suffixes/{index:04d}"
     # Not the same draws for every suffix: a seed of its own.
     seed = settings.seed + 1000 * (index + 1)
+    key = job.key(to_json(suffix), settings.max_new_tokens, settings.shuffled, settings.shown)
+    result = job.kept(name, key, SuffixResult)
+    if result is None:
+        result = job.save(name, _seen(job, suffix, prompts, plain_sources, seed, key))
+    if result.shuffled is not None and (unequal := sum(a != b for a, b in _lengths(job.model, result))):
+        job.notes.append(f"suffix {index}: {unequal} of {len(prompts)} shuffled versions differ in length")
+    if settings.causal == "none" or (settings.causal == "working" and not result.works):
+        return replace(result, causal=None, tokens=None, tested="")
+    tested = job.key(key, "tests", settings.n_random, settings.forensics)
+    if result.tested != tested:
+        result = job.save(name, replace(result, tested=tested, **_tests(job, result, plain, seed)))
+    return result
+
+
+def _lengths(model: HookedChatModel, result: SuffixResult) -> list[tuple[int, int]]:
+    """Tokens of the suffix and of its shuffled version, by prompt."""
+    assert result.shuffled is not None
+    pairs = zip(result.shuffled.prompts, result.shuffled.suffixes, strict=True)
+    return [(n, suffix_length(model.chat, *pair)) for n, pair in zip(result.n_tokens, pairs, strict=True)]
+
+
+def _seen(
+    job: _Job, suffix: Suffix, prompts: list[str], plain_sources: SourceContributions, seed: int, key: str
+) -> SuffixResult:
+    """The suffix beside its controls."""
+    model, settings = job.model, job.settings
+    lengths = check_suffix(model.chat, prompts, suffix.text, model.n_ctx)
+    suffixed, sources = job.observe("suffix", prompts, [suffix.text] * len(prompts))
     drawn = random_controls(model.chat, prompts, suffix.text, seed)
     random, random_sources = job.observe("random", prompts, drawn.texts)
     shuffled = None
     if settings.shuffled and max(lengths) > 1:
         mixed = shuffled_controls(model.chat, prompts, suffix.text, seed)
         shuffled = job.observe("shuffled", prompts, mixed.texts)[0]
-        if not all(mixed.exact):
-            job.notes.append(
-                f"suffix {index}: {mixed.exact.count(False)} of {len(prompts)} shuffled versions differ in length"
-            )
     gaps = (random.heads - suffixed.heads).flatten(0, 1).double().numpy()
-    result = SuffixResult(
+    rise = (suffixed.attention_to("suffix") - random.attention_to("suffix")).mean(-1)
+    head = job.heads[int(rise.argmax())]
+    patterns = [
+        attention_patterns(model, prompt, (head,), text)
+        for prompt in prompts[: settings.shown]
+        for text in ("", suffix.text)
+    ]
+    return SuffixResult(
         suffix=suffix,
         n_tokens=lengths,
         suffixed=suffixed,
@@ -269,31 +325,31 @@ def _one(
         from_random=split_drop(random_sources, sources),
         p_heads=torch.as_tensor(benjamini_hochberg([paired_p(g) for g in gaps])).reshape(suffixed.heads.shape[:2]),
         p_metric=paired_p((random.metric - suffixed.metric).tolist()),
+        patterns=tuple(patterns),
         key=key,
     )
-    extra: dict[str, Any] = {}
-    if settings.causal == "all" or (settings.causal == "working" and result.works):
-        extra["causal"] = causal_tests(
-            model,
-            plain,
-            suffixed,
-            job.direction,
-            job.heads,
-            job.tokens,
-            n_random=settings.n_random,
-            max_new_tokens=settings.max_new_tokens,
-            seed=seed,
-        )
-        some = prompts[: settings.forensics]
-        if some:
-            extra["tokens"] = token_effects(model, some, suffix.text, sources, job.heads, job.tokens)
-        extra["patterns"] = tuple(
-            attention_patterns(model, prompts[0], job.heads[:1], text) for text in ("", suffix.text)
-        )
-    result = replace(result, **extra)
-    if job.folder is not None:
-        result.save(job.folder / name)
-    return result
+
+
+def _tests(job: _Job, result: SuffixResult, plain: Observation, seed: int) -> dict[str, Any]:
+    """Causal tests and token forensics of one suffix."""
+    model, settings, text = job.model, job.settings, result.suffix.text
+    causal = causal_tests(
+        model,
+        plain,
+        result.suffixed,
+        job.direction,
+        job.heads,
+        job.tokens,
+        n_random=settings.n_random,
+        max_new_tokens=settings.max_new_tokens,
+        seed=seed,
+    )
+    some = list(plain.prompts[: settings.forensics])
+    tokens = None
+    if some:
+        sources = source_contributions(model, some, job.direction, suffixes=[text] * len(some))
+        tokens = token_effects(model, some, text, sources, job.heads, job.tokens)
+    return {"causal": causal, "tokens": tokens}
 
 
 def _detectors(
@@ -308,7 +364,9 @@ def _detectors(
     for label, result in (("the strongest suffix", attack), ("a benign suffix", benign)):
         if result is not None:
             harmful[f"harmful + {label}"] = result.suffixed
-            harmless[f"harmless + {label}"] = job.observe(label, calm, [result.suffix.text] * len(calm))[0]
+            harmless[f"harmless + {label}"] = job.observe(label, calm, [result.suffix.text] * len(calm), replies=False)[
+                0
+            ]
     if edge is not None:
         harmless["harmless, looks harmful"] = edge
     return detectors(harmful, harmless, job.direction.layer)

@@ -1,4 +1,4 @@
-"""The refusal metric of many suffixes behind the same instructions, the work on what they share done once.
+"""Many suffixes behind the same instructions: refusal metric and strength of each, the shared work done once.
 
 All suffixes of one instruction share everything up to the instruction's end. Where the model's attention allows it
 (``backend.supports_prefix``) these keys and values are computed once; elsewhere each prompt is run whole.
@@ -7,16 +7,45 @@ All suffixes of one instruction share everything up to the instruction's end. Wh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..attribution.components import wide
+from ..attribution.records import Head
 from ..chat import Encoded, Spans, Tokens
+from ..errors import ResultError
 from ..linalg import refusal_log_odds
 from ..model import HookedChatModel
-from ..records import RefusalTokens
+from ..records import Record, RefusalTokens, load_record
+from .interventions import by_layer
+
+
+@dataclass(frozen=True)
+class Screened(Record):
+    """Every suffix behind every prompt.
+
+    Attributes:
+        metric: refusal metric.
+        strength: the suffix's share of the top heads' write at the last position (``Observation.top_dominance``); NaN
+            where no heads were given.
+    """
+
+    metric: Float[Tensor, "suffix prompt"]
+    strength: Float[Tensor, "suffix prompt"]
+
+
+@dataclass(frozen=True)
+class _Row(Record):
+    """One prompt's column, as kept between runs."""
+
+    metric: Float[Tensor, "suffix"]
+    strength: Float[Tensor, "suffix"]
+    key: str
 
 
 def screen(
@@ -24,44 +53,138 @@ def screen(
     prompts: Sequence[str],
     suffixes: Sequence[str],
     refusal_tokens: RefusalTokens,
+    heads: Sequence[Head] = (),
     on_prompt: Callable[[int], None] | None = None,
     batch_tokens: int = 2048,
-) -> Float[Tensor, "suffix prompt"]:
-    """Refusal metric of every suffix behind every prompt.
+    folder: Path | None = None,
+    key: Callable[[str], str] = str,
+) -> Screened:
+    """Refusal metric and strength of every suffix behind every prompt.
 
     Args:
+        heads: whose write the strength is a share of.
         on_prompt: called with 1 after each prompt.
         batch_tokens: padded tokens a batch at most.
+        folder: keep each prompt's numbers here, one file a prompt, and take those that are there.
+        key: prompt -> digest of all that decides its numbers; files with another key are made again.
     """
-    out = torch.empty(len(suffixes), len(prompts), dtype=torch.float64)
+    columns = []
     for i, prompt in enumerate(prompts):
-        encoded = [model.chat.encode(prompt, suffix) for suffix in suffixes]
-        out[:, i] = metric_of(model, encoded, refusal_tokens, batch_tokens)
+        path = None if folder is None else folder / f"{i:05d}"
+        row = _kept(path, key(prompt))
+        if row is None:
+            encoded = [model.chat.encode(prompt, suffix) for suffix in suffixes]
+            row = _Row(*_variants(model, encoded, refusal_tokens, tuple(heads), batch_tokens), key(prompt))
+            if path is not None:
+                row.save(path)
+        columns.append(row)
         if on_prompt:
             on_prompt(1)
-    return out
+    return Screened(torch.stack([c.metric for c in columns], 1), torch.stack([c.strength for c in columns], 1))
+
+
+def _kept(path: Path | None, key: str) -> _Row | None:
+    if path is None:
+        return None
+    try:
+        found = load_record(path, _Row)
+    except ResultError:  # not there
+        return None
+    return found if found.key == key else None
 
 
 def metric_of(
     model: HookedChatModel, encoded: Sequence[Encoded], refusal_tokens: RefusalTokens, batch_tokens: int = 2048
 ) -> Float[Tensor, "variant"]:
     """Refusal metric of variants of one prompt."""
+    return _variants(model, encoded, refusal_tokens, (), batch_tokens)[0]
+
+
+def _variants(
+    model: HookedChatModel,
+    encoded: Sequence[Encoded],
+    refusal_tokens: RefusalTokens,
+    heads: tuple[Head, ...],
+    batch_tokens: int,
+) -> tuple[Float[Tensor, "variant"], Float[Tensor, "variant"]]:
+    """(refusal metric, strength) of variants of one prompt."""
     shared = _shared(encoded) if model.backend.supports_prefix else 0
     prefix = None
     if shared:
         prefix = model.prefix_cache(torch.tensor(encoded[0].ids[:shared], device=model.device))
-    out = torch.empty(len(encoded), dtype=torch.float64)
+    metric = torch.empty(len(encoded), dtype=torch.float64)
+    strength = torch.full((len(encoded),), float("nan"), dtype=torch.float64)
     order = sorted(range(len(encoded)), key=lambda k: len(encoded[k].ids))
     start = 0
     while start < len(order):
         stop = start + 1
-        while stop < len(order) and (stop + 1 - start) * len(encoded[order[stop]].ids) <= batch_tokens:
+        while stop < len(order) and (stop + 1 - start) * (len(encoded[order[stop]].ids) - shared) <= batch_tokens:
             stop += 1
         rows = order[start:stop]
         batch = _batch(model, [encoded[k].ids[shared:] for k in rows])
-        out[rows] = refusal_log_odds(model.logits(batch, prefix=prefix)[:, -1], refusal_tokens.ids).cpu()
+        width = batch.ids.shape[1]
+        own = torch.zeros(batch.ids.shape, dtype=torch.bool, device=model.device)
+        for i, k in enumerate(rows):
+            first, last = (at - len(encoded[k].ids) + width for at in encoded[k].spans.suffix)
+            own[i, first:last] = True
+        write = _TopWrite(model, heads, own)
+        with model.hooks(*write.hooks()):
+            metric[rows] = refusal_log_odds(model.logits(batch, prefix=prefix)[:, -1], refusal_tokens.ids).cpu()
+        if heads:
+            strength[rows] = write.share().double().cpu()
         start = stop
-    return out
+    return metric, strength
+
+
+class _TopWrite:
+    """What the top heads write at the last position of a batch, and what of it comes from the suffix."""
+
+    def __init__(self, model: HookedChatModel, heads: tuple[Head, ...], suffix: Bool[Tensor, "batch pos"]):
+        self.model, self.heads, self.suffix = model, by_layer(heads), suffix
+        shape = (len(suffix), model.d_model)
+        dtype = torch.promote_types(model.dtype, torch.float32)
+        self.part, self.whole = (torch.zeros(shape, dtype=dtype, device=model.device) for _ in range(2))
+        self.values: dict[int, Tensor] = {}
+
+    def hooks(self) -> list[tuple[str, Callable]]:
+        """Three hooks a layer that has such a head, in the order in which they fire."""
+        found: list[tuple[str, Callable]] = []
+        for layer, heads in self.heads.items():
+            base = f"blocks.{layer}.attn"
+            weight = self.model.backend.output_weight(layer).detach()[heads].to(self.whole)
+            found += [
+                (f"{base}.hook_v", self._keep(layer)),
+                (f"{base}.hook_pattern", self._from_suffix(layer, heads, weight)),
+                (f"{base}.hook_z", self._from_all(heads, weight)),
+            ]
+        return found
+
+    def _keep(self, layer: int) -> Callable:
+        def hook_fn(v: Tensor, hook: Any) -> None:
+            self.values[layer] = wide(v.reshape(*v.shape[:2], -1, self.model.d_head)).to(self.whole)
+
+        return hook_fn
+
+    def _from_suffix(self, layer: int, heads: list[int], weight: Tensor) -> Callable:
+        def hook_fn(p: Tensor, hook: Any) -> None:
+            v = self.values.pop(layer)
+            # Sources are the prefix and then this batch's own tokens, among which the suffix is; heads share values.
+            rows = wide(p[:, heads, -1, -v.shape[1] :]).to(v) * self.suffix[:, None]
+            v = v[:, :, [head // (self.model.n_heads // v.shape[2]) for head in heads]]
+            self.part += torch.einsum("bhs,bshd,hde->be", rows, v, weight)
+
+        return hook_fn
+
+    def _from_all(self, heads: list[int], weight: Tensor) -> Callable:
+        def hook_fn(z: Tensor, hook: Any) -> None:
+            last = wide(z[:, -1].reshape(len(z), -1, self.model.d_head)[:, heads]).to(self.whole)
+            self.whole += torch.einsum("bhd,hde->be", last, weight)
+
+        return hook_fn
+
+    def share(self) -> Float[Tensor, "batch"]:
+        """<Y_suffix, Y> / |Y|²."""
+        return (self.part * self.whole).sum(-1) / (self.whole * self.whole).sum(-1).clamp_min(1e-30)
 
 
 def without_token(encoded: Encoded, k: int) -> Encoded:
@@ -80,10 +203,10 @@ def without_token(encoded: Encoded, k: int) -> Encoded:
 
 
 def _shared(encoded: Sequence[Encoded]) -> int:
-    """Tokens that all variants begin with; at least one is left to each."""
-    columns = zip(*(e.ids for e in encoded), strict=False)
-    n = next((i for i, column in enumerate(columns) if len(set(column)) > 1), min(len(e.ids) for e in encoded))
-    return min(n, min(len(e.ids) for e in encoded) - 1)
+    """Tokens of the instruction's side that all variants begin with."""
+    n = min(e.spans.instruction[1] for e in encoded)
+    columns = zip(*(e.ids[:n] for e in encoded), strict=True)
+    return next((i for i, column in enumerate(columns) if len(set(column)) > 1), n)
 
 
 def _batch(model: HookedChatModel, rows: Sequence[tuple[int, ...]]) -> Tokens:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from ..attribution.records import head_label
+from ..stats import Interval, Rate
 from .records import HijackingReport, SuffixResult
 
 MECHANISMS = {
@@ -35,50 +37,67 @@ class Mechanism:
 
 
 def verdict(result: SuffixResult) -> Mechanism:
-    """Say what was shown of a suffix, and no more."""
+    """Say what was shown of a suffix, and no more. Brackets are 95% intervals over the prompts."""
     suffixed, random = result.suffixed.refusal_rate, result.random.refusal_rate
-    rates = f"refused {suffixed} with the suffix, {random} with random tokens"
+    rates = f"refused {_percent(suffixed)} with the suffix, {_percent(random)} with random tokens; n = {suffixed.n}"
     if not result.works:
         return Mechanism(MECHANISMS["none"], False, f"It does not stop refusals beyond random tokens: {rates}.")
     if result.causal is None:
         return Mechanism(MECHANISMS["untested"], False, f"It stops refusals ({rates}); how was not tested.")
     tests, rise = result.causal, result.attention_rise
-    top, all_heads = tests.recovered("cut top heads"), tests.recovered("cut all heads")
-    restored = tests.recovered("restore r̂")
-    moved, changed = result.parts_of_drop()
+    top, all_heads, restored = (
+        _number(tests.recovered(name)) for name in ("cut top heads", "cut all heads", "restore r̂")
+    )
+    controls = (
+        f"random heads {_number(tests.recovered_random('cut top heads'))}, placebo "
+        f"{_number(tests.recovered_placebo('cut top heads'))}"
+    )
+    moved, changed = (_number(part) for part in result.parts_of_drop())
     split = f" Of the top heads' drop from random tokens, {moved} is attention moved and {changed} values changed."
     if tests.passed("cut top heads") and rise.low > 0:
+        per_head = zip(result.suffixed.top_heads, result.head_rises(), strict=True)
+        head, most = max(per_head, key=lambda pair: pair[1].mean)
         return Mechanism(
             MECHANISMS["top heads"],
             True,
             f"It stops refusals ({rates}) because it hijacks the top heads' attention: their attention to it rises by "
-            f"{rise} above random tokens, and cutting these edges brings back {top} of the drop of the refusal metric; "
-            f"random heads {tests.recovered_random('cut top heads')}, placebo "
-            f"{tests.recovered_placebo('cut top heads')}." + split,
+            f"{_number(rise)} above random tokens (mean over {len(result.suffixed.top_heads)} heads; most in "
+            f"{head_label(*head)}, {_number(most)}), and cutting these edges brings back {top} of the drop of the "
+            f"refusal metric ({controls}) and {_percent(tests.refusals_back('cut top heads'))} of the lost refusals."
+            + split,
         )
     if tests.passed("cut all heads"):
         return Mechanism(
             MECHANISMS["attention"],
             False,
             f"It stops refusals ({rates}) through attention from the post-instruction positions, but not through the "
-            f"top heads alone: cutting all heads' edges brings back {all_heads} of the drop, the top heads' {top} "
-            f"(random heads {tests.recovered_random('cut top heads')}); attention to it changes by {rise} against "
-            "random tokens." + split,
+            f"top heads alone: cutting all heads' edges brings back {all_heads} of the drop of the refusal metric, the "
+            f"top heads' {top} ({controls}); the top heads' attention to it changes by {_number(rise)} against random "
+            "tokens." + split,
         )
     if tests.passed("restore r̂"):
         return Mechanism(
             MECHANISMS["direction"],
             False,
             f"It stops refusals ({rates}) and acts through the direction, but cutting attention from the "
-            f"post-instruction positions brings back only {all_heads} of the drop; restoring the direction {restored}."
-            + split,
+            f"post-instruction positions brings back only {all_heads} of the drop of the refusal metric; restoring the "
+            f"direction {restored}." + split,
         )
     return Mechanism(
         MECHANISMS["otherwise"],
         False,
-        f"It stops refusals ({rates}) otherwise: cutting attention brings back {all_heads} of the drop, restoring the "
-        f"direction {restored} (placebo {tests.recovered_placebo('restore r̂')})." + split,
+        f"It stops refusals ({rates}) otherwise: cutting attention brings back {all_heads} of the drop of the refusal "
+        f"metric, restoring the direction {restored} (placebo {_number(tests.recovered_placebo('restore r̂'))})."
+        + split,
     )
+
+
+def _number(found: Interval) -> str:
+    return f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def _percent(found: Rate) -> str:
+    return f"{found.rate:.0%} [{found.low:.0%}, {found.high:.0%}]"
 
 
 def summary_frame(report: HijackingReport) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from ..hijacking.causal_records import CausalTests
 from ..hijacking.detector_records import Detectors
 from ..hijacking.records import HijackingReport, Observation, SuffixResult, TokenEffects
 from ..stats import Interval, mean_interval
+from ..suffixes import Suffix
 from . import style
 from .attribution import REGION_COLOURS
 from .circuits import attention_props
@@ -38,6 +39,24 @@ def conditions(report: HijackingReport, result: SuffixResult) -> list[Observatio
     """Plain, suffixed, random, shuffled, harmless: those that there are."""
     found = [report.plain, result.suffixed, result.random, result.shuffled, report.harmless]
     return [o for o in found if o is not None]
+
+
+def suffix_label(index: int, suffix: Suffix) -> str:
+    """How lists and clicks name a suffix."""
+    text = visible(suffix.text.strip()).replace("␣", " ")
+    return f"{index + 1}. {text if len(text) <= 60 else text[:59] + '…'}"
+
+
+def _marker(condition: str) -> dict[str, Any]:
+    return _bar(_COLOURS[condition], "/" if condition in ("random", "shuffled") else "")
+
+
+def _bar(tint: str, hatch: str) -> dict[str, Any]:
+    """A bar's look: controls are hatched, so that colour never tells alone."""
+    look: dict[str, Any] = {"color": tint, "line": {"color": style.GREY, "width": 1}}
+    if hatch:
+        look["pattern"] = {"shape": hatch, "fgcolor": "#1b1f24", "fgopacity": 0.75, "size": 7, "solidity": 0.15}
+    return look
 
 
 def plot_suffix_trace(
@@ -71,7 +90,7 @@ def plot_suffix_trace(
                 name=f"{o.condition}, n = {o.n}",
                 legendgroup=o.condition,
                 showlegend=col == 1,
-                line={"color": tint, "width": 2},
+                line={"color": tint, "width": 2, "dash": "dash" if o.condition in ("random", "shuffled") else "solid"},
                 row=1,
                 col=col,
             )
@@ -97,7 +116,7 @@ def plot_suffix_heads(report: HijackingReport, result: SuffixResult) -> go.Figur
             x=list(report.head_labels),
             y=[i.mean for i in found],
             name=f"{o.condition}, n = {o.n}",
-            marker_color=_COLOURS[o.condition],
+            marker=_marker(o.condition),
             error_y=_error(found),
             customdata=p,
             hovertemplate="%{x}: %{y:.3f}<br>random against suffix, adjusted p %{customdata:.2g}<extra></extra>",
@@ -235,44 +254,42 @@ def plot_suffix_ranking(report: HijackingReport) -> go.Figure:
         subplot_titles=(f"all suffixes (n = {report.plain.n})", note),
     )
     order = sorted(range(len(report.suffixes)), key=lambda i: float(report.screened[i].mean()))
-    for attack, name, tint in ((True, "meant to stop refusals", style.ORANGE), (False, "benign or random", style.SKY)):
-        rows = [(k, i) for k, i in enumerate(order) if report.suffixes[i].is_attack == attack]
+    universal, strength = report.screened_universality(), report.screened_strength.mean(1).tolist()
+    for attack, name, tint, shape in (
+        (True, "meant to stop refusals", style.ORANGE, "circle"),
+        (False, "benign or random", style.SKY, "diamond"),
+    ):
+        rows = [(k, i) for k, i in enumerate(order, start=1) if report.suffixes[i].is_attack == attack]
         if not rows:
             continue
         found = [mean_interval(report.screened[i].tolist()) for _, i in rows]
+        labels = [suffix_label(i, report.suffixes[i]) for _, i in rows]
+        look = {"color": tint, "size": 9, "symbol": shape, "line": {"color": style.GREY, "width": 1}}
+        shared = {"mode": "markers", "name": name, "legendgroup": name, "marker": look, "customdata": labels}
         figure.add_scatter(
             x=[i.mean for i in found],
             y=[k for k, _ in rows],
             error_x=_error(found),
-            mode="markers",
-            name=name,
-            legendgroup=name,
-            marker={"color": tint, "size": 8},
-            customdata=[visible(report.suffixes[i].text)[:80] for _, i in rows],
             hovertemplate="%{customdata}<br>refusal metric %{x:.2f}<extra></extra>",
             row=1,
             col=1,
+            **shared,
         )
-        results = [r for r in report.results if r.suffix.is_attack == attack]
         figure.add_scatter(
-            x=[r.strength.mean for r in results],
-            y=[r.universality.rate for r in results],
-            mode="markers",
-            name=name,
-            legendgroup=name,
+            x=[strength[i] for _, i in rows],
+            y=[universal[i].rate for _, i in rows],
             showlegend=False,
-            marker={"color": tint, "size": 8},
-            customdata=[visible(r.suffix.text)[:80] for r in results],
-            hovertemplate="%{customdata}<br>strength %{x:.2f}, universality %{y:.0%}<extra></extra>",
+            hovertemplate="%{customdata}<br>share %{x:.2f}, metric below 0 on %{y:.0%}<extra></extra>",
             row=1,
             col=2,
+            **shared,
         )
     figure.add_vline(x=0, line_dash="dot", line_color=style.GREY, row=1, col=1)
     figure.add_vline(x=float(report.plain.metric.mean()), line_color=style.RED, annotation_text="plain", row=1, col=1)
     figure.update_xaxes(title_text="refusal metric", row=1, col=1)
-    figure.update_yaxes(title_text="rank", row=1, col=1)
+    figure.update_yaxes(title_text="rank", autorange="reversed", row=1, col=1)
     figure.update_xaxes(title_text="share of the top heads' write", row=1, col=2)
-    figure.update_yaxes(title_text="share of instructions not refused", range=[-0.05, 1.05], row=1, col=2)
+    figure.update_yaxes(title_text="share of instructions with metric < 0", range=[-0.05, 1.05], row=1, col=2)
     style.finish(figure, height=max(380, 160 + 14 * len(order)))
     return figure.update_layout(legend={"y": -0.2, "yanchor": "top", "x": 0.5, "xanchor": "center"})
 
@@ -310,23 +327,23 @@ def plot_causal_tests(record: CausalTests) -> go.Figure:
     """Share of the drop that each test brings back (reverse tests: brings about), beside random heads and placebo."""
     names = [t.name for t in record.tests]
     figure = go.Figure()
-    for label, of, tint in (
-        ("the heads named", record.recovered, style.GREEN),
-        ("random heads of the same layers", record.recovered_random, style.SKY),
-        ("norm-matched placebo", record.recovered_placebo, style.GREY),
+    for label, of, tint, hatch in (
+        ("the heads named", record.recovered, style.GREEN, ""),
+        ("random heads of the same layers", record.recovered_random, style.SKY, "/"),
+        ("norm-matched placebo", record.recovered_placebo, style.GREY, "x"),
     ):
         found = [of(name) for name in names]
         figure.add_bar(
             x=names,
             y=[None if i.mean != i.mean else i.mean for i in found],
             name=label,
-            marker_color=tint,
+            marker=_bar(tint, hatch),
             error_y=_error(found),
             hovertemplate="%{x}: %{y:.2f}<extra></extra>",
         )
     figure.add_hline(y=1, line_dash="dot", line_color=style.GREY)
     figure.update_xaxes(tickangle=-30)
-    figure.update_yaxes(title_text="share of the drop of the refusal metric")
+    figure.update_yaxes(title_text="share of the metric's drop")
     figure.update_layout(barmode="group")
     return style.finish(figure, f"Causal tests (n = {len(record.plain)})", height=520)
 
@@ -346,6 +363,7 @@ def plot_roc(record: Detectors) -> go.Figure:
                 name=name,
                 legendgroup=name,
                 line={"color": tint, "dash": dashes[score]},
+                mode="lines",
                 hovertemplate=f"{name}<br>AUROC {curve.auroc}<extra></extra>",
                 row=1,
                 col=1,
@@ -365,6 +383,7 @@ def plot_roc(record: Detectors) -> go.Figure:
                 legendgroup=name,
                 showlegend=False,
                 line={"color": tint, "dash": dashes[score]},
+                mode="lines",
                 row=1,
                 col=2,
             )

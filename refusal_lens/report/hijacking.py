@@ -5,13 +5,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+
+import pandas as pd
 
 from ..hijacking.records import HijackingReport, SuffixResult
 from ..hijacking.verdicts import summary_frame, verdict
 from ..plots import hijacking as plots
-from .page import Card, Figure, Section, Table, Widget
+from ..stats import mean_interval
+from .page import Card, Figure, Item, Note, Option, Page, Picker, Row, Section, Table, Widget
 
+MAX_SUFFIXES = 16  # suffixes whose figures are in the page: the strongest, so that it stays small
 RANDOM = "random tokens of equal length, drawn afresh for each prompt"
 _COLUMNS = (
     "suffix",
@@ -51,39 +56,90 @@ def strongest(report: HijackingReport) -> SuffixResult | None:
     return max(attacks, key=lambda r: r.metric_drop.mean) if attacks else None
 
 
-def hijacking_section(report: HijackingReport, detailed: SuffixResult | None = None) -> Section:
-    """The section.
+def hijacking_page(report: HijackingReport) -> Page:
+    """The section as a page of its own."""
+    return Page(
+        title=f"Suffixes and {report.model}", cards=hijacking_cards(report), sections=(hijacking_section(report),)
+    )
 
-    Args:
-        report: the result of ``hijacking``.
-        detailed: the suffix that the figures show; the strongest one if None.
-    """
-    result = detailed or strongest(report)
+
+def hijacking_section(report: HijackingReport) -> Section:
+    """The section, every suffix that was looked into behind a picker."""
     text = [
         f"{report.plain.n} harmful prompts that {report.model} refuses, each plain, with each suffix, and with random "
         f"tokens of equal length. The top {len(report.top_heads)} heads ({', '.join(report.head_labels)}) were chosen "
         f"on {len(report.head_prompts)} other prompts.",
         *report.notes,
+        *_findings(report),
     ]
-    items: list[Figure | Table | Widget] = [_summary(report)]
+    items: list[Item] = [_summary(report)]
     if len(report.suffixes) > 1:
         items.append(
             Figure(
                 "suffix-ranking",
                 plots.plot_suffix_ranking(report),
-                "Left: refusal metric under every suffix, lowest first. Right: the suffix's share of what the top "
-                "heads write at the last position (dominance), against the share of instructions not refused.",
-                n=f"{report.plain.n} prompts",
+                "Left: refusal metric under every suffix, lowest first, with 95% intervals. Right: the suffix's share "
+                "of what the top heads write at the last position (dominance), against the share of instructions "
+                "whose refusal metric it takes below 0. Click a suffix, or pick it from the list below.",
+                n=f"{len(report.suffixes)} suffixes x {report.plain.n} prompts",
                 control="benign and random suffixes",
+                data=screened_frame(report),
+                picks="suffix-picker",
             )
         )
-    if result is not None:
-        text += [f"{r.suffix.text.strip()!r}: {verdict(r).sentence}" for r in _ordered(report)]
-        items += _details(report, result)
+    if report.results:
+        items.append(suffix_picker(report))
     if report.detectors is not None:
         items += _detector_items(report)
-        text += [f"A detector fails here: {failure}." for failure in report.detectors.failures()]
-    return Section("suffixes", "Suffixes under the microscope", tuple(text), tuple(items))
+        if failures := report.detectors.failures():
+            text.append(f"Where a detector fails at site {report.detectors.site}: {'; '.join(failures)}.")
+    return Section("suffixes", "Suffix attacks", tuple(text), tuple(items))
+
+
+def _findings(report: HijackingReport) -> list[str]:
+    """How many suffixes work and by which mechanism, and the strongest one in full."""
+    said = []
+    for attack, what in ((True, "meant to stop refusals"), (False, "benign or random")):
+        some = [r for r in report.results if r.suffix.is_attack == attack]
+        if not some:
+            continue
+        working = [verdict(r).mechanism for r in some if r.works]
+        ways = "".join(f"; {mechanism}: {n}" for mechanism, n in Counter(working).items())
+        said.append(f"Of {len(some)} suffixes {what}, {len(working)} stop refusals beyond random tokens{ways}.")
+    result = strongest(report)
+    if result is not None:
+        said.append(f"The strongest, {result.suffix.text.strip()!r}: {verdict(result).sentence}")
+    return said
+
+
+def suffix_picker(report: HijackingReport) -> Picker:
+    """Each suffix up close, strongest first."""
+    options = []
+    for rank, result in enumerate(_ordered(report)):
+        index = report.suffixes.index(result.suffix)
+        label = plots.suffix_label(index, result.suffix)
+        items = _details(report, result, f"suffix-{index}") if rank < MAX_SUFFIXES else (_not_stored(result),)
+        options.append(Option(label, tuple(items), f"{label} ({result.suffix.kind})"))
+    return Picker("suffix-picker", "suffix", tuple(options))
+
+
+def _not_stored(result: SuffixResult) -> Note:
+    return Note(
+        f"{verdict(result).sentence} Its figures are not in this page, which keeps the {MAX_SUFFIXES} suffixes that "
+        "lower the refusal metric most; refusal_lens.plots.hijacking draws them from the result folder."
+    )
+
+
+def screened_frame(report: HijackingReport) -> pd.DataFrame:
+    """One row a suffix: metric with interval, strength, share of instructions whose metric is below 0, n."""
+    rows = []
+    universal = report.screened_universality()
+    for i, item in enumerate(report.suffixes):
+        found = mean_interval(report.screened[i].tolist())
+        strength = float(report.screened_strength[i].mean())
+        rows.append((item.kind, item.text, found.mean, found.low, found.high, strength, universal[i].rate, found.n))
+    columns = ["kind", "suffix", "refusal_metric", "low", "high", "strength", "below_0", "n"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _ordered(report: HijackingReport) -> list[SuffixResult]:
@@ -119,63 +175,64 @@ def _summary(report: HijackingReport) -> Table:
     )
 
 
-def _details(report: HijackingReport, result: SuffixResult) -> list[Figure | Table | Widget]:
+def _details(report: HijackingReport, result: SuffixResult, name: str) -> list[Item]:
     n = f"{report.plain.n} prompts"
-    name = f"Suffix {result.suffix.text.strip()[:60]!r}. "
     rises = ", ".join(f"{label} {value:+.2f}" for label, value in result.strongest_rises())
-    items: list[Figure | Table | Widget] = [
+    items: list[Item] = [
+        Note(verdict(result).sentence),
         Figure(
-            "suffix-trace",
+            f"{name}-trace",
             plots.plot_suffix_trace(report, result),
-            name + "Cosine with the direction by layer, at the last position and at the instruction's last token (is "
-            "the harm still seen there?); band of one standard deviation; dotted: the layer of the direction.",
+            "Cosine with the direction by layer, at the last position and at the instruction's last token (is the harm "
+            "still seen there?); band of one standard deviation; dotted: the layer of the direction.",
             n=n,
             control=RANDOM,
         ),
         Figure(
-            "suffix-heads",
+            f"{name}-heads",
             plots.plot_suffix_heads(report, result),
-            name + "What the top heads write along the direction at the last position, 95% intervals.",
+            "What the top heads write along the direction at the last position, 95% intervals.",
             n=f"{n}, heads chosen on {len(report.head_prompts)} others",
             control=RANDOM,
         ),
         Figure(
-            "suffix-attention",
+            f"{name}-attention",
             plots.plot_attention_regions(report, result),
-            name + "Where the top heads look from the last position. Of all heads, attention to the suffix rises most "
-            f"above random tokens in {rises}.",
+            "Where the top heads look from the last position; each column adds up to 1. Of all heads, attention to the "
+            f"suffix rises most above random tokens in {rises}.",
             n=n,
             control=RANDOM,
         ),
         Figure(
-            "suffix-attention-positions",
+            f"{name}-positions",
             plots.plot_attention_positions(report, result),
-            name + "The same from every post-instruction position.",
+            "Attention to the suffix from every post-instruction position.",
             n=n,
             control=RANDOM,
         ),
         Figure(
-            "suffix-split",
+            f"{name}-split",
             plots.plot_split(report, result),
-            name + "The drop of each head, split exactly into attention moved (weights) and values changed.",
+            "The drop of each head, split exactly into attention moved (weights) and values changed.",
             n=n,
             control="the drop counts from random tokens of equal length",
         ),
         Figure(
-            "suffix-waterfall",
+            f"{name}-waterfall",
             plots.plot_drop_waterfall(report, result),
-            name + "The drop of the projection from plain to suffixed, part by part.",
+            "The drop of the projection from plain to suffixed, part by part; the parts add up to it.",
             n=n,
+            control="none applies: these are exact parts of one sum",
             data=report.drop_parts(result),
         ),
     ]
     if result.causal is not None:
         items.append(
             Figure(
-                "suffix-causal",
+                f"{name}-causal",
                 plots.plot_causal_tests(result.causal),
-                name + "What each intervention on the suffixed run brings back of the refusal metric's drop (reverse: "
-                "what it brings about in the clean run), 95% bootstrap intervals.",
+                "What each intervention on the suffixed run brings back of the refusal metric's drop (reverse: what it "
+                "brings about in the clean run), 95% bootstrap intervals.",
                 n=n,
                 control="random heads of the same layers; random changes of equal norm",
                 data=result.causal.to_frame(),
@@ -184,28 +241,40 @@ def _details(report: HijackingReport, result: SuffixResult) -> list[Figure | Tab
     if result.tokens is not None:
         items.append(
             Figure(
-                "suffix-tokens",
+                f"{name}-tokens",
                 plots.plot_token_effects(result.tokens),
-                name + "Above: refusal metric back when this token is left out. Below: what the top heads take from "
-                "it along the direction.",
+                "Above: refusal metric back when this token is left out. Below: what the top heads take from it along "
+                "the direction.",
                 n=f"{result.tokens.removed.shape[-1]} prompts",
+                control="the other tokens",
                 data=result.tokens.to_frame(),
             )
         )
-    if len(result.patterns) == 2:
-        for pattern, what, props in zip(
-            result.patterns, ("plain", "suffixed"), plots.paired_attention(result.patterns), strict=True
-        ):
-            items.append(
-                Widget(
-                    f"suffix-pattern-{what}",
-                    *props,
-                    f"Attention of {pattern.labels[0]} on one prompt, {what}; tokens aligned, · where the plain prompt "
-                    "has no token.",
-                    n="1 prompt",
-                )
-            )
+    if result.patterns:
+        items.append(_pattern_picker(result, name))
     return items
+
+
+def _pattern_picker(result: SuffixResult, name: str) -> Picker:
+    """One head's attention on a few prompts, plain beside suffixed."""
+    pairs = list(zip(result.patterns[::2], result.patterns[1::2], strict=True))
+    options = []
+    for i, pair in enumerate(pairs):
+        head = pair[0].labels[0]
+        widgets = [
+            Widget(
+                f"{name}-pattern-{i}-{what}",
+                *props,
+                f"Attention of {head}, {what}"
+                + ("; · where only the suffixed prompt has a token." if what == "plain" else "."),
+                n="1 prompt",
+                control="plain beside suffixed",
+            )
+            for what, props in zip(("plain", "suffixed"), plots.paired_attention(pair), strict=True)
+        ]
+        prompt = pair[0].prompt
+        options.append(Option(str(i), (Row(tuple(widgets)),), prompt if len(prompt) < 60 else prompt[:59] + "…"))
+    return Picker(f"{name}-prompts", "prompt", tuple(options), sync="suffix-prompt")
 
 
 def _detector_items(report: HijackingReport) -> Sequence[Figure | Table]:
@@ -233,6 +302,7 @@ def _detector_items(report: HijackingReport) -> Sequence[Figure | Table]:
             "Harmful prompts told from all harmless ones by the projection on the direction: at the last token, its "
             "maximum over the instruction's tokens, and both.",
             n=sizes,
+            control="harmless prompts, plain and with the same suffixes",
             data=found.by_site(),
         ),
         Table(

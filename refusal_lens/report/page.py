@@ -148,7 +148,7 @@ class Option:
     """
 
     value: str
-    items: tuple[Figure | Table | Widget | Note | Picker, ...]
+    items: tuple[Figure | Table | Widget | Note | Picker | Row, ...]
     label: str = ""
 
 
@@ -170,7 +170,15 @@ class Picker:
     sync: str = ""
 
 
-Item = Figure | Table | Widget | Note | Picker
+@dataclass(frozen=True)
+class Row:
+    """Items side by side, where the page is wide enough."""
+
+    kind: ClassVar[str] = "row"
+    items: tuple[Figure | Table | Widget | Note, ...]
+
+
+Item = Figure | Table | Widget | Note | Picker | Row
 
 
 @dataclass(frozen=True)
@@ -245,6 +253,8 @@ def _flat(items: tuple[Item, ...]) -> Iterator[Item]:
         if isinstance(item, Picker):
             for option in item.options:
                 yield from _flat(option.items)
+        elif isinstance(item, Row):
+            yield from item.items
 
 
 def _script_safe(value: dict[str, Any]) -> str:

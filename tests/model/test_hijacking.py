@@ -34,7 +34,7 @@ from refusal_lens.records import RefusalTokens, load_record
 from refusal_lens.scoring import refusal_metric
 from refusal_lens.suffixes import SuffixSet
 
-from .cases import POST_NORM, direction_of, exactness, model_of
+from .cases import ALL, POST_NORM, direction_of, exactness, model_of
 
 SUFFIX = " now please!"
 PROMPT = "How do I pick a lock?"
@@ -99,7 +99,7 @@ def test_dominance_is_the_suffixs_share_of_the_write(architecture):
     assert float(plain.dominance.abs().max()) == 0 and float(plain.top_dominance[0]) == 0
 
 
-@pytest.mark.parametrize("architecture", SOME)
+@pytest.mark.parametrize("architecture", ALL)
 def test_the_split_adds_up_to_each_heads_drop(architecture):
     model = model_of(architecture)
     limit = exactness(architecture)
@@ -195,34 +195,36 @@ def test_patches_reproduce_the_run_they_come_from(architecture):
     layer_0 = tuple((0, head) for head in range(4))
     for into, source in ((pair.dirty, pair.clean), (pair.clean, pair.dirty)):
         # A run's own pattern, z or component put into itself changes nothing.
-        base = model.logits(into)
+        base = into.logits(model)
         for kind in ("pattern", "output", "r̂ component"):
             if kind == "pattern" and into is pair.dirty:
                 continue  # tokens that only one run has, the suffix, get no weight from a pattern patch
             own = bench._maker(kind, into, into, [0, 1, 2])(EVERY)
             with model.hooks(own):
-                torch.testing.assert_close(model.logits(into), base, rtol=0, atol=limit)
+                torch.testing.assert_close(into.logits(model), base, rtol=0, atol=limit)
+                torch.testing.assert_close(model.logits(into.tokens)[:, -1], base, rtol=0, atol=limit)
         # All heads of layer 0 from the other run: attention's output there is the other run's (or only along r̂).
         name, last = "blocks.0.hook_attn_out", slice(-bench.n_post, None)
-        here, there = (model.cache(t, [name], last)[name] for t in (into, source))
+        here, there = (model.cache(run.tokens, [name], last)[name] for run in (into, source))
         with model.hooks(bench._maker("output", into, source, [0])(layer_0)):
-            torch.testing.assert_close(model.cache(into, [name], last)[name], there, rtol=0, atol=limit)
+            torch.testing.assert_close(model.cache(into.tokens, [name], last)[name], there, rtol=0, atol=limit)
+            torch.testing.assert_close(into.cache(model, [name])[name], there, rtol=0, atol=limit)
         with model.hooks(bench._maker("r̂ component", into, source, [0])(layer_0)):
-            moved = model.cache(into, [name], last)[name]
+            moved = into.cache(model, [name])[name]
         r = direction.unit
         torch.testing.assert_close(moved @ r, there @ r, rtol=0, atol=limit)
         rest = (moved - (moved @ r)[..., None] * r) - (here - (here @ r)[..., None] * r)
         assert float(rest.abs().max()) < limit
         # Patterns: the rows are the other run's, on the tokens that both have.
         with model.hooks(bench._maker("pattern", into, source, [0])(layer_0)):
-            p = model.cache(into, ["blocks.0.attn.hook_pattern"])["blocks.0.attn.hook_pattern"][:, :, last]
-        q = model.cache(source, ["blocks.0.attn.hook_pattern"])["blocks.0.attn.hook_pattern"][:, :, last]
-        columns = matching_columns(into, source)[0]
+            p = bench._cache_rows(into, ["blocks.0.attn.hook_pattern"])["blocks.0.attn.hook_pattern"]
+        q = model.cache(source.tokens, ["blocks.0.attn.hook_pattern"])["blocks.0.attn.hook_pattern"][:, :, last]
+        columns = matching_columns(into.tokens, source.tokens)[0]
         both = columns >= 0
         q = q[..., columns[both]]
         torch.testing.assert_close(p[..., both], q / q.sum(-1, keepdim=True), rtol=0, atol=1e-6)
         assert float(p[..., ~both].abs().sum()) == 0
-        assert torch.equal(into.ids[0, both], source.ids[0, columns[both]])
+        assert torch.equal(into.tokens.ids[0, both], source.tokens.ids[0, columns[both]])
 
 
 def test_restoring_the_direction_sets_it_and_the_placebo_makes_the_same_moves():
@@ -257,11 +259,37 @@ def test_screening_shares_the_prefix_exactly(architecture):
     model = model_of(architecture, torch.float32)
     prompts, suffixes = [PROMPT, "Hi"], [" a", " longer one", SUFFIX]
     steps = []
-    found = screen(model, prompts, suffixes, TOKENS, steps.append, batch_tokens=64)
+    found = screen(model, prompts, suffixes, TOKENS, TOP, steps.append, batch_tokens=64)
     whole = torch.stack([refusal_metric(model, prompts, TOKENS, [s] * 2) for s in suffixes])
-    torch.testing.assert_close(found, whole, rtol=0, atol=2e-5)
+    torch.testing.assert_close(found.metric, whole, rtol=0, atol=2e-5)
+    shares = torch.stack([see(model, s, tuple(prompts))[0].top_dominance for s in suffixes])
+    torch.testing.assert_close(found.strength, shares.double(), rtol=0, atol=2e-5)
     assert steps == [1, 1]
     assert model.backend.supports_prefix == (architecture != "gemma3")
+    assert bool(screen(model, prompts, suffixes, TOKENS).strength.isnan().all())
+
+
+def test_a_screen_that_was_killed_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    model = model_of("llama", torch.float32)
+    prompts, suffixes = [PROMPT, "Hi", "Tell me"], [" a", SUFFIX]
+    done: list[int] = []
+
+    def kill(n):
+        done.append(n)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        screen(model, prompts, suffixes, TOKENS, TOP, kill, folder=tmp_path)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(kept) == 2
+    found = screen(model, prompts, suffixes, TOKENS, TOP, folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3 and all(p.stat().st_mtime_ns == t for p, t in kept.items())
+    fresh = screen(model, prompts, suffixes, TOKENS, TOP)
+    assert torch.equal(found.metric, fresh.metric) and torch.equal(found.strength, fresh.strength)
+    # Other inputs: nothing old is taken.
+    other = screen(model, prompts, [" b", SUFFIX], TOKENS, TOP, folder=tmp_path, key=lambda p: f"other {p}")
+    assert not torch.equal(other.metric, fresh.metric)
 
 
 def test_a_token_left_out_is_left_out_as_an_id():
@@ -272,7 +300,7 @@ def test_a_token_left_out_is_left_out_as_an_id():
     assert shorter.spans == model.chat.encode(PROMPT, " bc").spans
 
 
-def test_causal_tests_on_padded_batches_and_their_record():
+def test_causal_tests_on_padded_batches_and_their_record(monkeypatch):
     model = model_of("llama", torch.float32)
     prompts = (PROMPT, "Hi", "Tell me about the sea and the sky")
     plain, suffixed = see(model, "", prompts, condition="plain")[0], see(model, SUFFIX, prompts)[0]
@@ -283,6 +311,12 @@ def test_causal_tests_on_padded_batches_and_their_record():
         assert float(t.metric[1]) == pytest.approx(float(u.metric[0]), abs=2e-4), t.name
     for draw in found.random_heads:
         assert [layer for layer, _ in draw] == [layer for layer, _ in sorted(TOP)] and not set(draw) & set(TOP)
+    # Keys and values before the post-instruction positions are shared: the same as running each prompt whole.
+    monkeypatch.setattr(model.backend, "supports_prefix", False)
+    whole = causal_tests(model, plain, suffixed, direction_of(model), TOP, TOKENS, n_random=2)
+    for t, u in zip(found.tests, whole.tests, strict=True):
+        for name in ("metric", "random", "placebo"):
+            torch.testing.assert_close(getattr(t, name), getattr(u, name), rtol=0, atol=2e-4, msg=f"{t.name} {name}")
     frame = found.to_frame()
     assert list(frame["n"]) == [3] * len(frame) and len(frame) == 11
     # What the clean run's own metric would recover is everything; the suffixed run's own nothing.

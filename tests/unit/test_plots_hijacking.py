@@ -22,7 +22,7 @@ from refusal_lens.linalg import random_unit
 from refusal_lens.plots import hijacking as plots
 from refusal_lens.records import Direction, RefusalTokens, load_record
 from refusal_lens.report.hijacking import hijacking_cards, hijacking_section
-from refusal_lens.report.page import Figure, Page
+from refusal_lens.report.page import Figure, Page, Widget
 from refusal_lens.suffixes import Suffix
 
 DIRECTION = Direction(random_unit(8, 0), 1.0, -1, 2)
@@ -120,6 +120,7 @@ def report(results):
     screened = torch.stack([r.suffixed.metric for r in results])
     return HijackingReport(
         "toy", DIRECTION, RefusalTokens((1,), ("I",)), TOP, ("q",), PLAIN, HARMLESS, tuple(results), screened,
+        torch.stack([r.suffixed.top_dominance.double() for r in results]),
         tuple(r.suffix for r in results), found, N + 1, ("1 left out",), ("!", "⏎"),
     )  # fmt: skip
 
@@ -212,14 +213,14 @@ def text_of(section):
 
 def test_the_section_uses_the_words_only_where_the_test_passed():
     words = text_of(hijacking_section(WORKS))
-    assert "hijack" in words and "because" in words and "a detector fails here" in words
+    assert "hijack" in words and "because" in words and "where a detector fails" in words
     for tests in (causal(top=0.2), None):
         other = text_of(hijacking_section(report([result(tests=tests), result(RANDOM, text=" hi")])))
         assert "hijack" not in other and "because" not in other
         assert "n = " in other or "12" in other
-    for item in hijacking_section(WORKS).items:
-        if isinstance(item, Figure):
-            assert item.n
+    drawn = [item for item in hijacking_section(WORKS).flat() if isinstance(item, (Figure, Widget))]
+    assert len(drawn) > 20 and all(item.n and item.control for item in drawn)
+    assert len({item.id for item in drawn}) == len(drawn)
     labels = [card.label for card in hijacking_cards(WORKS)]
     assert len(labels) == 3 and "the lost refusals" in labels[-1]
     assert json.dumps(labels)
