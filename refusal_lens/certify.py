@@ -15,6 +15,7 @@ from .attribution import component_contributions, direct_logit_attribution, neur
 from .attribution.components import wide
 from .certificate import Certificate, Identity
 from .errors import ModelError, RefusalLensError
+from .health import check_unhooked
 from .interventions import Ablate
 from .linalg import random_unit, unit
 from .model import HookedChatModel
@@ -74,7 +75,11 @@ def certify(
         prompts: a few requests of different lengths.
         direction: a random one if None (the identities hold for any).
         float64: whether to measure on a float64 copy too; None: if the model has fewer than 1e9 parameters.
+
+    Raises:
+        ModelError: hooks are left on the model.
     """
+    check_unhooked(model)
     if direction is None:
         direction = Direction(random_unit(model.d_model, 0), 1.0, -1, model.n_layers // 2, model.basis)
     size = sum(p.numel() for p in model.tl.parameters())

@@ -2,7 +2,7 @@
 
 A record with tensors is one ``.safetensors`` file whose header holds the rest as JSON; a record without
 tensors is a ``.json`` file. Files are written beside their place and renamed, so a reader never meets half a
-file.
+file. Reading trusts nothing: every field is compared with its annotation before a record is made.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +23,19 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from .errors import DirectionError, ResultError
+from .fields import misfit
 from .linalg import cosine, random_unit
 from .stats import Interval, Rate
+from .storage import write_atomically
 
 SCHEMA_VERSION = 1
+MAX_GRID = 1 << 20  # positions x layers: far above any model
 _REGISTRY: dict[str, type] = {"Rate": Rate, "Interval": Interval}
 R = TypeVar("R", bound="Record")
+
+
+class _Misfit(ValueError):
+    """A value that its field does not take."""
 
 
 class Record:
@@ -70,35 +75,20 @@ def load_record(path: str | Path, kind: type[R]) -> R:
     """
     target, document, tensors = _read(Path(path))
     try:
-        if document["schema"] > SCHEMA_VERSION:
+        if not 1 <= document["schema"] <= SCHEMA_VERSION:
             raise ResultError(
-                f"{target} has schema {document['schema']}, newer than {SCHEMA_VERSION}: update refusal_lens"
+                f"{target} has schema {document['schema']}, and this version reads 1 to {SCHEMA_VERSION}: a newer "
+                "refusal_lens wrote it, or the file is damaged"
             )
         record = _decode(document["record"], tensors)
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ResultError(f"{target} is not a refusal_lens record ({error!r}); run the study again") from error
+    except ResultError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        what = str(error) if isinstance(error, _Misfit) else repr(error)
+        raise ResultError(f"{target} is not a refusal_lens record ({what[:200]}); run the study again") from error
     if not isinstance(record, kind):
         raise ResultError(f"{target} holds a {type(record).__name__}, not a {kind.__name__}")
     return record
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside ``path``, flush to disk and rename: readers see the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner can read; results are shared like any other file.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _with_suffix(path: Path, suffix: str) -> Path:
@@ -117,8 +107,8 @@ def _read(path: Path) -> tuple[Path, Any, dict[str, Tensor]]:
         with safetensors.safe_open(target, "pt") as file:
             document = json.loads((file.metadata() or {}).get("refusal_lens", "null"))
             return target, document, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise ResultError(f"{target} can't be read: {error}") from error
+    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+        raise ResultError(f"{target} can't be read: {(str(error).splitlines() or ['?'])[0][:200]}") from error
 
 
 def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -155,7 +145,10 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
     if "$record" in value:
         cls = _REGISTRY[value["$record"]]
         known = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{k: _decode(v, tensors) for k, v in value.items() if k in known})
+        values = {k: _decode(v, tensors) for k, v in value.items() if k in known}
+        if wrong := misfit(cls, values):
+            raise _Misfit(wrong)
+        return cls(**values)
     return {k: _decode(v, tensors) for k, v in value.items()}
 
 
@@ -293,8 +286,10 @@ class SelectionScores(Record):
             ResultError: if a row lacks a field or lies outside the grid.
         """
         try:
-            n_pos = -min(row["position"] for row in rows)
-            depth = n_layers or 1 + max(row["layer"] for row in rows)
+            n_pos = -min(int(row["position"]) for row in rows)
+            depth = n_layers or 1 + max(int(row["layer"]) for row in rows)
+            if not (n_pos > 0 and depth > 0 and n_pos * depth <= MAX_GRID):  # before memory is asked for
+                raise ValueError(f"a grid of {n_pos} positions and {depth} layers")
             grids = torch.full((3, n_pos, depth), float("nan"), dtype=torch.float64)
             for row in rows:
                 values = [row["refusal_score"], row["steering_score"], row["kl_div_score"]]

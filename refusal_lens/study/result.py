@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..attribution.records import LogitAttribution
 from ..attribution.reports import CausalCheck, HeadReport
@@ -14,7 +16,7 @@ from ..attribution.token_records import AttentionPatterns, Propagation, SourceCo
 from ..behaviour_records import EvaluationTable
 from ..certificate import Certificate
 from ..direction_records import Stability
-from ..errors import ResultError
+from ..errors import RefusalLensError, ResultError
 from ..hijacking.records import HijackingReport
 from ..prompts import PromptSet
 from ..records import (
@@ -25,7 +27,6 @@ from ..records import (
     RefusalTokens,
     Selection,
     load_record,
-    write_atomically,
 )
 from ..report import (
     Inside,
@@ -40,8 +41,13 @@ from ..report import (
     provenance_section,
 )
 from ..report.evaluation import evaluation_section, scorecard_section
+from ..report.page import plain
 from ..stats import Interval
+from ..storage import file_digest, write_atomically
 
+# 1: no list of files, and maybe no certificate. 2: study.json comes last and lists every file with its SHA-256.
+FOLDER_SCHEMA = 2
+PARTS = ("stages", "inside")  # folders inside a result folder that a run writes
 INSIDE = {
     "heads": HeadReport,
     "causal": CausalCheck,
@@ -74,24 +80,52 @@ class Study:
         folder: where ``run_study`` put its results.
 
     Raises:
-        ResultError: there is no study in the folder.
+        ResultError: there is no finished study in the folder, or one of a newer version.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if not (self.folder / "study.json").is_file():
-            raise ResultError(f"there is no study in {self.folder}: it has no study.json")
+            unfinished = "; its run was not finished: run it again" if (self.folder / "stages").is_dir() else ""
+            raise ResultError(f"there is no study in {self.folder}: it has no study.json{unfinished}")
+        schema = self.provenance.get("schema")
+        if not isinstance(schema, int) or not 1 <= schema <= FOLDER_SCHEMA:
+            raise ResultError(
+                f"{self.folder / 'study.json'} has schema {plain(schema)}, and this version reads 1 to "
+                f"{FOLDER_SCHEMA}: a newer refusal_lens wrote it, or the file is damaged"
+            )
 
     @classmethod
     def load(cls, folder: str | Path) -> Study:
         """The same as ``Study(folder)``."""
         return cls(folder)
 
-    def _json(self, name: str) -> Any:
+    def _json(self, name: str) -> dict[str, Any]:
         try:
-            return json.loads((self.folder / name).read_text("utf-8"))
-        except (OSError, ValueError) as error:
+            found = json.loads((self.folder / name).read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
             raise ResultError(f"{self.folder / name} can't be read ({error}); run the study again") from error
+        if not isinstance(found, dict):
+            raise ResultError(f"{self.folder / name} holds no object; run the study again")
+        return found
+
+    def _setting(self, name: str, default: Any) -> Any:
+        settings = self.provenance.get("settings")
+        return settings.get(name, default) if isinstance(settings, dict) else default
+
+    @cached_property
+    def changed_files(self) -> tuple[str, ...]:
+        """Files that are not as the run left them, by ``study.json``'s hashes (schema 1 has none)."""
+        files = self.provenance.get("files", {})
+        if not isinstance(files, dict):
+            return ("study.json",)
+        changed = []
+        for name, digest in files.items():
+            path = self.folder / name
+            inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+            if not (inside and path.is_file() and file_digest(path) == digest):
+                changed.append(name)
+        return tuple(changed)
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
@@ -145,14 +179,17 @@ class Study:
         return {name: Completions.load(self.folder / f"completions_{name}") for name in names}
 
     @cached_property
-    def certificate(self) -> Certificate:
-        """The identities measured on this model."""
+    def certificate(self) -> Certificate | None:
+        """The identities measured on this model; None in folders older than the certificate (schema 1)."""
+        if self.provenance["schema"] == 1:
+            return self._optional("certificate", Certificate)
         return Certificate.load(self.folder / "certificate")
 
     @cached_property
     def inside(self) -> dict[str, Record]:
         """Attribution records by name (see ``INSIDE``); empty when the study was run without them."""
-        if not (self.folder / "inside").is_dir():
+        # Records of an earlier run with other settings may still be there.
+        if not self._setting("attribution", False) or not (self.folder / "inside").is_dir():
             return {}
         return {name: load_record(self.folder / "inside" / name, kind) for name, kind in INSIDE.items()}
 
@@ -165,20 +202,49 @@ class Study:
     @cached_property
     def stability(self) -> Stability | None:
         """The selection over other draws of the training prompts; None when it was not measured."""
-        return self._optional("stability", Stability)
+        return self._optional("stability", Stability) if self._setting("stability", 0) else None
 
     @cached_property
     def evaluation(self) -> EvaluationTable | None:
-        """What ``refusal-lens evaluate`` left in the folder; None if nothing."""
-        return self._optional("evaluation/table", EvaluationTable)
+        """What ``refusal-lens evaluate`` left in the folder; None if nothing, or of another direction."""
+        return self._of_this_direction(self._optional("evaluation/table", EvaluationTable))
 
     @cached_property
     def suffixes(self) -> HijackingReport | None:
-        """What ``refusal-lens hijack`` left in the folder; None if nothing."""
-        return self._optional("suffixes/report", HijackingReport)
+        """What ``refusal-lens hijack`` left in the folder; None if nothing, or of another direction."""
+        return self._of_this_direction(self._optional("suffixes/report", HijackingReport))
+
+    def _of_this_direction(self, record: Any) -> Any:
+        """None for a record that an earlier run's direction gave: it says nothing of this one."""
+        if record is None:
+            return None
+        mine, its = self.selection.chosen, record.direction
+        return (
+            record if (mine.model, mine.label) == (its.model, its.label) and torch.equal(mine.unit, its.unit) else None
+        )
 
     def page(self) -> Page:
-        """The report as a ``Page``: what the folder holds, in the order of the story."""
+        """The report as a ``Page``: what the folder holds, in the order of the story.
+
+        Raises:
+            ResultError: a record is missing or broken, or the records do not fit together.
+        """
+        try:
+            page = self._page()
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
+            if isinstance(error, RefusalLensError):
+                raise
+            # Each record is whole by itself, but the folder may come from anywhere.
+            raise ResultError(
+                f"the records in {self.folder} don't fit together ({type(error).__name__}: {str(error)[:120]}); run "
+                "the study again"
+            ) from error
+        if not self.changed_files:
+            return page
+        note = f"Changed since the run, so not what it measured: {', '.join(self.changed_files)}."
+        return replace(page, notes=(*page.notes, note))
+
+    def _page(self) -> Page:
         inside = Inside(**self.inside) if self.inside else None  # type: ignore[arg-type]
         more: dict[str, Section] = {}
         if self.evaluation is not None:
@@ -197,7 +263,7 @@ class Study:
                 *([more["judges"]] if "judges" in more else []),
                 inside_section(self.trace, inside),
                 *([more["suffixes"]] if "suffixes" in more else []),
-                certificate_section(self.certificate),
+                *([certificate_section(self.certificate)] if self.certificate is not None else []),
                 scorecard_section(self.summary),
                 provenance_section(self.provenance),
             ),

@@ -24,6 +24,7 @@ from ..certify import certify
 from ..direction_records import Stability
 from ..evaluation import complete, necessity_conditions, refusal_rates, sufficiency_conditions, trace_direction
 from ..extraction import extract_directions
+from ..health import check_unhooked
 from ..model import HookedChatModel
 from ..progress import Progress, silent
 from ..prompts import Prompts, PromptSet
@@ -35,14 +36,14 @@ from ..records import (
     RefusalTokens,
     Selection,
     to_json,
-    write_atomically,
 )
 from ..scoring import find_refusal_tokens, given_refusal_tokens, keep_refused, refusal_metric
 from ..selection import select_direction
 from ..stability import selection_stability
 from ..stats import mean_interval
+from ..storage import file_digest, locked, write_atomically
 from .config import StudyConfig
-from .result import INSIDE, Metrics, Study
+from .result import FOLDER_SCHEMA, INSIDE, PARTS, Metrics, Study
 from .runner import Runner
 
 SUMMARY_SCHEMA = 1
@@ -60,10 +61,19 @@ def run_study(
         progress: called with a stage's name and its total; gives a context whose value takes steps.
         model: an already loaded model that ``config.model`` names (it is loaded when needed otherwise).
 
+    The folder is this run's alone meanwhile; a run that was stopped or killed goes on from its last finished stage.
+
     Raises:
-        RefusalLensError: bad input, in one sentence with its remedy.
+        RefusalLensError: bad input, in one sentence with its remedy; or another run is writing in the folder.
     """
-    runner = Runner(Path(folder), config, progress)
+    with locked(Path(folder), PARTS):
+        return _run(config, Path(folder), progress, model)
+
+
+def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedChatModel | None) -> Study:
+    if model is not None:
+        check_unhooked(model)
+    runner = Runner(folder, config, progress)
     runner._model = model
     harmful, harmless = (
         PromptSet.load(source, name, config.sizes, config.seed)
@@ -83,7 +93,8 @@ def run_study(
     (tokens,) = runner.stage("refusal_tokens", asked, {"refusal_tokens": RefusalTokens}, find_tokens)
 
     def filter_prompts() -> list[PromptSet]:
-        with progress("filter the prompts", 0):
+        pairs = {split: (getattr(harmful, split), getattr(harmless, split)) for split in ("train", "val")}
+        with progress("filter the prompts", sum(len(p) for pair in pairs.values() for p in pair)) as advance:
             splits = {
                 split: keep_refused(runner.model, getattr(harmful, split), getattr(harmless, split), tokens)
                 for split in ("train", "val")
@@ -146,7 +157,8 @@ def run_study(
 
     def measure() -> list[Metrics]:
         m, values = runner.model, {}
-        with progress("measure the refusal metric", len(needed) + len(enough)) as advance:
+        total = len(needed) * len(harmful.test) + len(enough) * len(harmless.test)
+        with progress("measure the refusal metric", total) as advance:
             for kind, prompts, conditions in (("harmful", harmful.test, needed), ("harmless", harmless.test, enough)):
                 for name, interventions in conditions.items():
                     with m.hooks(*interventions):
@@ -216,10 +228,11 @@ def run_study(
 
     runner.stage("certificate", inputs, {"certificate": Certificate}, certificate)
 
-    folder = Path(folder)
-    facts = _model_facts(runner)
-    provenance = {"schema": SUMMARY_SCHEMA, "model": facts, "settings": config.model_dump(mode="json")}
+    facts = runner.document("model", [load], lambda: _model_facts(runner.model))
+    files = runner.files | {"summary.json": file_digest(folder / "summary.json")}
+    provenance = {"schema": FOLDER_SCHEMA, "model": facts, "settings": config.model_dump(mode="json")}
     provenance |= {"hashes": _hashes(harmful, harmless, runner.digest), "versions": _versions()}
+    provenance |= {"files": dict(sorted(files.items()))}
     write_atomically(folder / "study.json", json.dumps(provenance, indent=1, ensure_ascii=False).encode())
     summary = _summary(facts, selection, completions, metrics)
     write_atomically(folder / "summary.json", json.dumps(to_json(summary), indent=1, ensure_ascii=False).encode())
@@ -254,13 +267,9 @@ def _summary(
     }
 
 
-def _model_facts(runner: Runner) -> dict[str, Any]:
-    """What the report says of the model; kept from the last run when nothing had to be loaded."""
-    known = runner.folder / "model.json"
-    if runner._model is None and known.is_file():
-        return json.loads(known.read_text())
-    m = runner.model
-    facts = {
+def _model_facts(m: HookedChatModel) -> dict[str, Any]:
+    """What the report says of the model."""
+    return {
         "name": m.name,
         "fingerprint": m.fingerprint,
         "backend": m.backend.kind,
@@ -270,8 +279,6 @@ def _model_facts(runner: Runner) -> dict[str, Any]:
         **{size: getattr(m, size) for size in ("n_layers", "n_heads", "d_model", "d_vocab")},
         "template": m.chat.render("{instruction}"),
     }
-    write_atomically(known, json.dumps(facts, indent=1, ensure_ascii=False).encode())
-    return facts
 
 
 def _hashes(harmful: PromptSet, harmless: PromptSet, model: str) -> dict[str, str]:

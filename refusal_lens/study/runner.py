@@ -12,7 +12,8 @@ from typing import Any
 from ..loading import load_model, source_digest
 from ..model import HookedChatModel
 from ..progress import Progress
-from ..records import Record, load_record, write_atomically
+from ..records import Record, load_record
+from ..storage import file_digest, write_atomically
 from .config import StudyConfig
 
 
@@ -23,6 +24,7 @@ class Runner:
         self.folder, self.config, self.progress = folder, config, progress
         self._model: HookedChatModel | None = None
         self.digest = source_digest(config.model)
+        self.files: dict[str, str] = {}  # what the stages wrote or found: path in the folder -> SHA-256
 
     @property
     def model(self) -> HookedChatModel:
@@ -37,17 +39,50 @@ class Runner:
 
     def stage(self, name: str, inputs: list[Any], outputs: dict[str, type[Record]], work: Callable) -> list[Any]:
         """The records of a stage: read if ``inputs`` are those of last time, else made by ``work`` and saved."""
+
+        def read() -> list[Any]:
+            return [load_record(self.folder / file, cls) for file, cls in outputs.items()]
+
+        def make() -> tuple[list[Any], list[Path]]:
+            made = work()
+            self._withdraw()
+            return made, [record.save(self.folder / file) for file, record in zip(outputs, made, strict=True)]
+
+        return self._once(name, inputs, read, make)
+
+    def document(self, name: str, inputs: list[Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """A stage whose result is one plain JSON file, ``name``.json."""
+        file = self.folder / f"{name}.json"
+
+        def make() -> tuple[dict[str, Any], list[Path]]:
+            made = work()
+            self._withdraw()
+            write_atomically(file, json.dumps(made, indent=1, ensure_ascii=False).encode())
+            return made, [file]
+
+        return self._once(name, inputs, lambda: json.loads(file.read_text("utf-8")), make)
+
+    def _once(self, name: str, inputs: list[Any], read: Callable, make: Callable) -> Any:
         text = json.dumps([name, metadata.version("refusal-lens"), self.digest, *inputs], sort_keys=True, default=str)
         key = hashlib.sha256(text.encode()).hexdigest()
         mark = self.folder / "stages" / f"{name}.json"
         try:
-            if json.loads(mark.read_text())["key"] == key:
-                return [load_record(self.folder / file, cls) for file, cls in outputs.items()]
-        except (OSError, ValueError, KeyError, TypeError):
+            known = json.loads(mark.read_text("utf-8"))
+            # The files' own hashes: a run with other settings may have replaced them and died before its mark.
+            if known["key"] == key and all(file_digest(self.folder / f) == h for f, h in known["files"].items()):
+                found = read()
+                self.files |= known["files"]
+                return found
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass  # never finished, or not readable: run it
-        made = work()
-        for file, record in zip(outputs, made, strict=True):
-            record.save(self.folder / file)
+        made, paths = make()
+        files = {path.relative_to(self.folder).as_posix(): file_digest(path) for path in paths}
         # The mark comes last: a kill before it costs this stage only.
-        write_atomically(mark, json.dumps({"key": key}).encode())
+        write_atomically(mark, json.dumps({"key": key, "files": files}, indent=1).encode())
+        self.files |= files
         return made
+
+    def _withdraw(self) -> None:
+        """Take back what describes the folder as a whole, before a record in it changes."""
+        for name in ("report.html", "summary.json", "study.json"):
+            (self.folder / name).unlink(missing_ok=True)

@@ -1,0 +1,50 @@
+"""Whether values fit the annotations of a dataclass: what stands between a file of unknown origin and a record."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from jaxtyping import jaxtyped
+
+
+def misfit(cls: type, values: Mapping[str, Any]) -> str:
+    """What of ``values`` does not fit the fields of ``cls``, in words; "" if everything does.
+
+    Types are compared as annotated; tensors by dtype and shape, where one name stands for one size throughout
+    (``Float[Tensor, "pos layer"]`` in two fields: the same sizes in both).
+    """
+    hints = _hints(cls)
+    with jaxtyped("context"):
+        for name, value in values.items():
+            if name in hints and not _fits(value, hints[name]):
+                shape = getattr(value, "shape", None)
+                what = type(value).__name__ + (f" of shape {tuple(shape)}" if shape is not None else "")
+                return f"{cls.__name__}.{name} is a {what}, which does not fit"
+    return ""
+
+
+@lru_cache(maxsize=256)
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, option) for option in args)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if len(args) == 2 and args[1] is Ellipsis:
+            return all(_fits(item, args[0]) for item in value)
+        return len(value) == len(args) and all(map(_fits, value, args))
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(k, args[0]) and _fits(v, args[1]) for k, v in value.items())
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, hint)
