@@ -38,3 +38,7 @@ class ConcurrentUseError(RefusalLensError):
 
 class ResultError(RefusalLensError):
     """A result file or folder is missing, broken, or of another study."""
+
+
+class EngineError(RefusalLensError):
+    """The Ray cluster can't be reached, has no room, or lost its workers."""

@@ -1,7 +1,8 @@
 """Which candidate is the refusal direction: three scores, one rule (paper section 2.3 and appendix C).
 
 The winner is the paper's; the work is less. Induce is computed first, restarting at the candidate's layer;
-bypass only for candidates that induce; KL in the order of bypass until the first one passes.
+bypass only for candidates that induce; KL in the order of bypass until the first one passes. Validation prompts are
+packed (``packing``), several candidates go through one pass, and an engine may spread them over workers.
 """
 
 from __future__ import annotations
@@ -9,20 +10,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from .chat import Tokens
+from .engines import Engine, LocalEngine
 from .errors import DirectionError, SelectionError
-from .interventions import Ablate, Add, Intervention
-from .linalg import kl_divergence, refusal_log_odds
-from .model import HookedChatModel, take
+from .interventions import Hooks, Intervention, write_sites
+from .linalg import kl_divergence, project_out, refusal_log_odds, unit
+from .model import HookedChatModel
+from .packing import packed_logits, packed_resid, packing_holds, packs_of
 from .records import CandidateDirections, Direction, NearMiss, RefusalTokens, Selection, SelectionScores
 from .scoring import find_refusal_tokens
 
 COEFFICIENTS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # tried on near misses that do not induce
-MIN_PREFIX = 4  # a shorter common prefix is not worth a pass of its own
+GROUP = 8  # candidates an item: rows of one batch, and what one worker scores at a time
 
 
 @dataclass(frozen=True)
@@ -90,126 +96,216 @@ def _reason(bypass: float, induce: float, kl: float, layer: int, n_layers: int, 
     return ""
 
 
-class _Bench:
-    """The validation prompts of one kind, ready to be run many times under different interventions.
+@dataclass(frozen=True)
+class _AblateRows:
+    """``Ablate``, another direction in each row of the batch."""
 
-    Shared work is done once: batches by length, and, where all prompts begin alike (template and system prompt),
-    the prefix's keys and values once per intervention instead of once per prompt.
-    """
+    units: Float[Tensor, "row d_model"]
 
-    def __init__(self, model: HookedChatModel, prompts: Sequence[str], keep_resid: int = 0):
-        self.model = model
-        tokens = model.tokenize(list(prompts))
-        self.n = len(tokens)
-        self.prefix = self._common_prefix(tokens)
-        body = _without_prefix(tokens, len(self.prefix)) if self.prefix is not None else tokens
-        self.batches = list(model.batches(body))
-        names = [f"blocks.{layer}.hook_resid_pre" for layer in range(keep_resid)]
-        self.resid: list[dict[str, Tensor]] = []
-        self.prefix_resid: dict[str, Tensor] = {}
-        if names:
-            # Read from full prompts, so that nothing here depends on the prefix being right.
-            for batch in self.batches:
-                full = take(tokens, batch.indices)
-                cached = model.cache(replace(full, indices=tuple(range(len(full)))), names)
-                width = batch.ids.shape[1]
-                self.resid.append({name: x[:, -width:] for name, x in cached.items()})
-            if self.prefix is not None:
-                longest = take(tokens, [max(range(self.n), key=lambda i: int(tokens.lengths[i]))])
-                cached = model.cache(longest, names)
-                self.prefix_resid = {name: x[:, : len(self.prefix)] for name, x in cached.items()}
+    def hooks(self, model: HookedChatModel) -> Hooks:
+        r = unit(self.units.double())[:, None].to(model.device)
+        return [(name, lambda x, hook: project_out(x, r)) for name in write_sites(model.n_layers)]
 
-    def _common_prefix(self, tokens: Tokens) -> Tensor | None:
-        if not self.model.backend.supports_prefix:
-            return None
-        rows = [ids[mask] for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
-        limit = min(len(row) for row in rows) - 1
-        same = torch.stack([row[:limit] == rows[0][:limit] for row in rows]).all(0)
-        length = int(same.long().cumprod(0).sum())
-        return rows[0][:length] if length >= MIN_PREFIX and len(rows) > 1 else None
 
-    def run(self, interventions: Sequence[Intervention], reduce: Callable, start: int = 0) -> Tensor:
-        """``reduce(last logits [batch, vocab], row indices)`` per prompt, under the interventions.
+@dataclass(frozen=True)
+class _AddRows:
+    """``Add``, another vector in each row of the batch."""
+
+    vectors: Float[Tensor, "row d_model"]
+    layer: int
+
+    def hooks(self, model: HookedChatModel) -> Hooks:
+        def add(x: Tensor, hook: Any) -> Tensor:
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            return (wide + self.vectors[:, None].to(wide)).to(x.dtype)
+
+        return [(f"blocks.{self.layer}.hook_resid_pre", add)]
+
+
+Reduce = Callable[[Float[Tensor, "prompt vocab"], list[int]], Tensor]
+
+
+class _Packed:
+    """Validation prompts of one kind in packed rows, one row of the batch for each intervention."""
+
+    def __init__(self, model: HookedChatModel, tokens: Tokens, keep_resid: int = 0):
+        self.model, self.n = model, len(tokens)
+        self.packs = packs_of(tokens)
+        self.resid = [packed_resid(model, pack, keep_resid) if keep_resid else [] for pack in self.packs]
+
+    def run(
+        self, rows: int, edit: Callable[[slice], Sequence[Intervention]], reduce: Reduce, start: int = 0
+    ) -> Float[Tensor, "row prompt"]:
+        """``reduce(last logits, prompt indices)`` under each of ``rows`` interventions.
 
         Args:
-            interventions: active during the passes.
-            reduce: gives one value a row.
+            edit: what acts on some of the rows.
+            reduce: gives one value a prompt.
             start: restart at this layer's resid_pre (needs ``keep_resid`` > start).
         """
-        out = torch.empty(self.n, dtype=torch.float64)
-        site = f"blocks.{start}.hook_resid_pre"
-        with self.model.hooks(*interventions):
-            cache = None
-            if self.prefix is not None:
-                first = (start, self.prefix_resid[site]) if start else None
-                cache = self.model.prefix_cache(self.prefix, first)
-            for i, batch in enumerate(self.batches):
-                first = (start, self.resid[i][site]) if start else None
-                logits = self.model.logits(batch, start=first, prefix=cache)[:, -1]
-                out[list(batch.indices)] = reduce(logits, list(batch.indices)).double().cpu()
+        out = torch.empty(rows, self.n, dtype=torch.float64)
+        for pack, resid in zip(self.packs, self.resid, strict=True):
+            indices, step = list(pack.indices), pack.rows_per_pass
+            first = (start, resid[start]) if start else None
+            for begin in range(0, rows, step):
+                some = slice(begin, min(rows, begin + step))
+                with self.model.hooks(*edit(some)):
+                    logits = packed_logits(self.model, pack, some.stop - begin, first)
+                for row, found in enumerate(logits, begin):
+                    out[row, indices] = reduce(found, indices).double().cpu()
         return out
 
-    def logits(self) -> Tensor:
-        """Baseline last logits, [prompt, vocab]."""
+
+class _Padded:
+    """The same for models that can't run packed prompts: batches by length, one intervention at a time."""
+
+    def __init__(self, model: HookedChatModel, tokens: Tokens, keep_resid: int = 0):
+        self.model, self.n = model, len(tokens)
+        self.batches = list(model.batches(tokens))
+        names = [f"blocks.{layer}.hook_resid_pre" for layer in range(keep_resid)]
+        self.resid = [list(model.cache(batch, names).values()) if names else [] for batch in self.batches]
+
+    def run(
+        self, rows: int, edit: Callable[[slice], Sequence[Intervention]], reduce: Reduce, start: int = 0
+    ) -> Float[Tensor, "row prompt"]:
+        """As in ``_Packed``."""
+        out = torch.empty(rows, self.n, dtype=torch.float64)
+        for row in range(rows):
+            with self.model.hooks(*edit(slice(row, row + 1))):
+                for batch, resid in zip(self.batches, self.resid, strict=True):
+                    first = (start, resid[start]) if start else None
+                    indices = list(batch.indices)
+                    logits = self.model.logits(batch, start=first)[:, -1]
+                    out[row, indices] = reduce(logits, indices).double().cpu()
+        return out
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """One item: a score of a few candidates.
+
+    Attributes:
+        score: "induce", "bypass", "kl", or "baseline" (mean metric of harmful, of harmless prompts).
+        vectors: r̂ of each candidate; for induce coeff * r.
+        layer: for induce, where all of them are added.
+    """
+
+    score: str
+    vectors: Float[Tensor, "row d_model"]
+    layer: int = 0
+
+
+@dataclass
+class _State:
+    """What all items share on one worker."""
+
+    harmful: _Packed | _Padded
+    harmless: _Packed | _Padded
+    baseline: Float[Tensor, "prompt vocab"]
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """The scores of candidates (paper section 2.3), as work for an engine.
+
+    Attributes:
+        harmful, harmless: validation prompts.
+        refusal_ids: tokens of the refusal metric.
+        depth: layers at which induce restarts.
+    """
+
+    harmful: tuple[str, ...]
+    harmless: tuple[str, ...]
+    refusal_ids: tuple[int, ...]
+    depth: int
+
+    def prepare(self, model: HookedChatModel) -> _State:
+        """Prompts laid out, the harmless ones' residual streams and next-token logits without intervention."""
+        tokens = [model.tokenize(prompts) for prompts in (self.harmful, self.harmless)]
+        kind = _Packed if packing_holds(model, tokens[1]) else _Padded
+        harmless = kind(model, tokens[1], self.depth)
         rows: dict[int, Tensor] = {}
 
         def keep(logits: Tensor, indices: list[int]) -> Tensor:
             rows.update(zip(indices, logits, strict=True))
             return torch.zeros(len(indices))
 
-        self.run([], keep)
-        return torch.stack([rows[i] for i in range(self.n)])
+        harmless.run(1, lambda _: (), keep)
+        baseline = torch.stack([rows[i] for i in range(len(rows))])
+        return _State(kind(model, tokens[0]), harmless, baseline)
 
+    def run(self, model: HookedChatModel, state: _State, item: _Ask) -> Float[Tensor, "row"]:
+        """The mean over prompts for every candidate of ``item``."""
+        n = len(item.vectors)
 
-def _without_prefix(tokens: Tokens, length: int) -> Tokens:
-    """The tokens after a prefix common to all rows (spans keep counting from the prompt's first token)."""
-    rows = [ids[mask][length:] for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
-    width = max(len(row) for row in rows)
-    ids = tokens.ids.new_full((len(rows), width), int(tokens.ids[0, -1]))
-    mask = torch.zeros_like(ids, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row) :] = row
-        mask[i, width - len(row) :] = True
-    return Tokens(ids, mask, tokens.spans, tokens.indices)
+        def ablate(rows: slice) -> list[Intervention]:
+            return [_AblateRows(item.vectors[rows])]
+
+        def add(rows: slice) -> list[Intervention]:
+            return [_AddRows(item.vectors[rows], item.layer)]
+
+        def divergence(logits: Tensor, indices: list[int]) -> Tensor:
+            return kl_divergence(state.baseline[indices], logits)
+
+        if item.score == "baseline":
+            harmful = state.harmful.run(1, lambda _: (), self._metric).mean()
+            return torch.stack([harmful, self._metric(state.baseline, []).mean().cpu().double()])
+        if item.score == "induce":
+            return state.harmless.run(n, add, self._metric, item.layer).mean(-1)
+        if item.score == "bypass":
+            return state.harmful.run(n, ablate, self._metric).mean(-1)
+        return state.harmless.run(n, ablate, divergence).mean(-1)
+
+    def _metric(self, logits: Tensor, indices: list[int]) -> Tensor:
+        return refusal_log_odds(logits, self.refusal_ids)
 
 
 class _Scorer:
-    """Scores of single candidates on the two benches."""
+    """Scores of candidates through an engine, cut into items of fixed size."""
 
-    def __init__(
-        self,
-        model: HookedChatModel,
-        harmful: Sequence[str],
-        harmless: Sequence[str],
-        tokens: RefusalTokens,
-        depth: int,
-    ):
-        self.tokens = tokens
-        self.harmful = _Bench(model, harmful)
-        self.harmless = _Bench(model, harmless, keep_resid=depth)
-        self.baseline_logits = self.harmless.logits()
-        self.baseline_harmful = float(self.harmful.run([], self._metric).mean())
-        self.baseline_harmless = float(self._metric(self.baseline_logits, []).mean())
+    def __init__(self, engine: Engine, work: _Scores):
+        self.engine, self.work = engine, work
+        (baseline,) = self._map([_Ask("baseline", torch.empty(0, engine.model.d_model))])
+        self.baseline_harmful, self.baseline_harmless = baseline.tolist()
 
-    def _metric(self, logits: Tensor, indices: list[int]) -> Tensor:
-        return refusal_log_odds(logits, self.tokens.ids)
+    def _map(self, items: list[_Ask], on_step: Callable[[int], None] | None = None) -> list[Tensor]:
+        done = None if on_step is None else (lambda index: on_step(len(items[index].vectors)))
+        return self.engine.map(items[0].score, self.work, items, done) if items else []
 
-    def induce(self, direction: Direction, coeff: float) -> float:
-        """Mean refusal metric on harmless prompts with coeff * r added, restarted at its layer."""
-        added = [Add(direction, coeff)]
-        return float(self.harmless.run(added, self._metric, start=direction.layer).mean())
+    def induce(
+        self, directions: Sequence[Direction], coeff: float, on_step: Callable[[int], None] | None = None
+    ) -> list[float]:
+        """Mean refusal metric on harmless prompts with coeff * r added; restarted at the candidate's layer."""
+        order = sorted(range(len(directions)), key=lambda k: directions[k].layer)
+        groups = [
+            rows[i : i + GROUP]
+            for _, same in groupby(order, key=lambda k: directions[k].layer)
+            for rows in [list(same)]
+            for i in range(0, len(rows), GROUP)
+        ]
+        items = [
+            _Ask("induce", torch.stack([coeff * directions[k].vector for k in rows]), directions[rows[0]].layer)
+            for rows in groups
+        ]
+        found = torch.empty(len(directions), dtype=torch.float64)
+        for rows, values in zip(groups, self._map(items, on_step), strict=True):
+            found[rows] = values
+        return found.tolist()
 
-    def bypass(self, direction: Direction) -> float:
+    def bypass(self, directions: Sequence[Direction], on_step: Callable[[int], None] | None = None) -> list[float]:
         """Mean refusal metric on harmful prompts under ablation."""
-        return float(self.harmful.run([Ablate(direction)], self._metric).mean())
+        return self._ablated("bypass", directions, GROUP, on_step)
 
-    def kl(self, direction: Direction) -> float:
+    def kl(self, directions: Sequence[Direction], on_step: Callable[[int], None] | None = None) -> list[float]:
         """Mean KL(baseline || ablated) on harmless prompts."""
+        return self._ablated("kl", directions, 1, on_step)
 
-        def divergence(logits: Tensor, indices: list[int]) -> Tensor:
-            return kl_divergence(self.baseline_logits[indices], logits)
-
-        return float(self.harmless.run([Ablate(direction)], divergence).mean())
+    def _ablated(
+        self, score: str, directions: Sequence[Direction], size: int, on_step: Callable[[int], None] | None
+    ) -> list[float]:
+        units = [direction.unit for direction in directions]
+        items = [_Ask(score, torch.stack(units[i : i + size])) for i in range(0, len(units), size)]
+        return [value for values in self._map(items, on_step) for value in values.tolist()]
 
 
 def select_direction(
@@ -224,6 +320,7 @@ def select_direction(
     full_grid: bool = False,
     relax: bool = False,
     on_step: Callable[[int], None] | None = None,
+    engine: Engine | None = None,
 ) -> Selection:
     """The paper's selection over validation prompts.
 
@@ -237,7 +334,8 @@ def select_direction(
         coeff: multiple of r that addition uses, for the induce score and later.
         full_grid: compute every score of every candidate (for the plots); the winner is the same.
         relax: when nothing passes, take the nearest candidate and record what was relaxed.
-        on_step: called with 1 after each score (for progress bars; at most 3 * positions * layers).
+        on_step: called with a number of scores when they are done (at most 3 * positions * layers in all).
+        engine: where the work runs; this process if None.
 
     Raises:
         SelectionError: nothing passes and ``relax`` is off; its ``near_misses`` say what each would need.
@@ -246,7 +344,8 @@ def select_direction(
     rule = rule or SelectionRule()
     tokens = refusal_tokens or find_refusal_tokens(model, harmful, harmless)
     depth = candidates.n_layers if full_grid else rule.cut(candidates.n_layers)
-    scorer = _Scorer(model, harmful, harmless, tokens, depth)
+    work = _Scores(tuple(harmful), tuple(harmless), tuple(tokens.ids), depth)
+    scorer = _Scorer(engine or LocalEngine(model), work)
     shape = candidates.mean_diff.shape[:2]
     grids = {name: torch.full(shape, float("nan"), dtype=torch.float64) for name in ("bypass", "induce", "kl")}
     skipped: dict[tuple[int, int], str] = {}
@@ -258,21 +357,26 @@ def select_direction(
             except DirectionError:
                 skipped[i, layer] = "its mean difference is zero or not a number"
 
-    def fill(name: str, i: int, direction: Direction, value: float) -> float:
-        grids[name][i, direction.layer] = value
-        if on_step:
-            on_step(1)
-        return value
+    for _, direction in live:
+        model.check_direction(direction)
 
-    for i, direction in live:
-        fill("induce", i, direction, scorer.induce(direction, coeff))
+    def fill(name: str, some: list[tuple[int, Direction]], values: list[float]) -> None:
+        for (i, direction), value in zip(some, values, strict=True):
+            grids[name][i, direction.layer] = value
+
+    fill("induce", live, scorer.induce([d for _, d in live], coeff, on_step))
     inducing = [c for c in live if full_grid or grids["induce"][c[0], c[1].layer] >= rule.min_induce]
-    for i, direction in inducing:
-        fill("bypass", i, direction, scorer.bypass(direction))
+    fill("bypass", inducing, scorer.bypass([d for _, d in inducing], on_step))
     by_bypass = sorted(inducing, key=lambda c: float(grids["bypass"][c[0], c[1].layer]))
-    for i, direction in by_bypass:
-        value = fill("kl", i, direction, scorer.kl(direction))
-        if value <= rule.max_kl and not full_grid:
+    step = len(by_bypass) if full_grid else scorer.engine.width
+    for begin in range(0, len(by_bypass), max(1, step)):
+        some = by_bypass[begin : begin + step]
+        values = scorer.kl([d for _, d in some], on_step)
+        passing = [k for k, value in enumerate(values) if value <= rule.max_kl]
+        # What workers did beyond the first that passes is dropped, so that the record is that of one worker.
+        kept = passing[0] + 1 if passing and not full_grid else len(some)
+        fill("kl", some[:kept], values[:kept])
+        if passing and not full_grid:
             break
     scores = SelectionScores(**grids)
     choice = choose(scores, rule)
@@ -336,15 +440,15 @@ def _near_misses(
     ranked: list[tuple[tuple, NearMiss]] = []
     for i, direction in within[:top]:
         bypass, induce, kl = (float(g[i, direction.layer]) for g in (scores.bypass, scores.induce, scores.kl))
-        bypass = scorer.bypass(direction) if math.isnan(bypass) else bypass
-        kl = scorer.kl(direction) if math.isnan(kl) else kl
+        bypass = scorer.bypass([direction])[0] if math.isnan(bypass) else bypass
+        kl = scorer.kl([direction])[0] if math.isnan(kl) else kl
         needs, distance, used = [], 0.0, coeff
         if kl > rule.max_kl:
             needs.append(f"max_kl {math.ceil(kl * 100) / 100:g} instead of {rule.max_kl:g}")
             distance += math.log(kl / rule.max_kl) if rule.max_kl > 0 else kl
         if induce < rule.min_induce:
             for factor in COEFFICIENTS:
-                stronger = scorer.induce(direction, factor * coeff)
+                (stronger,) = scorer.induce([direction], factor * coeff)
                 if stronger >= rule.min_induce:
                     used = factor * coeff
                     needs.append(f"coefficient {used:g} instead of {coeff:g} (induce {induce:.2f} -> {stronger:.2f})")

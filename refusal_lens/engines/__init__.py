@@ -1,0 +1,7 @@
+"""Where the work of a stage runs: in this process, or on the workers of a Ray cluster, with the same results."""
+
+from .base import Engine, Work
+from .journal import Journal
+from .local import LocalEngine
+
+__all__ = ["Engine", "Journal", "LocalEngine", "Work"]

@@ -1,0 +1,108 @@
+"""What an engine is: it maps work over items that are cut alike whatever runs them.
+
+The caller cuts a stage into items of fixed size. An engine only decides where each item runs, never how it is cut, so
+every matrix multiplication has the same shape on every engine and results agree bit for bit (on equal machines).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from ..model import HookedChatModel
+from .journal import Journal
+
+Value = Tensor | list[str]
+
+
+@runtime_checkable
+class Work(Protocol):
+    """One kind of work: a picklable value, with what every item needs."""
+
+    def prepare(self, model: HookedChatModel) -> Any:
+        """State that all items share (baseline activations, say); made once on each worker."""
+        ...
+
+    def run(self, model: HookedChatModel, state: Any, item: Any) -> Value:
+        """The result of one item: a tensor or texts."""
+        ...
+
+
+class Engine(ABC):
+    """Runs work over items.
+
+    Args:
+        model: the loaded model; what is not mapped runs on it.
+    """
+
+    def __init__(self, model: HookedChatModel):
+        self.model = model
+        self.journal = Journal(None)
+
+    def each(
+        self, label: str, work: Work, items: Sequence[Any], on_item: Callable[[int], None] | None = None
+    ) -> Iterator[Value]:
+        """Results in the order of ``items``, each as soon as it and those before it are there.
+
+        Args:
+            label: says in the journal what this is.
+            work: what to do.
+            items: picklable values.
+            on_item: called with an item's index when it is done (for progress).
+        """
+        label = self.journal.numbered(label)
+        ahead: dict[int, Value] = {}
+        following = 0
+        for index, value in self._results(label, work, items):
+            ahead[index] = value
+            if on_item:
+                on_item(index)
+            while following in ahead:
+                yield ahead.pop(following)
+                following += 1
+
+    def map(
+        self, label: str, work: Work, items: Sequence[Any], on_item: Callable[[int], None] | None = None
+    ) -> list[Value]:
+        """All results of ``each``."""
+        return list(self.each(label, work, items, on_item))
+
+    def _results(self, label: str, work: Work, items: Sequence[Any]) -> Iterator[tuple[int, Value]]:
+        """Those in the journal first, then the others as they come."""
+        left: dict[int, Any] = {}
+        for index, item in enumerate(items):
+            known = self.journal.read(label, index)
+            if known is None:
+                left[index] = item
+            else:
+                yield index, known
+        if left:
+            for index, value in self._run(work, left):
+                self.journal.write(label, index, value)
+                yield index, value
+
+    @abstractmethod
+    def _run(self, work: Work, items: dict[int, Any]) -> Iterator[tuple[int, Value]]:
+        """(index, result) of every item, in any order."""
+
+    @property
+    def width(self) -> int:
+        """How many items run at a time."""
+        return 1
+
+    @contextmanager
+    def keeping(self, folder: Path | None) -> Iterator[Engine]:
+        """Results of items are kept in ``folder`` as they come and taken from there by the next run."""
+        before, self.journal = self.journal, Journal(folder)
+        try:
+            yield self
+        finally:
+            self.journal = before
+
+    def close(self) -> None:  # noqa: B027  (most engines hold nothing)
+        """Give back what the engine holds."""
