@@ -97,7 +97,7 @@ class ChatFormat:
         system: system prompt; None leaves it to the template (the paper uses none).
 
     Raises:
-        ModelError: no chat template, no fast tokenizer, or a template that drops the user's text.
+        ModelError: no chat template, no fast tokenizer, or a template that drops the user's text or doubles the BOS.
     """
 
     def __init__(self, tokenizer: Any, system: str | None = None):
@@ -117,8 +117,14 @@ class ChatFormat:
                 "set a template that contains it once"
             )
         self.before, self.after = rendered.split(_SENTINEL)
-        if not self._encode("x", "").spans.template_post[1] - self._encode("x", "").spans.template_post[0]:
+        encoded, bos = self._encode("x", ""), tokenizer.bos_token_id
+        if not encoded.spans.template_post[1] - encoded.spans.template_post[0]:
             raise ModelError("the chat template adds nothing after the user's text: no post-instruction position")
+        if bos is not None and encoded.ids[:2] == (bos, bos):
+            raise ModelError(
+                f"the chat template begins with {tokenizer.bos_token!r} twice, which the model never saw in training; "
+                "remove one from tokenizer.chat_template"
+            )
 
     def render(self, content: str) -> str:
         """The conversation with one user turn, up to where the model's reply begins."""

@@ -28,7 +28,7 @@ class JsonLog:
         path: the file; made with the first entry. None keeps everything in memory.
 
     Raises:
-        ResultError: the path can't be read.
+        ResultError: the path can't be read, or is a link.
     """
 
     def __init__(self, path: Path | None):
@@ -36,6 +36,8 @@ class JsonLog:
         self.entries: dict[str, Any] = {}
         self.dropped = 0
         self._whole = 0
+        if path is not None and path.is_symlink():
+            raise ResultError(f"{path} is a link to another place; remove it, results are written inside their folder")
         if path is None or not path.exists():
             return
         try:

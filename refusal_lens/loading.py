@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from .checkpoints import check_folder
 from .errors import ModelError
+from .gguf_header import check_gguf
 from .model import HookedChatModel
 
 SMALL_MODEL = 50_000_000  # below this many parameters float32 costs nothing and is exact
@@ -45,6 +47,8 @@ def load_model(
     from transformer_lens.model_bridge import TransformerBridge
 
     folder, name, gguf = _resolve(source)
+    if gguf:
+        check_gguf(Path(folder) / gguf)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if gguf:
@@ -56,6 +60,8 @@ def load_model(
             "use the chat ('instruct') version"
         )
     config = None if gguf else _load(name, "config", folder, **kwargs)
+    if config is not None and isinstance(folder, Path):
+        check_folder(folder, config)
     hf = _load(
         name,
         "model",

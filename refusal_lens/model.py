@@ -195,6 +195,11 @@ class HookedChatModel:
         longest = tokens.ids.shape[1]
         if self.n_ctx and longest > self.n_ctx:
             raise PromptError(f"a prompt has {longest} tokens and {self.name} takes {self.n_ctx}: shorten it")
+        if (highest := int(tokens.ids.max())) >= self.d_vocab:
+            raise ModelError(
+                f"the tokenizer gives token {highest} and {self.name} has {self.d_vocab} embeddings: it is another "
+                "model's tokenizer"
+            )
         return Tokens(tokens.ids.to(self.device), tokens.mask.to(self.device), tokens.spans, tokens.indices)
 
     def batches(

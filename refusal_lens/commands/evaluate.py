@@ -57,6 +57,7 @@ def evaluate(
     from ..judges import judge_named
     from ..loading import load_model
     from ..study import Study
+    from ..storage import locked
 
     study = Study.load(run)
     judges = [judge_named(name) for name in judge or ["substrings"]]
@@ -66,7 +67,7 @@ def evaluate(
     if limit:
         sets = {name: texts[:limit] for name, texts in sets.items()}
     settings = study.provenance["settings"]
-    with bars(quiet) as progress:
+    with bars(quiet) as progress, locked(out or study.folder / "evaluation", ("replies", "verdicts")):
         with progress("load the model", 0):
             loaded = load_model(
                 model or settings["model"],

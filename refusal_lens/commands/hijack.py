@@ -65,6 +65,7 @@ def hijack(
     from ..records import write_atomically
     from ..report.hijacking import hijacking_cards, hijacking_section
     from ..report.page import Page
+    from ..storage import locked
     from ..study import Study
     from ..suffixes import SuffixSet
 
@@ -79,7 +80,7 @@ def hijack(
     if seen := known & set(asked):
         asked = [text for text in asked if text not in known]
         error_console.print(f"{len(seen)} prompts left out: RUN found its direction and heads on them")
-    with bars(quiet) as progress:
+    with bars(quiet) as progress, locked(folder):
         with progress("load the model", 0):
             loaded = load_model(
                 model,
