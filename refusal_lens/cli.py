@@ -16,8 +16,7 @@ from .commands.certify import certify
 from .commands.evaluate import evaluate
 from .commands.hijack import hijack
 from .commands.interrupt import interruptible
-from .commands.open_report import open_report
-from .commands.terminal import LogJson, Quiet, bars, console, error_console, log
+from .commands.terminal import bars, console, error_console
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -152,11 +151,12 @@ def main() -> None:
     try:
         with interruptible():
             app()
-    except (RefusalLensError, OSError, pydantic.ValidationError) as error:
-        message = _sentence(error)
-        log.write({"event": "error", "kind": type(error).__name__, "message": message})
-        if not log.on_terminal:
-            error_console.print(f"refusal-lens: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    except RefusalLensError as error:
+        error_console.print(f"refusal-lens: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(2) from None
+    except OSError as error:  # a folder that can't be written, a full disk
+        what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        error_console.print(f"refusal-lens: {what}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
     except pydantic.ValidationError as error:
         first = error.errors()[0]
