@@ -66,6 +66,10 @@ def run(
     stability: Annotated[
         int, typer.Option(min=0, help="Draw the training prompts again so many times and choose again.")
     ] = 0,
+    suffixes: Annotated[
+        str | None,
+        typer.Option(help="Suffix file to look into (default: the embedded model's own, for it alone), or 'none'."),
+    ] = None,
     quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
 ) -> None:
     """Find and test the refusal direction of MODEL; resumes where it stopped.
@@ -78,8 +82,11 @@ def run(
 
       refusal-lens run model.gguf --harmful data/harmful --harmless data/harmless --relax
     """
+    from .organism import suffixes as embedded
     from .study import StudyConfig, run_study
 
+    if suffixes is None and model == "organism":
+        suffixes = str(embedded())
     config = StudyConfig(
         model=model,
         harmful=harmful,
@@ -99,6 +106,7 @@ def run(
         refusal_tokens=tuple(refusal_token or ()),
         attribution=attribution,
         stability=stability,
+        suffixes=None if suffixes == "none" else suffixes,
         max_new_tokens=max_new_tokens,
     )
     with bars(quiet) as progress:

@@ -70,7 +70,7 @@ def hijacking_section(report: HijackingReport) -> Section:
         f"tokens of equal length. The top {len(report.top_heads)} heads ({', '.join(report.head_labels)}) were chosen "
         f"on {len(report.head_prompts)} other prompts.",
         *report.notes,
-        *_findings(report),
+        *suffix_findings(report),
     ]
     items: list[Item] = [_summary(report)]
     if len(report.suffixes) > 1:
@@ -96,7 +96,7 @@ def hijacking_section(report: HijackingReport) -> Section:
     return Section("suffixes", "Suffix attacks", tuple(text), tuple(items))
 
 
-def _findings(report: HijackingReport) -> list[str]:
+def suffix_findings(report: HijackingReport) -> tuple[str, ...]:
     """How many suffixes work and by which mechanism, and the strongest one in full."""
     said = []
     for attack, what in ((True, "meant to stop refusals"), (False, "benign or random")):
@@ -109,7 +109,7 @@ def _findings(report: HijackingReport) -> list[str]:
     result = strongest(report)
     if result is not None:
         said.append(f"The strongest, {result.suffix.text.strip()!r}: {verdict(result).sentence}")
-    return said
+    return tuple(said)
 
 
 def suffix_picker(report: HijackingReport) -> Picker:

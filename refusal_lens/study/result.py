@@ -41,13 +41,16 @@ from ..report import (
     provenance_section,
 )
 from ..report.evaluation import evaluation_section, scorecard_section
+from ..report.hijacking import hijacking_section, suffix_findings
 from ..report.page import plain
 from ..stats import Interval
 from ..storage import file_digest, write_atomically
 
 # 1: no list of files, and maybe no certificate. 2: study.json comes last and lists every file with its SHA-256.
 FOLDER_SCHEMA = 2
-PARTS = ("stages", "inside")  # folders inside a result folder that a run writes
+ATTACKS = "attacks"  # what the run itself found about suffixes; `refusal-lens hijack` writes to "suffixes"
+# Folders inside a result folder that a run writes.
+PARTS = ("stages", "inside", "items", ATTACKS, f"{ATTACKS}/screen", f"{ATTACKS}/suffixes")
 INSIDE = {
     "heads": HeadReport,
     "causal": CausalCheck,
@@ -211,8 +214,12 @@ class Study:
 
     @cached_property
     def suffixes(self) -> HijackingReport | None:
-        """What ``refusal-lens hijack`` left in the folder; None if nothing, or of another direction."""
-        return self._of_this_direction(self._optional("suffixes/report", HijackingReport))
+        """What ``refusal-lens hijack`` left in the folder, else what the run itself looked into; None if nothing, or of
+        another direction."""
+        left = self._of_this_direction(self._optional("suffixes/report", HijackingReport))
+        if left is not None or not self._setting("suffixes", None):
+            return left
+        return self._of_this_direction(self._optional(f"{ATTACKS}/report", HijackingReport))
 
     def _of_this_direction(self, record: Any) -> Any:
         """None for a record that an earlier run's direction gave: it says nothing of this one."""
@@ -250,12 +257,13 @@ class Study:
         if self.evaluation is not None:
             more["judges"] = evaluation_section(self.evaluation)
         if self.suffixes is not None:
-            from ..report.hijacking import hijacking_section
-
             more["suffixes"] = hijacking_section(self.suffixes)
+        top = headline(self.summary, self.selection, inside, self.certificate, self.stability, tuple(more))
+        if self.suffixes is not None:
+            top["summary"] += suffix_findings(self.suffixes)
         return Page(
             title=f"The refusal direction of {self.provenance['model']['name']}",
-            **headline(self.summary, self.selection, inside, self.certificate, self.stability, tuple(more)),
+            **top,
             sections=(
                 model_section(self.provenance, self.harmful, self.harmless, self.refusal_tokens),
                 direction_section(self.selection, self.candidates, self.stability),

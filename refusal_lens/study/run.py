@@ -25,6 +25,7 @@ from ..direction_records import Stability
 from ..evaluation import complete, necessity_conditions, refusal_rates, sufficiency_conditions, trace_direction
 from ..extraction import extract_directions
 from ..health import check_unhooked
+from ..hijacking import HijackingReport, Settings, hijacking
 from ..model import HookedChatModel
 from ..progress import Progress, silent
 from ..prompts import Prompts, PromptSet
@@ -42,12 +43,14 @@ from ..selection import select_direction
 from ..stability import selection_stability
 from ..stats import mean_interval
 from ..storage import file_digest, locked, write_atomically
+from ..suffixes import SuffixSet
 from .config import StudyConfig
-from .result import FOLDER_SCHEMA, INSIDE, PARTS, Metrics, Study
+from .result import ATTACKS, FOLDER_SCHEMA, INSIDE, PARTS, Metrics, Study
 from .runner import Runner
 
 SUMMARY_SCHEMA = 1
 N_INSIDE = 32  # prompts that the slower attribution figures read
+N_SUFFIX = 48  # refused prompts behind which each suffix is looked at
 
 
 def run_study(
@@ -221,6 +224,28 @@ def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedCha
     if config.attribution:
         files = {f"inside/{name}": kind for name, kind in INSIDE.items()}
         runner.stage("inside", inputs, files, look_inside)
+
+    if config.suffixes is not None:
+        suffixes = SuffixSet.load(config.suffixes)
+        chosen = {"prompts": N_SUFFIX, "max_new_tokens": min(config.max_new_tokens, 24), "seed": config.seed}
+
+        def look_at_suffixes() -> list[HijackingReport]:
+            return [
+                hijacking(
+                    runner.model,
+                    harmful,
+                    suffixes,
+                    direction,
+                    harmless=harmless.test.texts[:N_SUFFIX],
+                    refusal_tokens=tokens,
+                    settings=Settings(**chosen),
+                    folder=folder / ATTACKS,
+                    progress=progress,
+                )
+            ]
+
+        key = [*inputs, to_json(suffixes), chosen]
+        runner.stage("suffixes", key, {f"{ATTACKS}/report": HijackingReport}, look_at_suffixes)
 
     def certificate() -> list[Certificate]:
         with progress("certify", 0):

@@ -18,7 +18,8 @@ from tests.tiny import tiny_folder
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 COMMAND = [sys.executable, "-c", "from refusal_lens.cli import main; main()"]
-SMALL = ["--n-train", "32", "--n-val", "12", "--n-test", "12", "--max-new-tokens", "16", "--max-kl", "5", "--relax"]
+SMALL = ["--suffixes", "none"]  # tests/model/test_hijacking.py looks into them
+SMALL += ["--n-train", "32", "--n-val", "12", "--n-test", "12", "--max-new-tokens", "16", "--max-kl", "5", "--relax"]
 
 
 def call(*args: object, timeout: int = 240) -> subprocess.CompletedProcess:
