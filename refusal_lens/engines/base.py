@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -38,6 +36,9 @@ class Engine(ABC):
 
     Args:
         model: the loaded model; what is not mapped runs on it.
+
+    Attributes:
+        journal: keeps results of items as they come, and has those of a run that was stopped; by default nothing.
     """
 
     def __init__(self, model: HookedChatModel):
@@ -94,15 +95,6 @@ class Engine(ABC):
     def width(self) -> int:
         """How many items run at a time."""
         return 1
-
-    @contextmanager
-    def keeping(self, folder: Path | None) -> Iterator[Engine]:
-        """Results of items are kept in ``folder`` as they come and taken from there by the next run."""
-        before, self.journal = self.journal, Journal(folder)
-        try:
-            yield self
-        finally:
-            self.journal = before
 
     def close(self) -> None:  # noqa: B027  (most engines hold nothing)
         """Give back what the engine holds."""

@@ -1,0 +1,40 @@
+"""An engine by its name on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import EngineError
+from ..model import HookedChatModel
+from .base import Engine
+from .local import LocalEngine
+
+MakeEngine = Callable[[HookedChatModel], Engine]
+
+
+def named_engine(name: str, config: Any, address: str | None = None, workers: int | None = None) -> MakeEngine:
+    """What makes the engine once the model is loaded.
+
+    Args:
+        name: "local" or "ray".
+        config: says in ``model``, ``device``, ``device_map`` and ``system`` what every worker loads.
+        address: of a running Ray cluster; None starts Ray on this machine.
+        workers: how many; None for as many as fit.
+
+    Raises:
+        EngineError: an unknown name, or options of Ray without it.
+    """
+    if name == "ray":
+        from .ray import RayEngine
+
+        path = Path(config.model).expanduser()
+        source = str(path.resolve()) if path.exists() and config.model != "organism" else config.model
+        load = {"source": source, "device": config.device, "device_map": config.device_map, "system": config.system}
+        return lambda model: RayEngine(model, {**load, "dtype": model.dtype}, address, workers)
+    if name != "local":
+        raise EngineError(f"there is no engine {name!r}: choose local or ray")
+    if address is not None or workers is not None:
+        raise EngineError("an address and a number of workers belong to --engine ray")
+    return LocalEngine
