@@ -259,11 +259,11 @@ def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedCha
     provenance |= {"hashes": _hashes(harmful, harmless, runner.digest), "versions": _versions()}
     provenance |= {"files": dict(sorted(files.items()))}
     write_atomically(folder / "study.json", json.dumps(provenance, indent=1, ensure_ascii=False).encode())
-    summary = _summary(facts, selection, completions, metrics)
-    write_atomically(folder / "summary.json", json.dumps(to_json(summary), indent=1, ensure_ascii=False).encode())
     study = Study(folder)
     with progress("write the report", 0):
         study.report()
+    summary = _summary(facts, selection, completions, metrics)
+    write_atomically(folder / "summary.json", json.dumps(to_json(summary), indent=1, ensure_ascii=False).encode())
     return study
 
 
