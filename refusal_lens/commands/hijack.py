@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from .terminal import bars, console, error_console
+from .terminal import LogJson, Quiet, bars, console, error_console, log
+
+N_CHOOSE = 32  # prompts that choose the top heads: validation prompts of RUN, then, where these are few, training ones
 
 
 def hijack(
@@ -45,7 +48,8 @@ def hijack(
     seed: Annotated[int, typer.Option(help="Seed of random suffixes, random heads and placebos.")] = 0,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 ... (default: that of RUN).")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda ... (default: that of RUN).")] = None,
-    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    quiet: Quiet = False,
+    log_json: LogJson = None,
 ) -> None:
     """Say what each suffix does inside MODEL, and test it causally; resumes where it stopped.
 
@@ -62,10 +66,8 @@ def hijack(
     from ..hijacking import Settings, hijacking, summary_frame
     from ..loading import load_model
     from ..organism import suffixes as embedded
-    from ..records import write_atomically
-    from ..report.hijacking import hijacking_cards, hijacking_section
-    from ..report.page import Page
-    from ..storage import locked
+    from ..report.hijacking import hijacking_page
+    from ..storage import locked, write_atomically
     from ..study import Study
     from ..suffixes import SuffixSet
 
@@ -80,7 +82,7 @@ def hijack(
     if seen := known & set(asked):
         asked = [text for text in asked if text not in known]
         error_console.print(f"{len(seen)} prompts left out: RUN found its direction and heads on them")
-    with bars(quiet) as progress, locked(folder):
+    with bars(quiet) as progress, locked(folder, ("screen", "suffixes")):
         with progress("load the model", 0):
             loaded = load_model(
                 model,
@@ -95,7 +97,7 @@ def hijack(
             found,
             study.selection.chosen,
             harmless=list(study.harmless.test)[:harmless],
-            head_prompts=list(study.harmful.val),
+            head_prompts=[*study.harmful.val, *study.harmful.train][:N_CHOOSE],
             refusal_tokens=study.refusal_tokens,
             borderline=list(read_prompts(str(borderline))[1]) if borderline else (),
             settings=Settings(
@@ -110,24 +112,24 @@ def hijack(
             folder=folder,
             progress=progress,
         )
-    page = Page(
-        title=f"Suffixes and {loaded.name}", cards=hijacking_cards(report), sections=(hijacking_section(report),)
-    )
-    write_atomically(folder / "report.html", page.render().encode())
+    write_atomically(folder / "report.html", hijacking_page(report).render().encode())
+    log.write({"event": "result", "suffixes": summary_frame(report).to_dict("records")})
     if not quiet:
         shown = Table(
-            title=f"{loaded.name}: {report.plain.n} refused prompts, top heads {', '.join(report.head_labels)}"
+            title=f"{loaded.name}: {report.plain.n} refused prompts, top heads {', '.join(report.head_labels)}",
+            caption="refused with the suffix and with random tokens; attention of the top heads to it, above random",
+            expand=True,
         )
-        for column in ("suffix", "kind", "tokens", "refused", "random", "drop", "attention rise", "finding"):
-            shown.add_column(column)
+        shown.add_column("suffix", no_wrap=True, ratio=1)
+        for column in ("tokens", "refused", "random", "attention"):
+            shown.add_column(column, justify="right", no_wrap=True)
+        shown.add_column("finding", no_wrap=True, min_width=26)
         for row in summary_frame(report).to_dict("records"):
             shown.add_row(
-                row["suffix"].strip()[:40],
-                row["kind"],
+                escape(row["suffix"].strip()),
                 str(row["tokens"]),
                 f"{row['refused']:.0%}",
                 f"{row['refused_random']:.0%}",
-                f"{row['metric_drop']:.2f}",
                 f"{row['attention_rise']:+.2f}",
                 row["mechanism"],
             )

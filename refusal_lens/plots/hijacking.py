@@ -18,7 +18,7 @@ from ..stats import Interval, mean_interval
 from ..suffixes import Suffix
 from . import style
 from .attribution import REGION_COLOURS
-from .circuits import attention_props
+from .circuits import View, attention_props
 
 _COLOURS = {
     "plain": style.RED,
@@ -415,6 +415,15 @@ def paired_attention(patterns: Sequence[AttentionPatterns]) -> tuple[tuple[str, 
     tokens = tuple("·" if not k else t for k, t in zip(kept.tolist(), _spread(plain.tokens, same, extra), strict=True))
     aligned = AttentionPatterns(values, plain.heads, tokens, plain.prompt)
     return attention_props(aligned), attention_props(suffixed)
+
+
+def attention_pair_view(patterns: Sequence[AttentionPatterns], element_id: str = "attention-pair") -> View:
+    """Both in one CircuitsVis view: a head, plain and suffixed, on the same tokens."""
+    (component, plain), (_, suffixed) = paired_attention(patterns)
+    names = [f"{label}, {what}" for what in ("plain", "suffixed") for label in patterns[0].labels]
+    attention = [*plain["attention"], *suffixed["attention"]]
+    props = {"tokens": suffixed["tokens"], "attention": attention, "attentionHeadNames": names}
+    return View(component, props, element_id)
 
 
 def _spread(tokens: Sequence[str], at: int, extra: int) -> list[str]:

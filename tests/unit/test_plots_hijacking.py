@@ -169,6 +169,9 @@ def test_aligned_attention_has_one_axis():
     (_, plain), (_, suffixed) = plots.paired_attention(WORKS.results[0].patterns)
     assert plain["tokens"] == ["<s>", "a", "·", "·", "!"] and suffixed["tokens"] == ["<s>", "a", "x", "y", "!"]
     assert plain["attention"][0][4] == [0, 0, 0, 0, 1] and plain["attention"][0][2] == [0] * 5
+    both = plots.attention_pair_view(WORKS.results[0].patterns).props
+    assert both["attentionHeadNames"] == ["L1H0, plain", "L1H0, suffixed"] and both["tokens"] == suffixed["tokens"]
+    assert both["attention"] == [*plain["attention"], *suffixed["attention"]]
 
 
 # -- words ----------------------------------------------------------------------------------------------------------

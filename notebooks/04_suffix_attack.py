@@ -1,0 +1,161 @@
+# %% [markdown]
+# # What does a suffix do inside the model?
+#
+# A model refuses a harmful request. Append eight words that mean nothing, and it does not. This notebook takes such
+# suffixes apart on the embedded model: at which layer they act, through which heads and which tokens, and whether that
+# is the *cause*. Suffixes are input data here; nothing in this project searches for them.
+#
+# It runs on a laptop's CPU in under a minute. The definitions are in
+# [docs/hijacking.md](../docs/hijacking.md).
+
+# %%
+import refusal_lens as rl
+from refusal_lens.hijacking import Settings, hijacking, summary_frame, verdict
+from refusal_lens.plots import hijacking as plots
+from refusal_lens.scoring import find_refusal_tokens
+from refusal_lens.suffixes import SuffixSet
+
+model = rl.load_model("organism")
+harmful, harmless = (rl.PromptSet.load(path, sizes=(64, 24, 40)) for path in rl.organism.instructions().values())
+tokens = find_refusal_tokens(model, harmful.train.texts, harmless.train.texts)
+candidates = rl.extract_directions(model, harmful.train, harmless.train)
+selection = rl.select_direction(model, candidates, harmful.val, harmless.val, refusal_tokens=tokens, relax=True)
+direction = selection.chosen
+direction.label
+
+# %% [markdown]
+# ## The suffixes
+#
+# The file names a kind for each. Three are adversarial (found when the model was made), the others random words.
+# `SuffixSet.load` also reads text, CSV, nanoGCG's result as JSON and JailbreakBench artifacts. Length is counted in
+# tokens *behind an instruction*, since a tokenizer may merge the two; if it does, the suffix is refused.
+
+# %%
+suffixes = SuffixSet.load(rl.organism.suffixes())
+few = SuffixSet("few", (*suffixes.of("adversarial").items, *suffixes.of("random_words").items[:2]))
+[(s.kind, n, s.text) for s, n in zip(few, few.lengths(model.chat, harmful.test.texts[0]), strict=True)]
+
+# %% [markdown]
+# ## Look at all of them
+#
+# The heads are chosen on the validation prompts and reported on the test prompts. Every suffix stands beside random
+# tokens of equal length, drawn afresh for each prompt. `metric_drop` is the refusal metric (log-odds of the refusal
+# tokens) with random tokens minus with the suffix, with its 95% interval; `p` is adjusted over suffixes.
+
+# %%
+report = hijacking(
+    model,
+    harmful,
+    few,
+    direction,
+    harmless=harmless,
+    refusal_tokens=tokens,
+    settings=Settings(max_new_tokens=12, shuffled=False, n_random=2, forensics=12),
+)
+summary_frame(report).drop(columns=["suffix", "refused_shuffled"]).round(3)
+
+# %% [markdown]
+# Refusals fall from all to none with the adversarial suffixes and stay with random words. Look at the strongest one.
+
+# %%
+result = max(report.results, key=lambda r: r.metric_drop.mean)
+print(result.suffix.text)
+plots.plot_suffix_trace(report, result)
+
+# %% [markdown]
+# **Where it departs.** Left: at the last position the suffix leaves the random tokens' curve at the dashed layer and
+# ends at the harmless prompts' level. Right: at the instruction's last token nothing changes, and it can't: attention
+# is causal, and the suffix comes later.
+#
+# ## Which heads?
+
+# %%
+plots.plot_suffix_heads(report, result)
+
+# %% [markdown]
+# One head carries most of it. Where does it look? Each column adds up to 1.
+
+# %%
+plots.plot_attention_regions(report, result)
+
+# %%
+print("mean over the top heads", result.attention_rise)
+{label: str(rise) for label, rise in zip(report.head_labels, result.head_rises(), strict=True)}
+
+# %% [markdown]
+# The first head turns to the suffix; the mean over the top heads rises by much less. The paper reports a rise of its top
+# eight heads together; on this model one head has it, not their mean.
+#
+# The same head on one prompt, plain and with the suffix, on the same tokens (hover over a head to see it large).
+
+# %%
+plots.attention_pair_view(result.patterns[:2])
+
+# %% [markdown]
+# ## Attention moved, or values changed?
+#
+# A head's contribution is weights times values. Its drop splits exactly into other weights on the same values and other
+# values under the same weights. An attention plot alone shows only the first part.
+
+# %%
+plots.plot_split(report, result)
+
+# %%
+plots.plot_drop_waterfall(report, result)
+
+# %% [markdown]
+# ## Is it the cause?
+#
+# Cut the attention edges from the post-instruction positions to the suffix, in the top heads; put the clean run's
+# pattern, output or r̂ component into the suffixed run, and the other way round; keep the suffix and restore the
+# direction alone. Each beside random heads of the same layers and a random change of equal norm. 1 is the whole drop.
+
+# %%
+plots.plot_causal_tests(result.causal)
+
+# %%
+print(verdict(result).sentence)
+
+# %% [markdown]
+# The sentence says "because" only where the test passed: at least half of the drop comes back, beyond both controls,
+# and attention rose. For the random words it says something else:
+
+# %%
+print(verdict(report.results[-1]).sentence)
+
+# %% [markdown]
+# ## Which tokens?
+#
+# Leave each token out and read the metric again; below it, what the top heads take from that token along the direction.
+
+# %%
+plots.plot_token_effects(result.tokens)
+
+# %% [markdown]
+# ## Could a defence see it?
+#
+# The projection on the direction tells harmful from harmless prompts, until a suffix moves it. Reading the maximum over
+# the instruction's tokens would not be fooled, if harm were seen there: on this model it is not.
+
+# %%
+plots.plot_roc(report.detectors)
+
+# %%
+report.detectors.failures()
+
+# %% [markdown]
+# ## Now your own model
+#
+# Set the names and run the cell; prompts and suffixes are files of yours. Long jobs belong on the command line, where
+# they resume: `refusal-lens hijack MODEL --suffixes F --direction RUN --out DIR`.
+
+# %%
+MODEL, SUFFIXES = None, "suffixes.jsonl"  # e.g. "Qwen/Qwen2.5-0.5B-Instruct"
+if MODEL is not None:
+    mine = rl.load_model(MODEL)
+    bad, good = rl.PromptSet.load("advbench"), rl.PromptSet.load("alpaca")
+    found = find_refusal_tokens(mine, bad.train.texts, good.train.texts)
+    means = rl.extract_directions(mine, bad.train, good.train)
+    chosen = rl.select_direction(mine, means, bad.val, good.val, refusal_tokens=found, relax=True).chosen
+    mine_report = hijacking(mine, bad, SuffixSet.load(SUFFIXES), chosen, harmless=good, refusal_tokens=found)
+    print(*(verdict(r).sentence for r in mine_report.results), sep="\n\n")
