@@ -1,4 +1,4 @@
-"""The command line: ``refusal-lens run | hijack | evaluate | certify | report``."""
+"""The command line: ``refusal-lens run | open | report | hijack | evaluate | certify``."""
 
 from __future__ import annotations
 
@@ -16,18 +16,29 @@ from .commands.certify import certify
 from .commands.evaluate import evaluate
 from .commands.hijack import hijack
 from .commands.interrupt import interruptible
-from .commands.terminal import bars, console, error_console
+from .commands.open_report import open_report
+from .commands.terminal import LogJson, Quiet, bars, console, error_console, log
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="The refusal direction of a chat model: found, tested, taken apart.",
 )
 
 
 @app.callback()
 def _group() -> None:
-    """The refusal direction of a chat model: found, tested, taken apart."""
+    """The refusal direction of a chat model: found, tested, taken apart.
+
+    Examples:
+
+      refusal-lens run                              the embedded model, in a minute
+
+      refusal-lens open                             its report, in the browser
+
+      refusal-lens COMMAND --help                   what a command takes, with examples
+
+      refusal-lens --install-completion             commands and options by Tab, in bash, zsh, fish or PowerShell
+    """
 
 
 @app.command()
@@ -70,7 +81,8 @@ def run(
         str | None,
         typer.Option(help="Suffix file to look into (default: the embedded model's own, for it alone), or 'none'."),
     ] = None,
-    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    quiet: Quiet = False,
+    log_json: LogJson = None,
 ) -> None:
     """Find and test the refusal direction of MODEL; resumes where it stopped.
 
@@ -81,6 +93,8 @@ def run(
       refusal-lens run Qwen/Qwen2.5-0.5B-Instruct --harmful advbench --harmless alpaca --out runs/qwen
 
       refusal-lens run model.gguf --harmful data/harmful --harmless data/harmless --relax
+
+      refusal-lens run Qwen/Qwen2.5-7B-Instruct --device-map auto --quiet --log-json job.jsonl     (a batch job)
     """
     from .organism import suffixes as embedded
     from .study import StudyConfig, run_study
@@ -111,12 +125,19 @@ def run(
     )
     with bars(quiet) as progress:
         study = run_study(config, out, progress)
+    log.write({"event": "result", "folder": str(study.folder.resolve()), "summary": study.summary})
     if not quiet:
-        console.print(_findings(study.summary))
+        console.print(findings(study.summary))
     console.print(f"report: {(study.folder / 'report.html').resolve()}", soft_wrap=True)
+    if not quiet:
+        console.print(f"open it with: refusal-lens open {study.folder}", soft_wrap=True, markup=False, highlight=False)
 
 
-def _findings(summary: dict[str, Any]) -> Table:
+def findings(summary: dict[str, Any]) -> Table:
+    """The short table at the end of a run: rates with intervals, and whether they stand apart from the placebo's."""
+    from .report.summary import apart
+    from .stats import Rate
+
     direction, scores = summary["direction"], summary["scores"]
     table = Table(title=f"{summary['model']}: direction at ({direction['pos']}, {direction['layer']})")
     for column in ("prompts", "condition", "refused", "95% interval", "n"):
@@ -126,21 +147,34 @@ def _findings(summary: dict[str, Any]) -> Table:
             interval = f"{r['low']:.0%} to {r['high']:.0%}"
             table.add_row(prompts, condition.replace("_", " "), f"{r['rate']:.0%}", interval, str(r["n"]))
     caption = f"bypass {scores['bypass']:.2f}, induce {scores['induce']:.2f}, KL {scores['kl']:.3f}"
-    table.caption = caption + (f"; relaxed: {direction['relaxed']}" if direction["relaxed"] else "")
+    rates = {name: {c: Rate(**r) for c, r in found.items()} for name, found in summary["refusal"].items()}
+    claims = (("necessary", "harmful", "ablation", -1), ("sufficient", "harmless", "addition", +1))
+    shown = [
+        f"{word}: {'shown' if apart(rates[prompts], condition, sign) else 'not shown'}"
+        for word, prompts, condition, sign in claims
+    ]
+    caption += "\n" + ", ".join(shown) + " (95% intervals apart from the random direction's)"
+    table.caption = caption + (f"\nrelaxed: {direction['relaxed']}" if direction["relaxed"] else "")
     return table
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A result folder of `refusal-lens run`.")]) -> None:
-    """Render the report of FOLDER again; no model is needed.
+def report(
+    folder: Annotated[Path, typer.Argument(help="A result folder of `refusal-lens run`.")],
+    log_json: LogJson = None,
+) -> None:
+    """Render the report of FOLDER again, with what `evaluate` and `hijack` added to it; no model is needed.
 
-    Example: refusal-lens report runs/latest
+    Examples:
+
+      refusal-lens report runs/latest
     """
     from .study import Study
 
     console.print(f"report: {Study.load(folder).report().resolve()}", soft_wrap=True)
 
 
+app.command("open")(open_report)
 app.command()(certify)
 app.command()(evaluate)
 app.command()(hijack)
@@ -148,26 +182,35 @@ app.command()(hijack)
 
 def main() -> None:
     """Entry point: what the user can put right is one sentence on stderr and exit code 2."""
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
     from .errors import RefusalLensError
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' own bars: ours say what is going on
+    disable_progress_bar()  # ours say what is going on; these two are already imported, so no variable reaches them
+    disable_progress_bars()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     try:
         with interruptible():
             app()
-    except RefusalLensError as error:
-        error_console.print(f"refusal-lens: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    except (RefusalLensError, OSError, pydantic.ValidationError) as error:
+        message = _sentence(error)
+        log.write({"event": "error", "kind": type(error).__name__, "message": message})
+        if not log.on_terminal:
+            error_console.print(f"refusal-lens: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
-    except OSError as error:  # a folder that can't be written, a full disk
-        what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-        error_console.print(f"refusal-lens: {what}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise SystemExit(2) from None
-    except pydantic.ValidationError as error:
+    except Exception as error:  # a fault of ours: with its traceback
+        log.write({"event": "error", "kind": type(error).__name__, "message": str(error)})
+        raise
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, pydantic.ValidationError):
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        error_console.print(f"refusal-lens: {where}: {first['msg']}", style="red", markup=False, soft_wrap=True)
-        raise SystemExit(2) from None
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    if isinstance(error, OSError):  # a folder that can't be written, a full disk
+        return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+    return str(error)

@@ -125,7 +125,10 @@ def refusal_rates(completions: Completions) -> dict[str, Rate]:
 
 
 def trace_direction(
-    model: HookedChatModel, prompt_sets: Mapping[str, Sequence[str]], direction: Direction
+    model: HookedChatModel,
+    prompt_sets: Mapping[str, Sequence[str]],
+    direction: Direction,
+    on_batch: Callable[[int], None] | None = None,
 ) -> DirectionTrace:
     """Cosine and projection of the last position on r̂ at every layer, for each set of prompts (paper Fig. 5).
 
@@ -144,4 +147,6 @@ def trace_direction(
                 x = cached[name][:, 0].float()
                 cosines[c, layer, list(batch.indices)] = cosine(x, direction.unit).cpu()
                 projections[c, layer, list(batch.indices)] = (x @ direction.unit.to(x)).cpu()
+            if on_batch:
+                on_batch(len(batch))
     return DirectionTrace(cosines, projections, tuple(prompt_sets), direction)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
 
 Advance = Callable[[int], None]
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
@@ -13,3 +15,52 @@ Progress = Callable[[str, int], AbstractContextManager[Advance]]
 def silent(name: str, total: int) -> Iterator[Advance]:
     """The default progress: none."""
     yield lambda n: None
+
+
+def together(*parts: Progress) -> Progress:
+    """Several progresses as one."""
+
+    @contextmanager
+    def stage(name: str, total: int) -> Iterator[Advance]:
+        with ExitStack() as stack:
+            steps = [stack.enter_context(part(name, total)) for part in parts]
+            yield lambda n: [step(n) for step in steps] and None
+
+    return stage
+
+
+def told(write: Callable[[dict[str, Any]], None], every: float = 5.0) -> Progress:
+    """Progress as events: "stage" at the start, "progress" at most once in ``every`` seconds, "stage_end" with the
+    seconds it took, or "stage_failed".
+
+    Args:
+        write: takes an event: ``event``, ``stage``, ``total`` (0 where it is not known), ``done``, ``seconds``,
+            ``remaining_seconds``.
+        every: seconds between two "progress" events of a stage.
+    """
+
+    @contextmanager
+    def stage(name: str, total: int) -> Iterator[Advance]:
+        start = last = time.monotonic()
+        done = 0
+        write({"event": "stage", "stage": name, "total": total})
+
+        def advance(n: int) -> None:
+            nonlocal done, last
+            done += n
+            now = time.monotonic()
+            if now - last < every:
+                return
+            last = now
+            left = (now - start) * max(total - done, 0) / done if total and done else None
+            event = {"event": "progress", "stage": name, "done": done, "total": total, "seconds": round(now - start, 3)}
+            write({**event, "remaining_seconds": None if left is None else round(left, 1)})
+
+        try:
+            yield advance
+        except BaseException:
+            write({"event": "stage_failed", "stage": name, "seconds": round(time.monotonic() - start, 3)})
+            raise
+        write({"event": "stage_end", "stage": name, "seconds": round(time.monotonic() - start, 3)})
+
+    return stage

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .terminal import bars, console
+from .terminal import LogJson, Quiet, bars, console, log
 
 # Spelled out, so that `refusal-lens --help` does not wait for torch; a test compares them with the library's.
 CONDITIONS = (
@@ -41,7 +41,8 @@ def evaluate(
     ] = False,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 ... (default: that of RUN).")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda ... (default: that of RUN).")] = None,
-    quiet: Annotated[bool, typer.Option(help="No progress bars.")] = False,
+    quiet: Quiet = False,
+    log_json: LogJson = None,
 ) -> None:
     """Measure RUN's direction under every condition, judged; resumes where it stopped.
 
@@ -56,8 +57,8 @@ def evaluate(
     from ..evaluation_table import evaluate_table, read_prompts
     from ..judges import judge_named
     from ..loading import load_model
-    from ..study import Study
     from ..storage import locked
+    from ..study import Study
 
     study = Study.load(run)
     judges = [judge_named(name) for name in judge or ["substrings"]]
@@ -93,10 +94,12 @@ def evaluate(
         shown.add_column(column)
     for (name, what, who), r in table.rates.items():
         shown.add_row(name, what.replace("_", " "), who, f"{r.rate:.0%}", f"{r.low:.0%} to {r.high:.0%}", str(r.n))
-    console.print(shown)
-    for a in table.agreements:
-        console.print(
-            f"{a.first} and {a.second}: agree on {a.agreed}, Cohen's kappa {a.kappa:.2f}, "
-            f"{len(a.disagreements)} disagreements"
-        )
+    log.write({"event": "result", "rates": table.to_frame().to_dict("records")})
+    if not quiet:
+        console.print(shown)
+        for a in table.agreements:
+            console.print(
+                f"{a.first} and {a.second}: agree on {a.agreed}, Cohen's kappa {a.kappa:.2f}, "
+                f"{len(a.disagreements)} disagreements"
+            )
     console.print(f"table: {((out or study.folder / 'evaluation') / 'table.safetensors').resolve()}", soft_wrap=True)

@@ -55,11 +55,15 @@ def _found(harmful: Mapping[str, Rate], harmless: Mapping[str, Rate], inside: In
     return tuple(found)
 
 
-def verdict(rates: Mapping[str, Rate], condition: str, sign: int) -> str:
-    """Whether the effect holds beyond its placebo: intervals that do not overlap."""
+def apart(rates: Mapping[str, Rate], condition: str, sign: int) -> bool:
+    """Whether the interval of an effect lies below (sign -1) or above (+1) its placebo's."""
     effect, placebo = rates[condition], rates[f"random_{condition}"]
-    apart = effect.high < placebo.low if sign < 0 else effect.low > placebo.high
-    if apart:
+    return effect.high < placebo.low if sign < 0 else effect.low > placebo.high
+
+
+def verdict(rates: Mapping[str, Rate], condition: str, sign: int) -> str:
+    """Whether the effect holds beyond its placebo, in words."""
+    if apart(rates, condition, sign):
         return "The 95% intervals do not overlap: the effect is the direction's."
     return "The 95% intervals overlap: this run does not show an effect of the direction."
 

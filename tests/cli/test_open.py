@@ -1,0 +1,144 @@
+"""``open`` with real requests, the log of a batch job, quiet runs, shell completion, help with examples."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from refusal_lens.cli import app
+from refusal_lens.commands.open_report import ReportServer, report_path
+from refusal_lens.errors import ResultError
+
+COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'refusal-lens'; from refusal_lens.cli import main; main()"]
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+COMMANDS = ("run", "open", "report", "hijack", "evaluate", "certify")
+
+
+def call(*args: object, **variables: str) -> subprocess.CompletedProcess:
+    environment = {**ENVIRONMENT, **variables}
+    return subprocess.run(
+        [*COMMAND, *map(str, args)], capture_output=True, text=True, env=environment, timeout=120, check=False
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "report.html").write_text("<h1>A report: r̂</h1>", "utf-8")
+    (tmp_path / "secret.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.fixture
+def server(folder: Path):
+    with ReportServer(report_path(folder)) as found:
+        thread = threading.Thread(target=found.serve_forever, daemon=True)
+        thread.start()
+        yield found
+        found.shutdown()
+        thread.join()
+
+
+def ask(server: ReportServer, path: str, host: str | None = None, method: str = "GET"):
+    connection = http.client.HTTPConnection(*server.server_address, timeout=10)
+    connection.request(method, path, headers={"Host": host or f"127.0.0.1:{server.server_address[1]}"})
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode("utf-8", "replace"), answer
+
+
+def test_the_report_is_served_and_nothing_else(server, folder):
+    status, text, answer = ask(server, "/")
+    assert status == 200 and text == "<h1>A report: r̂</h1>"
+    assert answer.getheader("Content-Type") == "text/html; charset=utf-8"
+    assert ask(server, "/report.html?x=1")[:2] == (200, text)
+    assert ask(server, "/", method="HEAD")[:2] == (200, "")
+    for path in ("/secret.json", "/../report.html", "/%2e%2e/secret.json", "/report.html/.."):
+        assert ask(server, path)[0] == 404, path
+    (folder / "report.html").write_text("another")
+    assert ask(server, "/")[1] == "another"
+    (folder / "report.html").unlink()
+    assert ask(server, "/")[0] == 410
+
+
+def test_only_this_machine_under_its_own_name_is_answered(server):
+    assert server.server_address[0] == "127.0.0.1"
+    assert ask(server, "/", host="attacker.example")[0] == 403
+    assert ask(server, "/", host=f"localhost:{server.server_address[1]}")[0] == 200
+
+
+def test_a_taken_port_and_a_folder_without_a_report_are_said(folder, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ResultError, match=r"is taken; leave out --port"):
+            ReportServer(folder / "report.html", taken.getsockname()[1])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ResultError, match=r"no report.html in the folder"):
+        report_path(tmp_path / "empty")
+    with pytest.raises(ResultError, match="there is no folder"):
+        report_path(tmp_path / "absent")
+
+
+def test_the_command_serves_until_it_is_stopped(folder):
+    process = subprocess.Popen(
+        [*COMMAND, "open", str(folder), "--no-browser"], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        line = process.stdout.readline()
+        url = next(word for word in line.split() if word.startswith("http://127.0.0.1:"))
+        connection = http.client.HTTPConnection(url.removeprefix("http://").rstrip("/"), timeout=10)
+        connection.request("GET", "/")
+        assert connection.getresponse().read().decode() == "<h1>A report: r̂</h1>"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130  # as every command that Ctrl+C ends
+    finally:
+        process.kill()
+
+
+def test_a_batch_job_logs_json_lines_and_prints_nothing_else(tmp_path):
+    log = tmp_path / "logs" / "job.jsonl"
+    done = call("certify", "organism", "--quiet", "--log-json", log, "--out", tmp_path / "c", "--no-float64")
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.split() == ["certificate:", str(tmp_path / "c.json")]
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [e["event"] for e in events] == ["start", *["stage", "stage_end"] * 2, "result"]
+    assert events[-1]["passed"] is True and len(events[-1]["identities"]) >= 8
+    assert all(e["time"].endswith("+00:00") for e in events) and events[2]["seconds"] > 0
+
+
+def test_errors_are_json_lines_too(tmp_path):
+    done = call("report", tmp_path, "--log-json", "-")
+    assert done.returncode == 2 and done.stdout == ""
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [e["event"] for e in events] == ["start", "error"]
+    assert events[1]["kind"] == "ResultError" and "no study" in events[1]["message"]
+
+
+def completed(line: str) -> list[str]:
+    words = {"_REFUSAL_LENS_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    return CliRunner().invoke(app, [], prog_name="refusal-lens", env=words).output.split()
+
+
+def test_completion_knows_the_commands_and_writes_no_log(tmp_path):
+    script = call(_REFUSAL_LENS_COMPLETE="source_bash")
+    assert "complete" in script.stdout and "refusal-lens" in script.stdout
+    log = tmp_path / "x.jsonl"
+    assert completed(f"refusal-lens certify --log-json {log} --flo") == ["--float64"] and not log.exists()
+    assert set(COMMANDS) <= set(completed("refusal-lens "))
+
+
+def test_every_command_helps_with_examples():
+    listed = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "120"}).output
+    for name in COMMANDS:
+        shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "120"}).output
+        assert f"refusal-lens {name}" in shown.split("Options")[0].split("Usage", 1)[1].split("\n", 1)[1], name
+        assert name in listed
