@@ -152,9 +152,9 @@ def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedCha
     enough = sufficiency_conditions(direction, config.seed + 1)
 
     def trace() -> list[DirectionTrace]:
-        with progress("trace the direction", 0):
-            sets = {"harmful": harmful.test, "harmless": harmless.test}
-            return [trace_direction(runner.model, sets, direction)]
+        sets = {"harmful": harmful.test, "harmless": harmless.test}
+        with progress("trace the direction", len(sets) * min(map(len, sets.values()))) as advance:
+            return [trace_direction(runner.model, sets, direction, on_batch=advance)]
 
     runner.stage("trace", inputs, {"trace": DirectionTrace}, trace)
 
@@ -254,6 +254,8 @@ def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedCha
     runner.stage("certificate", inputs, {"certificate": Certificate}, certificate)
 
     facts = runner.document("model", [load], lambda: _model_facts(runner.model))
+    summary = _summary(facts, selection, completions, metrics)
+    write_atomically(folder / "summary.json", json.dumps(to_json(summary), indent=1, ensure_ascii=False).encode())
     files = runner.files | {"summary.json": file_digest(folder / "summary.json")}
     provenance = {"schema": FOLDER_SCHEMA, "model": facts, "settings": config.model_dump(mode="json")}
     provenance |= {"hashes": _hashes(harmful, harmless, runner.digest), "versions": _versions()}
@@ -262,8 +264,6 @@ def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedCha
     study = Study(folder)
     with progress("write the report", 0):
         study.report()
-    summary = _summary(facts, selection, completions, metrics)
-    write_atomically(folder / "summary.json", json.dumps(to_json(summary), indent=1, ensure_ascii=False).encode())
     return study
 
 
