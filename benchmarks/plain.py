@@ -20,7 +20,7 @@ BATCH = 32
 class Plain:
     """A Hugging Face causal model with the paper's hooks."""
 
-    def __init__(self, hf: Any, tokenize: Callable[[Sequence[str]], Any], refusal_ids: Sequence[int]):
+    def __init__(self, hf: Any, tokenize: Callable[..., Any], refusal_ids: Sequence[int]):
         self.hf, self.tokenize, self.refusal_ids = hf.eval(), tokenize, list(refusal_ids)
         self.layers = hf.model.layers
 
@@ -36,13 +36,14 @@ class Plain:
                 handle.remove()
 
     @torch.inference_mode()
-    def last_logits(self, prompts: Sequence[str]) -> Tensor:
-        """Logits of all positions, of which the last is kept."""
-        tokens, out = self.tokenize(prompts), []
+    def last_logits(self, prompts: Sequence[str], suffixes: Sequence[str] | None = None, keep: int = 0) -> Tensor:
+        """Logits of all positions (or of the last ``keep``), of which the last is kept."""
+        tokens, out = self.tokenize(prompts, suffixes), []
         for start in range(0, len(prompts), BATCH):
             rows = slice(start, start + BATCH)
             ids, mask = tokens.ids[rows], tokens.mask[rows].long()
-            out.append(self.hf(input_ids=ids, attention_mask=mask, position_ids=_positions(mask)).logits[:, -1])
+            call = {"attention_mask": mask, "position_ids": _positions(mask), "logits_to_keep": keep}
+            out.append(self.hf(input_ids=ids, **call).logits[:, -1].clone())
         return torch.cat(out)
 
     @torch.inference_mode()
@@ -106,14 +107,16 @@ class Plain:
         p, q = baseline.double().softmax(-1), other.double().softmax(-1)
         return bypass, induce, float((p * (torch.log(p + 1e-6) - torch.log(q + 1e-6))).sum(-1).mean())
 
-    def select(self, candidates: Tensor, harmful: Sequence[str], harmless: Sequence[str], coeff: float) -> Tensor:
-        """All scores of all candidates, [3, pos, layer]: NaN where the mean difference is zero."""
+    def select(
+        self, candidates: Tensor, harmful: Sequence[str], harmless: Sequence[str], coeff: float, every: int = 1
+    ) -> Tensor:
+        """All scores of every ``every``-th candidate, [3, pos, layer]: NaN elsewhere and where it is zero."""
         baseline = self.last_logits(harmless)
         grid = torch.full((3, *candidates.shape[:2]), float("nan"), dtype=torch.float64)
         for i in range(candidates.shape[0]):
             for layer in range(candidates.shape[1]):
                 r = candidates[i, layer].float()
-                if float(r.norm()) > 0:
+                if (i * candidates.shape[1] + layer) % every == 0 and float(r.norm()) > 0:
                     grid[:, i, layer] = torch.tensor(self.scores(r, layer, harmful, harmless, baseline, coeff))
         return grid
 

@@ -1,0 +1,148 @@
+"""Speed and memory beside a plain implementation, in one process and one run: ``make bench``.
+
+python -m benchmarks [--model organism] [--harmful F --harmless F] [--out benchmarks/results]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from refusal_lens.extraction import extract_directions
+from refusal_lens.organism import instructions
+from refusal_lens.organism import suffixes as embedded_suffixes
+from refusal_lens.prompts import PromptSet
+from refusal_lens.scoring import given_refusal_tokens, keep_refused
+from refusal_lens.selection import SelectionRule
+from refusal_lens.suffixes import SuffixSet
+
+from .measure import gemm_peak, machine
+from .models import named, plain_copy
+from .plain import Plain
+from .rows import Ground, Row, all_rows
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="organism", help="as in load_model, or random:1.5b")
+    parser.add_argument("--harmful", default=str(instructions()["harmful"]))
+    parser.add_argument("--harmless", default=str(instructions()["harmless"]))
+    parser.add_argument("--n-train", type=int, default=64, help="prompts of each kind for extraction")
+    parser.add_argument("--n-val", type=int, default=32, help="and for the other rows")
+    parser.add_argument("--pool", type=int, default=0, help="prompts of each kind before the paper's filter")
+    parser.add_argument("--n-suffixes", type=int, default=64)
+    parser.add_argument("--positions", type=int, default=0, help="of the candidates, the last so many; 0 for all")
+    parser.add_argument("--every", type=int, default=1, help="time the plain selection on every so many candidates")
+    parser.add_argument("--coeff", type=float, default=1.0)
+    parser.add_argument("--max-kl", type=float, default=0.1)
+    parser.add_argument("--min-induce", type=float, default=0.0)
+    parser.add_argument("--refusal-token", default="I")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    return parser.parse_args()
+
+
+def ground(args: argparse.Namespace) -> Ground:
+    """Model, prompts and candidates."""
+    model = named(args.model)
+    plain = plain_copy(model)
+    size = args.n_train + args.n_val
+    # Room for the paper's filter, which a model of random weights does without: it refuses nothing.
+    pool = size if args.model.startswith("random:") else args.pool or 2 * size
+    sets = [list(PromptSet.load(source, sizes=(pool, 1, 1)).train) for source in (args.harmful, args.harmless)]
+    tokens = given_refusal_tokens(model, [args.refusal_token])
+    pools = sets if args.model.startswith("random:") else keep_refused(model, *sets, tokens)
+    val, train = zip(*[(p[: args.n_val], p[args.n_val : size]) for p in pools], strict=True)
+    candidates = extract_directions(model, *train)
+    if args.positions:
+        keep = {
+            name: getattr(candidates, name)[-args.positions :]
+            for name in ("mean_diff", "harmful_mean", "harmless_mean", "pos_labels")
+        }
+        candidates = dataclasses.replace(candidates, **keep)
+    suffixes = [item.text for item in SuffixSet.load(embedded_suffixes())]
+    # The embedded model's few, each cut to many lengths: the time of a suffix depends on its length only.
+    words = [text.split() for text in suffixes]
+    many = [" " + " ".join(w[: k + 1]) for k in range(max(map(len, words))) for w in words if k < len(w)]
+    return Ground(
+        model=model,
+        plain=Plain(plain, model.tokenize, tokens.ids),
+        train=train,
+        val=val,
+        tokens=tokens,
+        candidates=candidates,
+        suffixes=list(dict.fromkeys(many))[: args.n_suffixes],
+        rule=SelectionRule(max_kl=args.max_kl, min_induce=args.min_induce),
+        coeff=args.coeff,
+        every=args.every,
+    )
+
+
+def as_json(row: Row, peak: float) -> dict[str, Any]:
+    """A row with what follows from it."""
+    ours, plain = row.seconds
+    busy = row.cpu[0] / torch.get_num_threads()
+    return {
+        **dataclasses.asdict(row),
+        "ratio": plain / ours,
+        "cpu_ratio": row.cpu[1] / row.cpu[0],
+        "tokens_per_second": row.tokens / ours,
+        "share_of_gemm_peak": row.gflop / min(ours, busy) / peak if row.gflop else None,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "| row | prompts | ours, s | plain, s | ratio | ratio of CPU time | peak memory ours / plain, MB | tokens/s | "
+        "of GEMM peak |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        share = "" if row["share_of_gemm_peak"] is None else f"{row['share_of_gemm_peak']:.0%}"
+        lines.append(
+            f"| {row['name']} | {row['prompts']} | {row['seconds'][0]:.3g} | {row['seconds'][1]:.3g} | "
+            f"{row['ratio']:.2f} | {row['cpu_ratio']:.2f} | {row['peak_mb'][0]:.0f} / {row['peak_mb'][1]:.0f} | "
+            f"{row['tokens_per_second']:.0f} | {share} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, write JSON."""
+    args = arguments()
+    g = ground(args)
+    m = g.model
+    g.plain.last_logits(g.val[0])  # the first pass packs weights
+    before = gemm_peak(m.dtype, m.device)
+    rows = []
+    for row in all_rows(g):
+        rows.append(row)
+        print(f"{row.name}: {row.seconds[0]:.3g} s, plain {row.seconds[1]:.3g} s. {row.note}", flush=True)
+    peak = max(before, gemm_peak(m.dtype, m.device))  # other work on the machine lowers it, nothing raises it
+    result = {
+        "model": m.name,
+        "dtype": str(m.dtype).removeprefix("torch."),
+        "machine": machine(),
+        "torch": torch.__version__,
+        "gemm_peak_gflops": peak,
+        "arguments": {
+            k: str(v) for k, v in vars(args).items() if k in ("n_train", "n_val", "every", "coeff", "max_kl")
+        },
+        "candidates": g.candidates.mean_diff[..., 0].numel(),
+        "rows": [as_json(row, peak) for row in rows],
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / f"{m.name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"{m.name}, {result['dtype']}, {result['machine']}, GEMM peak {peak:.0f} GFLOP/s\n\n{table(result)}\n")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()

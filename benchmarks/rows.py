@@ -1,0 +1,237 @@
+"""The rows of the benchmark: each is our way and a plain way of the same work, on the same model and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from refusal_lens import Ablate, HookedChatModel
+from refusal_lens.attribution import head_contributions, source_contributions
+from refusal_lens.engines import LocalEngine
+from refusal_lens.extraction import extract_directions
+from refusal_lens.records import CandidateDirections, RefusalTokens, Selection, SelectionScores
+from refusal_lens.selection import SelectionRule, choose, select_direction
+from refusal_lens.sharding import sharded_screen
+
+from .measure import Measured, linear_flops, measure
+from .plain import Plain
+
+NEW_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: what was done.
+        prompts: on how many prompts.
+        seconds: wall time, ours and plain.
+        cpu: processor time of the process, ours and plain.
+        peak_mb: memory above the loaded model, ours and plain.
+        tokens: real tokens of the work (no padding), for tokens per second.
+        gflop: of our matrix multiplications with weights for real tokens; 0 where it isn't counted.
+        note: how it was measured, or whether the results agree.
+    """
+
+    name: str
+    prompts: int
+    seconds: tuple[float, float]
+    cpu: tuple[float, float]
+    peak_mb: tuple[float, float]
+    tokens: int
+    gflop: float = 0.0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What all rows of one model share."""
+
+    model: HookedChatModel
+    plain: Plain
+    train: tuple[list[str], list[str]]
+    val: tuple[list[str], list[str]]
+    tokens: RefusalTokens
+    candidates: CandidateDirections
+    suffixes: list[str]
+    rule: SelectionRule
+    coeff: float
+    every: int
+
+    def count(self, prompts: Sequence[str]) -> int:
+        """Real tokens of the prompts."""
+        return int(self.model.tokenize(list(prompts)).lengths.sum())
+
+    def gflop(self, tokens: int, rows: int) -> float:
+        """Of one forward: every token through the blocks, one row a prompt through the unembedding."""
+        m = self.model
+        blocks = sum(p.numel() for p in m.backend.layers.parameters() if p.ndim == 2)
+        return 2 * (tokens * blocks + rows * m.d_model * m.d_vocab) / 1e9
+
+
+def _best(work: Callable[[], Any], times: int = 3) -> Measured:
+    """The fastest of some runs, after one that warms up."""
+    work()
+    runs = [measure(work) for _ in range(times)]
+    cpu, seconds = min(r.cpu for r in runs), min(r.seconds for r in runs)
+    return Measured(None, seconds, cpu, max(r.peak_mb for r in runs))
+
+
+def _row(name: str, prompts: int, ours: Measured, plain: Measured, *rest: Any, times: int = 1) -> Row:
+    seconds, cpu = (ours.seconds, plain.seconds * times), (ours.cpu, plain.cpu * times)
+    return Row(name, prompts, seconds, cpu, (ours.peak_mb, plain.peak_mb), *rest)
+
+
+def forward_rows(g: Ground) -> list[Row]:
+    """One batch through the model: hook points alone, and with ablation at every write, beside transformers."""
+    prompts = g.val[0]
+    batch = g.model.tokenize(prompts)
+    mask = batch.mask.long()
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    direction = next_direction(g.candidates)
+
+    @torch.inference_mode()
+    def plain() -> Any:
+        return g.plain.hf(input_ids=batch.ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
+
+    def ablated() -> None:
+        with g.model.hooks(Ablate(direction)):
+            g.model.logits(batch)
+
+    tokens = batch.ids.numel()
+    gflop = g.gflop(tokens, len(prompts))
+    beside = _best(plain)
+    note = "same padded batch, last position's logits; real tokens and padding counted alike"
+    return [
+        _row("forward, hook points", len(prompts), _best(lambda: g.model.logits(batch)), beside, tokens, gflop, note),
+        _row("forward, ablation hooks", len(prompts), _best(ablated), beside, tokens, gflop, note),
+    ]
+
+
+def extraction_row(g: Ground) -> Row:
+    """Difference in means at all positions and layers."""
+    ours = measure(lambda: extract_directions(g.model, *g.train))
+    plain = measure(lambda: g.plain.mean_diff(*g.train, len(g.candidates.positions)))
+    gap = float((ours.value.mean_diff - plain.value).abs().max() / plain.value.abs().max())
+    n, tokens = sum(map(len, g.train)), sum(map(g.count, g.train))
+    flops = linear_flops(lambda: extract_directions(g.model, *g.train)) / 1e9
+    note = f"largest gap {gap:.1g} of the largest value"
+    return _row("extraction", n, ours, plain, tokens, flops, note)
+
+
+def selection_rows(g: Ground) -> list[Row]:
+    """The paper's selection, its full grid, and the plain algorithm's three passes a candidate."""
+
+    def ours(full: bool) -> Selection:
+        return select_direction(
+            g.model,
+            g.candidates,
+            *g.val,
+            refusal_tokens=g.tokens,
+            rule=g.rule,
+            coeff=g.coeff,
+            full_grid=full,
+            relax=True,
+        )
+
+    runs = {name: measure(lambda full=full: ours(full)) for name, full in (("selection", False), ("full grid", True))}
+    plain = measure(lambda: g.plain.select(g.candidates.mean_diff, *g.val, g.coeff, g.every))
+    grid = runs["full grid"].value.scores
+    known = ~torch.isnan(plain.value[0])
+    gaps = {
+        name: float((getattr(grid, name)[known] - plain.value[i][known]).abs().max())
+        for i, name in enumerate(("bypass", "induce", "kl"))
+    }
+    note = "largest gap to the plain scores: " + ", ".join(f"{k} {v:.2g}" for k, v in gaps.items())
+    first, whole = (runs[name].value.chosen.label for name in runs)
+    note += f"; the full grid chooses the same: {first == whole}"
+    if g.every == 1:
+        winner = choose(SelectionScores(*plain.value), g.rule).chosen
+        chosen = runs["selection"].value.chosen
+        note += f"; the plain algorithm chooses the same: {winner == (chosen.pos, chosen.layer)}"
+    else:
+        note += f"; plain timed on every {g.every}th candidate, times {g.every}"
+    n = sum(map(len, g.val))
+    tokens = 3 * g.candidates.mean_diff[..., 0].numel() * sum(map(g.count, g.val)) // 2
+    # The grid's passes are those of selection, of other candidates: counting them again says nothing new.
+    flops = {"selection": linear_flops(lambda: ours(False)) / 1e9, "full grid": 0.0}
+    return [_row(name, n, run, plain, tokens, flops[name], note, times=g.every) for name, run in runs.items()]
+
+
+def attribution_rows(g: Ground) -> list[Row]:
+    """Heads and source tokens that write the direction, beside one plain forward of the same prompts."""
+    prompts, direction = g.val[0], next_direction(g.candidates)
+    plain = _best(lambda: g.plain.last_logits(prompts, keep=1))
+    tokens, n = g.count(prompts), len(prompts)
+    gflop = g.gflop(tokens, 0)
+    return [
+        _row(
+            name,
+            n,
+            _best(lambda work=work: work(g.model, prompts, direction)),
+            plain,
+            tokens,
+            gflop,
+            "beside a forward",
+        )
+        for name, work in (("head contributions", head_contributions), ("source contributions", source_contributions))
+    ]
+
+
+def suffix_row(g: Ground) -> Row:
+    """The refusal metric of every suffix behind every prompt."""
+    prompts = g.val[0][:4]
+    ours = measure(lambda: sharded_screen(LocalEngine(g.model), prompts, g.suffixes, g.tokens))
+    pairs = [(p, s) for p in prompts for s in g.suffixes]
+    asked, behind = map(list, zip(*pairs, strict=True))
+    plain = measure(lambda: g.plain.metric(g.plain.last_logits(asked, behind)).reshape(len(prompts), -1).T)
+    gap = float((ours.value - plain.value).abs().max())
+    tokens = int(g.model.tokenize(asked, behind).lengths.sum())
+    flops = linear_flops(lambda: sharded_screen(LocalEngine(g.model), prompts, g.suffixes, g.tokens)) / 1e9
+    note = f"{len(prompts)} prompts x {len(g.suffixes)} suffixes; largest gap of the metric {gap:.2g}"
+    return _row("suffix batch", len(pairs), ours, plain, tokens, flops, note)
+
+
+def generation_row(g: Ground) -> Row:
+    """Greedy replies under ablation beside ``transformers.generate`` without interventions."""
+    prompts, direction = g.val[0], next_direction(g.candidates)
+    batch = g.model.tokenize(prompts)
+    config = GenerationConfig(
+        max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=g.model.chat.pad_id
+    )
+    lengths: list[int] = []
+
+    @torch.inference_mode()
+    def plain() -> None:
+        g.plain.hf.generate(input_ids=batch.ids, attention_mask=batch.mask.long(), generation_config=config)
+
+    def ours() -> None:
+        with g.model.hooks(Ablate(direction)), torch.inference_mode():
+            new = g.model.backend.hf.generate(
+                input_ids=batch.ids, attention_mask=batch.mask.long(), generation_config=config
+            )
+            lengths.append(new.shape[1])
+
+    row = _row("generation, ablation", len(prompts), _best(ours), _best(plain), len(prompts) * NEW_TOKENS, 0.0)
+    assert set(lengths) == {batch.ids.shape[1] + NEW_TOKENS}
+    return row
+
+
+def next_direction(candidates: CandidateDirections) -> Any:
+    """A candidate in the middle: which one it is does not change the time."""
+    return candidates.direction(candidates.positions[-1], candidates.n_layers // 2)
+
+
+def all_rows(g: Ground) -> Iterator[Row]:
+    """Every row, in the order of the table."""
+    yield from forward_rows(g)
+    yield extraction_row(g)
+    yield from selection_rows(g)
+    yield from attribution_rows(g)
+    yield suffix_row(g)
+    yield generation_row(g)

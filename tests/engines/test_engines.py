@@ -1,0 +1,175 @@
+"""Engines: the same items, the same results; what is finished is kept; a Ray cluster that loses a node."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from refusal_lens.engines import Journal, LocalEngine, named_engine
+from refusal_lens.errors import EngineError, ModelError
+from refusal_lens.organism import instructions
+from refusal_lens.scoring import given_refusal_tokens, refusal_metric, sharded_metric
+from refusal_lens.sharding import sharded_complete, sharded_screen
+from refusal_lens.study import StudyConfig, run_study
+
+
+@dataclass(frozen=True)
+class Square:
+    """Work that says what it was asked to do."""
+
+    asked: list
+
+    def prepare(self, model):
+        self.asked.append("prepare")
+        return 10.0
+
+    def run(self, model, state, item):
+        self.asked.append(item)
+        if item < 0:
+            raise ModelError("a negative item")
+        return torch.tensor([item**2 + state])
+
+
+def test_items_come_in_order_and_the_state_is_made_once(organism):
+    engine, work, seen = LocalEngine(organism), Square([]), []
+    assert [float(x) for x in engine.map("a", work, [3, 1, 2], seen.append)] == [19, 11, 14]
+    assert [float(x) for x in engine.map("b", work, [4])] == [26]
+    assert work.asked == ["prepare", 3, 1, 2, 4] and seen == [0, 1, 2]
+
+
+def test_finished_items_are_not_run_again(organism, tmp_path):
+    engine, work = LocalEngine(organism), Square([])
+    engine.journal = Journal(tmp_path)
+    with pytest.raises(ModelError, match="negative"):
+        engine.map("a", work, [3, 1, -2, 5])
+    again = LocalEngine(organism)
+    again.journal = Journal(tmp_path)
+    work.asked.clear()
+    assert [float(x) for x in again.map("a", work, [3, 1, 2, 5])] == [19, 11, 14, 35]
+    assert work.asked == ["prepare", 2, 5]
+
+
+def test_a_journal_keeps_texts_and_tensors_and_skips_torn_files(tmp_path):
+    journal = Journal(tmp_path)
+    journal.write("texts", 0, ["a", "ü"])
+    journal.write("numbers", 1, torch.tensor([1.5], dtype=torch.float64))
+    assert journal.read("texts", 0) == ["a", "ü"]
+    assert torch.equal(journal.read("numbers", 1), torch.tensor([1.5], dtype=torch.float64))
+    assert journal.read("texts", 1) is None
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes()[:7])
+    assert journal.read("texts", 0) is None and journal.read("numbers", 1) is None
+
+
+def test_sharded_work_is_the_unsharded_one(organism):
+    prompts = [f"Tell me about the number {i}" + "!" * (i % 5) for i in range(70)]
+    tokens = given_refusal_tokens(organism, [5])
+    engine = LocalEngine(organism)
+    assert torch.allclose(sharded_metric(engine, prompts, tokens), refusal_metric(organism, prompts, tokens), atol=1e-5)
+    replies = sharded_complete(engine, prompts[:40], {"baseline": []}, "some", 4)
+    assert [item.response for item in replies.items] == organism.generate(prompts[:40], 4)
+    suffixes = [" please", " now", " at once, my friend"]
+    found = sharded_screen(engine, prompts[:2], suffixes, tokens)
+    for s, suffix in enumerate(suffixes):
+        alone = refusal_metric(organism, prompts[:2], tokens, [suffix] * 2)
+        assert torch.allclose(found[s], alone, atol=1e-4)
+
+
+def test_names_that_are_no_engine_are_refused():
+    with pytest.raises(EngineError, match="no engine 'spark': choose local or ray"):
+        named_engine("spark", StudyConfig())
+    with pytest.raises(EngineError, match="belong to --engine ray"):
+        named_engine("local", StudyConfig(), workers=2)
+
+
+@pytest.fixture(scope="module")
+def small():
+    sources = {name: str(path) for name, path in instructions().items()}
+    return StudyConfig(sizes=(70, 8, 40), max_new_tokens=8, relax=True, attribution=False, **sources)
+
+
+@pytest.fixture(scope="module")
+def local(small, tmp_path_factory):
+    return run_study(small, tmp_path_factory.mktemp("local"))
+
+
+def _records(study):
+    skip = {"study.json", "report.html", "summary.json", "model.json"}  # with the time, or made of the others
+    return {p.name: p.read_bytes() for p in study.folder.iterdir() if p.is_file() and p.name not in skip}
+
+
+def _cluster(nodes: int):
+    """Nodes of their own processes on this machine, each with room for one worker."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    added = [cluster.add_node(num_cpus=torch.get_num_threads()) for _ in range(nodes)]
+    cluster.wait_for_nodes()
+    return cluster, added
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_ray_gives_the_same_bits_though_a_node_dies(small, local, tmp_path):
+    """Two nodes, one killed while it works on the selection."""
+    pytest.importorskip("ray")
+    cluster, nodes = _cluster(2)
+    lost: list[str] = []
+
+    class Progress:
+        """Kills a node when the first scores are there."""
+
+        def __call__(self, name, total):
+            self.name, self.done = name, 0
+            return self
+
+        def __enter__(self):
+            return self.advance
+
+        def __exit__(self, *_):
+            return False
+
+        def advance(self, n):
+            self.done += n
+            if self.name == "select the direction" and not lost:
+                lost.append(self.name)
+                threading.Thread(target=cluster.remove_node, args=(nodes[0],), kwargs={"allow_graceful": False}).start()
+
+    try:
+        engine = named_engine("ray", small, cluster.address, workers=2)
+        study = run_study(small, tmp_path / "ray", Progress(), engine=engine)
+        import ray
+
+        assert lost == ["select the direction"]
+        assert _records(study) == _records(local)
+        assert json.loads((study.folder / "summary.json").read_text()) == json.loads(
+            (local.folder / "summary.json").read_text()
+        )
+        assert not ray.is_initialized(), "the engine leaves nothing behind"
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ray_passes_on_what_the_user_can_put_right(organism):
+    pytest.importorskip("ray")
+    from refusal_lens.engines.ray import RayEngine
+
+    engine = RayEngine(organism, {"source": "organism"}, workers=1)
+    try:
+        start = time.monotonic()
+        assert [float(x) for x in engine.map("a", Square([]), [3, 1])] == [19, 11]
+        with pytest.raises(ModelError, match="a negative item"):
+            engine.map("b", Square([]), [-1])
+        assert [float(x) for x in engine.map("c", Square([]), [2])] == [14], "it goes on after an error"
+        assert time.monotonic() - start < 500
+    finally:
+        engine.close()
+    with pytest.raises(EngineError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
+        RayEngine(organism, {"source": "organism"}, address="127.0.0.1:1")
