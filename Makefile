@@ -30,7 +30,7 @@ lint: $(VENV)/.dev  ## ruff and the import contracts
 check: lint test test-legacy  ## what CI runs, but for the real model
 
 bench: $(VENV)/.test  ## speed beside a plain implementation of the paper's algorithm
-	$(BIN)/python -m benchmarks.selection --out benchmarks/results
+	$(BIN)/python -m benchmarks --out benchmarks/results
 
 # torch goes first: a plain install of the rest would take its largest build.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -73,6 +73,13 @@ def run(
         list[str] | None, typer.Option(help="A refusal token, as id or text; may be repeated.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of replies.")] = 64,
+    engine: Annotated[str, typer.Option(help="local, or ray: spread the work over a Ray cluster.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster: auto or HOST:PORT (default: Ray on this machine).")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Ray workers, each with a model (default: what fits).")
+    ] = None,
     attribution: Annotated[bool, typer.Option(help="Look inside: heads, logits, tokens.")] = True,
     stability: Annotated[
         int, typer.Option(min=0, help="Draw the training prompts again so many times and choose again.")
@@ -96,6 +103,7 @@ def run(
 
       refusal-lens run Qwen/Qwen2.5-7B-Instruct --device-map auto --quiet --log-json job.jsonl     (a batch job)
     """
+    from .engines import named_engine
     from .organism import suffixes as embedded
     from .study import StudyConfig, run_study
 
@@ -124,7 +132,7 @@ def run(
         max_new_tokens=max_new_tokens,
     )
     with bars(quiet) as progress:
-        study = run_study(config, out, progress)
+        study = run_study(config, out, progress, engine=named_engine(engine, config, address, workers))
     log.write({"event": "result", "folder": str(study.folder.resolve()), "summary": study.summary})
     if not quiet:
         console.print(findings(study.summary))

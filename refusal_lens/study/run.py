@@ -22,7 +22,8 @@ from ..attribution import (
 from ..certificate import Certificate
 from ..certify import certify
 from ..direction_records import Stability
-from ..evaluation import complete, necessity_conditions, refusal_rates, sufficiency_conditions, trace_direction
+from ..engines import LocalEngine, MakeEngine
+from ..evaluation import necessity_conditions, refusal_rates, sufficiency_conditions, trace_direction
 from ..extraction import extract_directions
 from ..health import check_unhooked
 from ..hijacking import HijackingReport, Settings, hijacking
@@ -38,8 +39,9 @@ from ..records import (
     Selection,
     to_json,
 )
-from ..scoring import find_refusal_tokens, given_refusal_tokens, keep_refused, refusal_metric
+from ..scoring import find_refusal_tokens, given_refusal_tokens, keep_refused, sharded_metric
 from ..selection import select_direction
+from ..sharding import sharded_complete
 from ..stability import selection_stability
 from ..stats import mean_interval
 from ..storage import file_digest, locked, write_atomically
@@ -54,7 +56,11 @@ N_SUFFIX = 48  # refused prompts behind which each suffix is looked at
 
 
 def run_study(
-    config: StudyConfig, folder: str | Path, progress: Progress = silent, model: HookedChatModel | None = None
+    config: StudyConfig,
+    folder: str | Path,
+    progress: Progress = silent,
+    model: HookedChatModel | None = None,
+    engine: MakeEngine = LocalEngine,
 ) -> Study:
     """Run the main job, or what is left of it, and render the report.
 
@@ -63,6 +69,7 @@ def run_study(
         folder: result folder; made when the first stage is done.
         progress: called with a stage's name and its total; gives a context whose value takes steps.
         model: an already loaded model that ``config.model`` names (it is loaded when needed otherwise).
+        engine: where sharded work runs (``engines.named_engine``); results do not depend on it.
 
     The folder is this run's alone meanwhile; a run that was stopped or killed goes on from its last finished stage.
 
@@ -70,13 +77,16 @@ def run_study(
         RefusalLensError: bad input, in one sentence with its remedy; or another run is writing in the folder.
     """
     with locked(Path(folder), PARTS):
-        return _run(config, Path(folder), progress, model)
+        runner = Runner(Path(folder), config, progress, engine)
+        try:
+            return _run(config, Path(folder), progress, model, runner)
+        finally:
+            runner.close()
 
 
-def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedChatModel | None) -> Study:
+def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedChatModel | None, runner: Runner) -> Study:
     if model is not None:
         check_unhooked(model)
-    runner = Runner(folder, config, progress)
     runner._model = model
     harmful, harmless = (
         PromptSet.load(source, name, config.sizes, config.seed)
@@ -99,8 +109,8 @@ def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedCha
         pairs = {split: (getattr(harmful, split), getattr(harmless, split)) for split in ("train", "val")}
         with progress("filter the prompts", sum(len(p) for pair in pairs.values() for p in pair)) as advance:
             splits = {
-                split: keep_refused(runner.model, getattr(harmful, split), getattr(harmless, split), tokens)
-                for split in ("train", "val")
+                split: keep_refused(runner.model, *pair, tokens, on_batch=advance, engine=runner.engine)
+                for split, pair in pairs.items()
             }
         made = []
         for i, prompts in enumerate((harmful, harmless)):
@@ -120,7 +130,7 @@ def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedCha
 
     def extract() -> list[CandidateDirections]:
         with progress("extract directions", len(harmful.train) + len(harmless.train)) as advance:
-            return [extract_directions(runner.model, harmful.train, harmless.train, advance)]
+            return [extract_directions(runner.model, harmful.train, harmless.train, advance, runner.engine)]
 
     (candidates,) = runner.stage("candidates", inputs, {"candidates": CandidateDirections}, extract)
 
@@ -139,6 +149,7 @@ def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedCha
                 full_grid=config.full_grid,
                 relax=config.relax,
                 on_step=advance,
+                engine=runner.engine,
             )
         return [chosen]
 
@@ -159,14 +170,12 @@ def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedCha
     runner.stage("trace", inputs, {"trace": DirectionTrace}, trace)
 
     def measure() -> list[Metrics]:
-        m, values = runner.model, {}
+        values = {}
         total = len(needed) * len(harmful.test) + len(enough) * len(harmless.test)
         with progress("measure the refusal metric", total) as advance:
             for kind, prompts, conditions in (("harmful", harmful.test, needed), ("harmless", harmless.test, enough)):
                 for name, interventions in conditions.items():
-                    with m.hooks(*interventions):
-                        values[kind, name] = refusal_metric(m, prompts, tokens)
-                    advance(1)
+                    values[kind, name] = sharded_metric(runner.engine, prompts, tokens, interventions, on_batch=advance)
         refused = values["harmful", "baseline"] > 0
         return [
             Metrics(
@@ -183,7 +192,8 @@ def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedCha
 
         def answer(name=name, prompts=prompts, conditions=conditions) -> list[Completions]:
             with progress(f"answer {name} prompts", len(prompts) * len(conditions)) as advance:
-                return [complete(runner.model, prompts, conditions, name, config.max_new_tokens, on_batch=advance)]
+                limit = config.max_new_tokens
+                return [sharded_complete(runner.engine, prompts, conditions, name, limit, on_batch=advance)]
 
         (completions[name],) = runner.stage(
             f"completions_{name}", [*inputs, config.max_new_tokens], {f"completions_{name}": Completions}, answer

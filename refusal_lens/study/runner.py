@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ..engines import Engine, Journal, LocalEngine, MakeEngine
 from ..loading import load_model, source_digest
 from ..model import HookedChatModel
 from ..progress import Progress
@@ -20,9 +22,12 @@ from .config import StudyConfig
 class Runner:
     """Runs stages into a folder, skipping those whose inputs have not changed."""
 
-    def __init__(self, folder: Path, config: StudyConfig, progress: Progress):
+    def __init__(self, folder: Path, config: StudyConfig, progress: Progress, make_engine: MakeEngine = LocalEngine):
         self.folder, self.config, self.progress = folder, config, progress
         self._model: HookedChatModel | None = None
+        self._make_engine = make_engine
+        self._engine: Engine | None = None
+        self._journal = Journal(None)  # finished items of the stage under way
         self.digest = source_digest(config.model)
         self.files: dict[str, str] = {}  # what the stages wrote or found: path in the folder -> SHA-256
 
@@ -36,6 +41,19 @@ class Runner:
                     c.model, dtype=c.dtype, device=c.device, device_map=c.device_map, system=c.system
                 )
         return self._model
+
+    @property
+    def engine(self) -> Engine:
+        """Where sharded work runs, made when the first stage needs it."""
+        if self._engine is None:
+            self._engine = self._make_engine(self.model)
+        self._engine.journal = self._journal
+        return self._engine
+
+    def close(self) -> None:
+        """Give back what the engine holds."""
+        if self._engine is not None:
+            self._engine.close()
 
     def stage(self, name: str, inputs: list[Any], outputs: dict[str, type[Record]], work: Callable) -> list[Any]:
         """The records of a stage: read if ``inputs`` are those of last time, else made by ``work`` and saved."""
@@ -75,10 +93,13 @@ class Runner:
                 return found
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass  # never finished, or not readable: run it
+        items = self.folder / "items" / f"{name}-{key[:16]}"
+        self._journal = Journal(items)
         made, paths = make()
         files = {path.relative_to(self.folder).as_posix(): file_digest(path) for path in paths}
         # The mark comes last: a kill before it costs this stage only.
         write_atomically(mark, json.dumps({"key": key, "files": files}, indent=1).encode())
+        shutil.rmtree(items, ignore_errors=True)
         self.files |= files
         return made
 
