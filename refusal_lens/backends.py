@@ -20,6 +20,7 @@ from .weights import NormWeights, WeightAccess, optional_weight
 
 HookFn = Callable[..., Any]
 PrefixCache = list[tuple[Tensor, Tensor]]
+_LEVELS = count(1_000_000)  # above the depths that TransformerLens counts by itself
 
 
 class Backend(WeightAccess):
@@ -307,6 +308,21 @@ class HookedTransformerBackend(Backend):
     """``HookedTransformer`` (transformer-lens 3.x and older)."""
 
     kind = "HookedTransformer"
+
+    @contextmanager
+    def hooks(self, hooks: Sequence[tuple[str, HookFn]]) -> Iterator[None]:
+        """A context that removes its own hooks, whatever the order in which contexts are left.
+
+        TransformerLens's own removes those of the context entered last, as of the count at the time of leaving.
+        """
+        level = next(_LEVELS)
+        try:
+            for name, function in hooks:
+                self.tl.add_hook(name, function, level=level)
+            yield
+        finally:
+            for name, _ in hooks:
+                self.tl.hook_dict[name].remove_hooks("fwd", level=level)
 
     def logits(self, ids, mask, last_only=True, prefix=None, start=None, prefix_mask=None):
         if prefix is not None:

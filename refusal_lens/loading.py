@@ -84,6 +84,7 @@ def load_model(
         )
     except Exception as error:
         raise ModelError(f"TransformerLens can't wrap {name} ({type(hf).__name__}): {_first_line(error)}") from error
+    bridge.original_model.requires_grad_(False)  # transformer-lens 3.9 switches it on again
     return HookedChatModel(bridge, tok, name=name, system=system)
 
 

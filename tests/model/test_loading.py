@@ -54,7 +54,7 @@ def test_sources_that_can_not_be_loaded(source, message):
 
 def test_a_gguf_file_that_is_none(tmp_path):
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(64))
-    with pytest.raises(ModelError, match="can't be loaded"):
+    with pytest.raises(ModelError, match="not a usable GGUF file"):
         load_model(tmp_path / "broken.gguf")
 
 

@@ -30,7 +30,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from refusal_lens.errors import RefusalLensError
 from refusal_lens.loading import load_model
-from refusal_lens.organism import MODEL_DIR, instructions, suffixes
+from refusal_lens.organism import instructions, suffixes
 from refusal_lens.prompts import PromptSet
 from refusal_lens.study import Study
 from refusal_lens.suffixes import SuffixSet
@@ -39,7 +39,7 @@ from .tiny_gguf import write_tiny_gguf
 
 FOLDERS = Path(__file__).parent / "folders"
 LIMIT = 30.0  # seconds a case
-SHARES = {"folder": 0.5, "prompts": 0.2, "suffixes": 0.15, "gguf": 0.15}
+SHARES = {"folder": 0.5, "prompts": 0.2, "suffixes": 0.2, "gguf": 0.1}
 HOSTILE: list[Any] = [
     None, True, -1, 0, 2**31, 2**63, 10**400, 1e308, float("nan"), float("inf"), "", "\ud800", "\x00",
     "../../etc/passwd",
@@ -228,9 +228,7 @@ def warm(place: Path) -> None:
     """Everything once, unmutated: what the memory is compared with."""
     for folder in sorted(FOLDERS.iterdir()):
         Study(folder).page().render()
-    for _ in range(3):
-        load_model(write_tiny_gguf(place / "clean.gguf"))
-    load_model(MODEL_DIR)
+    load_model(write_tiny_gguf(place / "clean.gguf"))
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from .outcomes import record
 from .state_checks import PROMPTS, Boom, fire_at_every_hook, leave_in_every_order, refuse_a_second_thread
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
 def test_an_exception_at_any_hook_leaves_the_model_as_it_was(architecture):
     fired = fire_at_every_hook(tiny_model(architecture))
     assert fired > 40
