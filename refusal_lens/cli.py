@@ -17,6 +17,7 @@ from .commands.evaluate import evaluate
 from .commands.hijack import hijack
 from .commands.interrupt import interruptible
 from .commands.open_report import open_report
+from .commands.sweep import sweep
 from .commands.terminal import LogJson, Quiet, bars, console, error_console, log
 
 app = typer.Typer(
@@ -185,6 +186,7 @@ def report(
 app.command("open")(open_report)
 app.command()(certify)
 app.command()(evaluate)
+app.command()(sweep)
 app.command()(hijack)
 
 

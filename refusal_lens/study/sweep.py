@@ -1,0 +1,132 @@
+"""Several models from one file, each with its own study, compared in one report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from ..engines import LocalEngine, MakeEngine
+from ..errors import RefusalLensError, ResultError
+from ..progress import Progress, silent
+from ..report.page import Page
+from ..report.sweep import Compared, sweep_section
+from ..storage import write_atomically
+from .config import StudyConfig
+from .run import run_study
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The models of a sweep.
+
+    Attributes:
+        configs: name -> settings of its study.
+    """
+
+    configs: dict[str, StudyConfig]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Sweep:
+        """Read a TOML file: ``[defaults]`` for all models, and a table ``[models.NAME]`` with what differs for each.
+
+        Keys are those of ``StudyConfig``.
+
+        Raises:
+            ResultError: the file can't be read, names no model, or has a setting that does not exist.
+        """
+        try:
+            content = tomllib.loads(Path(path).read_text("utf-8"))
+        except OSError as error:
+            raise ResultError(f"{path} can't be read: {error.strerror or error}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ResultError(f"{path} is not TOML: {error}") from error
+        unknown = sorted(set(content) - {"defaults", "models"})
+        models = content.get("models")
+        if unknown or not isinstance(models, dict) or not models:
+            raise ResultError(
+                f"{path} must have a table [models.NAME] for each model and may have [defaults]"
+                + (f"; it has {', '.join(unknown)}" if unknown else "")
+            )
+        configs = {}
+        for name, settings in models.items():
+            if not isinstance(settings, dict) or Path(name).name != name or name in (".", ".."):
+                raise ResultError(f"{path}: [models.{name}] must be a table, and its name a plain folder name")
+            try:
+                configs[name] = StudyConfig(**{**content.get("defaults", {}), **settings})
+            except (pydantic.ValidationError, TypeError) as error:
+                first = error.errors()[0] if isinstance(error, pydantic.ValidationError) else {"loc": (), "msg": error}
+                where = ".".join(map(str, first["loc"]))
+                raise ResultError(f"{path}, [models.{name}] {where}: {first['msg']}") from error
+        return cls(configs)
+
+
+def run_sweep(
+    sweep: Sweep,
+    folder: str | Path,
+    progress: Progress = silent,
+    make_engine: Callable[[StudyConfig], MakeEngine] = lambda config: LocalEngine,
+) -> dict[str, Compared]:
+    """Each model's study in ``folder``/NAME, and ``sweep.json`` and ``report.html`` that compare them.
+
+    A model that fails is recorded with its reason and the others go on; what is there is not run again.
+
+    Args:
+        sweep: the models.
+        folder: where results go.
+        progress: as in ``run_study``, once a stage of every model.
+        make_engine: settings -> where sharded work runs.
+    """
+    folder, found = Path(folder), {}
+    for name, config in sweep.configs.items():
+        try:
+            study = run_study(config, folder / name, _named(name, progress), engine=make_engine(config))
+            found[name] = Compared(study.summary, study.provenance["model"], f"{name}/report.html")
+        except RefusalLensError as error:
+            found[name] = Compared({}, {"name": config.model}, "", str(error))
+        _write(folder, found)  # after each, so that a long sweep can be looked at meanwhile
+    return found
+
+
+def _named(name: str, progress: Progress) -> Progress:
+    return lambda stage, total: progress(f"{name}: {stage}", total)
+
+
+def _write(folder: Path, found: dict[str, Compared]) -> None:
+    rows = {name: vars(item) for name, item in found.items()}
+    write_atomically(folder / "sweep.json", json.dumps(rows, indent=1, ensure_ascii=False).encode())
+    page = Page(
+        title=f"The refusal direction of {len(found)} models",
+        summary=tuple(_sentences(found)),
+        sections=(sweep_section(found),),
+    )
+    write_atomically(folder / "report.html", page.render().encode())
+
+
+def _sentences(found: dict[str, Compared]) -> Iterator[str]:
+    done = [name for name, item in found.items() if not item.error]
+    yield f"{len(done)} of {len(found)} models have a refusal direction that was found and tested."
+    for name in done:
+        rates = found[name].summary["refusal"]
+        harmful, harmless = rates["harmful"], rates["harmless"]
+        yield (
+            f"{name}: ablation takes refusals of harmful prompts from {_percent(harmful['baseline'])} to "
+            f"{_percent(harmful['ablation'])} (random direction: {_percent(harmful['random_ablation'])}, n = "
+            f"{harmful['ablation']['n']}); addition takes those of harmless prompts from "
+            f"{_percent(harmless['baseline'])} to {_percent(harmless['addition'])} (random direction: "
+            f"{_percent(harmless['random_addition'])}, n = {harmless['addition']['n']})."
+        )
+
+
+def _percent(rate: dict[str, Any]) -> str:
+    return f"{rate['rate']:.0%}"
