@@ -117,6 +117,8 @@ class SuffixSet(Record):
         for i, (what, text) in enumerate(found):
             if not isinstance(text, str) or not text.strip():
                 raise PromptError(f"suffix {i + 1} of {where} is empty; remove the row")
+            if not isinstance(what, str):
+                raise PromptError(f"suffix {i + 1} of {where} has a kind that is no text: {str(what)[:60]}")
             text = text if text[:1].isspace() else separator + text
             items.setdefault(text, Suffix(what, text))
         if not items:
@@ -326,7 +328,8 @@ def _jailbreakbench(rows: Any, where: str, notes: list[str]) -> list[tuple[str, 
     found, other = [], 0
     for row in rows if isinstance(rows, list) else []:
         goal, prompt = (row.get(name) if isinstance(row, dict) else None for name in ("goal", "prompt"))
-        if goal and prompt and prompt.startswith(goal) and prompt[len(goal) :].strip():
+        texts = isinstance(goal, str) and isinstance(prompt, str)
+        if texts and goal and prompt.startswith(goal) and prompt[len(goal) :].strip():
             found.append(("jailbreakbench", prompt[len(goal) :]))
         else:
             other += 1
