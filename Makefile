@@ -8,7 +8,7 @@ LEGACY := .venv-legacy
 WORKERS ?= 2
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: report test test-real test-legacy lint check bench clean
+.PHONY: report test test-real test-legacy lint check reliability matrix audit bench clean
 
 report: $(VENV)/.installed  ## the main job on the embedded model; prints where report.html is
 	$(BIN)/refusal-lens run organism --out runs/organism
@@ -26,6 +26,16 @@ lint: $(VENV)/.dev  ## ruff and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+reliability: $(VENV)/.test  ## the nightly reliability tests (an hour), and their table in docs/reliability.md
+	$(BIN)/python -m pytest --nightly tests/reliability
+	$(BIN)/python -m tests.reliability.outcomes
+
+matrix: $(VENV)/.test  ## a quick set of tests under the lowest and the newest versions that resolve
+	scripts/matrix.sh
+
+audit: $(VENV)/.test  ## known vulnerabilities and licences of everything installed
+	scripts/supply_chain.sh
 
 check: lint test test-legacy  ## what CI runs, but for the real model
 
@@ -55,4 +65,4 @@ $(LEGACY)/.installed: pyproject.toml constraints-legacy.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(LEGACY) runs build dist *.egg-info
+	rm -rf $(VENV) $(LEGACY) .venv-matrix .venv-audit runs build dist *.egg-info
