@@ -240,11 +240,12 @@ class Page:
         template = _script_safe(plotly.io.templates["plotly"].to_plotly_json())
         html = environment.get_template("report.html.j2").render(page=self, css=_template("report.css"), look=template)
         # The scripts go in after the template: they are ours, and escaping 4 MB takes seconds.
-        libraries = [get_plotlyjs()]
+        # Libraries wait as text until the first figure needs them, so that the page opens before they are compiled.
+        libraries = {"figure": get_plotlyjs}
         if any(item.kind == "widget" for section in self.sections for item in section.flat()):
-            libraries.append(circuitsvis_source())
-        scripts = "".join(f"<script>{source}</script>" for source in (*libraries, _template("report.js")))
-        return html.replace("<!--scripts-->", scripts)
+            libraries["widget"] = circuitsvis_source
+        scripts = [f'<script type="text/plain" id="library-{kind}">{get()}</script>' for kind, get in libraries.items()]
+        return html.replace("<!--scripts-->", "".join([*scripts, f"<script>{_template('report.js')}</script>"]))
 
 
 def _flat(items: tuple[Item, ...]) -> Iterator[Item]:

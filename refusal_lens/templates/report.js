@@ -48,10 +48,21 @@
       tile.click();
     });
   });
+  // A library is text until it is first needed: so the page opens before megabytes of script are compiled.
+  const load = (kind) => {
+    const text = document.getElementById(`library-${kind}`);
+    if (!text) return;
+    const script = document.createElement("script");
+    script.textContent = text.textContent;
+    text.remove();
+    document.head.append(script);
+  };
   const show = (element) => {
     if (element.dataset.drawn) return;
     element.dataset.drawn = "1";
-    (element.classList.contains("plot") ? draw : view)(element);
+    const plot = element.classList.contains("plot");
+    load(plot ? "figure" : "widget");
+    (plot ? draw : view)(element);
   };
   // Figures are drawn when they come near the screen, so that a long report opens at once.
   const watcher = new IntersectionObserver(
