@@ -124,15 +124,13 @@ def test_a_seed_gives_the_same_in_every_process():
         "print(mean_interval([0.1, 0.5, 0.9, 0.2], seed=1), random_unit(8, 2).tolist())\n"
     )
     said = set()
-    for hash_seed in ("0", "1", "random"):
+    for hash_seed in ("0", "1"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": "1"}
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         said.add(done.stdout)
     assert len(said) == 1
-    record(
-        "silent", "the same seed in another process (hash seeds 0, 1, random)", 3, "the same text, splits and intervals"
-    )
+    record("silent", "the same seed in another process (hash seeds 0 and 1)", 2, "the same text, splits and intervals")
 
 
 # -- load(save(x)) = x for every record that there is -----------------------------------------------------------------
