@@ -149,7 +149,8 @@
     if (!link || !entry.isIntersecting) return;
     links.forEach((other) => other.removeAttribute("aria-current"));
     link.setAttribute("aria-current", "true");
-    link.parentElement.parentElement.scrollTo({ left: link.offsetLeft - 24 });
+    const list = link.closest("ul");
+    list.scrollTo({ left: link.offsetLeft - list.offsetLeft - 24 });
   }), { rootMargin: "-25% 0px -70% 0px" });
   document.querySelectorAll("main > section").forEach((section) => reader.observe(section));
 
