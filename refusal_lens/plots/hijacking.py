@@ -27,6 +27,7 @@ _COLOURS = {
     "shuffled": style.PINK,
     "harmless": style.BLUE,
 }
+PER_LINE = 12  # tokens of a suffix in a line
 TRACES = {
     "cosine": ("cosine with r̂", "last position"),
     "projection": ("projection on r̂", "last position"),
@@ -297,30 +298,34 @@ def plot_suffix_ranking(report: HijackingReport) -> go.Figure:
 def plot_token_effects(record: TokenEffects) -> go.Figure:
     """The suffix's text, token by token: what leaving each out gives back of the refusal metric, above what the top
     heads take from it along r̂."""
-    removed, written = record.removed.mean(-1).tolist(), record.written.mean(-1).tolist()
-    n = record.removed.shape[-1]
-    names = (f"metric back without it (n = {n})", "written along r̂")
-    figure = make_subplots(rows=2, cols=1, subplot_titles=names, vertical_spacing=0.25)
-    x = list(range(len(record.tokens)))
-    for row, values in ((1, removed), (2, written)):
+    n, prompts = record.removed.shape
+    names = (f"metric back without it (n = {prompts})", "written along r̂")
+    lines = [range(start, min(start + PER_LINE, n)) for start in range(0, n, PER_LINE)]
+    figure = make_subplots(rows=2, cols=1, subplot_titles=names, vertical_spacing=0.25 / len(lines))
+    for row, grid in ((1, record.removed), (2, record.written)):
+        values = grid.mean(-1).tolist()
         limit = max(map(abs, values)) or 1.0
+        empty = [None] * (PER_LINE if len(lines) > 1 else 0)
         figure.add_heatmap(
-            z=[values],
-            x=x,
-            text=[[f"{visible(t)}<br>{v:.2f}" for t, v in zip(record.tokens, values, strict=True)]],
+            z=[([values[k] for k in line] + empty)[:PER_LINE] for line in lines],
+            text=[
+                ([f"{visible(record.tokens[k])}<br>{values[k]:.2f}" for k in line] + empty)[:PER_LINE] for line in lines
+            ],
             texttemplate="%{text}",
             colorscale=style.DIVERGING,
             zmin=-limit,
             zmax=limit,
             showscale=False,
             xgap=2,
+            ygap=2,
+            hoverongaps=False,
             hovertemplate="%{text}<extra></extra>",
             row=row,
             col=1,
         )
     figure.update_xaxes(visible=False)
-    figure.update_yaxes(visible=False)
-    return style.finish(figure, height=260)
+    figure.update_yaxes(visible=False, autorange="reversed")
+    return style.finish(figure, height=150 + 110 * len(lines))
 
 
 def plot_causal_tests(record: CausalTests) -> go.Figure:

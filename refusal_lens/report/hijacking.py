@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
@@ -16,6 +18,7 @@ from ..plots import hijacking as plots
 from ..stats import mean_interval
 from .page import Card, Figure, Item, Note, Option, Page, Picker, Row, Section, Table, Widget
 
+MAX_PATTERNS = 4  # of these, so many with attention on every stored prompt; the others on one
 MAX_SUFFIXES = 16  # suffixes whose figures are in the page: the strongest, so that it stays small
 RANDOM = "random tokens of equal length, drawn afresh for each prompt"
 _COLUMNS = (
@@ -118,7 +121,9 @@ def suffix_picker(report: HijackingReport) -> Picker:
     for rank, result in enumerate(_ordered(report)):
         index = report.suffixes.index(result.suffix)
         label = plots.suffix_label(index, result.suffix)
-        items = _details(report, result, f"suffix-{index}") if rank < MAX_SUFFIXES else (_not_stored(result),)
+        shown = len(result.patterns) if rank < MAX_PATTERNS else 2
+        some = replace(result, patterns=result.patterns[:shown])
+        items = _details(report, some, f"suffix-{index}") if rank < MAX_SUFFIXES else (_not_stored(result),)
         options.append(Option(label, tuple(items), f"{label} ({result.suffix.kind})"))
     return Picker("suffix-picker", "suffix", tuple(options))
 
@@ -126,7 +131,7 @@ def suffix_picker(report: HijackingReport) -> Picker:
 def _not_stored(result: SuffixResult) -> Note:
     return Note(
         f"{verdict(result).sentence} Its figures are not in this page, which keeps the {MAX_SUFFIXES} suffixes that "
-        "lower the refusal metric most; refusal_lens.plots.hijacking draws them from the result folder."
+        "lower the refusal metric most; they can be drawn from the result folder."
     )
 
 
@@ -269,12 +274,21 @@ def _pattern_picker(result: SuffixResult, name: str) -> Picker:
                 + ("; · where only the suffixed prompt has a token." if what == "plain" else "."),
                 n="1 prompt",
                 control="plain beside suffixed",
+                data=_matrix(props[1]),
             )
             for what, props in zip(("plain", "suffixed"), plots.paired_attention(pair), strict=True)
         ]
         prompt = pair[0].prompt
         options.append(Option(str(i), (Row(tuple(widgets)),), prompt if len(prompt) < 60 else prompt[:59] + "…"))
     return Picker(f"{name}-prompts", "prompt", tuple(options), sync="suffix-prompt")
+
+
+def _matrix(props: dict[str, Any]) -> pd.DataFrame:
+    """The pattern as a square: a row a destination, a column a source, numbered as in the view."""
+    names = [f"{i} {token}" for i, token in enumerate(props["tokens"])]
+    frame = pd.DataFrame(props["attention"][0], columns=names).round(3)
+    frame.insert(0, "destination", names)
+    return frame
 
 
 def _detector_items(report: HijackingReport) -> Sequence[Figure | Table]:

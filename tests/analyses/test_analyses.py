@@ -28,6 +28,9 @@ SCRIPTS = {
     "subspace": (["--k", "2"], ["effects", "subspace_pca", "subspace_repeated"], ["random"]),
     "cross_behaviour": ([], ["ablation", "addition"], ["Cross-effects"]),
     "transfer": ([], ["ablation", "addition"], ["Transfer"]),
+    "fig5_suffix_trace": (["--limit", "1"], ["report"], ["cosine with the direction by layer"]),
+    "fig6_suffix_heads": (["--limit", "1"], ["report"], ["attention moved", "random tokens of equal length"]),
+    "causal_table": (["--limit", "1"], ["report"], ["cut top heads", "placebo"]),
 }
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from refusal_lens import organism as embedded
 from refusal_lens.attribution import source_contributions
 from refusal_lens.attribution.causal import ReplaceHeads
 from refusal_lens.attribution.components import Readout
 from refusal_lens.chat import REGIONS
+from refusal_lens.commands.hijack import hijack
 from refusal_lens.errors import PromptError
 from refusal_lens.hijacking import (
     HijackingReport,
@@ -359,27 +365,24 @@ def test_bad_input_is_one_clear_sentence():
 
 # -- the embedded model -------------------------------------------------------------------------------------------
 
-N = 48
+N = 40
 
 
 @pytest.fixture(scope="module")
 def found(organism, tmp_path_factory):
     """The investigation on held-out instructions (the heads were chosen on others)."""
-    from refusal_lens import organism as embedded
     from refusal_lens.study import StudyConfig, run_study
 
     folder = tmp_path_factory.mktemp("hijacking")
     config = StudyConfig(sizes=(64, 24, N), max_new_tokens=16, relax=True, attribution=False)
     study = run_study(config, folder / "study", model=organism)
-    suffixes = SuffixSet.load(embedded.suffixes())
-    few = [s for s in suffixes if s.is_attack][:3] + [s for s in suffixes if not s.is_attack][:2]
     inputs = {
         "prompts": study.harmful,
-        "suffixes": dataclasses.replace(suffixes, items=tuple(few)),
+        "suffixes": SuffixSet.load(embedded.suffixes()),
         "direction": study.selection.chosen,
         "harmless": study.harmless.test.texts[:40],
         "refusal_tokens": study.refusal_tokens,
-        "settings": Settings(forensics=8, n_random=1, max_new_tokens=12, shuffled=False),
+        "settings": Settings(forensics=8, n_random=1, max_new_tokens=12, shuffled=False, shown=1),
         "folder": folder / "out",
     }
     return hijacking(organism, **inputs), inputs
@@ -388,14 +391,19 @@ def found(organism, tmp_path_factory):
 def test_the_suffixes_stop_refusals_and_random_tokens_do_not(found):
     report = found[0]
     attacks = [r for r in report.results if r.suffix.is_attack]
-    assert len(attacks) >= 3 and report.plain.refusal_rate.rate >= 0.95
+    benign = [r for r in report.results if not r.suffix.is_attack]
+    assert (len(attacks), len(benign)) == (3, 6) and report.plain.refusal_rate.rate >= 0.95
     for result in attacks:
         assert result.works
         assert result.suffixed.refusal_rate.rate <= 0.10 and result.random.refusal_rate.rate >= 0.90
         assert result.metric_drop.low > 5
         assert set(result.n_tokens) == {8}
-    assert all(not r.works for r in report.results if not r.suffix.is_attack)
+    assert all(not r.works and r.suffixed.refusal_rate.rate >= 0.90 for r in benign)
     assert max(report.adjusted_p()[:3]) < 1e-6
+    # Strength and universality: the three that work take the heads' write over, the others do not.
+    assert min(r.strength.mean for r in attacks) > max(r.strength.mean for r in benign)
+    rho, p = report.strength_against_universality()
+    assert rho > 0.7 and p < 0.05
 
 
 def test_the_first_head_turns_to_the_suffix(found):
@@ -462,42 +470,67 @@ def test_it_resumes_and_loads(found, organism):
     files[4].unlink()
     again = hijacking(organism, **inputs)
     after = [f.stat().st_mtime_ns for f in files]
-    assert [a == b for a, b in zip(before, after, strict=True)] == [True, True, True, True, False]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [i != 4 for i in range(9)]
     assert summary_frame(again).equals(summary_frame(report))
     loaded = load_record(folder / "report", HijackingReport)
     assert summary_frame(loaded).equals(summary_frame(report))
     assert torch.equal(load_record(files[0], SuffixResult).suffixed.heads, report.results[0].suffixed.heads)
-    few = hijacking(organism, **{**inputs, "settings": dataclasses.replace(inputs["settings"], detail=1)})
-    assert len(few.results) == 3 and any("screened only" in note for note in few.notes)
-    assert few.screened.shape == (5, report.plain.n)
+    # Other tests do not cost the observations; without tests nothing is explained.
+    few = hijacking(
+        organism, **{**inputs, "settings": dataclasses.replace(inputs["settings"], detail=1, causal="none")}
+    )
+    assert len(few.results) == 7 and any("screened only" in note for note in few.notes)
+    assert few.screened.shape == few.screened_strength.shape == (9, report.plain.n)
+    assert all(r.causal is None for r in few.results) and "not tested" in verdict(few.results[0]).sentence
+    assert [f.stat().st_mtime_ns for f in files] == after
 
 
-def test_the_command(found, tmp_path):
-    import typer
-    from typer.testing import CliRunner
+COMMAND = [sys.executable, "-c", "from refusal_lens.cli import main; main()", "hijack", "organism"]
 
-    from refusal_lens.commands.hijack import hijack
 
-    app = typer.Typer()
-    app.command()(hijack)
-    suffixes = tmp_path / "mine.txt"
-    suffixes.write_text("\n".join(s.text.strip() for s in found[1]["suffixes"].items[:2]))
-    arguments = ["organism", "--direction", str(found[1]["folder"].parent / "study"), "--suffixes", str(suffixes)]
-    arguments += [
-        "--out",
-        str(tmp_path / "out"),
-        "--prompts",
-        "8",
-        "--harmless",
-        "8",
-        "--max-new-tokens",
-        "0",
-        "--quiet",
-    ]
-    done = CliRunner().invoke(app, [*arguments, "--causal", "none"])
-    assert done.exit_code == 0, done.exception
-    page = (tmp_path / "out" / "report.html").read_text("utf-8")
-    assert "how was not tested" in page and "Suffixes under the microscope" in page
-    assert len(list((tmp_path / "out" / "suffixes").iterdir())) == 2
-    wrong = CliRunner().invoke(app, [*arguments, "--suffixes", str(tmp_path / "none.txt")])
-    assert isinstance(wrong.exception, PromptError) and "no suffix file" in str(wrong.exception)
+def test_a_killed_command_goes_on_where_it_stopped(found, organism, tmp_path, capsys):
+    """SIGKILL after the first suffix, then the same command again: what was done stays, the result is the same."""
+    study, out, suffixes = found[1]["folder"].parent / "study", tmp_path / "out", tmp_path / "mine.jsonl"
+    suffixes.write_text("".join(embedded.suffixes().read_text().splitlines(True)[2:5]))
+    few = ["--suffixes", suffixes, "--direction", study, "--out", out, "--quiet", "--no-shuffled"]
+    few += ["--prompts", "8", "--harmless", "8", "--max-new-tokens", "0"]
+    first = subprocess.Popen([*COMMAND, *map(str, few)])
+    done = out / "suffixes"
+    deadline = time.monotonic() + 300
+    while len(list(done.glob("0*.safetensors"))) < 2 and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.02)
+    first.kill()
+    first.wait()
+    kept = {path: path.stat().st_mtime_ns for path in sorted(done.glob("0*.safetensors"))[:1]}
+    assert kept and not (out / "report.html").exists()
+    same = {"prompts": 8, "harmless": 8, "max_new_tokens": 0, "shuffled": False}
+    hijack("organism", suffixes=suffixes, direction=study, out=out, **same)
+    assert "attention of the top heads" in capsys.readouterr().out
+    assert all(path.stat().st_mtime_ns == t for path, t in kept.items())
+    page = (out / "report.html").read_text("utf-8")
+    assert "Suffix attacks" in page and "because it hijacks the top heads" in page
+    # As if it had never been killed: once more, in memory.
+    report = load_record(out / "report", HijackingReport)
+    inputs = {**found[1], "suffixes": SuffixSet.load(suffixes), "harmless": report.harmless.prompts, "folder": None}
+    inputs["settings"] = Settings(max_new_tokens=0, prompts=8, shuffled=False)
+    again = hijacking(organism, **inputs, head_prompts=report.head_prompts)
+    assert summary_frame(report).equals(summary_frame(again))
+
+
+def test_bad_input_at_the_command_line_is_one_sentence(found, tmp_path):
+    study = found[1]["folder"].parent / "study"
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "void.jsonl").write_text('{"suffix": " "}\n')
+    (tmp_path / "long.txt").write_text("bath " * 3000)
+    (tmp_path / "calm.txt").write_text("How do I bake bread?\nHow do I plant a tree?\n")
+    (tmp_path / "ok.txt").write_text("bath rice\n")
+    for given, message in (
+        ({"suffixes": Path("none.txt")}, "there is no suffix file none.txt"),
+        ({"suffixes": tmp_path / "empty.txt"}, "holds no suffix"),
+        ({"suffixes": tmp_path / "void.jsonl"}, "is empty; remove the row"),
+        ({"suffixes": tmp_path / "long.txt"}, "use a shorter suffix"),
+        ({"suffixes": tmp_path / "ok.txt", "harmful": str(tmp_path / "calm.txt")}, "no refused prompt is left"),
+    ):
+        with pytest.raises(PromptError, match=message) as error:
+            hijack("organism", direction=study, out=tmp_path / "o", quiet=True, **given)
+        assert "\n" not in str(error.value)

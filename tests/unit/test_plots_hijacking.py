@@ -165,6 +165,14 @@ def test_bars_are_the_records_numbers():
     assert tests.data[1].y[1] is None  # all heads: there are no random ones
 
 
+def test_long_suffixes_are_drawn_in_lines():
+    tokens = TokenEffects(tuple(f"t{i}" for i in range(20)), draw(20, N).double(), draw(20, N, seed=1).double())
+    figure = plots.plot_token_effects(tokens)
+    for trace, grid in zip(figure.data, (tokens.removed, tokens.written), strict=True):
+        cells = [value for line in trace.z for value in line if value is not None]
+        assert len(trace.z) == 2 and np.allclose(cells, grid.mean(-1)) and trace.text[1][7].startswith("t19<br>")
+
+
 def test_aligned_attention_has_one_axis():
     (_, plain), (_, suffixed) = plots.paired_attention(WORKS.results[0].patterns)
     assert plain["tokens"] == ["<s>", "a", "·", "·", "!"] and suffixed["tokens"] == ["<s>", "a", "x", "y", "!"]
