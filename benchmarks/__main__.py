@@ -24,7 +24,7 @@ from refusal_lens.suffixes import SuffixSet
 from .measure import gemm_peak, machine
 from .models import named, plain_copy
 from .plain import Plain
-from .rows import Ground, Row, all_rows
+from .rows import GROUPS, Ground, Row
 
 
 def arguments() -> argparse.Namespace:
@@ -38,6 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pool", type=int, default=0, help="prompts of each kind before the paper's filter")
     parser.add_argument("--n-suffixes", type=int, default=64)
     parser.add_argument("--positions", type=int, default=0, help="of the candidates, the last so many; 0 for all")
+    parser.add_argument("--rows", nargs="+", default=list(GROUPS), choices=list(GROUPS))
     parser.add_argument("--every", type=int, default=1, help="time the plain selection on every so many candidates")
     parser.add_argument("--coeff", type=float, default=1.0)
     parser.add_argument("--max-kl", type=float, default=0.1)
@@ -121,7 +122,7 @@ def main() -> None:
     g.plain.last_logits(g.val[0])  # the first pass packs weights
     before = gemm_peak(m.dtype, m.device)
     rows = []
-    for row in all_rows(g):
+    for row in (row for group in args.rows for row in GROUPS[group](g)):
         rows.append(row)
         print(f"{row.name}: {row.seconds[0]:.3g} s, plain {row.seconds[1]:.3g} s. {row.note}", flush=True)
     peak = max(before, gemm_peak(m.dtype, m.device))  # other work on the machine lowers it, nothing raises it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,11 +227,11 @@ def next_direction(candidates: CandidateDirections) -> Any:
     return candidates.direction(candidates.positions[-1], candidates.n_layers // 2)
 
 
-def all_rows(g: Ground) -> Iterator[Row]:
-    """Every row, in the order of the table."""
-    yield from forward_rows(g)
-    yield extraction_row(g)
-    yield from selection_rows(g)
-    yield from attribution_rows(g)
-    yield suffix_row(g)
-    yield generation_row(g)
+GROUPS: dict[str, Callable[[Ground], list[Row]]] = {
+    "forward": forward_rows,
+    "extraction": lambda g: [extraction_row(g)],
+    "selection": selection_rows,
+    "attribution": attribution_rows,
+    "suffixes": lambda g: [suffix_row(g)],
+    "generation": lambda g: [generation_row(g)],
+}

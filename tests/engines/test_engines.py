@@ -88,13 +88,22 @@ def test_names_that_are_no_engine_are_refused():
 
 
 @pytest.fixture(scope="module")
-def small():
-    sources = {name: str(path) for name, path in instructions().items()}
-    return StudyConfig(sizes=(70, 8, 40), max_new_tokens=8, relax=True, attribution=False, **sources)
+def one_thread():
+    """Several processes share this machine: threads that wait for each other would stall all of them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
-def local(small, tmp_path_factory):
+def small():
+    sources = {name: str(path) for name, path in instructions().items()}
+    return StudyConfig(sizes=(70, 4, 34), max_new_tokens=4, relax=True, attribution=False, **sources)
+
+
+@pytest.fixture(scope="module")
+def local(small, one_thread, tmp_path_factory):
     return run_study(small, tmp_path_factory.mktemp("local"))
 
 
