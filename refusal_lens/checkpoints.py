@@ -11,6 +11,7 @@ from typing import Any
 from .errors import ModelError
 
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
 
 
 def check_folder(folder: Path, config: Any) -> None:
@@ -46,9 +47,11 @@ def check_folder(folder: Path, config: Any) -> None:
     limits = {"num_hidden_layers": depth, "hidden_size": rows, "intermediate_size": rows, "vocab_size": rows}
     for name, limit in limits.items():
         asked = getattr(text, name, None)
-        if isinstance(asked, int) and not 0 < asked <= limit:
+        if isinstance(asked, int) and limit and not 0 < asked <= limit:
             raise ModelError(f"{folder / 'config.json'} asks for {name} {asked}, and the weights hold {limit} at most")
-    for name in ("hidden_size", "intermediate_size"):
+    # A mixture of experts may name an intermediate size that none of its layers has.
+    dense = not any(getattr(text, name, None) for name in EXPERTS)
+    for name in ("hidden_size", "intermediate_size") if dense else ("hidden_size",):
         asked = getattr(text, name, None)
         if isinstance(asked, int) and not any(size % asked == 0 for size in sizes):
             raise ModelError(f"{folder / 'config.json'} asks for {name} {asked}, which no weight has")

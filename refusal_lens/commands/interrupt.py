@@ -32,13 +32,12 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         raise Stopped(CODE)
 
+    if os.name != "posix" or threading.current_thread() is not threading.main_thread():
+        yield  # no such wake-up there; or another thread decides about signals
+        return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    try:
-        before = signal.signal(signal.SIGINT, stop)
-    except ValueError:  # not the main thread: whoever called decides
-        yield
-        return
+    before = signal.signal(signal.SIGINT, stop)
     woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_end_after_grace, args=(reader,), daemon=True).start()
     try:

@@ -17,13 +17,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from refusal_lens import load_model
+from refusal_lens.checkpoints import check_folder
 from refusal_lens.errors import ModelError, ResultError
 from refusal_lens.gguf_header import check_gguf
 from refusal_lens.records import Direction, Record, SelectionScores, load_record
 from refusal_lens.study import Study
-from tests.tiny import tiny_folder
+from tests.tiny import ARCHITECTURES, tiny_folder
 
 from .outcomes import ROOT, record
 from .tiny_gguf import write_tiny_gguf
@@ -325,3 +327,8 @@ def test_every_record_class_is_frozen():
 
 def _subclasses(cls: type) -> list[type]:
     return [inner for sub in cls.__subclasses__() for inner in (sub, *_subclasses(sub))]
+
+
+def test_honest_checkpoints_of_every_architecture_pass():
+    for architecture in ARCHITECTURES:
+        check_folder(tiny_folder(architecture), AutoConfig.from_pretrained(tiny_folder(architecture)))
