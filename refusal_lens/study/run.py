@@ -264,6 +264,7 @@ def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedCha
     runner.stage("certificate", inputs, {"certificate": Certificate}, certificate)
 
     facts = runner.document("model", [load], lambda: _model_facts(runner.model))
+    runner.tidy()
     summary = _summary(facts, selection, completions, metrics)
     write_atomically(folder / "summary.json", json.dumps(to_json(summary), indent=1, ensure_ascii=False).encode())
     files = runner.files | {"summary.json": file_digest(folder / "summary.json")}

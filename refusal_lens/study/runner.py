@@ -103,6 +103,10 @@ class Runner:
         self.files |= files
         return made
 
+    def tidy(self) -> None:
+        """Remove items that were kept for going on: of a run killed after its mark, or one with other settings."""
+        shutil.rmtree(self.folder / "items", ignore_errors=True)
+
     def _withdraw(self) -> None:
         """Take back what describes the folder as a whole, before a record in it changes."""
         for name in ("report.html", "summary.json", "study.json"):
