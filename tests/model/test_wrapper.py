@@ -127,12 +127,15 @@ def test_restart_and_prefix_equal_the_whole_pass(model, direction):
         assert torch.equal(model.logits(tokens), model.logits(tokens, start=(2, resid)))
     if not model.backend.supports_prefix:
         return
-    from refusal_lens.selection import _without_prefix
-
     n = 6
+    left = tokens.lengths - n
+    width = int(left.max())
+    rest = dataclasses.replace(
+        tokens, ids=tokens.ids[:, -width:], mask=torch.arange(width)[None] >= width - left[:, None]
+    )
     with model.hooks(Ablate(direction)):
         cached = model.prefix_cache(tokens.ids[0][tokens.mask[0]][:n])
-        split = model.logits(_without_prefix(tokens, n), prefix=cached)
+        split = model.logits(rest, prefix=cached)
         assert torch.allclose(split, model.logits(tokens), atol=2e-5)
 
 

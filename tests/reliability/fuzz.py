@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import os
@@ -90,20 +91,20 @@ def mutate_json(value: Any, rng: random.Random) -> Any:
     for _ in range(rng.choice((1, 1, 2, 4))):
         parents = list(_containers(value))
         if not parents:
-            return rng.choice(HOSTILE)
+            return copy.deepcopy(rng.choice(HOSTILE))
         parent = rng.choice(parents)
         if not parent:
             continue
         key = rng.choice(list(parent)) if isinstance(parent, dict) else rng.randrange(len(parent))
         kind = rng.randrange(6)
         if kind < 3:
-            parent[key] = rng.choice(HOSTILE)
+            parent[key] = copy.deepcopy(rng.choice(HOSTILE))
         elif kind == 3:
             del parent[key]
         elif kind == 4 and isinstance(parent, dict):
             parent[str(rng.choice(("schema", "$record", "$tensor", "x", "../y")))] = parent.pop(key)
         elif isinstance(parent, list):
-            parent.extend([parent[key]] * rng.choice((1, 3, 50)))
+            parent.extend(copy.deepcopy(parent[key]) for _ in range(rng.choice((1, 3, 50))))
         else:
             parent[key] = [parent[key]]
     return value
