@@ -139,6 +139,7 @@ class RayEngine(Engine):
                             waiting.appendleft(index)
                         continue
                     except ray.exceptions.RayTaskError as error:
+                        self._idle.append(worker)  # the item failed, not its worker
                         cause = error.cause
                         raise cause if isinstance(cause, RefusalLensError) else error from None
                     self._idle.append(worker)

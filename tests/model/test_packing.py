@@ -1,0 +1,83 @@
+"""Packed prompts: the logits of every prompt alone, whatever else stands in the row, on every architecture that can."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from refusal_lens import Ablate
+from refusal_lens.extraction import mean_activations
+from refusal_lens.packing import common_prefix, packed_logits, packed_resid, packing_holds, packs_of
+from refusal_lens.records import Direction
+from refusal_lens.selection import _AblateRows, _AddRows, _Packed, _Padded
+from tests.tiny import ARCHITECTURES, tiny_model
+
+PROMPTS = ["hi", "how do you do this long thing, then?", "a b c", "What?", "hi"]
+WINDOWED = {"gemma2", "gemma3"}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_logits_are_those_of_the_prompts_alone(architecture):
+    model = tiny_model(architecture)
+    tokens = model.tokenize(PROMPTS)
+    assert packing_holds(model, tokens) == (architecture not in WINDOWED)
+    if architecture in WINDOWED:
+        return
+    alone = torch.cat([model.logits(model.tokenize([p]))[:, -1] for p in PROMPTS])
+    for limit in (1, 80, 1 << 20):  # a row a prompt, some prompts a row, one row
+        packs = packs_of(tokens, limit)
+        assert sorted(i for pack in packs for i in pack.indices) == list(range(len(PROMPTS)))
+        for pack in packs:
+            found = packed_logits(model, pack, rows=2)
+            torch.testing.assert_close(found[0], alone[list(pack.indices)], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
+            resid = packed_resid(model, pack, model.n_layers)
+            again = packed_logits(model, pack, 2, (2, resid[2]))
+            torch.testing.assert_close(again, found, atol=1e-4, rtol=1e-4)
+
+
+def test_hooks_from_outside_and_other_backends_are_not_packed():
+    model = tiny_model("qwen2")
+    tokens = model.tokenize(PROMPTS)
+    with model.hooks(("blocks.0.hook_resid_pre", lambda x, hook: None)):
+        assert not packing_holds(model, tokens)
+    assert packing_holds(model, tokens)
+
+
+def test_rows_take_interventions_of_their_own():
+    """What several candidates in one pass give is what each gives alone, packed or padded."""
+    model = tiny_model("llama")
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(3, model.d_model, generator=generator)
+    tokens = model.tokenize(PROMPTS)
+    packed, padded = (kind(model, tokens, keep_resid=3) for kind in (_Packed, _Padded))
+
+    def largest(logits, indices):
+        return logits.double().logsumexp(-1)
+
+    for edit, start in (
+        (lambda rows: [_AblateRows(vectors[rows])], 0),
+        (lambda rows: [_AddRows(vectors[rows], 2)], 2),
+    ):
+        together, one_by_one = (bench.run(3, edit, largest, start) for bench in (packed, padded))
+        torch.testing.assert_close(together, one_by_one, atol=1e-4, rtol=1e-4)
+        assert float((together[0] - together[1]).abs().max()) > 1e-3, "the rows differ"
+    with model.hooks(Ablate(Direction(vectors[1], 1.0, -1, 0))):
+        expected = model.last_logits(PROMPTS).double().logsumexp(-1)
+    ablated = packed.run(3, lambda rows: [_AblateRows(vectors[rows])], largest)
+    torch.testing.assert_close(ablated[1], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma2"])
+def test_means_are_the_same_packed_and_padded(architecture):
+    model = tiny_model(architecture)
+    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.n_layers)]
+    n_post = model.tokenize(["x"]).n_post
+    alone = [model.cache([p], names, positions=slice(-n_post, None)) for p in PROMPTS]
+    by_hand = torch.stack([torch.stack([c[n][0].double() for n in names], 1) for c in alone]).mean(0)
+    torch.testing.assert_close(mean_activations(model, PROMPTS), by_hand, atol=1e-5, rtol=1e-5)
+
+
+def test_a_prompt_keeps_a_token_of_its_own():
+    rows = [torch.tensor([1, 2, 3]), torch.tensor([1, 2, 3]), torch.tensor([1, 2, 3, 4])]
+    assert common_prefix(rows) == 2 and common_prefix(rows[:1]) == 0
