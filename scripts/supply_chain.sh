@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1
-tools=.venv-audit out=build/reliability
+tools=.venv-audit out=build/audit
 mkdir -p "$out"
 [ -x $tools/bin/python ] || .venv/bin/python -m venv $tools
 if ! $tools/bin/python -m pip install --quiet "pip-audit>=2.7" "pip-licenses>=5" 2> "$out/audit.log"; then

@@ -36,10 +36,12 @@ from refusal_lens.prompts import PromptSet
 from refusal_lens.study import Study
 from refusal_lens.suffixes import SuffixSet
 
+from .outcomes import record
 from .tiny_gguf import write_tiny_gguf
 
 FOLDERS = Path(__file__).parent / "folders"
 LIMIT = 30.0  # seconds a case
+LABELS = {"folder": "result folders", "prompts": "prompt files", "suffixes": "suffix files", "gguf": "GGUF files"}
 SHARES = {"folder": 0.5, "prompts": 0.2, "suffixes": 0.2, "gguf": 0.1}
 HOSTILE: list[Any] = [
     None, True, -1, 0, 2**31, 2**63, 10**400, 1e308, float("nan"), float("inf"), "", "\ud800", "\x00",
@@ -285,8 +287,24 @@ def main() -> None:
     shutil.rmtree(place)
     found = {kind: {o: counts[kind, o] for o in ("loads", "one clear error")} for kind in SHARES}
     result = {"cases": given.cases, "failures": len(failures), "slowest, s": round(slowest, 2), **found}
-    print(json.dumps(result | {"memory": round(peak() / before, 2)}))
+    result["memory"] = round(peak() / before, 2)
+    print(json.dumps(result))
+    note(result)
     raise SystemExit(bool(failures))
+
+
+def note(found: dict[str, Any]) -> None:
+    """The outcome as rows of the table."""
+    for kind, label in LABELS.items():
+        loads, refused = found[kind]["loads"], found[kind]["one clear error"]
+        record(
+            "input",
+            f"mutated {label}",
+            loads + refused,
+            f"{loads} load, {refused} end in one clear error; of {found['cases']:,} cases of all kinds {found['failures']} "
+            f"gave a traceback or hung (slowest {found['slowest, s']:.1f} s), memory at most {found['memory']:.2f} times "
+            "that of whole files",
+        )
 
 
 if __name__ == "__main__":
