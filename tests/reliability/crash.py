@@ -20,10 +20,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from .outcomes import record
-
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from .outcomes import record
 
 SETTINGS = [
     "--n-train", "8", "--n-val", "4", "--n-test", "4", "--max-new-tokens", "4", "--max-kl", "9", "--relax", "--quiet",
@@ -151,8 +151,8 @@ def note(found: dict) -> None:
         "`kill -9` at random moments of `refusal-lens run`, then resumed",
         found["killed"],
         f"{found['at random times']} at random times, {found['at file operations']} at file operations, in "
-        f"{found['folders']} folders: {found['folders'] - found['different results']} equal the undisturbed run bit for "
-        f"bit, {found['files left over']} files left over",
+        f"{found['folders']} folders: {found['folders'] - found['different results']} equal the undisturbed run bit "
+        f"for bit, {found['files left over']} files left over",
     )
 
 

@@ -301,9 +301,9 @@ def note(found: dict[str, Any]) -> None:
             "input",
             f"mutated {label}",
             loads + refused,
-            f"{loads} load, {refused} end in one clear error; of {found['cases']:,} cases of all kinds {found['failures']} "
-            f"gave a traceback or hung (slowest {found['slowest, s']:.1f} s), memory at most {found['memory']:.2f} times "
-            "that of whole files",
+            f"{loads} load, {refused} end in one clear error; of {found['cases']:,} cases of all kinds "
+            f"{found['failures']} gave a traceback or hung (slowest {found['slowest, s']:.1f} s), memory at most "
+            f"{found['memory']:.2f} times that of whole files",
         )
 
 
