@@ -53,6 +53,7 @@ FEW_AND_MANY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", FEW_AND_MANY)
 def test_peak_memory_does_not_grow_with_prompts(organism, stage):
     """What is added for each further prompt is its own result and its token ids: far less than its activations."""
