@@ -8,7 +8,7 @@ LEGACY := .venv-legacy
 WORKERS ?= 2
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: report test test-real test-legacy lint check reliability matrix audit bench clean
+.PHONY: notebooks report test test-real test-legacy lint check reliability matrix audit bench clean
 
 report: $(VENV)/.installed  ## the main job on the embedded model; prints where report.html is
 	$(BIN)/refusal-lens run organism --out runs/organism
@@ -38,6 +38,9 @@ audit: $(VENV)/.test  ## known vulnerabilities and licences of everything instal
 	scripts/supply_chain.sh
 
 check: lint test test-legacy  ## what CI runs, but for the real model
+
+notebooks: $(VENV)/.test  ## run the notebooks from their sources, with a picture beside each interactive figure
+	$(BIN)/python notebooks/build.py notebooks/0*.py
 
 bench: $(VENV)/.test  ## speed beside a plain implementation of the paper's algorithm
 	$(BIN)/python -m benchmarks --out benchmarks/results

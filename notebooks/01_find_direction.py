@@ -1,0 +1,124 @@
+# %% [markdown]
+# # Finding the refusal direction
+#
+# [Arditi et al. 2024](https://arxiv.org/abs/2406.11717) found that chat models refuse along one direction of the residual
+# stream: take the difference between the mean activations on harmful and harmless requests, and the right such
+# difference, ablated, stops refusals, and added, causes them. This notebook finds that direction step by step, on a tiny
+# chat model that comes with the package, in seconds on a laptop's CPU.
+
+# %%
+import pandas as pd
+
+import refusal_lens as rl
+from refusal_lens import plots
+from refusal_lens.evaluation import trace_direction
+from refusal_lens.plots import evaluation as more_plots
+from refusal_lens.scoring import find_refusal_tokens
+from refusal_lens.stability import selection_stability
+
+model = rl.load_model("organism")
+model
+
+# %% [markdown]
+# ## Prompts
+#
+# Three disjoint splits: the direction is *extracted* on `train`, *chosen* on `val`, and everything reported is measured on
+# `test`. Requests only: no file here answers a harmful one.
+
+# %%
+harmful, harmless = (rl.PromptSet.load(path, sizes=(128, 32, 64)) for path in rl.organism.instructions().values())
+pd.DataFrame({"harmful": harmful.train.texts[:5], "harmless": harmless.train.texts[:5]})
+
+# %% [markdown]
+# The chat template is the tokenizer's own. The candidates live at the *post-instruction positions*: the template's tokens
+# behind the request, where the model has read everything and is about to speak.
+
+# %%
+print(model.chat.render(harmful.train.texts[0]))
+model.chat.post_labels()
+
+# %% [markdown]
+# ## The refusal metric
+#
+# Which tokens begin a refusal? They are found from the model's own replies. The refusal metric is the log-odds of
+# those tokens at the last position (paper, appendix B): above 0 the model is about to refuse.
+
+# %%
+tokens = find_refusal_tokens(model, harmful.train.texts, harmless.train.texts)
+tokens.texts
+
+# %% [markdown]
+# ## Candidates
+#
+# One mean difference for each post-instruction position and layer (section 2.3), in float64, streaming over the
+# prompts.
+
+# %%
+candidates = rl.extract_directions(model, harmful.train, harmless.train)
+candidates.mean_diff.shape
+
+# %% [markdown]
+# ## Selection
+#
+# Each candidate gets three scores on `val` (appendix C): **bypass**, the metric on harmful prompts with it ablated
+# (lower is better); **induce**, the metric on harmless prompts with it added (must be above 0); **KL** of the next token
+# on harmless prompts with it ablated (must be below 0.1). Candidates in the last fifth of the layers are dropped, and the
+# lowest bypass of the rest wins.
+
+# %%
+selection = rl.select_direction(
+    model, candidates, harmful.val, harmless.val, refusal_tokens=tokens, full_grid=True, relax=True
+)
+direction = selection.chosen
+print(direction.label, "relaxed:", direction.relaxed or "nothing")
+plots.plot_selection(selection, model.chat.post_labels())
+
+# %% [markdown]
+# The table says for each candidate why it was dropped.
+
+# %%
+table = selection.scores.to_frame()
+table["reason"] = [reason or "kept" for row in selection.reasons for reason in row]
+table.round(3)
+
+# %% [markdown]
+# ## What it separates
+#
+# The cosine of the last position with the direction, layer by layer, on prompts that took no part in finding it: harmful
+# and harmless requests part ways.
+
+# %%
+trace = trace_direction(model, {"harmful": harmful.test.texts, "harmless": harmless.test.texts}, direction)
+plots.plot_trace(trace)
+
+# %% [markdown]
+# ## Is it luck?
+#
+# Draw the training prompts again with replacement and choose again. If the winners agree, the direction is a property of
+# the model rather than of these prompts.
+
+# %%
+stability = selection_stability(
+    model, (harmful.train.texts, harmless.train.texts), (harmful.val.texts, harmless.val.texts), tokens, resamples=10
+)
+print("mean cosine of two winners:", stability.pairwise())
+more_plots.plot_stability(stability)
+
+# %% [markdown]
+# What it *does* is the next notebook's question: [02_intervene](02_intervene.ipynb).
+
+# %% [markdown]
+# ## Now your own model
+#
+# Any chat model that refuses: a Hugging Face id, a local folder or a `.gguf` file; prompts from text, CSV, JSON or JSONL
+# files. If no candidate passes the paper's rule, the error names the nearest ones and what each would need;
+# `relax=True` takes the nearest and records that it did.
+
+# %%
+MODEL, HARMFUL, HARMLESS = "", "harmful.txt", "harmless.txt"
+if MODEL:
+    model = rl.load_model(MODEL)
+    harmful, harmless = (rl.PromptSet.load(path) for path in (HARMFUL, HARMLESS))
+    candidates = rl.extract_directions(model, harmful.train, harmless.train)
+    selection = rl.select_direction(model, candidates, harmful.val, harmless.val, relax=True)
+    print(selection.chosen.label, selection.chosen.relaxed)

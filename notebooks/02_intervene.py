@@ -1,0 +1,111 @@
+# %% [markdown]
+# # Intervening on the direction
+#
+# A direction that merely *correlates* with refusal would do nothing when touched. Three interventions (section 2.4 of
+# [the paper](https://arxiv.org/abs/2406.11717)) say whether it is necessary and sufficient, each beside a placebo: the
+# same with a random direction of equal norm.
+
+# %%
+import pandas as pd
+
+import refusal_lens as rl
+from refusal_lens import plots
+from refusal_lens.evaluation import complete, named_conditions, refusal_rates
+from refusal_lens.losses import losses, own_completions
+from refusal_lens.orthogonalization import orthogonalization_gap, orthogonalized
+from refusal_lens.plots import evaluation as more_plots
+from refusal_lens.scoring import find_refusal_tokens
+
+model = rl.load_model("organism")
+harmful, harmless = (rl.PromptSet.load(path, sizes=(128, 32, 64)) for path in rl.organism.instructions().values())
+tokens = find_refusal_tokens(model, harmful.train.texts, harmless.train.texts)
+candidates = rl.extract_directions(model, harmful.train, harmless.train)
+selection = rl.select_direction(model, candidates, harmful.val, harmless.val, refusal_tokens=tokens, relax=True)
+direction = selection.chosen
+direction.label
+
+# %% [markdown]
+# ## By hand
+#
+# Interventions are values; `model.hooks(...)` puts them in force, and leaving the `with` takes them out again.
+# `Ablate` removes the component along r̂ from every write to the residual stream, at every token. Here, a harmless request
+# with the direction *added* at its layer.
+
+# %%
+request = harmless.test.texts[0]
+print("asked:    ", request)
+print("baseline: ", model.generate([request], 30)[0])
+with model.hooks(rl.Add(direction)):
+    print("added:    ", model.generate([request], 30)[0])
+with model.hooks(rl.Add(direction.random_control(0))):
+    print("random:   ", model.generate([request], 30)[0])
+
+# %% [markdown]
+# It begins to refuse a harmless request. (This tiny model then repeats itself: added at every token of the reply, the
+# direction keeps saying "begin a refusal". Its model card reports that as a criterion not met.)
+#
+# ## Necessary and sufficient, with intervals
+#
+# Greedy replies to held-out prompts, judged by the paper's list of phrases; 95% Clopper-Pearson intervals.
+
+# %%
+necessary = complete(
+    model, harmful.test.texts, named_conditions(direction, ["baseline", "ablation", "random_ablation"]), "harmful", 24
+)
+sufficient = complete(
+    model, harmless.test.texts, named_conditions(direction, ["baseline", "addition", "random_addition"]), "harmless", 24
+)
+rates = {"harmful": refusal_rates(necessary), "harmless": refusal_rates(sufficient)}
+plots.plot_refusal_rates(rates)
+
+# %%
+pd.DataFrame({kind: {name: str(r) for name, r in of.items()} for kind, of in rates.items()})
+
+# %% [markdown]
+# "Not refused" is not the same as "complied": on this model, most replies to ablated harmful prompts drift to a
+# harmless neighbour of the request (see its model card). The substring judge can't tell; `refusal_lens.judges` has others.
+#
+# ## By weights
+#
+# The same as `Ablate`, without hooks: every matrix that writes to the residual stream is made orthogonal to r̂, inside the
+# `with` only. No checkpoint is written, and afterwards the parameters are the same objects as before.
+
+# %%
+with orthogonalized(model, direction):
+    print("orthogonalized refuses", refusal_rates(complete(model, harmful.test.texts, {"now": []}, "harmful", 24))["now"])
+print("largest logit gap to hooks:", orthogonalization_gap(model, direction, harmful.test.texts[:8]))
+
+# %% [markdown]
+# ## What else changes?
+#
+# The loss on the model's own replies to harmless prompts: ablation should hardly move it (appendix G.3).
+
+# %%
+conditions = named_conditions(direction, ["baseline", "ablation", "random_ablation", "subtraction", "random_subtraction"])
+cost = losses(model, own_completions(model, harmless.test.texts, 32), conditions, "own completions")
+more_plots.plot_losses([cost])
+
+# %%
+cost.to_frame().round(3)
+
+# %% [markdown]
+# Subtracting r at its layer costs far more than ablating it, and so does subtracting a random vector of that length: the
+# damage is one of length, not of this direction.
+#
+# Who *writes* the direction? [03_attribute](03_attribute.ipynb).
+
+# %% [markdown]
+# ## Now your own model
+#
+# On models with norms behind their writes (Gemma 2 and 3, OLMo 2) no edit of weights equals ablation; `orthogonalized`
+# says so, and `allow_gap=True` measures it all the same.
+
+# %%
+MODEL, HARMFUL, HARMLESS = "", "harmful.txt", "harmless.txt"
+if MODEL:
+    model = rl.load_model(MODEL)
+    harmful, harmless = (rl.PromptSet.load(path) for path in (HARMFUL, HARMLESS))
+    candidates = rl.extract_directions(model, harmful.train, harmless.train)
+    direction = rl.select_direction(model, candidates, harmful.val, harmless.val, relax=True).chosen
+    named = named_conditions(direction, ["baseline", "ablation", "random_ablation"])
+    print(refusal_rates(complete(model, harmful.test.texts[:16], named, "harmful", 32)))

@@ -1,0 +1,124 @@
+# %% [markdown]
+# # Who writes the direction?
+#
+# The residual stream is a sum: what enters block 0, and one write for each attention layer and MLP. So its projection
+# on r̂ splits exactly, component by component, head by head, and for each head source token by source token. Nothing is left
+# over, and every call checks that on its own prompts.
+
+# %%
+import refusal_lens as rl
+from refusal_lens.attribution import (
+    attention_patterns,
+    causal_check,
+    compliance_tokens,
+    component_contributions,
+    direct_logit_attribution,
+    propagation,
+    source_contributions,
+    top_heads,
+)
+from refusal_lens.plots import attribution as plots
+from refusal_lens.plots import circuits
+from refusal_lens.scoring import find_refusal_tokens
+
+model = rl.load_model("organism")
+harmful, harmless = (rl.PromptSet.load(path, sizes=(128, 32, 48)) for path in rl.organism.instructions().values())
+tokens = find_refusal_tokens(model, harmful.train.texts, harmless.train.texts)
+candidates = rl.extract_directions(model, harmful.train, harmless.train)
+selection = rl.select_direction(model, candidates, harmful.val, harmless.val, refusal_tokens=tokens, relax=True)
+direction = selection.chosen
+test, contrast = harmful.test.texts, harmless.test.texts
+
+# %% [markdown]
+# ## Components
+#
+# Each bar is one write's mean projection on r̂ at the last token of harmful prompts; they add up to the stream's.
+
+# %%
+parts = component_contributions(model, test, direction)
+print("largest error of the sum:", float(parts.errors.abs().max()))
+plots.plot_components(parts)
+
+# %% [markdown]
+# ## Logits
+#
+# The same idea for what the model says: the logit of the refusal tokens minus that of the tokens that begin an answer,
+# through the frozen final norm.
+
+# %%
+logits = direct_logit_attribution(model, test, tokens, compliance_tokens(model, harmless.train.texts, tokens))
+print(logits.answer, "against", logits.against, "- largest error", logits.error)
+plots.plot_components(logits)
+
+# %% [markdown]
+# ## Heads
+#
+# Heads are *chosen* on validation prompts and *reported* on test prompts (else the best of many looks better than it is),
+# with intervals, harmless prompts beside them, and p-values adjusted over all heads.
+
+# %%
+heads = top_heads(model, harmful.val.texts, test, direction, contrast=contrast)
+plots.plot_head_contributions(heads)
+
+# %%
+plots.plot_head_report(heads)
+
+# %% [markdown]
+# ## From which tokens?
+#
+# A head's contribution is attention times value, token by token: pattern · (v · W_O r̂). By region of the prompt, and on
+# one prompt token by token.
+
+# %%
+sources = source_contributions(model, test, direction)
+plots.plot_sources_by_region(sources, heads.heads)
+
+# %%
+plots.plot_sources(sources, 0, heads.heads)
+
+# %% [markdown]
+# The attention patterns of these heads on that prompt (hover over a head to see it large):
+
+# %%
+circuits.attention_view(attention_patterns(model, test[0], heads.heads[:4]))
+
+# %% [markdown]
+# ## How it gets to the last token
+#
+# The projection on r̂ by layer and token: it appears at the instruction first and moves to the end.
+
+# %%
+path = propagation(model, test, direction)
+plots.plot_propagation(path)
+
+# %% [markdown]
+# ## Attribution is not causation
+#
+# So it is checked: ablate the top heads (put their mean on harmless prompts, or another harmless prompt's output, in
+# their place), keep only them, and do the same with random heads of the same layers.
+
+# %%
+check = causal_check(model, test, contrast, direction, heads, tokens)
+print(f"predicted and measured, head by head: rank correlation {check.spearman:.2f}, p = {check.p_value:.2g}")
+plots.plot_causal_check(check)
+
+# %%
+check.to_frame().round(3)
+
+# %% [markdown]
+# What a suffix does to these heads: [04_suffix_attack](04_suffix_attack.ipynb).
+
+# %% [markdown]
+# ## Now your own model
+#
+# Any architecture that loads: grouped queries, biases, post-norms and softcaps are included, and `certify(model)` measures
+# how exact each identity is on it.
+
+# %%
+MODEL, HARMFUL, HARMLESS = "", "harmful.txt", "harmless.txt"
+if MODEL:
+    model = rl.load_model(MODEL)
+    harmful, harmless = (rl.PromptSet.load(path) for path in (HARMFUL, HARMLESS))
+    candidates = rl.extract_directions(model, harmful.train, harmless.train)
+    direction = rl.select_direction(model, candidates, harmful.val, harmless.val, relax=True).chosen
+    print(top_heads(model, harmful.val.texts, harmful.test.texts, direction).to_frame())

@@ -1,0 +1,99 @@
+# %% [markdown]
+# # Another behaviour: any two sets of prompts
+#
+# Nothing in the method knows about refusal. Two sets of prompts that differ in one behaviour give a direction, and the
+# same questions follow: does adding it bring the behaviour about, does ablating it take it away, and is it another
+# direction than refusal's? Here the behaviour is *answering with a list*, on the embedded model.
+
+# %%
+import refusal_lens as rl
+from refusal_lens.plots import evaluation as plots
+from refusal_lens.scoring import find_refusal_tokens
+from refusal_lens.transfer import Ground, behaviour_tokens, effect_matrix
+
+model = rl.load_model("organism")
+harmful, harmless = (rl.PromptSet.load(path, sizes=(128, 32, 64)) for path in rl.organism.instructions().values())
+
+# %% [markdown]
+# ## Two sets of prompts
+#
+# Harmless requests that ask for tips, steps, ideas or a list, and harmless requests that don't. Any two files will do:
+# two languages, two tones, two topics. Half of each is kept back to measure on.
+
+# %%
+words = ("tips", "steps", "ideas", "list")
+texts = [*harmless.train, *harmless.val, *harmless.test]
+positive = [t for t in texts if any(word in t.lower() for word in words)]
+negative = [t for t in texts if t not in positive]
+(pos_train, pos_test), (neg_train, neg_test) = ((p[::2], p[1::2]) for p in (positive, negative))
+len(positive), len(negative), positive[:3], negative[:3]
+
+# %% [markdown]
+# ## A metric of the behaviour
+#
+# Refusal has its phrases; another behaviour is read off the first tokens that the positive prompts raise. The metric is
+# their log-odds at the last position.
+
+# %%
+tokens = behaviour_tokens(model, pos_train, neg_train)
+tokens.texts
+
+# %% [markdown]
+# ## Its direction, beside refusal's
+#
+# Refusal's direction is chosen by the paper's rule; the other is the mean difference at the same position and layer.
+
+# %%
+refusal_tokens = find_refusal_tokens(model, harmful.train.texts, harmless.train.texts)
+candidates = rl.extract_directions(model, harmful.train, harmless.train)
+chosen = rl.select_direction(model, candidates, harmful.val, harmless.val, refusal_tokens=refusal_tokens, relax=True)
+refusal = chosen.chosen
+other = rl.extract_directions(model, pos_train, neg_train).direction(refusal.pos, refusal.layer)
+print("cosine of the two:", round(refusal.cosine(other), 3))
+
+# %% [markdown]
+# ## Cross-effects
+#
+# Each direction on each ground: the change of the ground's metric on held-out prompts, with bootstrap 95% intervals; on
+# the right the same with random directions of equal norm.
+
+# %%
+grounds = {
+    "refusal, harmful": Ground(harmful.test.texts, refusal_tokens),
+    "refusal, harmless": Ground(harmless.test.texts, refusal_tokens),
+    "list, asked for": Ground(tuple(pos_test), tokens),
+    "list, not asked for": Ground(tuple(neg_test), tokens),
+}
+directions = {"refusal": refusal, "list": other}
+ablated = effect_matrix(model, directions, grounds, "ablation")
+plots.plot_effects(ablated)
+
+# %%
+added = effect_matrix(model, directions, grounds, "addition")
+plots.plot_effects(added)
+
+# %% [markdown]
+# Read the diagonal against the rest *and* against the right-hand side. Ablating each direction takes its own behaviour
+# away and leaves the other within a few tenths of where it was. Adding is blunter: a vector of this length moves other
+# metrics too, whichever way it points, so an effect of addition counts only beyond its placebo.
+
+# %%
+added.to_frame().round(2)
+
+# %% [markdown]
+# ## Now your own model
+#
+# Two files of prompts, one behaviour apart. If the metric does not differ between them at baseline, there is no behaviour
+# to move: look at that first.
+
+# %%
+MODEL, POSITIVE, NEGATIVE = "", "positive.txt", "negative.txt"
+if MODEL:
+    model = rl.load_model(MODEL)
+    positive, negative = (rl.PromptSet.load(path) for path in (POSITIVE, NEGATIVE))
+    tokens = behaviour_tokens(model, positive.train.texts, negative.train.texts)
+    candidates = rl.extract_directions(model, positive.train, negative.train)
+    layer = model.n_layers // 2
+    found = candidates.direction(-1, layer)
+    grounds = {"shown": Ground(positive.test.texts, tokens), "absent": Ground(negative.test.texts, tokens)}
+    print(effect_matrix(model, {"behaviour": found}, grounds, "ablation").to_frame())
