@@ -55,7 +55,7 @@ def random_model(
     )
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     torch.manual_seed(0)
-    hf = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager").eval().requires_grad_(False)
+    hf = _filled(config, dtype)
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -63,6 +63,22 @@ def random_model(
             folder, hf_model=hf, tokenizer=tokenizer, dtype=dtype, device="cpu"
         )
     return HookedChatModel(bridge, tokenizer, name=f"random-{size}")
+
+
+def _filled(config: Qwen2Config, dtype: torch.dtype) -> Any:
+    """Random weights, some rows at a time: torch draws bfloat16 numbers through a float32 copy of the whole tensor."""
+    with torch.device("meta"):
+        hf = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
+    hf.to_empty(device="cpu")
+    hf.model.rotary_emb = type(hf.model.rotary_emb)(config)
+    hf.tie_weights()
+    for name, parameter in hf.requires_grad_(False).named_parameters():
+        if parameter.ndim == 1:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+        else:
+            for rows in parameter.split(1024):
+                rows.normal_(0, 0.02)
+    return hf.eval()
 
 
 def plain_copy(model: HookedChatModel) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -52,6 +53,17 @@ class Worker:
         return work.run(self.model, self.prepared[1], item)
 
 
+def _reach(address: str | None) -> None:
+    """Knock at HOST:PORT: Ray itself waits there for minutes.
+
+    Raises:
+        OSError: nobody answers.
+    """
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
 class RayEngine(Engine):
     """Items over the workers of a cluster; an item whose worker dies is given to another one.
 
@@ -78,8 +90,9 @@ class RayEngine(Engine):
         if self._started:
             local = {} if address else {"include_dashboard": False}
             try:
+                _reach(address)
                 ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 raise EngineError(f"no Ray cluster answers at {address or 'this machine'}: {error}") from error
         threads = torch.get_num_threads()
         self._gpus = 1 if model.device.type == "cuda" else 0
