@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import torch
 
 from refusal_lens import Ablate, HookedChatModel
@@ -107,24 +106,48 @@ def main() -> None:
             )
     out.mkdir(parents=True, exist_ok=True)
     (out / "growth.json").write_text(json.dumps(result, indent=1) + "\n")
-    plot(result).write_html(out / "growth.html", include_plotlyjs="cdn")
-    print(f"written to {out / 'growth.json'} and growth.html")
+    (out / "growth.svg").write_text(svg(result["curves"]))
+    print(f"written to {out / 'growth.json'} and growth.svg")
 
 
-def plot(result: dict[str, Any]) -> go.Figure:
-    """Seconds against each quantity relative to its smallest value, with the fitted lines."""
-    figure = go.Figure()
-    for name, curve in result["curves"].items():
-        x = [v / curve["x"][0] for v in curve["x"]]
-        figure.add_scatter(
-            x=x, y=curve["seconds"], mode="markers", name=f"{name} ({curve['exponent']:.2f})", legendgroup=name
-        )
-        last = math.log(curve["seconds"][-1])
-        line = [math.exp(last + curve["exponent"] * math.log(v / x[-1])) for v in x]
-        figure.add_scatter(x=x, y=line, mode="lines", showlegend=False, legendgroup=name, hoverinfo="skip")
-    figure.update_xaxes(type="log", title_text="multiple of the smallest value")
-    figure.update_yaxes(type="log", title_text="processor seconds")
-    return figure
+def svg(curves: dict[str, Any]) -> str:
+    """Points and fitted lines on logarithmic axes, a panel for each quantity."""
+    quantities = list(dict.fromkeys(name.split(" / ")[1] for name in curves))
+    colours = ("#0072B2", "#E69F00", "#009E73")
+    width, height, left = 230, 230, 50
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + len(quantities) * width} {height + 70}" ']
+    parts.append('font-family="sans-serif" font-size="11">')
+    seconds = [s for curve in curves.values() for s in curve["seconds"]]
+    low, high = math.log10(min(seconds)), math.log10(max(seconds))
+    for panel, quantity in enumerate(quantities):
+        mine = {name.split(" / ")[0]: c for name, c in curves.items() if name.endswith(f"/ {quantity}")}
+        values = next(iter(mine.values()))["x"]
+        x0 = left + panel * width
+        first, last = math.log10(values[0]), math.log10(values[-1])
+
+        def across(v: float, x0: int = x0, first: float = first, last: float = last) -> float:
+            return x0 + 15 + (width - 45) * (math.log10(v) - first) / (last - first)
+
+        def up(s: float) -> float:
+            return 20 + (height - 30) * (high - math.log10(s)) / (high - low)
+
+        parts.append(f'<rect x="{x0}" y="10" width="{width - 15}" height="{height}" fill="none" stroke="#999"/>')
+        parts.append(f'<text x="{x0 + width / 2 - 8}" y="{height + 40}" text-anchor="middle">{quantity}</text>')
+        parts += [f'<text x="{across(v):.0f}" y="{height + 24}" text-anchor="middle">{v}</text>' for v in values]
+        for k, (name, curve) in enumerate(mine.items()):
+            colour = colours[k % 3]
+            points = list(zip(curve["x"], curve["seconds"], strict=True))
+            parts += [f'<circle cx="{across(x):.1f}" cy="{up(s):.1f}" r="3" fill="{colour}"/>' for x, s in points]
+            ends = [points[-1][1] * (v / values[-1]) ** curve["exponent"] for v in (values[0], values[-1])]
+            ends = [min(max(s, 10**low), 10**high) for s in ends]
+            parts.append(
+                f'<line x1="{across(values[0]):.1f}" y1="{up(ends[0]):.1f}" x2="{across(values[-1]):.1f}" '
+                f'y2="{up(ends[1]):.1f}" stroke="{colour}" stroke-opacity="0.6"/>'
+            )
+            parts.append(f'<text x="{x0 + 8}" y="{24 + 13 * k}" fill="{colour}">{name}: {curve["exponent"]:.2f}</text>')
+    for power in range(math.ceil(low), math.floor(high) + 1):
+        parts.append(f'<text x="{left - 4}" y="{up(10.0**power) + 4:.0f}" text-anchor="end">{10.0**power:g} s</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 if __name__ == "__main__":

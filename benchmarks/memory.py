@@ -1,6 +1,6 @@
 """Peak memory of a model too large for many machines, from models of the same width with few layers.
 
-python -m benchmarks.memory --size 7b --layers 2 4      extrapolates to all layers
+python -m benchmarks.memory --size 7b --layers 3 5      extrapolates to all layers
 python -m benchmarks.memory --size 7b                   the whole model (7B in bfloat16: about 17 GB)
 
 Every number of layers runs in a process of its own, since the peak of a process never goes down.
