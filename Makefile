@@ -8,7 +8,7 @@ LEGACY := .venv-legacy
 WORKERS ?= 2
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: notebooks report test test-real test-legacy lint check reliability matrix audit bench clean
+.PHONY: docs notebooks report test test-real test-legacy lint check reliability matrix audit bench clean
 
 report: $(VENV)/.installed  ## the main job on the embedded model; prints where report.html is
 	$(BIN)/refusal-lens run organism --out runs/organism
@@ -39,6 +39,9 @@ audit: $(VENV)/.test  ## known vulnerabilities and licences of everything instal
 
 check: lint test test-legacy  ## what CI runs, but for the real model
 
+docs: $(VENV)/.dev  ## the site, in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
+
 notebooks: $(VENV)/.test  ## run the notebooks from their sources, with a picture beside each interactive figure
 	$(BIN)/python notebooks/build.py notebooks/0*.py
 
@@ -58,7 +61,7 @@ $(VENV)/.test: $(VENV)/.installed
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.test
-	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e ".[test,dev]"
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e ".[test,dev,docs]"
 	@touch $@
 
 $(LEGACY)/.installed: pyproject.toml constraints-legacy.txt

@@ -1,0 +1,39 @@
+"""The docs name what exists: error classes, pages, commands."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+from refusal_lens import errors
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_error_class_has_its_entry():
+    text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    classes = [name for name, c in vars(errors).items() if inspect.isclass(c) and c is not errors.RefusalLensError]
+    assert re.findall(r"^## (\w+Error)$", text, re.M) == classes
+
+
+def test_quoted_messages_are_in_the_code():
+    text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    code = " ".join(p.read_text("utf-8") for p in (ROOT / "refusal_lens").rglob("*.py"))
+    code = re.sub(r'"\s*\n\s*f?"', "", code)  # one message over several lines
+    for quoted in re.findall(r'^- "([^"]+)"', text, re.M):
+        for part in re.split(r"\.\.\.| N ", quoted):
+            words = part.strip()
+            assert not words or words in code, quoted
+
+
+def test_every_page_is_in_the_navigation():
+    nav = (ROOT / "mkdocs.yml").read_text("utf-8")
+    pages = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")}
+    assert {page for page in pages if page not in nav} == set()
+
+
+def test_links_between_files_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
