@@ -212,7 +212,7 @@ def test_the_command(run, table, tmp_path):
     app.command()(command.evaluate)
     assert ", ".join(CONDITIONS) == command.CONDITIONS and command.FORMS == FORMS
     (tmp_path / "mine.txt").write_text("\n".join(run.harmless.test.texts[:3]))
-    base = [str(run.folder), "--condition", "baseline", "--condition", "ablation", "--quiet"]
+    base = [str(run.folder), "--condition", "baseline", "--condition", "ablation"]
     base += ["--max-new-tokens", str(NEW)]
     result = CliRunner().invoke(app, [*base, "--limit", "4", "--out", str(tmp_path / "all")])
     assert result.exit_code == 0, result.output
