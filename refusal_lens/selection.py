@@ -74,10 +74,10 @@ def choose(scores: SelectionScores, rule: SelectionRule | None = None) -> Choice
     for i, pos in enumerate(scores.positions):
         row = []
         for layer in range(n_layers):
-            values = [float(grid[i, layer]) for grid in (scores.bypass, scores.induce, scores.kl)]
-            row.append(_reason(*values, layer, n_layers, rule))
+            bypass, induce, kl = (float(grid[i, layer]) for grid in (scores.bypass, scores.induce, scores.kl))
+            row.append(_reason(bypass, induce, kl, layer, n_layers, rule))
             if not row[-1]:
-                kept.append((values[0], pos, layer))
+                kept.append((bypass, pos, layer))
         reasons.append(tuple(row))
     kept.sort(key=lambda item: item[0])  # stable: the order of the loops breaks ties
     order = tuple((pos, layer) for _, pos, layer in kept)
@@ -296,9 +296,11 @@ class _Scorer:
         """Mean refusal metric on harmful prompts under ablation."""
         return self._ablated("bypass", directions, GROUP, on_step)
 
-    def kl(self, directions: Sequence[Direction], on_step: Callable[[int], None] | None = None) -> list[float]:
-        """Mean KL(baseline || ablated) on harmless prompts."""
-        return self._ablated("kl", directions, 1, on_step)
+    def kl(
+        self, directions: Sequence[Direction], on_step: Callable[[int], None] | None = None, size: int = 1
+    ) -> list[float]:
+        """Mean KL(baseline || ablated) on harmless prompts; one candidate an item, unless all will be wanted."""
+        return self._ablated("kl", directions, size, on_step)
 
     def _ablated(
         self, score: str, directions: Sequence[Direction], size: int, on_step: Callable[[int], None] | None
@@ -371,7 +373,7 @@ def select_direction(
     step = len(by_bypass) if full_grid else scorer.engine.width
     for begin in range(0, len(by_bypass), max(1, step)):
         some = by_bypass[begin : begin + step]
-        values = scorer.kl([d for _, d in some], on_step)
+        values = scorer.kl([d for _, d in some], on_step, GROUP if full_grid else 1)
         passing = [k for k, value in enumerate(values) if value <= rule.max_kl]
         # What workers did beyond the first that passes is dropped, so that the record is that of one worker.
         kept = passing[0] + 1 if passing and not full_grid else len(some)
