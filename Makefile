@@ -8,13 +8,16 @@ LEGACY := .venv-legacy
 WORKERS ?= 2
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: docs notebooks report test test-real test-legacy lint check reliability matrix audit bench clean
+.PHONY: docs notebooks report test coverage test-real test-legacy lint check reliability matrix audit bench clean
 
 report: $(VENV)/.installed  ## the main job on the embedded model; prints where report.html is
 	$(BIN)/refusal-lens run organism --out runs/organism
 
 test: $(VENV)/.test  ## all tests but the nightly ones
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore tests/real
+
+coverage: $(VENV)/.test  ## the same with the share of lines that they run, by module
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore tests/real --cov=refusal_lens --cov-report=term
 
 test-real: $(VENV)/.test  ## the main job on the real chat model that REFUSAL_LENS_REAL_MODEL names
 	$(BIN)/python -m pytest tests/real

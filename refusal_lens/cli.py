@@ -192,15 +192,11 @@ app.command()(hijack)
 
 def main() -> None:
     """Entry point: what the user can put right is one sentence on stderr and exit code 2."""
-    from huggingface_hub.utils import disable_progress_bars
-    from transformers.utils.logging import disable_progress_bar
-
     from .errors import RefusalLensError
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    disable_progress_bar()  # ours say what is going on; these two are already imported, so no variable reaches them
-    disable_progress_bars()
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # ours say what is going on
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     try:

@@ -440,16 +440,3 @@ class DirectionTrace(Record):
     projection: Float[Tensor, "condition layer prompt"]
     conditions: tuple[str, ...]
     direction: Direction | None = field(default=None)
-
-
-def to_json(value: Any) -> Any:
-    """A plain-JSON view of a record (no tensors): for ``summary.json`` and logs."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(k): to_json(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_json(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

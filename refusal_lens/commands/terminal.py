@@ -22,8 +22,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ..plain_json import to_json
 from ..progress import silent, together, told
-from ..records import to_json
 
 error_console = Console(stderr=True)
 console = Console()

@@ -18,9 +18,10 @@ from ..attribution.sources import attention_patterns, source_contributions
 from ..attribution.token_records import SourceContributions
 from ..errors import PromptError, ResultError
 from ..model import HookedChatModel
+from ..plain_json import to_json
 from ..progress import Progress, silent
 from ..prompts import PromptSet
-from ..records import Direction, Record, RefusalTokens, load_record, to_json
+from ..records import Direction, Record, RefusalTokens, load_record
 from ..scoring import find_refusal_tokens, refusal_metric
 from ..stats import benjamini_hochberg
 from ..suffixes import Suffix, SuffixSet, check_suffix, random_controls, shuffled_controls, suffix_length

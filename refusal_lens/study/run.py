@@ -28,6 +28,7 @@ from ..extraction import extract_directions
 from ..health import check_unhooked
 from ..hijacking import HijackingReport, Settings, hijacking
 from ..model import HookedChatModel
+from ..plain_json import to_json
 from ..progress import Progress, silent
 from ..prompts import Prompts, PromptSet
 from ..records import (
@@ -37,7 +38,6 @@ from ..records import (
     Record,
     RefusalTokens,
     Selection,
-    to_json,
 )
 from ..scoring import find_refusal_tokens, given_refusal_tokens, keep_refused, sharded_metric
 from ..selection import select_direction

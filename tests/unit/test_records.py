@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from refusal_lens.errors import DirectionError, ResultError
 from refusal_lens.linalg import random_unit
+from refusal_lens.plain_json import to_json
 from refusal_lens.prompts import Prompts, PromptSet
 from refusal_lens.records import (
     CandidateDirections,
@@ -19,7 +20,6 @@ from refusal_lens.records import (
     Selection,
     SelectionScores,
     load_record,
-    to_json,
 )
 
 
