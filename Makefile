@@ -25,9 +25,10 @@ test-real: $(VENV)/.test  ## the main job on the real chat model that REFUSAL_LE
 test-legacy: $(LEGACY)/.installed  ## the wrapper's tests on HookedTransformer under transformer-lens 3.9
 	$(LEGACY)/bin/python -m pytest tests/legacy
 
-lint: $(VENV)/.dev  ## ruff and the import contracts
+lint: $(VENV)/.dev  ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 reliability: $(VENV)/.test  ## the nightly reliability tests (an hour), and their table in docs/reliability.md

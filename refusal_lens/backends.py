@@ -128,6 +128,9 @@ class BridgeBackend(Backend):
         # The last position's slice is strided; torch then multiplies row by row and copies W_U for each (bfloat16
         # on CPU, 32 rows, 152k tokens: 37 s instead of 0.02 s).
         tl.unembed.register_forward_pre_hook(_contiguous_input)
+        for block in tl.blocks:
+            if hasattr(block, "attn"):
+                block.attn.register_forward_pre_hook(_cache_as_past_key_values, with_kwargs=True)
         config = self.hf.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         # A window over a cached prefix is counted in cache slots, so padding between would shift it.
@@ -189,7 +192,10 @@ class BridgeBackend(Backend):
             first = start[0]
             with self._skipping(*start):
                 self.hf(**call)
-        entries = [(layer.keys, layer.values) for layer in cache.layers[first:]]
+        layers: list[Any] = cache.layers[first:]
+        if not layers:
+            raise ModelError(f"{self.kind} kept no keys and values: this transformers passes its cache another way")
+        entries = [(layer.keys, layer.values) for layer in layers]
         # Skipped layers are never read, but the cache counts its length at layer 0.
         return [entries[0]] * first + entries
 
@@ -280,8 +286,9 @@ class BridgeBackend(Backend):
             weight.requires_grad_(before)
         scores: dict[tuple[int, int], float] = {}
         for node, score in nodes.items():
-            if node.kind == "attn_head_out":
-                scores[node.layer, node.head] = scores.get((node.layer, node.head), 0.0) + score
+            if node.kind == "attn_head_out" and node.layer is not None and node.head is not None:
+                head = (node.layer, node.head)
+                scores[head] = scores.get(head, 0.0) + score
         return scores
 
     def generate(self, ids, mask, max_new_tokens, eos_ids, pad_id, temperature=0.0):
@@ -303,6 +310,17 @@ class BridgeBackend(Backend):
 
 def _contiguous_input(module: Any, args: tuple) -> tuple:
     return (args[0].contiguous(), *args[1:]) if args else args
+
+
+def _cache_as_past_key_values(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Give a bridge's attention the cache under the name it knows.
+
+    transformers 5.24 hands ``cache`` down; transformer-lens up to 4.3 reads ``past_key_values`` and runs without a
+    cache where it finds none: replies then forget their prompt, and nothing says so.
+    """
+    if "cache" in kwargs and kwargs.get("past_key_values") is None:
+        kwargs = {name: x for name, x in kwargs.items() if name != "cache"} | {"past_key_values": kwargs["cache"]}
+    return args, kwargs
 
 
 class HookedTransformerBackend(Backend):

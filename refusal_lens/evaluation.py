@@ -59,13 +59,14 @@ def named_conditions(
         if name not in CONDITIONS:
             raise RefusalLensError(f"there is no condition {name!r}; choose from {', '.join(CONDITIONS)}")
         r = direction.random_control(seed) if name.startswith("random_") else direction
-        found[name] = {
-            "baseline": lambda r: [],
-            "ablation": lambda r: [Ablate(r)],
-            "addition": lambda r: [Add(r)],
-            "subtraction": lambda r: [Add(r, -1.0)],
-            "orthogonalized": lambda r: [Orthogonalize(r, allow_gap)],
-        }[name.removeprefix("random_")](r)
+        edits: dict[str, list[Edit]] = {
+            "baseline": [],
+            "ablation": [Ablate(r)],
+            "addition": [Add(r)],
+            "subtraction": [Add(r, -1.0)],
+            "orthogonalized": [Orthogonalize(r, allow_gap)],
+        }
+        found[name] = edits[name.removeprefix("random_")]
     return found
 
 

@@ -148,11 +148,11 @@ def fine_tuning_stability(
             loss = float(completion_loss(model, held_out))
         candidates = extract_directions(model, *train_prompts)
         now = candidates.direction(direction.pos, direction.layer)
-        rates = [
+        harmful, harmless = (
             {name: rate(_refused(model, prompts, conditions[name], max_new_tokens, judge)) for name in names}
             for prompts, names in zip(test_prompts, (HARMFUL, HARMLESS), strict=True)
-        ]
-        rows.append((loss, float(now.unit.double() @ direction.unit.double()), *rates))
+        )
+        rows.append((loss, float(now.unit.double() @ direction.unit.double()), harmful, harmless))
 
     with fine_tunable(model) as parameters:
         losses = train(model, parameters, benign, lr=lr, batch_size=batch_size, seed=seed)

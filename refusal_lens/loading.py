@@ -135,7 +135,7 @@ def _load(name: str, what: str, folder: str | Path, **kwargs: Any) -> Any:
     import transformers
 
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
-    auto = {
+    auto: Any = {
         "tokenizer": transformers.AutoTokenizer,
         "config": transformers.AutoConfig,
         "model": transformers.AutoModelForCausalLM,

@@ -24,7 +24,12 @@ def together(*parts: Progress) -> Progress:
     def stage(name: str, total: int) -> Iterator[Advance]:
         with ExitStack() as stack:
             steps = [stack.enter_context(part(name, total)) for part in parts]
-            yield lambda n: [step(n) for step in steps] and None
+
+            def advance(n: int) -> None:
+                for step in steps:
+                    step(n)
+
+            yield advance
 
     return stage
 

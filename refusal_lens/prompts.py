@@ -218,7 +218,8 @@ def _texts(rows: Any, where: str) -> list[str]:
 
 def _distinct(texts: list[str], split: str, seen: dict[str, str], notes: list[str]) -> list[str]:
     """Texts not met before; what is dropped is noted."""
-    kept, within, across = [], 0, {}
+    kept: list[str] = []
+    within, across = 0, dict[str, int]()
     for text in texts:
         key = " ".join(text.casefold().split())
         if key not in seen:

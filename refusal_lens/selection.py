@@ -270,7 +270,8 @@ class _Scorer:
 
     def _map(self, items: list[_Ask], on_step: Callable[[int], None] | None = None) -> list[Tensor]:
         done = None if on_step is None else (lambda index: on_step(len(items[index].vectors)))
-        return self.engine.map(items[0].score, self.work, items, done) if items else []
+        found: list[Any] = self.engine.map(items[0].score, self.work, items, done) if items else []
+        return found
 
     def induce(
         self, directions: Sequence[Direction], coeff: float, on_step: Callable[[int], None] | None = None

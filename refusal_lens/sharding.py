@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -94,6 +95,6 @@ def sharded_screen(
     starts = range(0, len(suffixes), SUFFIXES)
     items = [(prompt, first) for prompt in prompts for first in starts]
     done = None if on_item is None else (lambda k: on_item(min(SUFFIXES, len(suffixes) - items[k][1])))
-    found = engine.map("screen", _Screen(tuple(suffixes), refusal_tokens), items, done)
+    found: list[Any] = engine.map("screen", _Screen(tuple(suffixes), refusal_tokens), items, done)
     columns = [torch.cat(found[i : i + len(starts)]) for i in range(0, len(found), len(starts))]
     return torch.stack(columns, 1)

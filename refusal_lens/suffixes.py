@@ -327,10 +327,13 @@ def _jailbreakbench(rows: Any, where: str, notes: list[str]) -> list[tuple[str, 
     """Suffixes of an artifact: prompts that are their goal and something behind it."""
     found, other = [], 0
     for row in rows if isinstance(rows, list) else []:
+        goal: Any
+        prompt: Any
         goal, prompt = (row.get(name) if isinstance(row, dict) else None for name in ("goal", "prompt"))
         texts = isinstance(goal, str) and isinstance(prompt, str)
-        if texts and goal and prompt.startswith(goal) and prompt[len(goal) :].strip():
-            found.append(("jailbreakbench", prompt[len(goal) :]))
+        behind = prompt[len(goal) :] if texts and goal and prompt.startswith(goal) else ""
+        if behind.strip():
+            found.append(("jailbreakbench", behind))
         else:
             other += 1
     if not found:

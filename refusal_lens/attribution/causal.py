@@ -85,7 +85,7 @@ def causal_check(
     """
     model.check_direction(direction)
     asked = texts(prompts, suffixes)
-    named = tuple(heads.heads if isinstance(heads, HeadReport) else [tuple(h) for h in heads])
+    named = heads.heads if isinstance(heads, HeadReport) else tuple((layer, head) for layer, head in heads)
     if isinstance(heads, HeadReport) and (shared := set(heads.selection.prompts) & set(asked)):
         raise PromptError(f"{len(shared)} prompt(s) chose the heads; test them on other prompts")
     tokens = model.tokenize(prompts, suffixes)

@@ -153,7 +153,8 @@ class Collected:
     """Per-batch results put where their prompts stood (last axis), on the CPU."""
 
     def __init__(self, model: HookedChatModel, n: int):
-        self.n, self.rows, self.dtype = n, {}, torch.promote_types(model.dtype, torch.float32)
+        self.n, self.dtype = n, torch.promote_types(model.dtype, torch.float32)
+        self.rows: dict[str, Tensor] = {}
 
     def put(self, batch: Tokens, values: dict[str, Float[Tensor, "*rows batch"]]) -> None:
         """Store the columns of one batch."""

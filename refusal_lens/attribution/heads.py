@@ -48,11 +48,11 @@ def report_heads(
     if contrast is None:
         test = "Wilcoxon signed-rank against 0"
         # A head that writes nothing anywhere has no ranks to test.
-        raw = [scipy_stats.wilcoxon(v).pvalue if np.any(v) else 1.0 for v in values]
+        raw = [float(scipy_stats.wilcoxon(v).pvalue) if np.any(v) else 1.0 for v in values]
     else:
         test = "Mann-Whitney U against the contrast"
         others = contrast.values.flatten(0, 1).double().numpy()
-        raw = [scipy_stats.mannwhitneyu(v, o).pvalue for v, o in zip(values, others, strict=True)]
+        raw = [float(scipy_stats.mannwhitneyu(v, o).pvalue) for v, o in zip(values, others, strict=True)]
     p = torch.as_tensor(benjamini_hochberg(raw)).reshape(report.mean.shape)
     intervals = tuple(report.interval(*head) for head in heads)
     return HeadReport(heads, selection, report, contrast, p, test, intervals)
@@ -72,6 +72,6 @@ def top_heads(
     Args:
         contrast: prompts of the other kind (harmless), for the test over heads.
     """
-    sets = [head_contributions(model, list(prompts), direction) for prompts in (selection, report)]
+    chosen, reported = (head_contributions(model, list(prompts), direction) for prompts in (selection, report))
     other = None if contrast is None else head_contributions(model, list(contrast), direction)
-    return report_heads(*sets, other, top)
+    return report_heads(chosen, reported, other, top)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -98,8 +99,9 @@ def direct_logit_attribution(
             _check_readout(model, cap * torch.tanh(before / cap) if cap else before, logits)
         ends.put(batch, {"before_cap": before @ weights, "measured": logits @ weights})
     n = len(tokens)
+    parts: dict[str, Any] = dict(rows.rows)
     return LogitAttribution(
-        ComponentContributions(**rows.rows, prompts=texts(prompts, suffixes)),
+        ComponentContributions(**parts, prompts=texts(prompts, suffixes)),
         norm_bias=torch.full((n,), norm_bias, dtype=rows.dtype),
         unembed_bias=torch.full((n,), float(offsets @ weights), dtype=rows.dtype),
         **ends.rows,

@@ -29,7 +29,7 @@ def equal_length_pairs(
     waiting: dict[int, list[str]] = {}
     for prompt in corrupt:
         waiting.setdefault(len(model.chat.encode(prompt).ids), []).append(prompt)
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     for prompt in clean:
         same = waiting.get(len(model.chat.encode(prompt).ids))
         if same and len(pairs) < limit:
@@ -57,11 +57,11 @@ def attribution_patching(
         PromptError: a pair of unequal lengths.
         ModelError: a model without TransformerLens's tool (HookedTransformer).
     """
-    sides = [model.tokenize(list(prompts)) for prompts in (clean, corrupt)]
+    sides = model.tokenize(list(clean)), model.tokenize(list(corrupt))
     if len(clean) != len(corrupt) or not torch.equal(sides[0].lengths, sides[1].lengths):
         raise PromptError("clean and corrupt prompts must have equal token counts; use equal_length_pairs")
     chosen = [(i, j) for i in range(model.n_layers) for j in range(model.n_heads)] if heads is None else list(heads)
-    estimated = _estimate(model, *sides, refusal_tokens)
+    estimated = _estimate(model, sides[0], sides[1], refusal_tokens)
     exact = torch.full_like(estimated, float("nan"))
     sums: dict[Head, float] = dict.fromkeys(chosen, 0.0)
     ends = torch.zeros(2, dtype=torch.float64)
@@ -81,12 +81,14 @@ def attribution_patching(
     for (layer, head), total in sums.items():
         exact[layer, head] = total / len(clean)
     pairs = [(float(estimated[h]), float(exact[h])) for h in chosen]
+    on_clean, on_corrupt = (ends / len(clean)).tolist()
     return PatchingComparison(
         estimated,
         exact,
         tuple(clean),
         tuple(corrupt),
-        *(ends / len(clean)).tolist(),
+        on_clean,
+        on_corrupt,
         spearman=_correlation(scipy_stats.spearmanr, pairs),
         pearson=_correlation(scipy_stats.pearsonr, pairs),
     )

@@ -123,8 +123,9 @@ def _sources_of(
         base = f"blocks.{layer}.attn"
         hooks += [(f"{base}.hook_v", on_values(layer)), (f"{base}.hook_pattern", on_pattern(layer))]
         hooks += [(f"{base}.hook_z", on_z(layer))] if check else []
-        if readout.scale_sites[layer] is not None:
-            hooks.append((readout.scale_sites[layer], on_scale(layer)))
+        site = readout.scale_sites[layer]
+        if site is not None:
+            hooks.append((site, on_scale(layer)))
     _run_blocks(model, batch, hooks)
     if len(written) < model.n_layers:
         raise ModelError(
@@ -197,7 +198,9 @@ def propagation(
             hooks.append((f"blocks.{layer}.hook_mlp_out", keep("mlp", layer)))
         _run_blocks(model, batch, hooks)
     return Propagation(
-        **grids,
+        projection=grids["projection"],
+        attn=grids["attn"],
+        mlp=grids["mlp"],
         bounds=bounds_of(tokens),
         tokens=token_texts(model, tokens),
         prompts=texts(prompts, suffixes),
@@ -224,7 +227,8 @@ def attention_patterns(
     if len(kept) < len(layers):
         raise ModelError(f"{model.name} computed no attention patterns; load it with eager attention (load_model does)")
     values = torch.stack([kept[layer][head] for layer, head in heads])
-    return AttentionPatterns(values, tuple(map(tuple, heads)), token_texts(model, tokens)[0], prompt + suffix)
+    shown = tuple((layer, head) for layer, head in heads)
+    return AttentionPatterns(values, shown, token_texts(model, tokens)[0], prompt + suffix)
 
 
 def _run_blocks(model: HookedChatModel, batch: Tokens, hooks: list[tuple[str, Callable]]) -> None:

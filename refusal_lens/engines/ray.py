@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -88,10 +89,10 @@ class RayEngine(Engine):
         self.ray = ray
         self._started = not ray.is_initialized()
         if self._started:
-            local = {} if address else {"include_dashboard": False}
+            local: dict[str, Any] = {} if address else {"include_dashboard": False}
             try:
                 _reach(address)
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
             except (OSError, RuntimeError, ValueError) as error:
                 raise EngineError(f"no Ray cluster answers at {address or 'this machine'}: {error}") from error
         threads = torch.get_num_threads()
@@ -102,7 +103,8 @@ class RayEngine(Engine):
             what = "GPU" if self._gpus else f"worker of {threads} threads"
             raise EngineError(f"the Ray cluster has no room for one {what}: add nodes, or set OMP_NUM_THREADS lower")
         env = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        self._make = ray.remote(Worker).options(
+        remote: Any = ray.remote(Worker)
+        self._make = remote.options(
             num_cpus=threads,
             num_gpus=self._gpus,
             max_restarts=0,
@@ -119,7 +121,7 @@ class RayEngine(Engine):
 
     def _spawn(self, count: int) -> None:
         for _ in range(count):
-            worker = self._make.remote(*self._arguments)
+            worker: Any = self._make.remote(*self._arguments)
             self._loading[worker.ready.remote()] = worker
 
     def _run(self, work: Work, items: dict[int, Any]) -> Iterator[tuple[int, Value]]:
@@ -132,12 +134,15 @@ class RayEngine(Engine):
         try:
             while waiting or busy:
                 while waiting and self._idle:
-                    index, worker = waiting.popleft(), self._idle.pop()
-                    busy[worker.run.remote(shared.hex(), shared, items[index])] = (index, worker)
+                    following, worker = waiting.popleft(), self._idle.pop()
+                    busy[worker.run.remote(shared.hex(), shared, items[following])] = (following, worker)
                 done, _ = ray.wait([*busy, *self._loading], num_returns=1, timeout=1.0)
                 for answer in done:
-                    index, worker = busy.pop(answer, (None, None))
-                    worker = worker or self._loading.pop(answer)
+                    index: int | None = None  # none: a worker that has loaded
+                    if answer in busy:
+                        index, worker = busy.pop(answer)
+                    else:
+                        worker = self._loading.pop(answer)
                     try:
                         value = ray.get(answer)
                     except ray.exceptions.RayActorError as error:

@@ -89,7 +89,7 @@ class CausalTests(Record):
         if t.refused and self.refused_plain and self.refused_suffixed:
             before, after, now = self.refused_plain, self.refused_suffixed, t.refused
         else:
-            before, after, now = ((x > 0).tolist() for x in (self.plain, self.suffixed, t.metric))
+            before, after, now = (tuple((x > 0).tolist()) for x in (self.plain, self.suffixed, t.metric))
         return rate([c for a, b, c in zip(before, after, now, strict=True) if a and not b])
 
     def passed(self, name: str, least: float = 0.5) -> bool:

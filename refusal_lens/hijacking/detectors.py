@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from .detector_records import SCORES, Detectors
 from .records import Observation
+
+
+def _standardized(x: Tensor, plain: Tensor) -> Tensor:
+    """In standard deviations from the mean on plain harmless prompts, each row by itself."""
+    plain = plain.double()
+    return (x - plain.mean(1, keepdim=True)) / plain.std(1, keepdim=True).clamp_min(1e-12)
 
 
 def detectors(harmful: Mapping[str, Observation], harmless: Mapping[str, Observation], site: int) -> Detectors:
@@ -22,9 +29,6 @@ def detectors(harmful: Mapping[str, Observation], harmless: Mapping[str, Observa
     last = torch.cat([o.projection for o in groups.values()], 1).double()
     inside = torch.cat([o.instruction_max for o in groups.values()], 1).double()
     plain = next(iter(harmless.values()))
-    both = sum(
-        (x - y.double().mean(1, keepdim=True)) / y.double().std(1, keepdim=True).clamp_min(1e-12)
-        for x, y in ((last, plain.projection), (inside, plain.instruction_max))
-    )
+    both = _standardized(last, plain.projection) + _standardized(inside, plain.instruction_max)
     names = tuple(name for name, o in groups.items() for _ in range(o.n))
     return Detectors(torch.stack([last, inside, both]), names, tuple(harmful), site, SCORES)

@@ -206,10 +206,11 @@ class SuffixResult(Record):
     def parts_of_drop(self) -> tuple[Interval, Interval]:
         """The top heads' drop along r̂ from random tokens, as attention moved and values changed, which add up to it."""
         heads = self.suffixed.top_heads
-        return tuple(
-            mean_interval(torch.stack([grid[h] for h in heads]).sum(0).tolist())
-            for grid in (self.from_random.moved, self.from_random.changed)
-        )
+
+        def summed(grid: Tensor) -> Interval:
+            return mean_interval(torch.stack([grid[h] for h in heads]).sum(0).tolist())
+
+        return summed(self.from_random.moved), summed(self.from_random.changed)
 
     def strongest_rises(self, n: int = 5) -> tuple[tuple[str, float], ...]:
         """Of all heads of the model, those whose attention from the last position to the suffix rose most above that

@@ -61,8 +61,8 @@ def inside_section(trace: DirectionTrace, inside: Inside | None) -> Section:
         wide=False,
     )
     if inside is None:
-        text = ("Attribution was not run: what writes the direction is not measured here.",)
-        return Section("inside", "Inside the model", text, (first,))
+        missing = "Attribution was not run: what writes the direction is not measured here."
+        return Section("inside", "Inside the model", (missing,), (first,))
     heads = inside.heads
     text = (
         f"The heads were chosen on {heads.n_selection} validation prompts and are reported on {heads.n_report} "

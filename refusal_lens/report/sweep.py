@@ -43,7 +43,7 @@ def sweep_frame(found: Mapping[str, Compared]) -> pd.DataFrame:
 def sweep_section(found: Mapping[str, Compared]) -> Section:
     """Where each model's direction is, what it does, and which models failed and why."""
     columns = ("model", "layers", "d_model", "direction", "bypass", "induce", "KL", "relaxed", "report or reason")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, item in found.items():
         if item.error:
             rows.append((name, "", "", "", "", "", "", "", item.error))
@@ -51,8 +51,8 @@ def sweep_section(found: Mapping[str, Compared]) -> Section:
         direction, scores = item.summary["direction"], item.summary["scores"]
         place = f"({direction['pos']}, {direction['layer']})"
         numbers = tuple(f"{scores[score]:.2f}" for score in ("bypass", "induce", "kl"))
-        sizes = str(item.model["n_layers"]), str(item.model["d_model"])
-        rows.append((name, *sizes, place, *numbers, direction["relaxed"] or "no", item.report))
+        shape = str(item.model["n_layers"]), str(item.model["d_model"])
+        rows.append((name, *shape, place, *numbers, direction["relaxed"] or "no", item.report))
     items: list[Any] = [Table("sweep-models", columns, tuple(rows), "Every model of the sweep.")]
     done = {name: item for name, item in found.items() if not item.error}
     if done:

@@ -53,5 +53,6 @@ class StudyConfig(pydantic.BaseModel):
         if self.model == "organism":
             from ..organism import instructions
 
-            return tuple(str(path) for path in instructions().values())
+            harmful, harmless = instructions().values()
+            return str(harmful), str(harmless)
         return "advbench", "alpaca"

@@ -189,7 +189,7 @@ class Study:
         return Certificate.load(self.folder / "certificate")
 
     @cached_property
-    def inside(self) -> dict[str, Record]:
+    def inside(self) -> dict[str, Any]:
         """Attribution records by name (see ``INSIDE``); empty when the study was run without them."""
         # Records of an earlier run with other settings may still be there.
         if not self._setting("attribution", False) or not (self.folder / "inside").is_dir():
@@ -252,7 +252,7 @@ class Study:
         return replace(page, notes=(*page.notes, note))
 
     def _page(self) -> Page:
-        inside = Inside(**self.inside) if self.inside else None  # type: ignore[arg-type]
+        inside = Inside(**self.inside) if self.inside else None
         more: dict[str, Section] = {}
         if self.evaluation is not None:
             more["judges"] = evaluation_section(self.evaluation)

@@ -220,11 +220,11 @@ def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedCha
         return [heads, causal, logits, moved, sources, patterns]
 
     def choose_again() -> list[Stability]:
-        sets = [(getattr(harmful, split).texts, getattr(harmless, split).texts) for split in ("train", "val")]
+        train, val = ((getattr(harmful, split).texts, getattr(harmless, split).texts) for split in ("train", "val"))
         with progress("draw the training prompts again", config.stability) as advance:
             return [
                 selection_stability(
-                    runner.model, *sets, tokens, resamples=config.stability, rule=config.rule, on_step=advance
+                    runner.model, train, val, tokens, resamples=config.stability, rule=config.rule, on_step=advance
                 )
             ]
 
@@ -232,12 +232,16 @@ def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedCha
         runner.stage("stability", [*inputs, config.stability], {"stability": Stability}, choose_again)
 
     if config.attribution:
-        files = {f"inside/{name}": kind for name, kind in INSIDE.items()}
-        runner.stage("inside", inputs, files, look_inside)
+        parts = {f"inside/{name}": kind for name, kind in INSIDE.items()}
+        runner.stage("inside", inputs, parts, look_inside)
 
     if config.suffixes is not None:
         suffixes = SuffixSet.load(config.suffixes)
-        chosen = {"prompts": N_SUFFIX, "max_new_tokens": min(config.max_new_tokens, 24), "seed": config.seed}
+        chosen: dict[str, Any] = {
+            "prompts": N_SUFFIX,
+            "max_new_tokens": min(config.max_new_tokens, 24),
+            "seed": config.seed,
+        }
 
         def look_at_suffixes() -> list[HijackingReport]:
             return [
@@ -267,10 +271,10 @@ def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedCha
     runner.tidy()
     summary = _summary(facts, selection, completions, metrics)
     write_atomically(folder / "summary.json", json.dumps(to_json(summary), indent=1, ensure_ascii=False).encode())
-    files = runner.files | {"summary.json": file_digest(folder / "summary.json")}
+    written = runner.files | {"summary.json": file_digest(folder / "summary.json")}
     provenance = {"schema": FOLDER_SCHEMA, "model": facts, "settings": config.model_dump(mode="json")}
     provenance |= {"hashes": _hashes(harmful, harmless, runner.digest), "versions": _versions()}
-    provenance |= {"files": dict(sorted(files.items()))}
+    provenance |= {"files": dict(sorted(written.items()))}
     write_atomically(folder / "study.json", json.dumps(provenance, indent=1, ensure_ascii=False).encode())
     study = Study(folder)
     with progress("write the report", 0):

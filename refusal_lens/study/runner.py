@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ..engines import Engine, Journal, LocalEngine, MakeEngine
 from ..loading import load_model, source_digest
 from ..model import HookedChatModel
 from ..progress import Progress
-from ..records import Record, load_record
+from ..records import load_record
 from ..storage import file_digest, write_atomically
 from .config import StudyConfig
 
@@ -55,7 +55,7 @@ class Runner:
         if self._engine is not None:
             self._engine.close()
 
-    def stage(self, name: str, inputs: list[Any], outputs: dict[str, type[Record]], work: Callable) -> list[Any]:
+    def stage(self, name: str, inputs: list[Any], outputs: Mapping[str, type[Any]], work: Callable) -> list[Any]:
         """The records of a stage: read if ``inputs`` are those of last time, else made by ``work`` and saved."""
 
         def read() -> list[Any]:

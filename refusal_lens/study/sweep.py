@@ -65,7 +65,9 @@ class Sweep:
             try:
                 configs[name] = StudyConfig(**{**content.get("defaults", {}), **settings})
             except (pydantic.ValidationError, TypeError) as error:
-                first = error.errors()[0] if isinstance(error, pydantic.ValidationError) else {"loc": (), "msg": error}
+                first: Any = {"loc": (), "msg": error}
+                if isinstance(error, pydantic.ValidationError):
+                    first = error.errors()[0]
                 where = ".".join(map(str, first["loc"]))
                 raise ResultError(f"{path}, [models.{name}] {where}: {first['msg']}") from error
         return cls(configs)

@@ -54,6 +54,7 @@ def test_padded_equals_alone(model):
 def test_generation_in_a_batch_equals_alone_with_and_without_hooks(model, direction):
     plain = model.generate(PROMPTS, 10)
     assert plain == [model.generate([p], 10)[0] for p in PROMPTS]
+    assert plain == [_greedy_without_cache(model, p, 10) for p in PROMPTS]
     with model.hooks(Add(direction, coeff=40.0)):
         steered = model.generate(PROMPTS, 10)
         assert steered == [model.generate([p], 10)[0] for p in PROMPTS]
