@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from inspect import signature
 from itertools import count
 from typing import Any
 
@@ -131,6 +132,9 @@ class BridgeBackend(Backend):
         for block in tl.blocks:
             if hasattr(block, "attn"):
                 block.attn.register_forward_pre_hook(_cache_as_past_key_values, with_kwargs=True)
+        # Its name since transformers 5.24, which warns of the old one.
+        known = signature(type(self.hf).forward).parameters
+        self._cache_argument = "cache" if "cache" in known else "past_key_values"
         config = self.hf.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         # A window over a cached prefix is counted in cache slots, so padding between would shift it.
@@ -163,7 +167,7 @@ class BridgeBackend(Backend):
                 cache.update(keys.expand(len(ids), -1, -1, -1), values.expand(len(ids), -1, -1, -1), layer)
             before = torch.ones(len(ids), length, dtype=torch.bool, device=mask.device)
             full = torch.cat([before if prefix_mask is None else prefix_mask, mask], 1)
-            extra = {"past_key_values": cache, "use_cache": True}
+            extra = {self._cache_argument: cache, "use_cache": True}
         else:
             full = mask
             extra = {"use_cache": False}
@@ -181,7 +185,7 @@ class BridgeBackend(Backend):
     def prefix_cache(self, ids, start=None, mask=None):
         cache = DynamicCache()
         rows = ids if ids.ndim == 2 else ids[None]
-        call = {"input_ids": rows, "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+        call = {"input_ids": rows, self._cache_argument: cache, "use_cache": True, "logits_to_keep": 1}
         if mask is not None and not bool(mask.all()):
             call["attention_mask"] = mask.long()
             call["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
