@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 PAGE = 4096
 
@@ -26,29 +26,47 @@ class Measured:
         seconds: wall time.
         cpu: processor time of this process, all threads; what other programs on the machine take is not in it.
         peak_mb: highest memory above that at the start, in MB (resident set, or the GPU's allocator).
+        gflop: of multiplications with weights (attention's own are left out).
     """
 
     value: Any
     seconds: float
     cpu: float
     peak_mb: float
+    gflop: float
 
 
 def measure(work: Callable[[], Any]) -> Measured:
-    """Run ``work`` once, with its memory watched."""
+    """Run ``work`` once, with its memory watched and its multiplications counted."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
-    with Resident() as resident:
+    with Resident() as resident, LinearFlops() as flops:
         start, busy = time.perf_counter(), time.process_time()
         value = work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds, cpu = time.perf_counter() - start, time.process_time() - busy
     peak = torch.cuda.max_memory_allocated() - before if torch.cuda.is_available() else resident.peak
-    return Measured(value, seconds, cpu, peak / 1e6)
+    return Measured(value, seconds, cpu, peak / 1e6, flops.total / 1e9)
+
+
+class LinearFlops:
+    """Operations of all ``nn.Linear`` calls inside; counting takes a microsecond a call."""
+
+    def __enter__(self) -> LinearFlops:
+        self.total = 0
+        self._handle = nn.modules.module.register_module_forward_hook(self._count)
+        return self
+
+    def _count(self, module: Any, args: tuple, output: Any) -> None:
+        if isinstance(module, nn.Linear):
+            self.total += 2 * output.numel() * module.in_features
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
 
 
 class Resident:
@@ -79,13 +97,6 @@ def gemm_peak(dtype: torch.dtype, device: torch.device, n: int = 2048) -> float:
     for _ in range(8):
         best = max(best, 2 * n**3 / measure(lambda: a @ b).seconds / 1e9)
     return best
-
-
-def linear_flops(work: Callable[[], Any]) -> float:
-    """FLOPs of the matrix multiplications with weights in one run of ``work`` (attention's own are left out)."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return float(sum(n for op, n in counter.get_flop_counts()["Global"].items() if "bmm" not in str(op)))
 
 
 def machine() -> str:

@@ -108,17 +108,26 @@ class Plain:
         return bypass, induce, float((p * (torch.log(p + 1e-6) - torch.log(q + 1e-6))).sum(-1).mean())
 
     def select(
-        self, candidates: Tensor, harmful: Sequence[str], harmless: Sequence[str], coeff: float, every: int = 1
+        self,
+        candidates: Tensor,
+        harmful: Sequence[str],
+        harmless: Sequence[str],
+        coeff: float,
+        some: Sequence[tuple[int, int]] | None = None,
     ) -> Tensor:
-        """All scores of every ``every``-th candidate, [3, pos, layer]: NaN elsewhere and where it is zero."""
+        """All scores of the candidates ``some`` (all of ``nonzero`` if None), [3, pos, layer]: NaN elsewhere."""
         baseline = self.last_logits(harmless)
         grid = torch.full((3, *candidates.shape[:2]), float("nan"), dtype=torch.float64)
-        for i in range(candidates.shape[0]):
-            for layer in range(candidates.shape[1]):
-                r = candidates[i, layer].float()
-                if (i * candidates.shape[1] + layer) % every == 0 and float(r.norm()) > 0:
-                    grid[:, i, layer] = torch.tensor(self.scores(r, layer, harmful, harmless, baseline, coeff))
+        for i, layer in nonzero(candidates) if some is None else some:
+            r = candidates[i, layer].float()
+            grid[:, i, layer] = torch.tensor(self.scores(r, layer, harmful, harmless, baseline, coeff))
         return grid
+
+
+def nonzero(candidates: Tensor) -> list[tuple[int, int]]:
+    """(index of the position, layer) of the candidates that are a direction: the template's embeddings differ by 0."""
+    norms = candidates.norm(dim=-1)
+    return [(i, layer) for i in range(norms.shape[0]) for layer in range(norms.shape[1]) if float(norms[i, layer]) > 0]
 
 
 def _positions(mask: Tensor) -> Tensor:

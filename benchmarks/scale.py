@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,13 +51,11 @@ SHAPES = (
 )
 TEMPLATE, OWN, POST, SUFFIX = 24, 12, 5, 20  # tokens: shared beginning, request, post-instruction, suffix
 TRAIN, VAL, ATTACKED, SUFFIXES = 256, 64, 128, 10_000  # prompts: both kinds together; for suffixes harmful ones
-PACK = 256
 
 
-def packed(prompts: int) -> float:
-    """Tokens of prompts in packed rows."""
-    own = prompts * (OWN + POST)
-    return own + TEMPLATE * math.ceil(own / (PACK - TEMPLATE))
+def packed(prompts: int) -> int:
+    """Tokens of packed prompts: their own, and the shared beginning once."""
+    return prompts * (OWN + POST) + TEMPLATE
 
 
 def work(shape: Shape, share_inducing: float) -> dict[str, float]:

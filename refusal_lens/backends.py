@@ -91,10 +91,11 @@ class Backend(WeightAccess):
         self,
         ids: Int[Tensor, "pos"],
         positions: Int[Tensor, "pos"],
-        mask: Bool[Tensor, "pos pos"],
+        mask: Bool[Tensor, "pos seen"],
         ends: Int[Tensor, "prompt"],
         rows: int,
         start: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
+        prefix: PrefixCache | None = None,
     ) -> Float[Tensor, "batch prompt vocab"]:
         """Logits at ``ends`` of ``rows`` copies of one row that holds several prompts (see ``packing``)."""
         raise ModelError(f"{self.kind} runs no packed prompts here")
@@ -162,9 +163,7 @@ class BridgeBackend(Backend):
     def logits(self, ids, mask, last_only=True, prefix=None, start=None, prefix_mask=None):
         extra: dict[str, Any] = {}
         if prefix is not None:
-            cache, length = DynamicCache(), prefix[0][0].shape[2]
-            for layer, (keys, values) in enumerate(prefix):
-                cache.update(keys.expand(len(ids), -1, -1, -1), values.expand(len(ids), -1, -1, -1), layer)
+            cache, length = _filled_cache(prefix, len(ids)), prefix[0][0].shape[2]
             before = torch.ones(len(ids), length, dtype=torch.bool, device=mask.device)
             full = torch.cat([before if prefix_mask is None else prefix_mask, mask], 1)
             extra = {self._cache_argument: cache, "use_cache": True}
@@ -203,7 +202,7 @@ class BridgeBackend(Backend):
         # Skipped layers are never read, but the cache counts its length at layer 0.
         return [entries[0]] * first + entries
 
-    def packed_logits(self, ids, positions, mask, ends, rows, start=None):
+    def packed_logits(self, ids, positions, mask, ends, rows, start=None, prefix=None):
         # Added to the scores as it is, so that no kind of mask is made anew inside.
         added = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device)
         added = added.masked_fill(~mask, torch.finfo(self.dtype).min)[None, None]
@@ -212,8 +211,10 @@ class BridgeBackend(Backend):
             "position_ids": positions.expand(rows, -1),
             "attention_mask": added,
             "logits_to_keep": ends,
-            "use_cache": False,
+            "use_cache": prefix is not None,
         }
+        if prefix is not None:
+            call[self._cache_argument] = _filled_cache(prefix, rows)
         with nullcontext() if start is None else self._skipping(*start), self._last_mlp_at(ends):
             return self.hf(**call).logits
 
@@ -314,6 +315,14 @@ class BridgeBackend(Backend):
 
 def _contiguous_input(module: Any, args: tuple) -> tuple:
     return (args[0].contiguous(), *args[1:]) if args else args
+
+
+def _filled_cache(prefix: PrefixCache, rows: int) -> DynamicCache:
+    """A cache of ``rows`` rows that a pass may add to; ``prefix`` itself is left as it is."""
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(prefix):
+        cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
+    return cache
 
 
 def _cache_as_past_key_values(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from .engines import Engine, LocalEngine
 from .health import check_activations
 from .model import HookedChatModel
-from .packing import packing_holds, packs_of, read_resid
+from .packing import packing_holds, packs_of, prefix_keys, read_resid
 from .records import CandidateDirections
 
 SHARD = 64  # prompts an item: what one worker sums at a time
@@ -39,13 +39,15 @@ class _Sums:
         shape = (tokens.n_post, model.n_layers, model.d_model)
         total = torch.zeros(shape, dtype=torch.float64, device=model.device)
         if state:
-            for pack in packs_of(tokens):
+            packs = packs_of(tokens)
+            prefix = prefix_keys(model, packs)
+            for pack in packs.rows:
                 post = pack.ends[:, None] + torch.arange(1 - tokens.n_post, 1, device=pack.ends.device)
 
                 def add(layer: int, x: Tensor, post: Tensor = post) -> None:
                     total[:, layer] += x[0, post].double().sum(0).to(total)
 
-                read_resid(model, pack, model.n_layers, add)
+                read_resid(model, pack, model.n_layers, add, prefix)
             return total.cpu()
         names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.n_layers)]
         for batch in model.batches(tokens):

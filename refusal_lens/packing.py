@@ -1,4 +1,4 @@
-"""Prompts packed into one row: the prefix that all share once, then each prompt's own tokens, no padding.
+"""Prompts packed into rows without padding; the prefix that all share is run once, as keys and values.
 
 A mask lets every token see the shared prefix and its own prompt only, and position ids count from each prompt's own
 start, so the logits are those of the prompts alone. What is saved against a padded batch: the padding, and the
@@ -7,7 +7,7 @@ template and system prompt of all prompts but one. Several interventions go thro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,96 +17,139 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .backends import PrefixCache
 from .chat import Tokens
 from .model import SUM_TOLERANCE, HookedChatModel, take
 
-# Longer rows save little more of the prefix and pay for attention between prompts, which the mask discards.
+# Longer rows save nothing and pay for attention between prompts, which the mask discards.
 PACK_TOKENS = 256
-PASS_TOKENS = 2048  # rows of one pass together
+# Rows of one pass together: more of them are no faster, and with larger tensors the allocator gives memory back to the
+# system after each use, which cost a sixth of the time.
+PASS_TOKENS = 1024
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Some prompts in one row.
+    """Some prompts in one row, without what all of them share.
 
     Attributes:
-        ids: shared prefix, then the prompts' own tokens.
+        ids: the prompts' own tokens.
         positions: each token's position in its own prompt.
-        mask: which token (first axis) sees which (second).
+        mask: which token (first axis) sees which (second: the shared prefix, then these tokens).
         ends: index of each prompt's last token.
         indices: which prompts these are.
     """
 
     ids: Int[Tensor, "pos"]
     positions: Int[Tensor, "pos"]
-    mask: Bool[Tensor, "pos pos"]
+    mask: Bool[Tensor, "pos seen"]
     ends: Int[Tensor, "prompt"]
     indices: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
-    def rows_per_pass(self) -> int:
-        """How many interventions go through one pass."""
-        return max(1, PASS_TOKENS // len(self))
+
+@dataclass(frozen=True)
+class Packs:
+    """All prompts of a set.
+
+    Attributes:
+        prefix: tokens that all share, a pack of no prompt; None where they share none.
+        rows: the packs.
+    """
+
+    prefix: Pack | None
+    rows: tuple[Pack, ...]
+
+    def split(self, n: int) -> Iterator[slice]:
+        """``n`` interventions in as few passes of ``PASS_TOKENS`` as they need, equal ones."""
+        most = max(1, PASS_TOKENS // max(map(len, self.rows)))
+        size = -(-n // max(1, -(-n // most)))
+        return (slice(begin, min(n, begin + size)) for begin in range(0, n, max(1, size)))
 
 
-def packs_of(tokens: Tokens, max_tokens: int = PACK_TOKENS) -> list[Pack]:
+def packs_of(tokens: Tokens, max_tokens: int = PACK_TOKENS) -> Packs:
     """All prompts in rows of at most ``max_tokens`` (a longer prompt is a row of its own), in the order given."""
     rows = [ids[mask] for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
-    shared = common_prefix(rows)
+    shared = common_prefix(rows, own=max(1, tokens.n_post))
     packs: list[Pack] = []
     group: list[int] = []
-    used = shared
+    used = 0
     for i, row in enumerate(rows):
         own = len(row) - shared
         if group and used + own > max_tokens:
             packs.append(_pack(rows, group, shared))
-            group, used = [], shared
+            group, used = [], 0
         group.append(i)
         used += own
-    return [*packs, _pack(rows, group, shared)]
+    packs.append(_pack(rows, group, shared))
+    if not shared:
+        return Packs(None, tuple(packs))
+    order = torch.arange(shared, device=tokens.ids.device)
+    prefix = Pack(rows[0][:shared], order, order[:, None] >= order, order[-1:], ())
+    return Packs(prefix, tuple(packs))
 
 
-def common_prefix(rows: Sequence[Tensor]) -> int:
-    """Number of first tokens that all rows share; each row keeps at least one token of its own."""
+def common_prefix(rows: Sequence[Tensor], own: int = 1) -> int:
+    """Number of first tokens that all rows share; each row keeps at least ``own`` tokens of its own."""
     if len(rows) < 2:
         return 0
-    limit = min(len(row) for row in rows) - 1
+    limit = max(0, min(len(row) for row in rows) - own)
     same = torch.stack([row[:limit] == rows[0][:limit] for row in rows]).all(0)
     return int(same.long().cumprod(0).sum())
 
 
 def _pack(rows: Sequence[Tensor], group: Sequence[int], shared: int) -> Pack:
     device = rows[0].device
-    ids, positions = [rows[group[0]][:shared]], [torch.arange(shared, device=device)]
-    owner = [torch.full((shared,), -1, device=device)]
-    for i in group:
-        own = rows[i][shared:]
-        ids.append(own)
-        positions.append(torch.arange(shared, len(rows[i]), device=device))
-        owner.append(torch.full((len(own),), i, device=device))
-    whose = torch.cat(owner)
+    own = [rows[i][shared:] for i in group]
+    lengths = torch.tensor([len(x) for x in own], device=device)
+    whose = torch.repeat_interleave(torch.arange(len(own), device=device), lengths)
     order = torch.arange(len(whose), device=device)
-    sees = (whose[:, None] == whose[None]) | (whose[None] == -1)
-    ends = torch.tensor([len(x) for x in ids], device=device).cumsum(0)[1:] - 1
-    return Pack(torch.cat(ids), torch.cat(positions), sees & (order[:, None] >= order[None]), ends, tuple(group))
+    sees = (whose[:, None] == whose[None]) & (order[:, None] >= order[None])
+    prefix = torch.ones(len(whose), shared, dtype=torch.bool, device=device)
+    positions = torch.cat([torch.arange(shared, shared + len(x), device=device) for x in own])
+    return Pack(torch.cat(own), positions, torch.cat([prefix, sees], 1), lengths.cumsum(0) - 1, tuple(group))
+
+
+Start = tuple[int, Float[Tensor, "1 pos d_model"]]
+
+
+@torch.inference_mode()
+def prefix_keys(model: HookedChatModel, packs: Packs, rows: int = 1, start: Start | None = None) -> PrefixCache | None:
+    """Keys and values of the shared prefix in ``rows`` copies, which active hooks may treat differently.
+
+    Args:
+        start: (layer, the prefix's resid_pre there), as in ``packed_logits``.
+    """
+    if packs.prefix is None:
+        return None
+    with model.hooks():
+        return model.backend.prefix_cache(packs.prefix.ids.expand(rows, -1), _copies(start, rows))
 
 
 @torch.inference_mode()
 def packed_logits(
-    model: HookedChatModel, pack: Pack, rows: int = 1, start: tuple[int, Float[Tensor, "1 pos d_model"]] | None = None
+    model: HookedChatModel,
+    pack: Pack,
+    rows: int = 1,
+    start: Start | None = None,
+    prefix: PrefixCache | None = None,
 ) -> Float[Tensor, "row prompt vocab"]:
     """Logits after each prompt of ``pack``, in ``rows`` copies of it, which active hooks may treat differently.
 
     Args:
         start: (layer, its resid_pre for the pack): restart there instead of at the embedding.
+        prefix: from ``prefix_keys``, under the same interventions, with as many rows and the same start.
     """
-    if start is not None:
-        start = start[0], start[1].expand(rows, -1, -1)
     with model.hooks():
-        return model.backend.packed_logits(pack.ids, pack.positions, pack.mask, pack.ends, rows, start)
+        return model.backend.packed_logits(
+            pack.ids, pack.positions, pack.mask, pack.ends, rows, _copies(start, rows), prefix
+        )
+
+
+def _copies(start: Start | None, rows: int) -> tuple[int, Tensor] | None:
+    return None if start is None else (start[0], start[1].expand(rows, -1, -1))
 
 
 class _Enough(Exception):
@@ -114,7 +157,13 @@ class _Enough(Exception):
 
 
 @torch.inference_mode()
-def read_resid(model: HookedChatModel, pack: Pack, depth: int, read: Callable[[int, Tensor], None]) -> None:
+def read_resid(
+    model: HookedChatModel,
+    pack: Pack,
+    depth: int,
+    read: Callable[[int, Tensor], None],
+    prefix: PrefixCache | None = None,
+) -> None:
     """``read(layer, resid_pre [1, pos, d_model])`` of the first ``depth`` layers; later layers are not run."""
 
     def at(layer: int) -> tuple[str, Callable]:
@@ -126,14 +175,41 @@ def read_resid(model: HookedChatModel, pack: Pack, depth: int, read: Callable[[i
         return f"blocks.{layer}.hook_resid_pre", hook_fn
 
     with suppress(_Enough), model.hooks(*[at(layer) for layer in range(depth)]):
-        packed_logits(model, pack)
+        packed_logits(model, pack, prefix=prefix)
 
 
-def packed_resid(model: HookedChatModel, pack: Pack, depth: int) -> list[Float[Tensor, "1 pos d_model"]]:
+def packed_resid(
+    model: HookedChatModel, pack: Pack, depth: int, prefix: PrefixCache | None = None
+) -> list[Float[Tensor, "1 pos d_model"]]:
     """resid_pre of the first ``depth`` layers for every token of the pack."""
     kept: list[Tensor] = []
-    read_resid(model, pack, depth, lambda _, x: kept.append(x.clone()))
+    read_resid(model, pack, depth, lambda _, x: kept.append(x.clone()), prefix)
     return kept
+
+
+class RestartedPacks:
+    """Packs with the residual streams that stand before an intervention, from which its pass restarts.
+
+    Args:
+        depth: resid_pre of this many first layers is kept; 0 where nothing restarts.
+    """
+
+    def __init__(self, model: HookedChatModel, packs: Packs, depth: int = 0):
+        self.model, self.packs = model, packs
+        self._prefix: list[Tensor] = []
+        self._rows: list[list[Tensor]] = [[] for _ in packs.rows]
+        if depth:
+            if packs.prefix is not None:
+                self._prefix = packed_resid(model, packs.prefix, depth)
+            keys = prefix_keys(model, packs)
+            self._rows = [packed_resid(model, pack, depth, keys) for pack in packs.rows]
+
+    def logits(self, rows: int, start: int = 0) -> Iterator[tuple[Pack, Float[Tensor, "row prompt vocab"]]]:
+        """Each pack and its logits in ``rows`` copies, under the active interventions, restarted at layer ``start``."""
+        before = (start, self._prefix[start]) if start and self._prefix else None
+        prefix = prefix_keys(self.model, self.packs, rows, before)
+        for pack, resid in zip(self.packs.rows, self._rows, strict=True):
+            yield pack, packed_logits(self.model, pack, rows, (start, resid[start]) if start else None, prefix)
 
 
 _HOLDS: WeakKeyDictionary[HookedChatModel, bool] = WeakKeyDictionary()
@@ -156,10 +232,9 @@ def _measure(model: HookedChatModel, tokens: Tokens) -> bool:
     by_length = sorted(range(len(tokens)), key=lambda i: int(tokens.lengths[i]))
     some = take(tokens, [by_length[0], by_length[len(by_length) // 2], by_length[-1]])
     try:
-        (pack,) = packs_of(some, max_tokens=1 << 30)
-        packed = packed_logits(model, pack)[0]
-        middle = model.n_layers // 2
-        restarted = packed_logits(model, pack, 1, (middle, packed_resid(model, pack, middle + 1)[middle]))[0]
+        packs = packs_of(some, max_tokens=1 << 30)
+        whole = RestartedPacks(model, packs, model.n_layers // 2 + 1)
+        packed, restarted = (next(iter(whole.logits(1, start)))[1][0] for start in (0, model.n_layers // 2))
     except (TypeError, RuntimeError, IndexError):  # the model's forward takes no such mask or positions
         return False
     alone = torch.cat([model.logits(take(some, [i]))[:, -1] for i in range(len(some))]).double()

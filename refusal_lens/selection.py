@@ -23,7 +23,7 @@ from .errors import DirectionError, SelectionError
 from .interventions import Hooks, Intervention, write_sites
 from .linalg import kl_divergence, project_out, refusal_log_odds, unit
 from .model import HookedChatModel
-from .packing import packed_logits, packed_resid, packing_holds, packs_of
+from .packing import RestartedPacks, packing_holds, packs_of
 from .records import CandidateDirections, Direction, NearMiss, RefusalTokens, Selection, SelectionScores
 from .scoring import find_refusal_tokens
 
@@ -130,8 +130,7 @@ class _Packed:
 
     def __init__(self, model: HookedChatModel, tokens: Tokens, keep_resid: int = 0):
         self.model, self.n = model, len(tokens)
-        self.packs = packs_of(tokens)
-        self.resid = [packed_resid(model, pack, keep_resid) if keep_resid else [] for pack in self.packs]
+        self.packs = RestartedPacks(model, packs_of(tokens), keep_resid)
 
     def run(
         self, rows: int, edit: Callable[[slice], Sequence[Intervention]], reduce: Reduce, start: int = 0
@@ -144,15 +143,12 @@ class _Packed:
             start: restart at this layer's resid_pre (needs ``keep_resid`` > start).
         """
         out = torch.empty(rows, self.n, dtype=torch.float64)
-        for pack, resid in zip(self.packs, self.resid, strict=True):
-            indices, step = list(pack.indices), pack.rows_per_pass
-            first = (start, resid[start]) if start else None
-            for begin in range(0, rows, step):
-                some = slice(begin, min(rows, begin + step))
-                with self.model.hooks(*edit(some)):
-                    logits = packed_logits(self.model, pack, some.stop - begin, first)
-                for row, found in enumerate(logits, begin):
-                    out[row, indices] = reduce(found, indices).double().cpu()
+        for some in self.packs.packs.split(rows):
+            with self.model.hooks(*edit(some)):
+                for pack, logits in self.packs.logits(some.stop - some.start, start):
+                    indices = list(pack.indices)
+                    for row, found in enumerate(logits, some.start):
+                        out[row, indices] = reduce(found, indices).double().cpu()
         return out
 
 
@@ -440,27 +436,36 @@ def _near_misses(
     """
     within = [c for c in live if c[1].layer < cut and not math.isnan(float(scores.induce[c[0], c[1].layer]))]
     within.sort(key=lambda c: -float(scores.induce[c[0], c[1].layer]))
+    near = within[:top]
+    known = {name: [float(getattr(scores, name)[i, d.layer]) for i, d in near] for name in ("bypass", "induce", "kl")}
+    for name, score in (("bypass", scorer.bypass), ("kl", scorer.kl)):
+        missing = [k for k, value in enumerate(known[name]) if math.isnan(value)]
+        for k, value in zip(missing, score([near[k][1] for k in missing]), strict=True):
+            known[name][k] = value
+    # The smallest coefficient with which each induces, all that still do not at once.
+    stronger: dict[int, tuple[float, float]] = {}
+    weak = [k for k, value in enumerate(known["induce"]) if value < rule.min_induce]
+    for factor in COEFFICIENTS:
+        left = [k for k in weak if k not in stronger]
+        for k, value in zip(left, scorer.induce([near[k][1] for k in left], factor * coeff), strict=True):
+            if value >= rule.min_induce:
+                stronger[k] = factor, value
     ranked: list[tuple[tuple, NearMiss]] = []
-    for i, direction in within[:top]:
-        bypass, induce, kl = (float(g[i, direction.layer]) for g in (scores.bypass, scores.induce, scores.kl))
-        bypass = scorer.bypass([direction])[0] if math.isnan(bypass) else bypass
-        kl = scorer.kl([direction])[0] if math.isnan(kl) else kl
+    for k, (_, direction) in enumerate(near):
+        bypass, induce, kl = (known[name][k] for name in ("bypass", "induce", "kl"))
         needs, distance, used = [], 0.0, coeff
         if kl > rule.max_kl:
             needs.append(f"max_kl {math.ceil(kl * 100) / 100:g} instead of {rule.max_kl:g}")
             distance += math.log(kl / rule.max_kl) if rule.max_kl > 0 else kl
-        if induce < rule.min_induce:
-            for factor in COEFFICIENTS:
-                (stronger,) = scorer.induce([direction], factor * coeff)
-                if stronger >= rule.min_induce:
-                    used = factor * coeff
-                    needs.append(f"coefficient {used:g} instead of {coeff:g} (induce {induce:.2f} -> {stronger:.2f})")
-                    distance += math.log(factor)
-                    induce = stronger
-                    break
-            else:
-                needs.append(f"min_induce {math.floor(induce * 100) / 100:g} instead of {rule.min_induce:g}")
-                distance += math.log(2 * COEFFICIENTS[-1])
+        if k in stronger:
+            factor, more = stronger[k]
+            used = factor * coeff
+            needs.append(f"coefficient {used:g} instead of {coeff:g} (induce {induce:.2f} -> {more:.2f})")
+            distance += math.log(factor)
+            induce = more
+        elif induce < rule.min_induce:
+            needs.append(f"min_induce {math.floor(induce * 100) / 100:g} instead of {rule.min_induce:g}")
+            distance += math.log(2 * COEFFICIENTS[-1])
         miss = NearMiss(direction.pos, direction.layer, bypass, induce, kl, tuple(needs), used)
         ranked.append(((not bypass < 0, distance, bypass), miss))
     ranked.sort(key=lambda item: item[0])

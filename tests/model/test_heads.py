@@ -187,7 +187,8 @@ def test_attribution_patching_beside_exact_patching(planted, tmp_path):
     assert [p.requires_grad for p in model.tl.parameters()] == gradients
     assert int(found.exact.argmax()) == int(found.estimated.argmax()) == PLANTED[0] * model.n_heads + PLANTED[1]
     assert found.pearson > 0.9 and not found.exact.isnan().any()
-    torch.testing.assert_close(found.metric_clean, float(refusal_metric(model, clean, refusal).mean()))
+    # Other batches of float32 products: equal to their rounding, which differs between processors.
+    assert found.metric_clean == pytest.approx(float(refusal_metric(model, clean, refusal).mean()), rel=1e-5)
     again = PatchingComparison.load(found.save(tmp_path / "patching"))
     assert torch.equal(again.exact, found.exact) and again.spearman == found.spearman
     some = attribution_patching(model, clean[:2], corrupt[:2], refusal, heads=[PLANTED])

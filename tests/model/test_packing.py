@@ -7,7 +7,7 @@ import torch
 
 from refusal_lens import Ablate
 from refusal_lens.extraction import mean_activations
-from refusal_lens.packing import common_prefix, packed_logits, packed_resid, packing_holds, packs_of
+from refusal_lens.packing import RestartedPacks, common_prefix, packing_holds, packs_of
 from refusal_lens.records import Direction
 from refusal_lens.selection import _AblateRows, _AddRows, _Packed, _Padded
 from tests.tiny import ARCHITECTURES, tiny_model
@@ -26,13 +26,11 @@ def test_packed_logits_are_those_of_the_prompts_alone(architecture):
     alone = torch.cat([model.logits(model.tokenize([p]))[:, -1] for p in PROMPTS])
     for limit in (1, 80, 1 << 20):  # a row a prompt, some prompts a row, one row
         packs = packs_of(tokens, limit)
-        assert sorted(i for pack in packs for i in pack.indices) == list(range(len(PROMPTS)))
-        for pack in packs:
-            found = packed_logits(model, pack, rows=2)
+        assert sorted(i for pack in packs.rows for i in pack.indices) == list(range(len(PROMPTS)))
+        run = RestartedPacks(model, packs, model.n_layers)
+        for (pack, found), (_, again) in zip(run.logits(2), run.logits(2, start=2), strict=True):
             torch.testing.assert_close(found[0], alone[list(pack.indices)], atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
-            resid = packed_resid(model, pack, model.n_layers)
-            again = packed_logits(model, pack, 2, (2, resid[2]))
             torch.testing.assert_close(again, found, atol=1e-4, rtol=1e-4)
 
 
@@ -76,6 +74,9 @@ def test_means_are_the_same_packed_and_padded(architecture):
     alone = [model.cache([p], names, positions=slice(-n_post, None)) for p in PROMPTS]
     by_hand = torch.stack([torch.stack([c[n][0].double() for n in names], 1) for c in alone]).mean(0)
     torch.testing.assert_close(mean_activations(model, PROMPTS), by_hand, atol=1e-5, rtol=1e-5)
+    # Prompts that share all their tokens keep the post-instruction ones apart.
+    same = torch.stack([alone[0][n][0].double() for n in names], 1)
+    torch.testing.assert_close(mean_activations(model, [PROMPTS[0]] * 3), same, atol=1e-5, rtol=1e-5)
 
 
 def test_a_prompt_keeps_a_token_of_its_own():

@@ -29,7 +29,7 @@ def result(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("real") / "run"
     args = ["run", os.environ["REFUSAL_LENS_REAL_MODEL"], "--out", out, "--relax", "--quiet"]
     args += ["--harmful", INSTRUCTIONS / "harmful", "--harmless", INSTRUCTIONS / "harmless"]
-    args += ["--n-train", 128, "--n-val", 64, "--n-test", 64, "--max-new-tokens", 24]
+    args += ["--n-train", 64, "--n-val", 32, "--n-test", 32, "--max-new-tokens", 16]
     command = [sys.executable, "-c", "from refusal_lens.cli import main; main()", *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
