@@ -44,6 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-kl", type=float, default=0.1)
     parser.add_argument("--min-induce", type=float, default=0.0)
     parser.add_argument("--refusal-token", default="I")
+    parser.add_argument("--name", help="of the result file; the model's if left out")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     return parser.parse_args()
 
@@ -133,13 +134,15 @@ def main() -> None:
         "torch": torch.__version__,
         "gemm_peak_gflops": peak,
         "arguments": {
-            k: str(v) for k, v in vars(args).items() if k in ("n_train", "n_val", "every", "coeff", "max_kl")
+            k: str(v)
+            for k, v in vars(args).items()
+            if k in ("n_train", "n_val", "every", "coeff", "max_kl", "positions")
         },
         "candidates": g.candidates.mean_diff[..., 0].numel(),
         "rows": [as_json(row, peak) for row in rows],
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"{m.name}.json"
+    path = args.out / f"{args.name or m.name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{m.name}, {result['dtype']}, {result['machine']}, GEMM peak {peak:.0f} GFLOP/s\n\n{table(result)}\n")
     print(f"written to {path}")
