@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from refusal_lens import HookedChatModel, load_model
+from refusal_lens.loading import native_dtype
 from refusal_lens.organism import MODEL_DIR
 
 # hidden, layers, heads, key-value heads, MLP: Qwen2.5's.
@@ -23,9 +24,9 @@ VOCAB = 151936
 
 
 def named(source: str, dtype: str | None = None) -> HookedChatModel:
-    """``random:1.5b`` for random weights of that size (in bfloat16), anything else as in ``load_model``."""
+    """``random:1.5b`` for random weights of that size (in what the CPU multiplies), else as in ``load_model``."""
     if source.startswith("random:"):
-        return random_model(source.removeprefix("random:"))
+        return random_model(source.removeprefix("random:"), dtype=native_dtype("cpu"))
     return load_model(source, dtype=dtype)
 
 

@@ -166,6 +166,11 @@ def _dtype(asked: torch.dtype | str | None, device: str, config: Any, gguf: str 
         return found
     if not gguf and _parameters(config) < SMALL_MODEL:
         return torch.float32
+    return native_dtype(device)
+
+
+def native_dtype(device: str) -> torch.dtype:
+    """The smallest dtype that ``device`` multiplies natively: bfloat16 by emulation is slower than float32."""
     if device.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
