@@ -186,7 +186,7 @@ def _head_items(inside: Inside, head: Head) -> tuple[Item, ...]:
                 f"Where every token (row) looks through {label} (column), on the prompt {_short(patterns.prompt)!r}.",
                 n="1 prompt",
                 control="none applies: one head on one prompt",
-                wide=len(patterns.tokens) > 30,
+                wide=len(patterns.tokens) > 8,
             )
         )
     else:

@@ -6,6 +6,7 @@ Each JavaScript library is in the page once. Text that came from prompts or mode
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 
 import jinja2
+import markupsafe
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io
@@ -237,6 +239,7 @@ class Page:
         environment = jinja2.Environment(
             loader=jinja2.FunctionLoader(_template), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
         )
+        environment.filters["words"] = _words
         template = _script_safe(plotly.io.templates["plotly"].to_plotly_json())
         html = environment.get_template("report.html.j2").render(page=self, css=_template("report.css"), look=template)
         # The scripts go in after the template: they are ours, and escaping 4 MB takes seconds.
@@ -260,6 +263,11 @@ def _flat(items: tuple[Item, ...]) -> Iterator[Item]:
 
 def _script_safe(value: dict[str, Any]) -> str:
     return str(plotly.io.json.to_json_plotly(value)).replace("</", "<\\/")
+
+
+def _words(text: str) -> markupsafe.Markup:
+    """A sentence as HTML: escaped, and what stands between backticks as code."""
+    return markupsafe.Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(markupsafe.escape(text))))
 
 
 def _template(name: str) -> str:

@@ -28,6 +28,7 @@ from ..extraction import extract_directions
 from ..health import check_unhooked
 from ..hijacking import HijackingReport, Settings, hijacking
 from ..model import HookedChatModel
+from ..organism import suffixes as embedded_suffixes
 from ..plain_json import to_json
 from ..progress import Progress, silent
 from ..prompts import Prompts, PromptSet
@@ -236,7 +237,7 @@ def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedCha
         runner.stage("inside", inputs, parts, look_inside)
 
     if config.suffixes is not None:
-        suffixes = SuffixSet.load(config.suffixes)
+        suffixes = SuffixSet.load(embedded_suffixes() if config.suffixes == "organism" else config.suffixes)
         chosen: dict[str, Any] = {
             "prompts": N_SUFFIX,
             "max_new_tokens": min(config.max_new_tokens, 24),

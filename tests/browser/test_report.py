@@ -66,12 +66,26 @@ def page(browser, report):
     tab.context.close()
 
 
+# Whether each canvas that is seen holds more than its ground: CircuitsVis paints a moment after its text is there.
+PAINTED = """() => [...document.querySelectorAll('.widget canvas')].every((canvas) => {
+  if (!canvas.width || !canvas.height) return false;
+  const copy = document.createElement('canvas');
+  Object.assign(copy, {width: canvas.width, height: canvas.height});
+  const context = copy.getContext('2d', {willReadFrequently: true});
+  context.drawImage(canvas, 0, 0);
+  const {data} = context.getImageData(0, 0, copy.width, copy.height);
+  const colours = new Set(new Uint32Array(data.buffer));
+  return colours.size > 2;
+})"""
+
+
 def draw_everything(tab) -> None:
     tab.evaluate("document.querySelectorAll('.plot, .widget').forEach(e => e.scrollIntoView())")
     for i in range(tab.locator(".plot, .widget").count()):
         tab.locator(".plot, .widget").nth(i).scroll_into_view_if_needed()
     tab.wait_for_function("[...document.querySelectorAll('.plot')].every(e => e.querySelector('.main-svg'))")
     tab.wait_for_function("[...document.querySelectorAll('.widget')].every(e => e.innerText.trim())")
+    tab.wait_for_function(PAINTED)
 
 
 def data_rows(tab, figure: str) -> list[dict[str, str]]:
@@ -223,6 +237,10 @@ def test_axe_finds_nothing_nothing_overflows_and_sections_are_kept_as_pictures(b
     passed = {rule["id"] for rule in result.response["passes"]}
     assert {"color-contrast", "button-name", "label", "select-name", "document-title"} <= passed
     tab.add_style_tag(content="header { position: static !important; }")
+    # As tall as the page, so that no picture of a section makes it larger: canvases would be painted anew, too late.
+    tab.set_viewport_size({"width": width, "height": tab.evaluate("document.documentElement.scrollHeight")})
+    tab.wait_for_timeout(500)
+    tab.wait_for_function(PAINTED)
     for section in tab.locator("main > section").all():
         target = ARTEFACTS / f"{scheme}-{width}" / f"{section.get_attribute('id')}.png"
         section.screenshot(path=target)
