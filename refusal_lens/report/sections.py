@@ -96,10 +96,11 @@ def _candidates(selection: Selection, frame: pd.DataFrame) -> Table:
     order = frame.assign(taken=taken, group=group, key=frame["bypass"].where(passes, -frame["induce"]))
     order = order.sort_values(["group", "key"], na_position="last", kind="stable")
     rows = []
-    for row in order.itertuples(index=False):
-        numbers = (plain(float(v)) if v == v else "" for v in (row.bypass, row.induce, row.kl))
-        words = ("chosen", row.reason) if row.taken else (row.reason or "passes",)
-        rows.append((f"({row.pos}, {row.layer})", *numbers, "; ".join(filter(None, words))))
+    for row in order.to_dict("records"):
+        place, reason = f"({row['pos']}, {row['layer']})", str(row["reason"])
+        numbers = (plain(float(row[n])) if row[n] == row[n] else "" for n in ("bypass", "induce", "kl"))
+        words = ("chosen", reason) if row["taken"] else (reason or "passes",)
+        rows.append((place, *numbers, "; ".join(word for word in words if word)))
     return Table(
         "candidates",
         ("candidate", "bypass", "induce", "KL", "what became of it"),
