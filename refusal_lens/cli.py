@@ -32,7 +32,7 @@ def _group() -> None:
 
     Examples:
 
-      refusal-lens run                              the embedded model, in a minute
+      refusal-lens run                              the embedded model, in a minute or two
 
       refusal-lens open                             its report, in the browser
 

@@ -53,7 +53,9 @@ def direction_section(
         f"{selection.score('induce'):.3f} (baseline {selection.baseline_harmless:.3f}), KL "
         f"{selection.score('kl'):.4f} nats. {_count(len(selection.kept), 'candidate')} known to pass the rule.",
     ]
-    if frame[["bypass", "induce", "kl"]].isna().to_numpy().any():
+    norms = candidates.mean_diff.norm(dim=-1).flatten().numpy()
+    has_direction = (norms > 0) & (norms < float("inf"))
+    if frame.loc[has_direction, ["bypass", "induce", "kl"]].isna().to_numpy().any():
         text.append("Scores that the winner did not depend on were not computed; a full grid computes them all.")
     items: list[Item] = [
         Figure(
