@@ -40,6 +40,7 @@ from ..records import (
     RefusalTokens,
     Selection,
 )
+from ..report.inside import heads_to_show
 from ..scoring import find_refusal_tokens, given_refusal_tokens, keep_refused, sharded_metric
 from ..selection import select_direction
 from ..sharding import sharded_complete
@@ -216,7 +217,8 @@ def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedCha
             advance(1)
             sources = source_contributions(m, some, direction)
             advance(1)
-            patterns = attention_patterns(m, test[0], heads.heads)
+            shown = heads_to_show(heads, len(sources.tokens[0]))
+            patterns = attention_patterns(m, test[0], shown)
             advance(1)
         return [heads, causal, logits, moved, sources, patterns]
 
