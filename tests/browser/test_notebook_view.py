@@ -20,8 +20,8 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="Chromium is not installed"),
 ]
 VIEW = attention_view(AttentionPatterns(torch.eye(3)[None], ((2, 1),), ("</script>", " b", "\n"), "p"))
-# Where notebooks put a cell's HTML. Colab and other hosts: a frame of no origin that may run scripts. VS Code: a page
-# that loads nothing from anywhere.
+# Where hosts put a cell's HTML, at their strictest: a frame of no origin that may run scripts; a page that may run
+# inline scripts and load nothing from anywhere. Stand-ins: VS Code and Colab themselves can't be run here.
 NO_ORIGIN = '<iframe sandbox="allow-scripts" style="width:900px;height:700px" srcdoc="{}"></iframe>'
 STRICT = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; "
