@@ -41,7 +41,11 @@ matrix: $(VENV)/.test  ## a quick set of tests under the lowest and the newest v
 audit: $(VENV)/.test  ## known vulnerabilities and licences of everything installed
 	scripts/supply_chain.sh
 
-check: lint test test-legacy  ## what CI runs, but for the real model
+# One make for each, in this order also under -j: the tests are timed, and the real model runs alone, on all cores.
+check:  ## all of what CI runs (.ci/run runs this); the real model's tests where REFUSAL_LENS_REAL_MODEL names one
+	@set -e; for target in lint docs audit test-legacy matrix test; do $(MAKE) $$target; done
+	@if [ -n "$(REFUSAL_LENS_REAL_MODEL)" ]; then $(MAKE) test-real; \
+	else echo "the real model was left out: set REFUSAL_LENS_REAL_MODEL to a chat model"; fi
 
 docs: $(VENV)/.dev  ## the site, in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site

@@ -20,6 +20,7 @@ from playwright.sync_api import Browser, sync_playwright
 from plotly.offline import get_plotlyjs
 
 PLOTLY = "application/vnd.plotly.v1+json"
+BAR = "application/vnd.jupyter.widget-view+json"  # a progress bar that ends with its kernel
 WIDTH = 1000
 
 
@@ -54,7 +55,7 @@ def build(source: Path, browser: Browser) -> Path:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if "outputs" in cell:
-            kept = [o for o in cell.outputs if o.get("name") != "stderr"]
+            kept = [o for o in cell.outputs if o.get("name") != "stderr" and BAR not in o.get("data", {})]
             cell.outputs = [o for output in kept for o in with_picture(output, browser)]
     target = source.with_suffix(".ipynb")
     nbformat.write(notebook, target)

@@ -32,7 +32,7 @@ def _group() -> None:
 
     Examples:
 
-      refusal-lens run                              the embedded model, in a minute
+      refusal-lens run                              the embedded model, in a minute or two
 
       refusal-lens open                             its report, in the browser
 
@@ -69,7 +69,10 @@ def run(
     min_induce: Annotated[float, typer.Option(help="Selection: lowest induce score.")] = 0.0,
     layer_cutoff: Annotated[float, typer.Option(help="Selection: share of the layers that is searched.")] = 0.8,
     relax: Annotated[bool, typer.Option(help="Take the nearest candidate when none passes, and say so.")] = False,
-    full_grid: Annotated[bool, typer.Option(help="Compute every score of every candidate, for the plots.")] = False,
+    full_grid: Annotated[
+        bool | None,
+        typer.Option(help="Compute every score of every candidate, for the plots (default: for the embedded model)."),
+    ] = None,
     refusal_token: Annotated[
         list[str] | None, typer.Option(help="A refusal token, as id or text; may be repeated.")
     ] = None,
@@ -83,8 +86,13 @@ def run(
     ] = None,
     attribution: Annotated[bool, typer.Option(help="Look inside: heads, logits, tokens.")] = True,
     stability: Annotated[
-        int, typer.Option(min=0, help="Draw the training prompts again so many times and choose again.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Draw the training prompts again so many times and choose again "
+            "(default: 10 for the embedded model, 0 for others).",
+        ),
+    ] = None,
     suffixes: Annotated[
         str | None,
         typer.Option(help="Suffix file to look into (default: the embedded model's own, for it alone), or 'none'."),
@@ -105,11 +113,11 @@ def run(
       refusal-lens run Qwen/Qwen2.5-7B-Instruct --device-map auto --quiet --log-json job.jsonl     (a batch job)
     """
     from .engines import named_engine
-    from .organism import suffixes as embedded
     from .study import StudyConfig, run_study
 
-    if suffixes is None and model == "organism":
-        suffixes = str(embedded())
+    embedded = model == "organism"  # small enough for everything
+    if suffixes is None and embedded:
+        suffixes = "organism"
     config = StudyConfig(
         model=model,
         harmful=harmful,
@@ -125,10 +133,10 @@ def run(
         min_induce=min_induce,
         layer_cutoff=layer_cutoff,
         relax=relax,
-        full_grid=full_grid,
+        full_grid=embedded if full_grid is None else full_grid,
         refusal_tokens=tuple(refusal_token or ()),
         attribution=attribution,
-        stability=stability,
+        stability=(10 if embedded else 0) if stability is None else stability,
         suffixes=None if suffixes == "none" else suffixes,
         max_new_tokens=max_new_tokens,
     )

@@ -61,6 +61,13 @@ class HeadReport(Record):
         """``L12H7`` of the chosen heads."""
         return tuple(head_label(*head) for head in self.heads)
 
+    def ranked(self) -> tuple[Head, ...]:
+        """Every head: the chosen ones, then the others by what they write on the report prompts, most first."""
+        mean = self.report.mean
+        order = mean.abs().flatten().argsort(descending=True).tolist()
+        heads = (divmod(i, mean.shape[1]) for i in order)
+        return (*self.heads, *(head for head in heads if head not in self.heads))
+
     @property
     def share(self) -> float:
         """The chosen heads' share of what all heads with a positive mean write, on the report prompts."""

@@ -81,7 +81,7 @@ def plot_attention(record: AttentionPatterns, head: Head, limit: int = MAX_TOKEN
             z=[[round(v, 4) if j <= i else None for j, v in enumerate(row)] for i, row in enumerate(values.tolist())],
             x=index,
             y=index,
-            text=[[f"{reader} ← {source}" for source in labels] for reader in labels],
+            text=[[f"{reader} ← {source}" for source in labels[: i + 1]] for i, reader in enumerate(labels)],
             colorscale=style.SEQUENTIAL,
             zmin=0,
             zmax=1,

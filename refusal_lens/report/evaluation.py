@@ -93,7 +93,16 @@ def harness_section(scores: HarnessScores | None) -> Section:
         return Section("harness", title, ("Not measured: the LM Evaluation Harness was not run (extra `evals`).",))
     frame = scores.to_frame()
     text = (f"LM Evaluation Harness {scores.version}; intervals of 99%, as in the paper.",)
-    figure = Figure("harness-scores", plots.plot_harness(scores), "Benchmark scores by condition.", data=frame)
+    control = RANDOM if any(c.startswith("random") for c in frame["condition"]) else "none was run"
+    counts = ", ".join(f"{int(n)} {task}" for task, n in frame.groupby("task", sort=False)["n"].max().items())
+    figure = Figure(
+        "harness-scores",
+        plots.plot_harness(scores),
+        "Benchmark scores by condition, with 99% intervals.",
+        n=f"documents: {counts}",
+        control=control,
+        data=frame,
+    )
     return Section("harness", title, text, (figure, _table("harness-table", frame.round(4), "The harness's scores.")))
 
 
@@ -109,6 +118,7 @@ def proxy_section(record: RefusalProxy) -> Section:
         plots.plot_proxy(record),
         "Refusal metric of prompts whose replies were judged refused and answered.",
         n=f"{a.n} prompts",
+        control="none applies: two readings of the same prompts",
         data=record.to_frame(),
     )
     return Section("proxy", "The refusal metric as a proxy", text, (figure,))
@@ -204,6 +214,7 @@ def trace_section(trace: DirectionTrace, id: str, title: str) -> Section:
         plot_trace(trace),
         "Cosine of the last position with the direction by layer; band of one standard deviation.",
         n=f"{trace.cosine.shape[-1]} prompts a line",
+        control="the lines stand beside each other",
         data=trace_frame(trace),
     )
     return Section(id, title, (), (figure,))

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from ..hijacking.records import HijackingReport, SuffixResult
-from ..hijacking.verdicts import summary_frame, verdict
+from ..hijacking.verdicts import MECHANISMS, summary_frame, verdict
 from ..plots import hijacking as plots
 from ..stats import mean_interval
 from .page import Card, Figure, Item, Note, Option, Page, Picker, Row, Section, Table, Widget
@@ -107,12 +107,29 @@ def suffix_findings(report: HijackingReport) -> tuple[str, ...]:
         if not some:
             continue
         working = [verdict(r).mechanism for r in some if r.works]
-        ways = "".join(f"; {mechanism}: {n}" for mechanism, n in Counter(working).items())
-        said.append(f"Of {len(some)} suffixes {what}, {len(working)} stop refusals beyond random tokens{ways}.")
+        count = f"Of {len(some)} suffixes {what}, " if len(some) > 1 else f"Of 1 suffix {what}, "
+        said.append(f"{count}{len(working)} stop refusals beyond random tokens{_ways(working)}.")
     result = strongest(report)
     if result is not None:
         said.append(f"The strongest, {result.suffix.text.strip()!r}: {verdict(result).sentence}")
     return tuple(said)
+
+
+def _ways(mechanisms: Sequence[str]) -> str:
+    """How the suffixes that work do so, counted: ": all of them through the attention of the top heads"."""
+    words = {
+        MECHANISMS["untested"]: "in a way that was not tested",
+        MECHANISMS["top heads"]: "through the attention of the top heads",
+        MECHANISMS["attention"]: "through the attention of many heads",
+        MECHANISMS["direction"]: "through the direction, but not by attention from the post-instruction positions",
+        MECHANISMS["otherwise"]: "in another way",
+    }
+    counted = Counter(mechanisms)
+    if not counted:
+        return ""
+    if len(counted) == 1:
+        return f", {'all of them ' if len(mechanisms) > 1 else ''}{words[mechanisms[0]]}"
+    return ": " + ", ".join(f"{n} {words[mechanism]}" for mechanism, n in counted.items())
 
 
 def suffix_picker(report: HijackingReport) -> Picker:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,12 +12,14 @@ from ..attribution.token_records import AttentionPatterns, Propagation, SourceCo
 from ..plots import attribution as plots
 from ..plots import circuits, plot_trace
 from ..plots import heads as head_plots
+from ..plots.thinning import MAX_TOKENS
 from ..records import DirectionTrace
 from ..stats import mean_interval
 from .page import Figure, Item, Note, Option, Picker, Section, Widget
 from .tables import propagation_frame, sources_frame, trace_frame
 
 MAX_HEADS = 64  # heads that can be picked: the strongest, so that the page stays small
+MAX_CELLS = 60_000  # cells of whole attention patterns: about 3 MB
 MAX_PROMPTS = 3  # prompts on which a picked head is shown
 EXACT = "none applies: these are exact parts of one sum"
 
@@ -32,6 +34,13 @@ class Inside:
     propagation: Propagation
     sources: SourceContributions
     patterns: AttentionPatterns
+
+
+def heads_to_show(heads: HeadReport, n_tokens: int) -> tuple[Head, ...]:
+    """The heads whose whole attention pattern on a prompt of so many tokens is worth its place in the page: as many of
+    the strongest as fit, and always the chosen ones."""
+    fit = MAX_CELLS // min(n_tokens, MAX_TOKENS) ** 2
+    return heads.ranked()[: max(len(heads.heads), min(MAX_HEADS, fit))]
 
 
 def causal_sentence(causal: CausalCheck) -> str:
@@ -128,10 +137,8 @@ def _heads(inside: Inside) -> tuple[Item, ...]:
 def head_picker(inside: Inside) -> Picker:
     """Every head, strongest first: what it writes on each prompt, from which tokens, and where it looks."""
     mean = inside.heads.report.mean
-    order = [divmod(i, mean.shape[1]) for i in mean.abs().flatten().argsort(descending=True).tolist()]
-    order = [*inside.heads.heads, *(head for head in order if head not in inside.heads.heads)]
     options = []
-    for rank, head in enumerate(order):
+    for rank, head in enumerate(inside.heads.ranked()):
         label = head_label(*head)
         chosen = ", chosen" if head in inside.heads.heads else ""
         items = _head_items(inside, head) if rank < MAX_HEADS else (_not_stored(label),)
@@ -186,12 +193,15 @@ def _head_items(inside: Inside, head: Head) -> tuple[Item, ...]:
                 f"Where every token (row) looks through {label} (column), on the prompt {_short(patterns.prompt)!r}.",
                 n="1 prompt",
                 control="none applies: one head on one prompt",
-                wide=len(patterns.tokens) > 30,
+                wide=len(patterns.tokens) > 8,
             )
         )
     else:
         items.append(
-            Note(f"The whole attention pattern of {label} was not stored: above is its attention from the last token.")
+            Note(
+                f"The whole attention pattern of {label} was not stored, to keep the page small: above is its "
+                "attention from the last token."
+            )
         )
     return tuple(items)
 
@@ -203,6 +213,8 @@ def _short(prompt: str, limit: int = 60) -> str:
 def _tokens(inside: Inside) -> tuple[Item, ...]:
     propagation, sources, patterns, heads = inside.propagation, inside.sources, inside.patterns, inside.heads
     notice = circuits.attention_notice(patterns)
+    top = [i for i, head in enumerate(patterns.heads) if head in heads.heads]
+    few = replace(patterns, values=patterns.values[top], heads=tuple(patterns.heads[i] for i in top))
     prompt = min(range(len(sources.tokens)), key=lambda i: sources.prompts[i] != patterns.prompt)
     return (
         Figure(
@@ -225,7 +237,7 @@ def _tokens(inside: Inside) -> tuple[Item, ...]:
         ),
         Widget(
             "attention",
-            *circuits.attention_props(patterns),
+            *circuits.attention_props(few),
             f"Attention of the top heads on the prompt {_short(patterns.prompt)!r}: point at a head or click it, then "
             "point at a token." + (f" {notice}." if notice else ""),
             n="1 prompt",

@@ -5,7 +5,9 @@ Each JavaScript library is in the page once. Text that came from prompts or mode
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -237,15 +239,16 @@ class Page:
         environment = jinja2.Environment(
             loader=jinja2.FunctionLoader(_template), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
         )
+        environment.filters["words"] = _words
         template = _script_safe(plotly.io.templates["plotly"].to_plotly_json())
-        html = environment.get_template("report.html.j2").render(page=self, css=_template("report.css"), look=template)
+        page = environment.get_template("report.html.j2").render(page=self, css=_template("report.css"), look=template)
         # The scripts go in after the template: they are ours, and escaping 4 MB takes seconds.
         # Libraries wait as text until the first figure needs them, so that the page opens before they are compiled.
         libraries = {"figure": get_plotlyjs}
         if any(item.kind == "widget" for section in self.sections for item in section.flat()):
             libraries["widget"] = circuitsvis_source
         scripts = [f'<script type="text/plain" id="library-{kind}">{get()}</script>' for kind, get in libraries.items()]
-        return html.replace("<!--scripts-->", "".join([*scripts, f"<script>{_template('report.js')}</script>"]))
+        return page.replace("<!--scripts-->", "".join([*scripts, f"<script>{_template('report.js')}</script>"]))
 
 
 def _flat(items: tuple[Item, ...]) -> Iterator[Item]:
@@ -260,6 +263,11 @@ def _flat(items: tuple[Item, ...]) -> Iterator[Item]:
 
 def _script_safe(value: dict[str, Any]) -> str:
     return str(plotly.io.json.to_json_plotly(value)).replace("</", "<\\/")
+
+
+def _words(text: str) -> str:
+    """A sentence as HTML: escaped, and what stands between backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
 def _template(name: str) -> str:

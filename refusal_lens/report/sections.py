@@ -51,9 +51,11 @@ def direction_section(
         f"Chosen: position {selection.chosen.pos}, layer {selection.chosen.layer}. Bypass "
         f"{selection.score('bypass'):.3f} (baseline {selection.baseline_harmful:.3f}), induce "
         f"{selection.score('induce'):.3f} (baseline {selection.baseline_harmless:.3f}), KL "
-        f"{selection.score('kl'):.4f} nats. {len(selection.kept)} candidate(s) are known to pass the rule.",
+        f"{selection.score('kl'):.4f} nats. {_count(len(selection.kept), 'candidate')} known to pass the rule.",
     ]
-    if frame[["bypass", "induce", "kl"]].isna().to_numpy().any():
+    norms = candidates.mean_diff.norm(dim=-1).flatten().numpy()
+    has_direction = (norms > 0) & (norms < float("inf"))
+    if frame.loc[has_direction, ["bypass", "induce", "kl"]].isna().to_numpy().any():
         text.append("Scores that the winner did not depend on were not computed; a full grid computes them all.")
     items: list[Item] = [
         Figure(
@@ -73,6 +75,7 @@ def direction_section(
         )
         columns = ("candidate", "bypass", "induce", "KL", "needs")
         items.append(Table("near-misses", columns, rows, "The candidates nearest to passing, nearest first."))
+    items.append(_candidates(selection, frame))
     if stability is None:
         text.append("Stability under other training prompts was not measured; `--stability 20` measures it.")
     else:
@@ -80,6 +83,35 @@ def direction_section(
         text += told.text
         items += told.items
     return Section("direction", "The direction", tuple(text), tuple(items))
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what} is" if n == 1 else f"{n} {what}s are"
+
+
+def _candidates(selection: Selection, frame: pd.DataFrame) -> Table:
+    """Every candidate and what kept it out: those that pass by bypass, then the others by induce."""
+    best = selection.chosen
+    taken = (frame["pos"] == best.pos) & (frame["layer"] == best.layer)
+    passes = frame["reason"] == ""
+    group = (~passes).astype(int).where(~taken, -1)
+    order = frame.assign(taken=taken, group=group, key=frame["bypass"].where(passes, -frame["induce"]))
+    order = order.sort_values(["group", "key"], na_position="last", kind="stable")
+    rows = []
+    for row in order.to_dict("records"):
+        place, reason = f"({row['pos']}, {row['layer']})", str(row["reason"])
+        numbers = (plain(float(row[n])) if row[n] == row[n] else "" for n in ("bypass", "induce", "kl"))
+        words = ("chosen", reason) if row["taken"] else (reason or "passes",)
+        rows.append((place, *numbers, "; ".join(word for word in words if word)))
+    return Table(
+        "candidates",
+        ("candidate", "bypass", "induce", "KL", "what became of it"),
+        tuple(rows),
+        "Every candidate (position, layer) and what kept it out: the chosen one, the others that pass, lowest bypass "
+        "first, then the rest, highest induce first. Empty: not needed, so not computed.",
+        searchable=True,
+        data=frame,
+    )
 
 
 def effect_section(
@@ -144,7 +176,8 @@ def _side_by_side(name: str, completions: Completions) -> Table:
         f"completions-{name}",
         ("prompt", *(style.readable(c) for c in columns)),
         rows,
-        f"Greedy replies to {name} prompts, at most {completions.max_new_tokens} tokens; ✗ marks a refusal.",
+        f"Greedy replies to {len(rows)} {name} prompts, at most {completions.max_new_tokens} tokens; ✗ marks a "
+        "refusal.",
         searchable=True,
     )
 
@@ -152,7 +185,7 @@ def _side_by_side(name: str, completions: Completions) -> Table:
 def provenance_section(provenance: Mapping[str, Any]) -> Section:
     """Settings, hashes and versions: enough to run it again."""
     rows = tuple(
-        (f"{group}: {key}", plain(value))
+        (f"{group}: {key}", "not set" if value in (None, [], ()) else plain(value))
         for group in ("settings", "hashes", "versions")
         for key, value in provenance[group].items()
     )

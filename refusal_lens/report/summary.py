@@ -42,6 +42,7 @@ def headline(
 
 def _found(harmful: Mapping[str, Rate], harmless: Mapping[str, Rate], inside: Inside | None) -> tuple[str, ...]:
     found = [
+        _plainly(apart(harmful, "ablation", -1), apart(harmless, "addition", +1)),
         f"Necessary? On {harmful['baseline'].n} held-out harmful prompts the model refuses "
         f"{harmful['baseline'].rate:.0%}; with the direction ablated {harmful['ablation'].rate:.0%}, with a random one "
         f"ablated {harmful['random_ablation'].rate:.0%}. {verdict(harmful, 'ablation', -1)}",
@@ -53,6 +54,29 @@ def _found(harmful: Mapping[str, Rate], harmless: Mapping[str, Rate], inside: In
         top = ", ".join(inside.heads.labels)
         found.append(f"What writes it? Most along the direction write {top}. {causal_sentence(inside.causal)}")
     return tuple(found)
+
+
+def _plainly(necessary: bool, sufficient: bool) -> str:
+    """The answer before its numbers."""
+    if necessary and sufficient:
+        return (
+            "One direction in this model's activations carries its refusals: without it the model refuses fewer "
+            "harmful requests, with more of it more harmless ones, each time beyond what a random direction does."
+        )
+    if necessary:
+        return (
+            "Without one direction in its activations this model refuses fewer harmful requests, beyond what a random "
+            "direction does. That adding it makes the model refuse harmless requests was not shown."
+        )
+    if sufficient:
+        return (
+            "With one direction added to its activations this model refuses more harmless requests, beyond what a "
+            "random direction does. That refusals of harmful requests need it was not shown."
+        )
+    return (
+        "A direction was found, but this run does not show that it carries refusal: neither taking it out nor adding "
+        "it did more than a random direction did."
+    )
 
 
 def apart(rates: Mapping[str, Rate], condition: str, sign: int) -> bool:

@@ -32,7 +32,10 @@ class StudyConfig(pydantic.BaseModel):
     refusal_tokens: tuple[str, ...] = pydantic.Field((), description="ids or texts; found by default")
     attribution: bool = pydantic.Field(True, description="look inside: heads, logits, tokens")
     stability: int = pydantic.Field(0, ge=0, description="draw the training prompts again this many times")
-    suffixes: str | None = pydantic.Field(None, description="suffix file: look into suffixes behind the test prompts")
+    suffixes: str | None = pydantic.Field(
+        None,
+        description="suffix file, or 'organism' for the embedded model's own: look into them behind the test prompts",
+    )
     max_new_tokens: int = pydantic.Field(64, ge=1)
 
     @property

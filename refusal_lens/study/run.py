@@ -28,6 +28,7 @@ from ..extraction import extract_directions
 from ..health import check_unhooked
 from ..hijacking import HijackingReport, Settings, hijacking
 from ..model import HookedChatModel
+from ..organism import suffixes as embedded_suffixes
 from ..plain_json import to_json
 from ..progress import Progress, silent
 from ..prompts import Prompts, PromptSet
@@ -39,6 +40,7 @@ from ..records import (
     RefusalTokens,
     Selection,
 )
+from ..report.inside import heads_to_show
 from ..scoring import find_refusal_tokens, given_refusal_tokens, keep_refused, sharded_metric
 from ..selection import select_direction
 from ..sharding import sharded_complete
@@ -215,7 +217,8 @@ def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedCha
             advance(1)
             sources = source_contributions(m, some, direction)
             advance(1)
-            patterns = attention_patterns(m, test[0], heads.heads)
+            shown = heads_to_show(heads, len(sources.tokens[0]))
+            patterns = attention_patterns(m, test[0], shown)
             advance(1)
         return [heads, causal, logits, moved, sources, patterns]
 
@@ -236,7 +239,7 @@ def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedCha
         runner.stage("inside", inputs, parts, look_inside)
 
     if config.suffixes is not None:
-        suffixes = SuffixSet.load(config.suffixes)
+        suffixes = SuffixSet.load(embedded_suffixes() if config.suffixes == "organism" else config.suffixes)
         chosen: dict[str, Any] = {
             "prompts": N_SUFFIX,
             "max_new_tokens": min(config.max_new_tokens, 24),

@@ -142,3 +142,30 @@ def test_every_command_helps_with_examples():
         shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "120"}).output
         assert f"refusal-lens {name}" in shown.split("Options")[0].split("Usage", 1)[1].split("\n", 1)[1], name
         assert name in listed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["organism"], {"suffixes": "organism", "stability": 10, "full_grid": True}),
+        (["organism", "--suffixes", "none", "--stability", "0", "--no-full-grid"], {"suffixes": None, "stability": 0}),
+        (["other/model"], {"suffixes": None, "stability": 0, "full_grid": False}),
+    ],
+)
+def test_the_embedded_model_is_studied_in_full(monkeypatch, tmp_path, arguments, expected):
+    seen = {}
+
+    def stop(config, out, progress, engine):
+        seen.update(config.model_dump())
+        raise ResultError("enough")
+
+    monkeypatch.setattr("refusal_lens.study.run_study", stop)
+    CliRunner().invoke(app, ["run", *arguments, "--quiet", "--out", str(tmp_path)])
+    assert {name: seen[name] for name in expected} == expected
+
+
+def test_python_dash_m():
+    done = subprocess.run(
+        [sys.executable, "-m", "refusal_lens", "open", "nowhere"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "there is no folder nowhere" in done.stderr

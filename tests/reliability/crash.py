@@ -27,7 +27,7 @@ from .outcomes import record
 
 SETTINGS = [
     "--n-train", "8", "--n-val", "4", "--n-test", "4", "--max-new-tokens", "4", "--max-kl", "9", "--relax", "--quiet",
-    "--suffixes", "none",
+    "--suffixes", "none", "--stability", "0", "--no-full-grid",
 ]  # fmt: skip
 OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 

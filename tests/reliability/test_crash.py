@@ -36,6 +36,9 @@ SMALL = [
     "--relax",
     "--suffixes",
     "none",
+    "--stability",
+    "0",
+    "--no-full-grid",
 ]
 FAST = [*SMALL, "--no-attribution", "--quiet"]
 

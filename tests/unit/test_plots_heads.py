@@ -16,6 +16,7 @@ from refusal_lens.plots.circuits import attention_notice, attention_props
 from refusal_lens.plots.thinning import thinned
 from refusal_lens.report.certificate import WEIGHTS, certificate_section
 from refusal_lens.report.frames import figure_frame
+from refusal_lens.report.inside import heads_to_show
 from tests.unit.test_plots_attribution import heads, sources
 
 NAN = float("nan")
@@ -39,6 +40,17 @@ def test_a_thinned_map_keeps_its_rows_whole_and_says_so(n):
     assert (notice in figure.layout.title.text) and len(figure.data[0].z) == len(labels)
     assert figure.data[0].z[0][1] is None  # nothing is read from the future
     assert figure.layout.xaxis.ticktext[0].startswith("␣t0")
+
+
+def test_whole_patterns_of_as_many_heads_as_the_page_can_hold():
+    report = report_heads(heads("s", 1), heads("r", 2), heads("h", 3), top=2)
+    everything = {(layer, head) for layer, row in enumerate(report.report.labels) for head in range(len(row))}
+    ranked = report.ranked()
+    assert ranked[:2] == report.heads and set(ranked) == everything and len(ranked) == len(everything)
+    others = [abs(float(report.report.mean[head])) for head in ranked[2:]]
+    assert others == sorted(others, reverse=True)
+    assert heads_to_show(report, 10) == ranked
+    assert heads_to_show(report, 150) == ranked[: max(2, 60_000 // 96**2)]
 
 
 def test_a_head_shows_every_prompt_and_its_tokens_add_up():

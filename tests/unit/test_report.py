@@ -6,9 +6,15 @@ from urllib.parse import unquote
 
 import pandas as pd
 import plotly.graph_objects as go
+import pytest
+import torch
 
-from refusal_lens.report import Figure, Page, Section, Table, Widget
-from refusal_lens.report.summary import verdict
+from refusal_lens.hijacking.verdicts import MECHANISMS
+from refusal_lens.records import CandidateDirections, Direction, Selection, SelectionScores
+from refusal_lens.report import Figure, Page, Section, Table, Widget, direction_section
+from refusal_lens.report.hijacking import _ways
+from refusal_lens.report.sections import provenance_section
+from refusal_lens.report.summary import _plainly, verdict
 from refusal_lens.stats import rate
 
 
@@ -48,3 +54,48 @@ def test_the_verdict_follows_the_intervals():
     assert "does not show" in verdict(weak, "ablation", -1)
     backwards = {"ablation": strong["random_ablation"], "random_ablation": strong["ablation"]}
     assert "does not show" in verdict(backwards, "ablation", -1)
+
+
+def test_code_between_backticks_and_nothing_else_of_markup():
+    html = Page("t", ("Run `a <b> c` or <i>not</i>.",)).render()
+    assert "Run <code>a &lt;b&gt; c</code> or &lt;i&gt;not&lt;/i&gt;." in html
+
+
+def test_the_first_sentence_claims_what_was_shown():
+    claims = [_plainly(necessary, sufficient) for necessary in (True, False) for sufficient in (True, False)]
+    assert len(set(claims)) == 4
+    assert all(("not shown" in text) or ("does not show" in text) for text in claims[1:]) and "not" not in claims[0]
+
+
+@pytest.mark.parametrize("mechanism", [m for name, m in MECHANISMS.items() if name != "none"])
+def test_every_mechanism_has_its_words(mechanism):
+    assert _ways([]) == ""
+    assert _ways([mechanism, mechanism]).startswith(", all of them ")
+    assert _ways([mechanism, MECHANISMS["otherwise"]]).count("another way") == 1
+
+
+def test_every_candidate_is_told_with_what_became_of_it():
+    nan = float("nan")
+    bypass, induce = torch.tensor([[nan, -3.0], [-2.0, nan]]), torch.tensor([[-1.0, 2.0], [1.0, nan]])
+    kl = torch.tensor([[nan, 0.01], [0.02, nan]])
+    chosen = Direction(torch.tensor([1.0, 0.0]), 2.0, -2, 1, "raw", "m")
+    selection = Selection(
+        chosen, SelectionScores(bypass, induce, kl), (("induce -1 < 0", ""), ("", "layer 1 is cut")),
+        ((-2, 1), (-1, 0)),
+        1.0, -1.0, {"max_kl": 0.1, "min_induce": 0.0, "layer_cutoff": 0.8}, (), 9, 9,
+    )  # fmt: skip
+    mean = torch.zeros(2, 2, 2)
+    candidates = CandidateDirections(mean, mean, mean, ("a", "b"), 9, 9, "raw", "m")
+    table = next(item for item in direction_section(selection, candidates).items if item.id == "candidates")
+    assert [(row[0], row[4]) for row in table.rows] == [
+        ("(-2, 1)", "chosen"),
+        ("(-1, 0)", "passes"),
+        ("(-2, 0)", "induce -1 < 0"),
+        ("(-1, 1)", "layer 1 is cut"),
+    ]
+    assert table.rows[2][1:4] == ("", "-1", "") and len(table.data) == 4
+
+
+def test_what_was_not_set_is_said_so():
+    provenance = {"settings": {"a": None, "b": [], "c": 0, "d": False}, "hashes": {}, "versions": {}}
+    assert [row[1] for row in provenance_section(provenance).items[0].rows] == ["not set", "not set", "0", "false"]
