@@ -20,7 +20,7 @@ coverage: $(VENV)/.test  ## the same with the share of lines that they run, by m
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore tests/real --cov=refusal_lens --cov-report=term
 
 test-real: $(VENV)/.test  ## the main job on the real chat model that REFUSAL_LENS_REAL_MODEL names
-	$(BIN)/python -m pytest tests/real
+	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/python -m pytest tests/real
 
 test-legacy: $(LEGACY)/.installed  ## the wrapper's tests on HookedTransformer under transformer-lens 3.9
 	$(LEGACY)/bin/python -m pytest tests/legacy

@@ -6,10 +6,9 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-if "PYTEST_XDIST_WORKER" in os.environ or not os.environ.get("REFUSAL_LENS_REAL_MODEL"):
-    # Threads that share a core with another process wait for each other at every small product (20 times slower); only
-    # the real model's products are worth two.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Threads that share a core with another process wait for each other at every small product (20 times slower). Only the
+# real model's products are worth more: `make test-real` says so.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
 
