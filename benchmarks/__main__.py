@@ -36,6 +36,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--n-train", type=int, default=64, help="prompts of each kind for extraction")
     parser.add_argument("--n-val", type=int, default=32, help="and for the other rows")
     parser.add_argument("--pool", type=int, default=0, help="prompts of each kind before the paper's filter")
+    parser.add_argument(
+        "--unfiltered", action="store_true", help="leave the filter out: the time does not depend on it"
+    )
     parser.add_argument("--n-suffixes", type=int, default=64)
     parser.add_argument("--positions", type=int, default=0, help="of the candidates, the last so many; 0 for all")
     parser.add_argument("--rows", nargs="+", default=list(GROUPS), choices=list(GROUPS))
@@ -55,10 +58,13 @@ def ground(args: argparse.Namespace) -> Ground:
     plain = plain_copy(model)
     size = args.n_train + args.n_val
     # Room for the paper's filter, which a model of random weights does without: it refuses nothing.
-    pool = size if args.model.startswith("random:") else args.pool or 2 * size
+    unfiltered = args.unfiltered or args.model.startswith("random:")
+    pool = size if unfiltered else args.pool or 2 * size
     sets = [list(PromptSet.load(source, sizes=(pool, 1, 1)).train) for source in (args.harmful, args.harmless)]
     tokens = given_refusal_tokens(model, [args.refusal_token])
-    pools = sets if args.model.startswith("random:") else keep_refused(model, *sets, tokens)
+    pools = sets if unfiltered else keep_refused(model, *sets, tokens)
+    if (left := min(map(len, pools))) < size:
+        raise SystemExit(f"the filter left {left} prompts of a kind and {size} are needed: raise --pool")
     val, train = zip(*[(p[: args.n_val], p[args.n_val : size]) for p in pools], strict=True)
     candidates = extract_directions(model, *train)
     if args.positions:
@@ -136,7 +142,7 @@ def main() -> None:
         "arguments": {
             k: str(v)
             for k, v in vars(args).items()
-            if k in ("n_train", "n_val", "every", "coeff", "max_kl", "positions")
+            if k in ("n_train", "n_val", "every", "coeff", "max_kl", "positions", "unfiltered")
         },
         "candidates": g.candidates.mean_diff[..., 0].numel(),
         "rows": [as_json(row, peak) for row in rows],
