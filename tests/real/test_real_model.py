@@ -24,7 +24,7 @@ FAST = native_dtype("cuda" if torch.cuda.is_available() else "cpu") != torch.flo
 SIZES = (
     {"--n-train": 128, "--n-val": 64, "--n-test": 64, "--max-new-tokens": 24}
     if FAST
-    else {"--n-train": 64, "--n-val": 32, "--n-test": 32, "--max-new-tokens": 16}
+    else {"--n-train": 48, "--n-val": 24, "--n-test": 24, "--max-new-tokens": 12}
 )
 pytestmark = [
     pytest.mark.real,
