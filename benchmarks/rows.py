@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import median
 from typing import Any
 
 import torch
@@ -75,12 +76,21 @@ class Ground:
         return 2 * (tokens * blocks + rows * m.d_model * m.d_vocab) / 1e9
 
 
-def _best(work: Callable[[], Any], times: int = 3) -> Measured:
-    """The fastest of some runs, after one that warms up."""
-    work()
-    runs = [measure(work) for _ in range(times)]
-    cpu, seconds = min(r.cpu for r in runs), min(r.seconds for r in runs)
-    return Measured(None, seconds, cpu, max(r.peak_mb for r in runs), runs[0].gflop)
+def _beside(*works: Callable[[], Any], times: int = 3, warm_up: bool = True) -> list[Measured]:
+    """Each work's first value and median time; they take turns, so a machine that slows down slows all of them."""
+    for work in works if warm_up else ():
+        work()
+    turns = [[measure(work) for work in works] for _ in range(times)]
+    return [
+        Measured(
+            runs[0].value,
+            median(r.seconds for r in runs),
+            median(r.cpu for r in runs),
+            max(r.peak_mb for r in runs),
+            runs[0].gflop,
+        )
+        for runs in zip(*turns, strict=True)
+    ]
 
 
 def _row(name: str, prompts: int, ours: Measured, plain: Measured, *rest: Any, times: float = 1) -> Row:
@@ -106,18 +116,21 @@ def forward_rows(g: Ground) -> list[Row]:
 
     tokens = batch.ids.numel()
     gflop = g.gflop(tokens, len(prompts))
-    beside = _best(plain)
+    beside, points, ablation = _beside(plain, lambda: g.model.logits(batch), ablated)
     note = "same padded batch, last position's logits; real tokens and padding counted alike"
     return [
-        _row("forward, hook points", len(prompts), _best(lambda: g.model.logits(batch)), beside, tokens, gflop, note),
-        _row("forward, ablation hooks", len(prompts), _best(ablated), beside, tokens, gflop, note),
+        _row("forward, hook points", len(prompts), points, beside, tokens, gflop, note),
+        _row("forward, ablation hooks", len(prompts), ablation, beside, tokens, gflop, note),
     ]
 
 
 def extraction_row(g: Ground) -> Row:
     """Difference in means at all positions and layers."""
-    ours = measure(lambda: extract_directions(g.model, *g.train))
-    plain = measure(lambda: g.plain.mean_diff(*g.train, len(g.candidates.positions)))
+    ours, plain = _beside(
+        lambda: extract_directions(g.model, *g.train),
+        lambda: g.plain.mean_diff(*g.train, len(g.model.chat.post_labels())),
+        warm_up=False,
+    )
     gap = float((ours.value.mean_diff - plain.value).abs().max() / plain.value.abs().max())
     n, tokens = sum(map(len, g.train)), sum(map(g.count, g.train))
     note = f"largest gap {gap:.1g} of the largest value"
@@ -181,30 +194,29 @@ def _selection_row(name: str, g: Ground, ours: Measured, plain: Measured, times:
 def attribution_rows(g: Ground) -> list[Row]:
     """Heads and source tokens that write the direction, beside one plain forward of the same prompts."""
     prompts, direction = g.val[0], next_direction(g.candidates)
-    plain = _best(lambda: g.plain.last_logits(prompts, keep=1))
+    plain, heads, sources = _beside(
+        lambda: g.plain.last_logits(prompts, keep=1),
+        lambda: head_contributions(g.model, prompts, direction),
+        lambda: source_contributions(g.model, prompts, direction),
+    )
     tokens, n = g.count(prompts), len(prompts)
     gflop = g.gflop(tokens, 0)
     return [
-        _row(
-            name,
-            n,
-            _best(lambda work=work: work(g.model, prompts, direction)),
-            plain,
-            tokens,
-            gflop,
-            "beside a forward",
-        )
-        for name, work in (("head contributions", head_contributions), ("source contributions", source_contributions))
+        _row(name, n, ours, plain, tokens, gflop, "beside a forward")
+        for name, ours in (("head contributions", heads), ("source contributions", sources))
     ]
 
 
 def suffix_row(g: Ground) -> Row:
     """The refusal metric of every suffix behind every prompt."""
     prompts = g.val[0][:4]
-    ours = measure(lambda: sharded_screen(LocalEngine(g.model), prompts, g.suffixes, g.tokens))
     pairs = [(p, s) for p in prompts for s in g.suffixes]
     asked, behind = map(list, zip(*pairs, strict=True))
-    plain = measure(lambda: g.plain.metric(g.plain.last_logits(asked, behind)).reshape(len(prompts), -1).T)
+    ours, plain = _beside(
+        lambda: sharded_screen(LocalEngine(g.model), prompts, g.suffixes, g.tokens),
+        lambda: g.plain.metric(g.plain.last_logits(asked, behind)).reshape(len(prompts), -1).T,
+        warm_up=False,
+    )
     gap = float((ours.value - plain.value).abs().max())
     tokens = int(g.model.tokenize(asked, behind).lengths.sum())
     note = f"{len(prompts)} prompts x {len(g.suffixes)} suffixes; largest gap of the metric {gap:.2g}"
@@ -231,7 +243,7 @@ def generation_row(g: Ground) -> Row:
             )
             lengths.append(new.shape[1])
 
-    row = _row("generation, ablation", len(prompts), _best(ours), _best(plain), len(prompts) * NEW_TOKENS, 0.0)
+    row = _row("generation, ablation", len(prompts), *_beside(ours, plain), len(prompts) * NEW_TOKENS, 0.0)
     assert set(lengths) == {batch.ids.shape[1] + NEW_TOKENS}
     return row
 

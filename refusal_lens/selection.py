@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -438,7 +439,7 @@ def _near_misses(
     within.sort(key=lambda c: -float(scores.induce[c[0], c[1].layer]))
     near = within[:top]
     known = {name: [float(getattr(scores, name)[i, d.layer]) for i, d in near] for name in ("bypass", "induce", "kl")}
-    for name, score in (("bypass", scorer.bypass), ("kl", scorer.kl)):
+    for name, score in (("bypass", scorer.bypass), ("kl", partial(scorer.kl, size=GROUP))):
         missing = [k for k, value in enumerate(known[name]) if math.isnan(value)]
         for k, value in zip(missing, score([near[k][1] for k in missing]), strict=True):
             known[name][k] = value
