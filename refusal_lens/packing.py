@@ -69,21 +69,19 @@ class Packs:
         return (slice(begin, min(n, begin + size)) for begin in range(0, n, max(1, size)))
 
 
-def packs_of(tokens: Tokens, max_tokens: int = PACK_TOKENS) -> Packs:
-    """All prompts in rows of at most ``max_tokens`` (a longer prompt is a row of its own), in the order given."""
+def packs_of(tokens: Tokens, row_tokens: int = PACK_TOKENS) -> Packs:
+    """All prompts, in the order given, in equally long rows of about ``row_tokens``."""
     rows = [ids[mask] for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
     shared = common_prefix(rows, own=max(1, tokens.n_post))
-    packs: list[Pack] = []
-    group: list[int] = []
-    used = 0
-    for i, row in enumerate(rows):
-        own = len(row) - shared
-        if group and used + own > max_tokens:
-            packs.append(_pack(rows, group, shared))
-            group, used = [], 0
-        group.append(i)
-        used += own
-    packs.append(_pack(rows, group, shared))
+    own = [len(row) - shared for row in rows]
+    # Equal ones: a short last row would stream all weights for few tokens.
+    n = max(1, round(sum(own) / row_tokens))
+    groups: list[list[int]] = [[] for _ in range(n)]
+    before = 0
+    for i, length in enumerate(own):
+        groups[min(n - 1, int((before + length / 2) * n / sum(own)))].append(i)
+        before += length
+    packs = [_pack(rows, group, shared) for group in groups if group]
     if not shared:
         return Packs(None, tuple(packs))
     order = torch.arange(shared, device=tokens.ids.device)
@@ -232,7 +230,7 @@ def _measure(model: HookedChatModel, tokens: Tokens) -> bool:
     by_length = sorted(range(len(tokens)), key=lambda i: int(tokens.lengths[i]))
     some = take(tokens, [by_length[0], by_length[len(by_length) // 2], by_length[-1]])
     try:
-        packs = packs_of(some, max_tokens=1 << 30)
+        packs = packs_of(some, row_tokens=1 << 30)
         whole = RestartedPacks(model, packs, model.n_layers // 2 + 1)
         packed, restarted = (next(iter(whole.logits(1, start)))[1][0] for start in (0, model.n_layers // 2))
     except (TypeError, RuntimeError, IndexError):  # the model's forward takes no such mask or positions

@@ -82,3 +82,11 @@ def test_means_are_the_same_packed_and_padded(architecture):
 def test_a_prompt_keeps_a_token_of_its_own():
     rows = [torch.tensor([1, 2, 3]), torch.tensor([1, 2, 3]), torch.tensor([1, 2, 3, 4])]
     assert common_prefix(rows) == 2 and common_prefix(rows[:1]) == 0
+
+
+def test_rows_are_equally_long():
+    tokens = tiny_model("qwen2").tokenize(["do it"] * 17)
+    own = sum(map(len, packs_of(tokens, 1 << 20).rows))
+    for n in (1, 2, 3, 4):
+        lengths = [len(pack) for pack in packs_of(tokens, int(own / n * 0.97)).rows]
+        assert len(lengths) == n and max(lengths) - min(lengths) <= own / 17 + 1
