@@ -116,7 +116,7 @@ def svg(curves: dict[str, Any]) -> str:
     colours = ("#0072B2", "#E69F00", "#009E73")
     width, height, left = 230, 230, 50
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + len(quantities) * width} {height + 70}" ']
-    parts.append('font-family="sans-serif" font-size="11">')
+    parts.append('font-family="sans-serif" font-size="11" style="background:white">')
     seconds = [s for curve in curves.values() for s in curve["seconds"]]
     low, high = math.log10(min(seconds)), math.log10(max(seconds))
     for panel, quantity in enumerate(quantities):

@@ -1,6 +1,6 @@
 """Cost and memory of larger models on paper: counted work over the measured rate of the small ones.
 
-python -m benchmarks.scale benchmarks/results/NAME.json [--gflops 500000]
+python -m benchmarks.scale benchmarks/results/real-*.json [--gflops 500000]
 
 Work is counted in multiplications with weights (two operations a parameter and token). The rate is the GEMM peak in the
 result file (or --gflops, of another machine) times the share of it that each stage reached there.
@@ -78,21 +78,24 @@ def work(shape: Shape, share_inducing: float) -> dict[str, float]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("result", type=Path, help="JSON of make bench on a model whose GEMMs are large")
+    parser.add_argument(
+        "results",
+        type=Path,
+        nargs="+",
+        help="JSON of make bench on a model whose GEMMs are large; in one file or several",
+    )
     parser.add_argument("--gflops", type=float, help="GEMM peak of another machine, in GFLOP/s")
     parser.add_argument(
         "--share-inducing", type=float, default=0.1, help="of the candidates, that bypass and KL run on"
     )
     args = parser.parse_args()
-    result = json.loads(args.result.read_text())
-    shares = {row["name"]: row["share_of_gemm_peak"] for row in result["rows"]}
-    rate = (args.gflops or result["gemm_peak_gflops"]) * 1e9
-    reached = {
-        "extraction": shares["extraction"],
-        "selection": shares["selection"],
-        "full grid": shares["selection"],
-        "suffixes": shares["suffix batch"],
-    }
+    results = [json.loads(path.read_text()) for path in args.results]
+    shares = {row["name"]: row["share_of_gemm_peak"] for result in results for row in result["rows"]}
+    rate = (args.gflops or max(result["gemm_peak_gflops"] for result in results)) * 1e9
+    rows = {"extraction": "extraction", "selection": "selection", "full grid": "full grid", "suffixes": "suffix batch"}
+    if missing := set(rows.values()) - set(shares):
+        raise SystemExit(f"no row in the results for {', '.join(sorted(missing))}")
+    reached = {stage: shares[row] for stage, row in rows.items()}
     print(f"GEMM {rate / 1e9:.0f} GFLOP/s; reached: " + ", ".join(f"{k} {v:.0%}" for k, v in reached.items()) + "\n")
     print("| model | weights in bfloat16, GB | " + " | ".join(f"{stage}, h" for stage in reached) + " |")
     print("|---|---|" + "---|" * len(reached))
