@@ -82,7 +82,7 @@ def main() -> None:
         "results",
         type=Path,
         nargs="+",
-        help="JSON of make bench on a model whose GEMMs are large; in one file or several",
+        help="JSON of make bench on a model whose GEMMs are large; several where its rows are",
     )
     parser.add_argument("--gflops", type=float, help="GEMM peak of another machine, in GFLOP/s")
     parser.add_argument(

@@ -75,11 +75,12 @@ def packs_of(tokens: Tokens, row_tokens: int = PACK_TOKENS) -> Packs:
     shared = common_prefix(rows, own=max(1, tokens.n_post))
     own = [len(row) - shared for row in rows]
     # Equal ones: a short last row would stream all weights for few tokens.
-    n = max(1, round(sum(own) / row_tokens))
+    total = sum(own)
+    n = max(1, round(total / row_tokens))
     groups: list[list[int]] = [[] for _ in range(n)]
     before = 0
     for i, length in enumerate(own):
-        groups[min(n - 1, int((before + length / 2) * n / sum(own)))].append(i)
+        groups[min(n - 1, int((before + length / 2) * n / total))].append(i)
         before += length
     packs = [_pack(rows, group, shared) for group in groups if group]
     if not shared:
