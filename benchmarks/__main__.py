@@ -41,6 +41,8 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--n-suffixes", type=int, default=64)
     parser.add_argument("--positions", type=int, default=0, help="of the candidates, the last so many; 0 for all")
+    parser.add_argument("--layers", type=int, default=1, help="of the candidates, every so many")
+    parser.add_argument("--turns", type=int, default=1, help="of selection and full grid, ours and plain in turns")
     parser.add_argument("--rows", nargs="+", default=list(GROUPS), choices=list(GROUPS))
     parser.add_argument("--every", type=int, default=1, help="time the plain selection on every so many candidates")
     parser.add_argument("--coeff", type=float, default=1.0)
@@ -73,6 +75,10 @@ def ground(args: argparse.Namespace) -> Ground:
             for name in ("mean_diff", "harmful_mean", "harmless_mean", "pos_labels")
         }
         candidates = dataclasses.replace(candidates, **keep)
+    if args.layers > 1:
+        kept = candidates.mean_diff.clone()
+        kept[:, torch.arange(candidates.n_layers) % args.layers > 0] = 0
+        candidates = dataclasses.replace(candidates, mean_diff=kept)
     suffixes = [item.text for item in SuffixSet.load(embedded_suffixes())]
     # The embedded model's few, each cut to many lengths: the time of a suffix depends on its length only.
     words = [text.split() for text in suffixes]
@@ -88,6 +94,7 @@ def ground(args: argparse.Namespace) -> Ground:
         rule=SelectionRule(max_kl=args.max_kl, min_induce=args.min_induce),
         coeff=args.coeff,
         every=args.every,
+        turns=args.turns,
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from refusal_lens import HookedChatModel, load_model
+from refusal_lens.allocator import keep_freed_memory
 from refusal_lens.loading import native_dtype
 from refusal_lens.organism import MODEL_DIR
 
@@ -63,6 +64,7 @@ def random_model(
         bridge = TransformerBridge.boot_transformers(
             folder, hf_model=hf, tokenizer=tokenizer, dtype=dtype, device="cpu"
         )
+    keep_freed_memory()  # as load_model does
     return HookedChatModel(bridge, tokenizer, name=f"random-{size}")
 
 

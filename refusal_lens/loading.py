@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .allocator import keep_freed_memory
 from .checkpoints import check_folder
 from .errors import ModelError
 from .gguf_header import check_gguf
@@ -85,6 +86,8 @@ def load_model(
     except Exception as error:
         raise ModelError(f"TransformerLens can't wrap {name} ({type(hf).__name__}): {_first_line(error)}") from error
     bridge.original_model.requires_grad_(False)  # transformer-lens 3.9 switches it on again
+    if device == "cpu":
+        keep_freed_memory()  # only now, so that what loading took is given back
     return HookedChatModel(bridge, tok, name=name, system=system)
 
 

@@ -182,7 +182,8 @@ class _Ask:
     """One item: a score of a few candidates.
 
     Attributes:
-        score: "induce", "bypass", "kl", or "baseline" (mean metric of harmful, of harmless prompts).
+        score: "induce", "bypass", "kl", "ablated" (bypass and KL together), or "baseline" (mean metric of harmful, of
+            harmless prompts).
         vectors: r̂ of each candidate; for induce coeff * r.
         layer: for induce, where all of them are added.
     """
@@ -198,6 +199,7 @@ class _State:
 
     harmful: _Packed | _Padded
     harmless: _Packed | _Padded
+    both: _Packed | _Padded
     baseline: Float[Tensor, "prompt vocab"]
 
 
@@ -218,7 +220,8 @@ class _Scores:
 
     def prepare(self, model: HookedChatModel) -> _State:
         """Prompts laid out, the harmless ones' residual streams and next-token logits without intervention."""
-        tokens = [model.tokenize(prompts) for prompts in (self.harmful, self.harmless)]
+        sets = (self.harmful, self.harmless, self.harmful + self.harmless)
+        tokens = [model.tokenize(prompts) for prompts in sets]
         kind = _Packed if packing_holds(model, tokens[1]) else _Padded
         harmless = kind(model, tokens[1], self.depth)
         rows: dict[int, Tensor] = {}
@@ -229,11 +232,11 @@ class _Scores:
 
         harmless.run(1, lambda _: (), keep)
         baseline = torch.stack([rows[i] for i in range(len(rows))])
-        return _State(kind(model, tokens[0]), harmless, baseline)
+        return _State(kind(model, tokens[0]), harmless, kind(model, tokens[2]), baseline)
 
-    def run(self, model: HookedChatModel, state: _State, item: _Ask) -> Float[Tensor, "row"]:
-        """The mean over prompts for every candidate of ``item``."""
-        n = len(item.vectors)
+    def run(self, model: HookedChatModel, state: _State, item: _Ask) -> Float[Tensor, "*score row"]:
+        """The mean over prompts for every candidate of ``item``; two of them for "ablated"."""
+        n, first = len(item.vectors), len(self.harmful)
 
         def ablate(rows: slice) -> list[Intervention]:
             return [_AblateRows(item.vectors[rows])]
@@ -244,6 +247,11 @@ class _Scores:
         def divergence(logits: Tensor, indices: list[int]) -> Tensor:
             return kl_divergence(state.baseline[indices], logits)
 
+        def bypass_or_divergence(logits: Tensor, indices: list[int]) -> Tensor:
+            k = sum(i < first for i in indices)
+            kl = divergence(logits[k:], [i - first for i in indices[k:]])
+            return torch.cat([self._metric(logits[:k], []), kl])
+
         if item.score == "baseline":
             harmful = state.harmful.run(1, lambda _: (), self._metric).mean()
             return torch.stack([harmful, self._metric(state.baseline, []).mean().cpu().double()])
@@ -251,6 +259,9 @@ class _Scores:
             return state.harmless.run(n, add, self._metric, item.layer).mean(-1)
         if item.score == "bypass":
             return state.harmful.run(n, ablate, self._metric).mean(-1)
+        if item.score == "ablated":
+            found = state.both.run(n, ablate, bypass_or_divergence)
+            return torch.stack([found[:, :first].mean(-1), found[:, first:].mean(-1)])
         return state.harmless.run(n, ablate, divergence).mean(-1)
 
     def _metric(self, logits: Tensor, indices: list[int]) -> Tensor:
@@ -292,20 +303,29 @@ class _Scorer:
 
     def bypass(self, directions: Sequence[Direction], on_step: Callable[[int], None] | None = None) -> list[float]:
         """Mean refusal metric on harmful prompts under ablation."""
-        return self._ablated("bypass", directions, GROUP, on_step)
+        return self._ablated("bypass", directions, GROUP, on_step).tolist()
 
     def kl(
         self, directions: Sequence[Direction], on_step: Callable[[int], None] | None = None, size: int = 1
     ) -> list[float]:
         """Mean KL(baseline || ablated) on harmless prompts; one candidate an item, unless all will be wanted."""
-        return self._ablated("kl", directions, size, on_step)
+        return self._ablated("kl", directions, size, on_step).tolist()
+
+    def bypass_and_kl(
+        self, directions: Sequence[Direction], on_step: Callable[[int], None] | None = None
+    ) -> tuple[list[float], list[float]]:
+        """Both for every candidate: under one intervention they share the template's prefix."""
+        both = None if on_step is None else (lambda n: on_step(2 * n))
+        bypass, kl = self._ablated("ablated", directions, GROUP, both).reshape(2, len(directions)).tolist()
+        return bypass, kl
 
     def _ablated(
         self, score: str, directions: Sequence[Direction], size: int, on_step: Callable[[int], None] | None
-    ) -> list[float]:
+    ) -> Float[Tensor, "*score row"]:
         units = [direction.unit for direction in directions]
         items = [_Ask(score, torch.stack(units[i : i + size])) for i in range(0, len(units), size)]
-        return [value for values in self._map(items, on_step) for value in values.tolist()]
+        found = self._map(items, on_step)
+        return torch.cat(found, -1) if found else torch.empty(0)
 
 
 def select_direction(
@@ -365,19 +385,24 @@ def select_direction(
             grids[name][i, direction.layer] = value
 
     fill("induce", live, scorer.induce([d for _, d in live], coeff, on_step))
-    inducing = [c for c in live if full_grid or grids["induce"][c[0], c[1].layer] >= rule.min_induce]
-    fill("bypass", inducing, scorer.bypass([d for _, d in inducing], on_step))
-    by_bypass = sorted(inducing, key=lambda c: float(grids["bypass"][c[0], c[1].layer]))
-    step = len(by_bypass) if full_grid else scorer.engine.width
-    for begin in range(0, len(by_bypass), max(1, step)):
-        some = by_bypass[begin : begin + step]
-        values = scorer.kl([d for _, d in some], on_step, GROUP if full_grid else 1)
-        passing = [k for k, value in enumerate(values) if value <= rule.max_kl]
-        # What workers did beyond the first that passes is dropped, so that the record is that of one worker.
-        kept = passing[0] + 1 if passing and not full_grid else len(some)
-        fill("kl", some[:kept], values[:kept])
-        if passing and not full_grid:
-            break
+    if full_grid:
+        bypass, kl = scorer.bypass_and_kl([d for _, d in live], on_step)
+        fill("bypass", live, bypass)
+        fill("kl", live, kl)
+    else:
+        inducing = [c for c in live if grids["induce"][c[0], c[1].layer] >= rule.min_induce]
+        fill("bypass", inducing, scorer.bypass([d for _, d in inducing], on_step))
+        by_bypass = sorted(inducing, key=lambda c: float(grids["bypass"][c[0], c[1].layer]))
+        width = max(1, scorer.engine.width)
+        for begin in range(0, len(by_bypass), width):
+            some = by_bypass[begin : begin + width]
+            values = scorer.kl([d for _, d in some], on_step)
+            passing = [k for k, value in enumerate(values) if value <= rule.max_kl]
+            # What workers did beyond the first that passes is dropped, so that the record is that of one worker.
+            kept = passing[0] + 1 if passing else len(some)
+            fill("kl", some[:kept], values[:kept])
+            if passing:
+                break
     scores = SelectionScores(**grids)
     choice = choose(scores, rule)
     reasons = [list(row) for row in choice.reasons]
