@@ -23,7 +23,7 @@ test-real: $(VENV)/.test  ## the main job on the real chat model that REFUSAL_LE
 	OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/python -m pytest tests/real
 
 test-legacy: $(LEGACY)/.installed  ## the wrapper's tests on HookedTransformer under transformer-lens 3.9
-	$(LEGACY)/bin/python -m pytest tests/legacy
+	$(LEGACY)/bin/python -m pytest -n $(WORKERS) --dist loadfile tests/legacy
 
 lint: $(VENV)/.dev  ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .
@@ -43,9 +43,9 @@ audit: $(VENV)/.test  ## known vulnerabilities and licences of everything instal
 
 # One make for each, in this order also under -j: the tests are timed, and the real model runs alone, on all cores.
 check:  ## all of what CI runs (.ci/run runs this); the real model's tests where REFUSAL_LENS_REAL_MODEL names one
-	@set -e; for target in lint docs audit test-legacy matrix test; do $(MAKE) $$target; done
-	@if [ -n "$(REFUSAL_LENS_REAL_MODEL)" ]; then $(MAKE) test-real; \
-	else echo "the real model was left out: set REFUSAL_LENS_REAL_MODEL to a chat model"; fi
+	@set -e; for target in lint docs audit test-legacy matrix test $(if $(REFUSAL_LENS_REAL_MODEL),test-real); do \
+	begin=$$(date +%s); $(MAKE) $$target; echo "$$target: $$(($$(date +%s) - begin)) s"; done
+	@[ -n "$(REFUSAL_LENS_REAL_MODEL)" ] || echo "the real model was left out: set REFUSAL_LENS_REAL_MODEL to a chat model"
 
 docs: $(VENV)/.dev  ## the site, in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
@@ -75,7 +75,7 @@ $(VENV)/.dev: $(VENV)/.test
 $(LEGACY)/.installed: pyproject.toml constraints-legacy.txt
 	test -x $(LEGACY)/bin/python || $(PYTHON) -m venv $(LEGACY)
 	$(LEGACY)/bin/python $(PIP_INSTALL) -c constraints-legacy.txt torch
-	$(LEGACY)/bin/python $(PIP_INSTALL) -c constraints-legacy.txt -e . pytest pytest-timeout beartype
+	$(LEGACY)/bin/python $(PIP_INSTALL) -c constraints-legacy.txt -e . pytest pytest-timeout pytest-xdist beartype
 	@touch $@
 
 clean:

@@ -42,7 +42,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--n-suffixes", type=int, default=64)
     parser.add_argument("--positions", type=int, default=0, help="of the candidates, the last so many; 0 for all")
     parser.add_argument("--layers", type=int, default=1, help="of the candidates, every so many")
-    parser.add_argument("--turns", type=int, default=1, help="of selection and full grid, ours and plain in turns")
+    parser.add_argument("--turns", type=int, default=1, help="of selection, full grid and suffixes")
     parser.add_argument("--rows", nargs="+", default=list(GROUPS), choices=list(GROUPS))
     parser.add_argument("--every", type=int, default=1, help="time the plain selection on every so many candidates")
     parser.add_argument("--coeff", type=float, default=1.0)

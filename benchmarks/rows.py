@@ -216,6 +216,7 @@ def suffix_row(g: Ground) -> Row:
     ours, plain = _beside(
         lambda: sharded_screen(LocalEngine(g.model), prompts, g.suffixes, g.tokens),
         lambda: g.plain.metric(g.plain.last_logits(asked, behind)).reshape(len(prompts), -1).T,
+        times=g.turns,
         warm_up=False,
     )
     gap = float((ours.value - plain.value).abs().max())

@@ -20,7 +20,7 @@ run() { # name, then what to install
     echo "$name: does not resolve: $(grep -m1 ERROR "$log")"
     return 1
   fi
-  "$folder/bin/python" -m pytest -q -p no:cacheprovider $tests > "$log" 2>&1
+  "$folder/bin/python" -m pytest -q -p no:cacheprovider -n "${WORKERS:-2}" --dist loadfile $tests > "$log" 2>&1
   local code=$? versions
   versions=$("$folder/bin/python" - <<'PY'
 from importlib.metadata import version

@@ -18,7 +18,7 @@ fi
 accepted=$(sed 's/#.*//; s/ .*//; /^$/d; s/^/--ignore-vuln /' scripts/audit_accepted.txt | tr '\n' ' ')
 # shellcheck disable=SC2086
 PIPAPI_PYTHON_LOCATION=$PWD/.venv/bin/python $tools/bin/pip-audit --local --skip-editable --progress-spinner off \
-  --format json $accepted > "$out/audit.json" 2> "$out/audit.log" || true
+  --timeout 5 --format json $accepted > "$out/audit.json" 2> "$out/audit.log" || true
 $tools/bin/pip-licenses --python=.venv/bin/python --from=mixed --format=markdown --with-urls --order=license \
   --ignore-packages refusal-lens > "$out/licences.md"
 $tools/bin/pip-licenses --python=.venv/bin/python --from=mixed --format=json --ignore-packages refusal-lens \
