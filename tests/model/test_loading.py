@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import resource
+
 import pytest
 import torch
 
@@ -65,3 +68,17 @@ def test_the_digest_follows_the_content(tmp_path):
 
 def test_importing_and_loading_changes_no_global_state(organism):
     assert torch.is_grad_enabled() and torch.get_default_dtype() is torch.float32
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_large_tensors_keep_their_pages_between_uses(organism):
+    """Without the setting each use of 40 MB costs 9766 new pages, which the system clears first."""
+
+    def use() -> None:
+        torch.empty(10_000_000).fill_(1.0)
+
+    use()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        use()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 9766
