@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import platform
-import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-PAGE = 4096
+from .live import LiveBytes
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Measured:
         value: what it returned.
         seconds: wall time.
         cpu: processor time of this process, all threads; what other programs on the machine take is not in it.
-        peak_mb: highest memory above that at the start, in MB (resident set, or the GPU's allocator).
+        peak_mb: highest sum of the bytes of all tensors made and still there, in MB; 0 where it wasn't counted.
         gflop: of multiplications with weights (attention's own are left out).
     """
 
@@ -36,21 +36,19 @@ class Measured:
     gflop: float
 
 
-def measure(work: Callable[[], Any]) -> Measured:
-    """Run ``work`` once, with its memory watched and its multiplications counted."""
+def measure(work: Callable[[], Any], memory: bool = False) -> Measured:
+    """Run ``work`` once, with its multiplications counted, and its memory (some microseconds an operation)."""
     gc.collect()
     if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-    with Resident() as resident, LinearFlops() as flops:
+    live = LiveBytes()
+    with live if memory else nullcontext(), LinearFlops() as flops:
         start, busy = time.perf_counter(), time.process_time()
         value = work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds, cpu = time.perf_counter() - start, time.process_time() - busy
-    peak = torch.cuda.max_memory_allocated() - before if torch.cuda.is_available() else resident.peak
-    return Measured(value, seconds, cpu, peak / 1e6, flops.total / 1e9)
+    return Measured(value, seconds, cpu, live.peak / 1e6, flops.total / 1e9)
 
 
 class LinearFlops:
@@ -67,27 +65,6 @@ class LinearFlops:
 
     def __exit__(self, *_: object) -> None:
         self._handle.remove()
-
-
-class Resident:
-    """The highest resident set above that at the start, in bytes, sampled every 5 ms (Linux)."""
-
-    def __enter__(self) -> Resident:
-        self.start, self.peak, self._end = self._now(), 0, threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _now(self) -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
-
-    def _watch(self) -> None:
-        while not self._end.wait(0.005):
-            self.peak = max(self.peak, self._now() - self.start)
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
 
 
 def gemm_peak(dtype: torch.dtype, device: torch.device, n: int = 2048) -> float:

@@ -34,7 +34,7 @@ class Row:
         prompts: on how many prompts.
         seconds: wall time, ours and plain.
         cpu: processor time of the process, ours and plain.
-        peak_mb: memory above the loaded model, ours and plain.
+        peak_mb: memory of tensors above the loaded model, ours and plain.
         tokens: real tokens of the work (no padding), for tokens per second.
         gflop: of our matrix multiplications with weights for real tokens; 0 where it isn't counted.
         note: how it was measured, or whether the results agree.
@@ -78,19 +78,22 @@ class Ground:
 
 
 def _beside(*works: Callable[[], Any], times: int = 3, warm_up: bool = True) -> list[Measured]:
-    """Each work's first value and median time; they take turns, so a machine that slows down slows all of them."""
-    for work in works if warm_up else ():
-        work()
-    turns = [[measure(work) for work in works] for _ in range(times)]
+    """Each work's first value and median time; they take turns, so a machine that slows down slows all of them.
+
+    Memory is counted in the turn that warms up, else in the first one.
+    """
+    first = [[measure(work, memory=True) for work in works]]
+    turns = [[measure(work) for work in works] for _ in range(times - (not warm_up))]
+    counted = turns if warm_up else first + turns
     return [
         Measured(
-            runs[0].value,
+            found.value,
             median(r.seconds for r in runs),
             median(r.cpu for r in runs),
-            max(r.peak_mb for r in runs),
-            runs[0].gflop,
+            found.peak_mb,
+            found.gflop,
         )
-        for runs in zip(*turns, strict=True)
+        for found, *runs in zip(first[0], *counted, strict=True)
     ]
 
 

@@ -7,6 +7,7 @@ import gc
 import pytest
 import torch
 
+from benchmarks.live import LiveBytes
 from refusal_lens import load_model
 from refusal_lens.attribution import head_contributions, source_contributions
 from refusal_lens.engines import LocalEngine
@@ -15,7 +16,6 @@ from refusal_lens.extraction import mean_activations
 from refusal_lens.records import Direction
 from refusal_lens.scoring import given_refusal_tokens, refusal_metric
 from refusal_lens.sharding import sharded_screen
-from tests.scale.live import LiveBytes
 
 
 def _prompts(n: int) -> list[str]:
