@@ -5,16 +5,20 @@ from __future__ import annotations
 import ctypes
 import platform
 
-# mallopt's names in glibc's malloc.h.
+# mallopt's names in glibc's malloc.h, and its defaults.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_DEFAULT_TRIM, _DEFAULT_MMAPS = 128 * 1024, 65536
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(keep: bool = True) -> bool:
     """Let glibc keep what tensors free, instead of giving it back to the system and asking anew.
 
     A pass makes and frees tensors of tens of MB; by default each then lies in pages that the system must clear first,
     which took a fifth of the time of a pass of the 0.5B model on two cores. The process holds the memory of its peak
-    from then on.
+    from then on, but for what was allocated while ``keep`` was off.
+
+    Args:
+        keep: False for glibc's defaults, for weights, which are better given back.
 
     Returns:
         Whether it was set; False with another C library or system.
@@ -22,4 +26,5 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+    maps, trim = (0, 2**31 - 1) if keep else (_DEFAULT_MMAPS, _DEFAULT_TRIM)
+    return bool(mallopt(_MMAP_MAX, maps)) and bool(mallopt(_TRIM_THRESHOLD, trim))

@@ -51,6 +51,7 @@ def load_model(
     if gguf:
         check_gguf(Path(folder) / gguf)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    keep_freed_memory(False)
     kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if gguf:
         kwargs["gguf_file"] = gguf
@@ -87,7 +88,7 @@ def load_model(
         raise ModelError(f"TransformerLens can't wrap {name} ({type(hf).__name__}): {_first_line(error)}") from error
     bridge.original_model.requires_grad_(False)  # transformer-lens 3.9 switches it on again
     if device == "cpu":
-        keep_freed_memory()  # only now, so that what loading took is given back
+        keep_freed_memory()  # only now: what loading took, and weights that nobody needs any more, are given back
     return HookedChatModel(bridge, tok, name=name, system=system)
 
 
