@@ -20,9 +20,11 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(out):
-            if isinstance(tensor, torch.Tensor):
-                self._follow(tensor.untyped_storage())
+        # A view of what was there before, such as a weight, is nothing new.
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(out):
+            if storage._cdata not in given:
+                self._follow(storage)
         return out
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
@@ -37,3 +39,7 @@ class LiveBytes(TorchDispatchMode):
             self.now -= size
 
         self._known[key] = weakref.ref(storage, gone)
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [x.untyped_storage() for x in tree_iter(values) if isinstance(x, torch.Tensor)]

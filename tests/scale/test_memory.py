@@ -67,9 +67,11 @@ def test_peak_memory_does_not_grow_with_prompts(organism, stage):
     assert growth < 0.05 * activations + result, f"{growth:.0f} bytes a prompt, its activations are {activations}"
 
 
-def test_the_counter_sees_what_is_kept():
+def test_the_counter_sees_what_is_kept_and_nothing_that_was_there():
     kept = []
+    weight = torch.zeros(100_000)
     with LiveBytes() as live:
+        weight.view(100, 1000).T.add_(1)
         for _ in range(4):
             kept.append(torch.zeros(1000))
             torch.ones(500)
