@@ -255,7 +255,9 @@ def generation_row(g: Ground) -> Row:
 
 def next_direction(candidates: CandidateDirections) -> Any:
     """A candidate in the middle: which one it is does not change the time."""
-    return candidates.direction(candidates.positions[-1], candidates.n_layers // 2)
+    live = nonzero(candidates.mean_diff)
+    i, layer = live[len(live) // 2]
+    return candidates.direction(candidates.positions[i], layer)
 
 
 GROUPS: dict[str, Callable[[Ground], list[Row]]] = {

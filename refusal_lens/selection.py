@@ -248,9 +248,11 @@ class _Scores:
             return kl_divergence(state.baseline[indices], logits)
 
         def bypass_or_divergence(logits: Tensor, indices: list[int]) -> Tensor:
-            k = sum(i < first for i in indices)
-            kl = divergence(logits[k:], [i - first for i in indices[k:]])
-            return torch.cat([self._metric(logits[:k], []), kl])
+            found = torch.empty(len(indices), dtype=torch.float64, device=logits.device)
+            harmful = torch.tensor([i < first for i in indices], device=logits.device)
+            found[harmful] = self._metric(logits[harmful], []).to(found)
+            found[~harmful] = divergence(logits[~harmful], [i - first for i in indices if i >= first]).to(found)
+            return found
 
         if item.score == "baseline":
             harmful = state.harmful.run(1, lambda _: (), self._metric).mean()

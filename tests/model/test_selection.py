@@ -57,8 +57,10 @@ def test_lazy_selection_chooses_what_the_full_grid_chooses(organism, prompts, ca
         assert found[0] == found[1]
 
 
-def test_scores_are_those_of_the_plain_algorithm(organism, prompts, candidates, tokens):
-    """Restart, prefix reuse and batching against three whole passes in plain transformers."""
+@pytest.mark.parametrize("packed", [True, False])
+def test_scores_are_those_of_the_plain_algorithm(organism, prompts, candidates, tokens, packed, monkeypatch):
+    """Restart, prefix reuse and batching against three whole passes in plain transformers; by length where a model
+    can't run packed prompts."""
     from transformers import AutoModelForCausalLM
 
     from refusal_lens.organism import MODEL_DIR
@@ -68,6 +70,8 @@ def test_scores_are_those_of_the_plain_algorithm(organism, prompts, candidates, 
     harmful, harmless = prompts["harmful"], prompts["harmless"]
     gap = plain.mean_diff(harmful.train, harmless.train, len(candidates.positions)) - candidates.mean_diff
     assert float(gap.abs().max()) < 1e-5 * float(candidates.mean_diff.abs().max())
+    if not packed:
+        monkeypatch.setattr("refusal_lens.selection.packing_holds", lambda *_: False)
     ours = _select(organism, prompts, candidates, tokens, full_grid=True, coeff=1.5)
     grid = plain.select(candidates.mean_diff, harmful.val.texts, harmless.val.texts, 1.5)
     for name, expected in zip(("bypass", "induce", "kl"), grid, strict=True):
