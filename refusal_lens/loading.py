@@ -51,45 +51,49 @@ def load_model(
     if gguf:
         check_gguf(Path(folder) / gguf)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    keep_freed_memory(False)
-    kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if gguf:
-        kwargs["gguf_file"] = gguf
-    tok = tokenizer or _load(name, "tokenizer", folder, **kwargs)
-    if not getattr(tok, "chat_template", None):
-        raise ModelError(
-            f"{name} has a tokenizer without a chat template: it is a base model or its folder is incomplete; "
-            "use the chat ('instruct') version"
-        )
-    config = None if gguf else _load(name, "config", folder, **kwargs)
-    if config is not None and isinstance(folder, Path):
-        check_folder(folder, config)
-    hf = _load(
-        name,
-        "model",
-        folder,
-        dtype=_dtype(dtype, device, config, gguf),
-        device_map=device_map,
-        attn_implementation="eager",
-        **kwargs,
-    ).eval()
-    if not hf.config.architectures:
-        hf.config.architectures = [type(hf).__name__]
-    hf.requires_grad_(False)
-    if device_map is None:
-        hf.to(device)
-    if not getattr(tok, "name_or_path", ""):
-        tok.name_or_path = str(folder)
+    keep_freed_memory(False)  # what loading takes, and weights that nobody needs any more, are given back
     try:
-        bridge = TransformerBridge.boot_transformers(
-            str(folder), hf_model=hf, tokenizer=tok, dtype=hf.dtype, device=None if device_map else device
-        )
-    except Exception as error:
-        raise ModelError(f"TransformerLens can't wrap {name} ({type(hf).__name__}): {_first_line(error)}") from error
-    bridge.original_model.requires_grad_(False)  # transformer-lens 3.9 switches it on again
-    if device == "cpu":
-        keep_freed_memory()  # only now: what loading took, and weights that nobody needs any more, are given back
-    return HookedChatModel(bridge, tok, name=name, system=system)
+        kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        if gguf:
+            kwargs["gguf_file"] = gguf
+        tok = tokenizer or _load(name, "tokenizer", folder, **kwargs)
+        if not getattr(tok, "chat_template", None):
+            raise ModelError(
+                f"{name} has a tokenizer without a chat template: it is a base model or its folder is incomplete; "
+                "use the chat ('instruct') version"
+            )
+        config = None if gguf else _load(name, "config", folder, **kwargs)
+        if config is not None and isinstance(folder, Path):
+            check_folder(folder, config)
+        hf = _load(
+            name,
+            "model",
+            folder,
+            dtype=_dtype(dtype, device, config, gguf),
+            device_map=device_map,
+            attn_implementation="eager",
+            **kwargs,
+        ).eval()
+        if not hf.config.architectures:
+            hf.config.architectures = [type(hf).__name__]
+        hf.requires_grad_(False)
+        if device_map is None:
+            hf.to(device)
+        if not getattr(tok, "name_or_path", ""):
+            tok.name_or_path = str(folder)
+        try:
+            bridge = TransformerBridge.boot_transformers(
+                str(folder), hf_model=hf, tokenizer=tok, dtype=hf.dtype, device=None if device_map else device
+            )
+        except Exception as error:
+            raise ModelError(
+                f"TransformerLens can't wrap {name} ({type(hf).__name__}): {_first_line(error)}"
+            ) from error
+        bridge.original_model.requires_grad_(False)  # transformer-lens 3.9 switches it on again
+        return HookedChatModel(bridge, tok, name=name, system=system)
+    finally:
+        if device == "cpu":
+            keep_freed_memory()
 
 
 def _resolve(source: str | Path) -> tuple[str | Path, str, str | None]:
