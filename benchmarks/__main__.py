@@ -152,7 +152,7 @@ def main() -> None:
         "arguments": {
             k: str(v)
             for k, v in vars(args).items()
-            if k in ("n_train", "n_val", "every", "coeff", "max_kl", "positions", "unfiltered")
+            if k in ("n_train", "n_val", "every", "coeff", "max_kl", "positions", "layers", "turns", "unfiltered")
         },
         "candidates": g.candidates.mean_diff[..., 0].numel(),
         "rows": rows,

@@ -82,9 +82,9 @@ def _beside(*works: Callable[[], Any], times: int = 3, warm_up: bool = True) -> 
 
     Memory is counted in the turn that warms up, else in the first one.
     """
-    first = [[measure(work, memory=True) for work in works]]
+    first = [measure(work, memory=True) for work in works]
     turns = [[measure(work) for work in works] for _ in range(times - (not warm_up))]
-    counted = turns if warm_up else first + turns
+    counted = turns if warm_up else [first, *turns]
     return [
         Measured(
             found.value,
@@ -93,7 +93,7 @@ def _beside(*works: Callable[[], Any], times: int = 3, warm_up: bool = True) -> 
             found.peak_mb,
             found.gflop,
         )
-        for found, *runs in zip(first[0], *counted, strict=True)
+        for found, *runs in zip(first, *counted, strict=True)
     ]
 
 
