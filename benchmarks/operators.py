@@ -31,7 +31,7 @@ def main() -> None:
     args = parser.parse_args()
     model = named(args.model)
     prompts = list(PromptSet.load(args.harmless, sizes=(args.prompts, 1, 1)).train)
-    packs = RestartedPacks(model, packs_of(model.tokenize(prompts)))
+    packs = RestartedPacks(model, packs_of(model.tokenize(prompts), model.chat.pad_id))
     direction = Direction(torch.eye(model.d_model)[0], 1.0, -1, 1)
 
     def work() -> None:

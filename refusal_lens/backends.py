@@ -89,15 +89,23 @@ class Backend(WeightAccess):
 
     def packed_logits(
         self,
-        ids: Int[Tensor, "pos"],
-        positions: Int[Tensor, "pos"],
-        mask: Bool[Tensor, "pos seen"],
-        ends: Int[Tensor, "prompt"],
-        rows: int,
+        ids: Int[Tensor, "row pos"],
+        positions: Int[Tensor, "row pos"],
+        mask: Bool[Tensor, "row pos seen"],
+        row: Int[Tensor, "prompt"],
+        end: Int[Tensor, "prompt"],
+        copies: int,
         start: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
         prefix: PrefixCache | None = None,
-    ) -> Float[Tensor, "batch prompt vocab"]:
-        """Logits at ``ends`` of ``rows`` copies of one row that holds several prompts (see ``packing``)."""
+    ) -> Float[Tensor, "copy prompt vocab"]:
+        """Logits at (``row``, ``end``) of rows that hold several prompts, in ``copies`` (see ``packing``).
+
+        Args:
+            ids, positions, mask, row, end: of one copy, as in ``packing.Pack``.
+            copies: the batch is all rows of the first one, then of the second ...
+            start: (layer, resid_pre of that layer), of the whole batch.
+            prefix: keys and values that stand before every row, a batch of one a copy.
+        """
         raise ModelError(f"{self.kind} runs no packed prompts here")
 
     def attribution_patch(
@@ -142,6 +150,7 @@ class BridgeBackend(Backend):
         self.supports_prefix = kinds == {"full_attention"} and not getattr(config, "use_sliding_window", False)
         if getattr(config, "sliding_window", None) and not getattr(config, "layer_types", None):
             self.supports_prefix = False
+        self._blocks_return_tuples = self._returns_tuple()
 
     def _hook_names(self) -> list[str]:
         aliases = getattr(self.tl, "hook_aliases", {})
@@ -202,40 +211,50 @@ class BridgeBackend(Backend):
         # Skipped layers are never read, but the cache counts its length at layer 0.
         return [entries[0]] * first + entries
 
-    def packed_logits(self, ids, positions, mask, ends, rows, start=None, prefix=None):
+    def packed_logits(self, ids, positions, mask, row, end, copies, start=None, prefix=None):
         # Added to the scores as it is, so that no kind of mask is made anew inside.
         added = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device)
-        added = added.masked_fill(~mask, torch.finfo(self.dtype).min)[None, None]
+        added = added.masked_fill(~mask, torch.finfo(self.dtype).min)[:, None]
         call = {
-            "input_ids": ids.expand(rows, -1),
-            "position_ids": positions.expand(rows, -1),
-            "attention_mask": added,
-            "logits_to_keep": ends,
+            "input_ids": ids.repeat(copies, 1),
+            "position_ids": positions.repeat(copies, 1),
+            "attention_mask": added.repeat(copies, 1, 1, 1),
+            "logits_to_keep": 0,  # all: those wanted are taken before they are unembedded
             "use_cache": prefix is not None,
         }
         if prefix is not None:
-            call[self._cache_argument] = _filled_cache(prefix, rows)
-        with nullcontext() if start is None else self._skipping(*start), self._last_mlp_at(ends):
+            call[self._cache_argument] = _filled_cache(prefix, copies * len(ids))
+        with nullcontext() if start is None else self._skipping(*start), self._ending_at(row, end, copies):
             return self.hf(**call).logits
 
     @contextmanager
-    def _last_mlp_at(self, ends: Tensor) -> Iterator[None]:
-        """Run the last block's MLP at the positions whose logits are wanted; nothing reads it elsewhere."""
-        width = 0
+    def _ending_at(self, row: Tensor, end: Tensor, copies: int) -> Iterator[None]:
+        """Run the last block's MLP and the unembedding at the positions whose logits are wanted.
+
+        Nothing reads them elsewhere. What they see and give is [copy, prompt, ...].
+        """
+        shape: tuple[int, ...] = ()
+
+        def some(x: Tensor) -> Tensor:
+            return x.unflatten(0, (copies, -1))[:, row, end]
 
         def before(module: Any, args: tuple) -> tuple:
-            nonlocal width
-            width = args[0].shape[1]
-            return (args[0][:, ends], *args[1:])
+            nonlocal shape
+            shape = args[0].shape
+            return (some(args[0]), *args[1:])
 
         def after(module: Any, args: tuple, output: Any) -> Any:
             part = output[0] if isinstance(output, tuple) else output
-            whole = part.new_zeros(part.shape[0], width, part.shape[2])
-            whole[:, ends] = part
+            whole = part.new_zeros(*shape[:-1], part.shape[-1])
+            whole.unflatten(0, (copies, -1))[:, row, end] = part
             return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
         mlp = self.layers[self.n_layers - 1].mlp
-        handles = [mlp.register_forward_pre_hook(before), mlp.register_forward_hook(after)]
+        handles = [
+            mlp.register_forward_pre_hook(before),
+            mlp.register_forward_hook(after),
+            self.tl.unembed.register_forward_pre_hook(lambda module, args: (some(args[0]), *args[1:])),
+        ]
         try:
             yield
         finally:
@@ -246,7 +265,7 @@ class BridgeBackend(Backend):
     def _skipping(self, layer: int, resid: Tensor) -> Iterator[None]:
         """Let blocks before ``layer`` pass ``resid`` on instead of running."""
         patched = list(self.layers)[:layer]
-        value = (resid,) if self._block_returns_tuple else resid
+        value = (resid,) if self._blocks_return_tuples else resid
 
         def passthrough(*args: Any, **kwargs: Any) -> Any:
             return value
@@ -264,18 +283,16 @@ class BridgeBackend(Backend):
             for block in patched:
                 block.__dict__.pop("forward", None)
 
-    @property
-    def _block_returns_tuple(self) -> bool:
-        known = self.__dict__.get("_tuple_blocks")
-        if known is None:
-            seen: list[bool] = []
-            handle = self.layers[0].register_forward_hook(lambda m, i, out: seen.append(isinstance(out, tuple)))
-            try:
-                self.hf(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
-            finally:
-                handle.remove()
-            known = self.__dict__["_tuple_blocks"] = seen[0]
-        return known
+    @torch.inference_mode()
+    def _returns_tuple(self) -> bool:
+        """Whether blocks give a tuple (older transformers), asked before anyone's hooks are there to see the pass."""
+        seen: list[bool] = []
+        handle = self.layers[0].register_forward_hook(lambda m, i, out: seen.append(isinstance(out, tuple)))
+        try:
+            self.hf(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
+        finally:
+            handle.remove()
+        return seen[0]
 
     def attribution_patch(self, clean, corrupt, metric):
         from transformer_lens.tools.analysis.attribution_patching import attribution_patch
@@ -318,10 +335,13 @@ def _contiguous_input(module: Any, args: tuple) -> tuple:
 
 
 def _filled_cache(prefix: PrefixCache, rows: int) -> DynamicCache:
-    """A cache of ``rows`` rows that a pass may add to; ``prefix`` itself is left as it is."""
+    """A cache of ``rows`` rows, as many for each of the prefix's, that a pass may add to; ``prefix`` is left as is."""
     cache = DynamicCache()
-    for layer, (keys, values) in enumerate(prefix):
-        cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
+    for layer, entry in enumerate(prefix):
+        keys, values = (
+            x.expand(rows, -1, -1, -1) if len(x) in (1, rows) else x.repeat_interleave(rows // len(x), 0) for x in entry
+        )
+        cache.update(keys, values, layer)
     return cache
 
 

@@ -7,16 +7,32 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from .backends import PrefixCache
 from .engines import Engine, LocalEngine
 from .health import check_activations
 from .model import HookedChatModel
-from .packing import packing_holds, packs_of, prefix_keys, read_resid
+from .packing import Pack, common_prefix, own_ids, pack_prompts, packing_holds, prefix_keys, read_resid
 from .records import CandidateDirections
 
 SHARD = 64  # prompts an item: what one worker sums at a time
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What all items share on one worker.
+
+    Attributes:
+        packed: whether prompts can be packed.
+        ids: the template's tokens before the instruction.
+        keys: keys and values of these, None where there are none.
+    """
+
+    packed: bool
+    ids: Int[Tensor, "pos"]
+    keys: PrefixCache | None
 
 
 @dataclass(frozen=True)
@@ -24,30 +40,35 @@ class _Sums:
     """Sums of resid_pre over prompts, [pos, layer, d_model] in float64.
 
     Attributes:
-        sample: prompts on which it is tried whether the model can run packed ones.
+        sample: prompts on which it is tried whether the model can run packed ones, and whose template is taken.
     """
 
     sample: tuple[str, ...]
 
-    def prepare(self, model: HookedChatModel) -> bool:
-        """Whether prompts can be packed."""
-        return packing_holds(model, model.tokenize(self.sample))
+    def prepare(self, model: HookedChatModel) -> _Shared:
+        """The template before the instruction, run once."""
+        tokens = model.tokenize(self.sample)
+        prompts = own_ids(tokens)
+        n = common_prefix(prompts, own=max(1, tokens.n_post))
+        # What the sample shares beyond the template, other prompts need not.
+        n = min(n, tokens.spans[0].instruction[0])
+        if not packing_holds(model, tokens):
+            return _Shared(False, prompts[0][:0], None)
+        return _Shared(True, prompts[0][:n], prefix_keys(model, pack_prompts(prompts, n)))
 
-    def run(self, model: HookedChatModel, state: bool, item: Sequence[str]) -> Float[Tensor, "pos layer d_model"]:
+    def run(self, model: HookedChatModel, state: _Shared, item: Sequence[str]) -> Float[Tensor, "pos layer d_model"]:
         """The sum over the prompts of ``item``; memory is one batch and one sum."""
         tokens = model.tokenize(item)
         shape = (tokens.n_post, model.n_layers, model.d_model)
         total = torch.zeros(shape, dtype=torch.float64, device=model.device)
-        if state:
-            packs = packs_of(tokens)
-            prefix = prefix_keys(model, packs)
-            for pack in packs.rows:
-                post = pack.ends[:, None] + torch.arange(1 - tokens.n_post, 1, device=pack.ends.device)
-
-                def add(layer: int, x: Tensor, post: Tensor = post) -> None:
-                    total[:, layer] += x[0, post].double().sum(0).to(total)
-
-                read_resid(model, pack, model.n_layers, add, prefix)
+        if state.packed:
+            prompts = own_ids(tokens)
+            # A tokenizer may merge the template's end with a prompt; what stands before that is still shared.
+            n = min(common_prefix([ids, state.ids], own=0) for ids in prompts)
+            keys = [(k[:, :, :n], v[:, :, :n]) for k, v in state.keys or ()] if n else None
+            packs = pack_prompts(prompts, n, model.chat.pad_id)
+            for some in packs.passes():
+                self._add(model, packs.pack.rows(some), keys, total)
             return total.cpu()
         names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.n_layers)]
         for batch in model.batches(tokens):
@@ -55,6 +76,36 @@ class _Sums:
             for layer, name in enumerate(names):
                 total[:, layer] += cached[name].double().sum(0).to(total)
         return total.cpu()
+
+    def _add(self, model: HookedChatModel, pack: Pack, keys: PrefixCache | None, total: Tensor) -> None:
+        post = pack.end[:, None] + torch.arange(1 - len(total), 1, device=pack.end.device)
+
+        def add(layer: int, x: Tensor) -> None:
+            total[:, layer] += x[pack.row[:, None], post].double().sum(0).to(total)
+
+        read_resid(model, pack, model.n_layers, add, keys)
+
+
+def _means(
+    model: HookedChatModel,
+    sets: Sequence[Sequence[str]],
+    on_batch: Callable[[int], None] | None,
+    engine: Engine | None,
+) -> list[Float[Tensor, "pos layer d_model"]]:
+    """Mean resid_pre of each set of prompts, as one work: what items share is made once."""
+    texts = [list(prompts) for prompts in sets]
+    for some in texts:
+        model.tokenize(some[:1])  # an empty list is refused here, in one sentence
+    items = [(k, some[i : i + SHARD]) for k, some in enumerate(texts) for i in range(0, len(some), SHARD)]
+    done = None if on_batch is None else (lambda index: on_batch(len(items[index][1])))
+    work = _Sums(tuple(text for some in texts for text in some[:3]))
+    totals: list[Any] = [0] * len(texts)
+    found = (engine or LocalEngine(model)).each("sums", work, [some for _, some in items], done)
+    for (k, _), sums in zip(items, found, strict=True):
+        totals[k] = totals[k] + sums
+    for total in totals:
+        check_activations(model, {f"blocks.{layer}.hook_resid_pre": total[:, layer] for layer in range(model.n_layers)})
+    return [total / len(some) for total, some in zip(totals, texts, strict=True)]
 
 
 def mean_activations(
@@ -75,15 +126,7 @@ def mean_activations(
     Raises:
         ModelError: an activation is NaN or infinite; with the name of its hook point.
     """
-    texts = list(prompts)
-    items = [texts[i : i + SHARD] for i in range(0, len(texts), SHARD)]
-    model.tokenize(texts[:1])  # an empty list is refused here, in one sentence
-    done = None if on_batch is None else (lambda index: on_batch(len(items[index])))
-    total: Any = 0
-    for sums in (engine or LocalEngine(model)).each("sums", _Sums(tuple(texts[:3])), items, done):
-        total = total + sums
-    check_activations(model, {f"blocks.{layer}.hook_resid_pre": total[:, layer] for layer in range(model.n_layers)})
-    return total / len(texts)
+    return _means(model, [prompts], on_batch, engine)[0]
 
 
 def extract_directions(
@@ -101,7 +144,7 @@ def extract_directions(
         on_batch: called with the number of prompts done after each batch.
         engine: where the work runs; this process if None.
     """
-    means = [mean_activations(model, prompts, on_batch, engine) for prompts in (harmful, harmless)]
+    means = _means(model, (harmful, harmless), on_batch, engine)
     return CandidateDirections(
         mean_diff=means[0] - means[1],
         harmful_mean=means[0],

@@ -1,16 +1,15 @@
-"""Prompts packed into rows without padding; the prefix that all share is run once, as keys and values.
+"""Prompts packed into rows; the prefix that all share is run once, as keys and values.
 
 A mask lets every token see the shared prefix and its own prompt only, and position ids count from each prompt's own
-start, so the logits are those of the prompts alone. What is saved against a padded batch: the padding, and the
-template and system prompt of all prompts but one. Several interventions go through one pass as rows of a batch.
+start, so the logits are those of the prompts alone. What is saved against a padded batch: nearly all padding, and the
+template and system prompt of all prompts but one. Several rows, each under several interventions, go through one pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,32 +20,53 @@ from .backends import PrefixCache
 from .chat import Tokens
 from .model import SUM_TOLERANCE, HookedChatModel, take
 
-# Longer rows save nothing and pay for attention between prompts, which the mask discards.
-PACK_TOKENS = 256
-# Rows of one pass together: room for eight of the longest rows. Half as many took 7% longer a candidate.
+# Longer rows pay for attention between prompts, which the mask discards; shorter ones need more padding.
+PACK_TOKENS = 128
+# Of one pass, all rows under all interventions together: the fewer the passes, the less is lost between products.
 PASS_TOKENS = 2560
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Some prompts in one row, without what all of them share.
+    """Rows that hold several prompts each, without what all prompts share; short rows are padded at their end.
 
     Attributes:
         ids: the prompts' own tokens.
         positions: each token's position in its own prompt.
-        mask: which token (first axis) sees which (second: the shared prefix, then these tokens).
-        ends: index of each prompt's last token.
+        whose: which prompt a token is of, -1 for padding.
+        shared: tokens of the prefix that stands before every row.
+        row: where each prompt is.
+        end: its last token there.
         indices: which prompts these are.
     """
 
-    ids: Int[Tensor, "pos"]
-    positions: Int[Tensor, "pos"]
-    mask: Bool[Tensor, "pos seen"]
-    ends: Int[Tensor, "prompt"]
+    ids: Int[Tensor, "row pos"]
+    positions: Int[Tensor, "row pos"]
+    whose: Int[Tensor, "row pos"]
+    shared: int
+    row: Int[Tensor, "prompt"]
+    end: Int[Tensor, "prompt"]
     indices: tuple[int, ...]
 
-    def __len__(self) -> int:
-        return len(self.ids)
+    @property
+    def mask(self) -> Bool[Tensor, "row pos seen"]:
+        """Which token sees which: first the shared prefix, then the row's own tokens."""
+        order = torch.arange(self.ids.shape[1], device=self.ids.device)
+        own = (self.whose[:, :, None] == self.whose[:, None]) & (order[:, None] >= order)
+        return torch.cat([own.new_ones(*own.shape[:2], self.shared), own], -1)
+
+    def rows(self, some: slice) -> Pack:
+        """Some of the rows, with their prompts."""
+        here = (self.row >= some.start) & (self.row < some.stop)
+        return Pack(
+            self.ids[some],
+            self.positions[some],
+            self.whose[some],
+            self.shared,
+            self.row[here] - some.start,
+            self.end[here],
+            tuple(index for index, is_here in zip(self.indices, here.tolist(), strict=True) if is_here),
+        )
 
 
 @dataclass(frozen=True)
@@ -55,67 +75,96 @@ class Packs:
 
     Attributes:
         prefix: tokens that all share, a pack of no prompt; None where they share none.
-        rows: the packs.
+        pack: all rows.
     """
 
     prefix: Pack | None
-    rows: tuple[Pack, ...]
+    pack: Pack
 
     def split(self, n: int) -> Iterator[slice]:
-        """``n`` interventions in as few passes of ``PASS_TOKENS`` as they need, equal ones."""
-        most = max(1, PASS_TOKENS // max(map(len, self.rows)))
-        size = -(-n // max(1, -(-n // most)))
-        return (slice(begin, min(n, begin + size)) for begin in range(0, n, max(1, size)))
+        """``n`` interventions in parts of which a pass can hold at least one row."""
+        return _even(n, PASS_TOKENS // self.pack.ids.shape[1])
+
+    def passes(self, copies: int = 1) -> Iterator[slice]:
+        """The rows in as few passes of ``PASS_TOKENS`` as ``copies`` of them need."""
+        return _even(len(self.pack.ids), PASS_TOKENS // (copies * self.pack.ids.shape[1]))
 
 
-def packs_of(tokens: Tokens, row_tokens: int = PACK_TOKENS) -> Packs:
-    """All prompts, in the order given, in equally long rows of about ``row_tokens``."""
-    rows = [ids[mask] for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
-    shared = common_prefix(rows, own=max(1, tokens.n_post))
-    own = [len(row) - shared for row in rows]
-    # Equal ones: a short last row would stream all weights for few tokens.
-    total = sum(own)
-    n = max(1, round(total / row_tokens))
+def _even(n: int, most: int) -> Iterator[slice]:
+    """0 to ``n`` in as few parts as parts of at most ``most`` allow (of one, where that is 0), as even as can be."""
+    parts = -(-n // max(1, most))
+    size = -(-n // max(1, parts))
+    return (slice(begin, min(n, begin + size)) for begin in range(0, n, max(1, size)))
+
+
+def packs_of(tokens: Tokens, pad_id: int = 0, row_tokens: int = PACK_TOKENS) -> Packs:
+    """All prompts in equally long rows of about ``row_tokens``, or of what the longest prompt needs."""
+    prompts = own_ids(tokens)
+    return pack_prompts(prompts, common_prefix(prompts, own=max(1, tokens.n_post)), pad_id, row_tokens)
+
+
+def own_ids(tokens: Tokens) -> list[Int[Tensor, "_"]]:
+    """Each prompt's tokens without padding."""
+    return [ids[mask] for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
+
+
+def pack_prompts(
+    prompts: Sequence[Int[Tensor, "_"]], shared: int, pad_id: int = 0, row_tokens: int = PACK_TOKENS
+) -> Packs:
+    """The same for prompts whose first ``shared`` tokens are the same."""
+    lengths = [len(ids) - shared for ids in prompts]
+    n = max(1, round(sum(lengths) / max(row_tokens, *lengths)))
+    # The longest first, each into the row that has least: rows end up nearly equal, so little is padded.
     groups: list[list[int]] = [[] for _ in range(n)]
-    before = 0
-    for i, length in enumerate(own):
-        groups[min(n - 1, int((before + length / 2) * n / total))].append(i)
-        before += length
-    packs = [_pack(rows, group, shared) for group in groups if group]
+    filled = [0] * n
+    for i in sorted(range(len(prompts)), key=lambda i: -lengths[i]):
+        least = filled.index(min(filled))
+        groups[least].append(i)
+        filled[least] += lengths[i]
+    device = prompts[0].device
+    shape = (n, max(filled))
+    ids, positions, whose = (torch.full(shape, x, dtype=torch.long, device=device) for x in (pad_id, shared, -1))
+    row, end, indices = [], [], []
+    for r, group in enumerate(groups):
+        begin = 0
+        for i in group:
+            place = (r, slice(begin, begin + lengths[i]))
+            ids[place] = prompts[i][shared:]
+            positions[place] = torch.arange(shared, shared + lengths[i], device=device)
+            whose[place] = i
+            begin += lengths[i]
+            row.append(r)
+            end.append(begin - 1)
+            indices.append(i)
+    rows, ends = (torch.tensor(values, device=device) for values in (row, end))
+    pack = Pack(ids, positions, whose, shared, rows, ends, tuple(indices))
     if not shared:
-        return Packs(None, tuple(packs))
-    order = torch.arange(shared, device=tokens.ids.device)
-    prefix = Pack(rows[0][:shared], order, order[:, None] >= order, order[-1:], ())
-    return Packs(prefix, tuple(packs))
+        return Packs(None, pack)
+    return Packs(_prefix(prompts[0][:shared]), pack)
 
 
-def common_prefix(rows: Sequence[Tensor], own: int = 1) -> int:
-    """Number of first tokens that all rows share; each row keeps at least ``own`` tokens of its own."""
-    if len(rows) < 2:
+def _prefix(ids: Int[Tensor, "pos"]) -> Pack:
+    none = ids.new_zeros(0)
+    return Pack(ids[None], torch.arange(len(ids), device=ids.device)[None], ids[None] * 0, 0, none, none, ())
+
+
+def common_prefix(prompts: Sequence[Tensor], own: int = 1) -> int:
+    """Number of first tokens that all prompts share; each keeps at least ``own`` tokens of its own."""
+    if len(prompts) < 2:
         return 0
-    limit = max(0, min(len(row) for row in rows) - own)
-    same = torch.stack([row[:limit] == rows[0][:limit] for row in rows]).all(0)
+    limit = max(0, min(len(ids) for ids in prompts) - own)
+    same = torch.stack([ids[:limit] == prompts[0][:limit] for ids in prompts]).all(0)
     return int(same.long().cumprod(0).sum())
 
 
-def _pack(rows: Sequence[Tensor], group: Sequence[int], shared: int) -> Pack:
-    device = rows[0].device
-    own = [rows[i][shared:] for i in group]
-    lengths = torch.tensor([len(x) for x in own], device=device)
-    whose = torch.repeat_interleave(torch.arange(len(own), device=device), lengths)
-    order = torch.arange(len(whose), device=device)
-    sees = (whose[:, None] == whose[None]) & (order[:, None] >= order[None])
-    prefix = torch.ones(len(whose), shared, dtype=torch.bool, device=device)
-    positions = torch.cat([torch.arange(shared, shared + len(x), device=device) for x in own])
-    return Pack(torch.cat(own), positions, torch.cat([prefix, sees], 1), lengths.cumsum(0) - 1, tuple(group))
-
-
-Start = tuple[int, Float[Tensor, "1 pos d_model"]]
+Start = tuple[int, Float[Tensor, "row pos d_model"]]
 
 
 @torch.inference_mode()
-def prefix_keys(model: HookedChatModel, packs: Packs, rows: int = 1, start: Start | None = None) -> PrefixCache | None:
-    """Keys and values of the shared prefix in ``rows`` copies, which active hooks may treat differently.
+def prefix_keys(
+    model: HookedChatModel, packs: Packs, copies: int = 1, start: Start | None = None
+) -> PrefixCache | None:
+    """Keys and values of the shared prefix in ``copies``, which active hooks may treat differently.
 
     Args:
         start: (layer, the prefix's resid_pre there), as in ``packed_logits``.
@@ -123,31 +172,33 @@ def prefix_keys(model: HookedChatModel, packs: Packs, rows: int = 1, start: Star
     if packs.prefix is None:
         return None
     with model.hooks():
-        return model.backend.prefix_cache(packs.prefix.ids.expand(rows, -1), _copies(start, rows))
+        return model.backend.prefix_cache(packs.prefix.ids.expand(copies, -1), _copies(start, copies))
 
 
 @torch.inference_mode()
 def packed_logits(
     model: HookedChatModel,
     pack: Pack,
-    rows: int = 1,
+    copies: int = 1,
     start: Start | None = None,
     prefix: PrefixCache | None = None,
-) -> Float[Tensor, "row prompt vocab"]:
-    """Logits after each prompt of ``pack``, in ``rows`` copies of it, which active hooks may treat differently.
+) -> Float[Tensor, "copy prompt vocab"]:
+    """Logits after each prompt of ``pack``, in ``copies`` of it, which active hooks may treat differently.
+
+    The batch is all rows of the first copy, then all rows of the second one, and so on.
 
     Args:
         start: (layer, its resid_pre for the pack): restart there instead of at the embedding.
-        prefix: from ``prefix_keys``, under the same interventions, with as many rows and the same start.
+        prefix: from ``prefix_keys``, under the same interventions, with as many copies and the same start.
     """
     with model.hooks():
         return model.backend.packed_logits(
-            pack.ids, pack.positions, pack.mask, pack.ends, rows, _copies(start, rows), prefix
+            pack.ids, pack.positions, pack.mask, pack.row, pack.end, copies, _copies(start, copies), prefix
         )
 
 
-def _copies(start: Start | None, rows: int) -> tuple[int, Tensor] | None:
-    return None if start is None else (start[0], start[1].expand(rows, -1, -1))
+def _copies(start: Start | None, copies: int) -> tuple[int, Tensor] | None:
+    return None if start is None else (start[0], start[1].repeat(copies, 1, 1))
 
 
 class _Enough(Exception):
@@ -162,52 +213,61 @@ def read_resid(
     read: Callable[[int, Tensor], None],
     prefix: PrefixCache | None = None,
 ) -> None:
-    """``read(layer, resid_pre [1, pos, d_model])`` of the first ``depth`` layers; later layers are not run."""
+    """``read(layer, resid_pre [row, pos, d_model])`` of the first ``depth`` layers; later layers are not run."""
 
-    def at(layer: int) -> tuple[str, Callable]:
-        def hook_fn(x: Tensor, hook: Any) -> None:
-            read(layer, x)
-            if layer == depth - 1:
-                raise _Enough
+    def at(layer: int, x: Tensor) -> None:
+        read(layer, x)
+        if layer == depth - 1:
+            raise _Enough
 
-        return f"blocks.{layer}.hook_resid_pre", hook_fn
-
-    with suppress(_Enough), model.hooks(*[at(layer) for layer in range(depth)]):
+    with suppress(_Enough), model.hooks(*_at_resid(depth, at)):
         packed_logits(model, pack, prefix=prefix)
 
 
-def packed_resid(
-    model: HookedChatModel, pack: Pack, depth: int, prefix: PrefixCache | None = None
-) -> list[Float[Tensor, "1 pos d_model"]]:
-    """resid_pre of the first ``depth`` layers for every token of the pack."""
-    kept: list[Tensor] = []
-    read_resid(model, pack, depth, lambda _, x: kept.append(x.clone()), prefix)
-    return kept
+def _at_resid(depth: int, read: Callable[[int, Tensor], None]) -> list[tuple[str, Callable]]:
+    def at(layer: int) -> tuple[str, Callable]:
+        return f"blocks.{layer}.hook_resid_pre", lambda x, hook: read(layer, x)
+
+    return [at(layer) for layer in range(depth)]
 
 
 class RestartedPacks:
-    """Packs with the residual streams that stand before an intervention, from which its pass restarts.
+    """Packs with the residual streams that stand before an intervention, from which its pass restarts."""
 
-    Args:
-        depth: resid_pre of this many first layers is kept; 0 where nothing restarts.
-    """
-
-    def __init__(self, model: HookedChatModel, packs: Packs, depth: int = 0):
+    def __init__(self, model: HookedChatModel, packs: Packs):
         self.model, self.packs = model, packs
         self._prefix: list[Tensor] = []
-        self._rows: list[list[Tensor]] = [[] for _ in packs.rows]
-        if depth:
-            if packs.prefix is not None:
-                self._prefix = packed_resid(model, packs.prefix, depth)
-            keys = prefix_keys(model, packs)
-            self._rows = [packed_resid(model, pack, depth, keys) for pack in packs.rows]
+        self._own: list[Tensor] = []
 
-    def logits(self, rows: int, start: int = 0) -> Iterator[tuple[Pack, Float[Tensor, "row prompt vocab"]]]:
-        """Each pack and its logits in ``rows`` copies, under the active interventions, restarted at layer ``start``."""
+    def before(self, depth: int = 0) -> Float[Tensor, "prompt vocab"]:
+        """Logits after each prompt without the intervention; resid_pre of the first ``depth`` layers is kept."""
+        kept: list[list[Tensor]] = [[] for _ in range(depth)]
+        with self.model.hooks(*_at_resid(depth, lambda layer, x: kept[layer].append(x.clone()))):
+            keys = prefix_keys(self.model, self.packs)
+            self._prefix = [] if keys is None else [layer.pop() for layer in kept]
+            passes = [self.packs.pack.rows(some) for some in self.packs.passes()]
+            found = _in_order([(pack, packed_logits(self.model, pack, prefix=keys)) for pack in passes])
+        self._own = [torch.cat(layer) for layer in kept]
+        return found
+
+    def logits(self, copies: int, start: int = 0) -> Iterator[tuple[Pack, Float[Tensor, "copy prompt vocab"]]]:
+        """Rows and their logits in ``copies``, under the active interventions.
+
+        Args:
+            start: restart at this layer, which ``before`` kept.
+        """
         before = (start, self._prefix[start]) if start and self._prefix else None
-        prefix = prefix_keys(self.model, self.packs, rows, before)
-        for pack, resid in zip(self.packs.rows, self._rows, strict=True):
-            yield pack, packed_logits(self.model, pack, rows, (start, resid[start]) if start else None, prefix)
+        prefix = prefix_keys(self.model, self.packs, copies, before)
+        for some in self.packs.passes(copies):
+            resid = (start, self._own[start][some]) if start else None
+            pack = self.packs.pack.rows(some)
+            yield pack, packed_logits(self.model, pack, copies, resid, prefix)
+
+
+def _in_order(found: Iterable[tuple[Pack, Tensor]]) -> Float[Tensor, "prompt vocab"]:
+    """Of passes that gave [copy, prompt, vocab], the first copy in the order of the prompts."""
+    rows = {i: row for pack, logits in found for i, row in zip(pack.indices, logits[0], strict=True)}
+    return torch.stack([rows[i] for i in range(len(rows))])
 
 
 _HOLDS: WeakKeyDictionary[HookedChatModel, bool] = WeakKeyDictionary()
@@ -230,9 +290,11 @@ def _measure(model: HookedChatModel, tokens: Tokens) -> bool:
     by_length = sorted(range(len(tokens)), key=lambda i: int(tokens.lengths[i]))
     some = take(tokens, [by_length[0], by_length[len(by_length) // 2], by_length[-1]])
     try:
-        packs = packs_of(some, row_tokens=1 << 30)
-        whole = RestartedPacks(model, packs, model.n_layers // 2 + 1)
-        packed, restarted = (next(iter(whole.logits(1, start)))[1][0] for start in (0, model.n_layers // 2))
+        # A row of one prompt and a row of two, so that prompts in a row, rows of a batch and padding are tried.
+        packs = packs_of(some, row_tokens=int(some.lengths.sum()) // 2)
+        whole = RestartedPacks(model, packs)
+        whole.before(model.n_layers // 2 + 1)
+        packed, restarted = (_in_order(whole.logits(1, start)) for start in (0, model.n_layers // 2))
     except (TypeError, RuntimeError, IndexError):  # the model's forward takes no such mask or positions
         return False
     alone = torch.cat([model.logits(take(some, [i]))[:, -1] for i in range(len(some))]).double()

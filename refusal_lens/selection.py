@@ -99,39 +99,52 @@ def _reason(bypass: float, induce: float, kl: float, layer: int, n_layers: int, 
 
 @dataclass(frozen=True)
 class _AblateRows:
-    """``Ablate``, another direction in each row of the batch."""
+    """``Ablate``, another direction in each part of the batch (see ``_by_candidate``)."""
 
     units: Float[Tensor, "row d_model"]
 
     def hooks(self, model: HookedChatModel) -> Hooks:
         r = unit(self.units.double())[:, None].to(model.device)
-        return [(name, lambda x, hook: project_out(x, r)) for name in write_sites(model.n_layers)]
+
+        def ablate(x: Tensor, hook: Any) -> Tensor:
+            return project_out(_by_candidate(x, len(r)), r).reshape(x.shape)
+
+        return [(name, ablate) for name in write_sites(model.n_layers)]
 
 
 @dataclass(frozen=True)
 class _AddRows:
-    """``Add``, another vector in each row of the batch."""
+    """``Add``, another vector in each part of the batch."""
 
     vectors: Float[Tensor, "row d_model"]
     layer: int
 
     def hooks(self, model: HookedChatModel) -> Hooks:
         def add(x: Tensor, hook: Any) -> Tensor:
-            wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            return (wide + self.vectors[:, None].to(wide)).to(x.dtype)
+            wide = _by_candidate(x, len(self.vectors)).to(torch.promote_types(x.dtype, torch.float32))
+            return (wide + self.vectors[:, None].to(wide)).to(x.dtype).reshape(x.shape)
 
         return [(f"blocks.{self.layer}.hook_resid_pre", add)]
+
+
+def _by_candidate(x: Float[Tensor, "batch pos d_model"], n: int) -> Float[Tensor, "n tokens d_model"]:
+    """A batch that holds as many rows for each of ``n`` candidates, one candidate after another."""
+    return x.reshape(n, -1, x.shape[-1])
 
 
 Reduce = Callable[[Float[Tensor, "prompt vocab"], list[int]], Tensor]
 
 
 class _Packed:
-    """Validation prompts of one kind in packed rows, one row of the batch for each intervention."""
+    """Validation prompts of one kind in packed rows, as many rows of the batch for each intervention."""
 
-    def __init__(self, model: HookedChatModel, tokens: Tokens, keep_resid: int = 0):
+    def __init__(self, model: HookedChatModel, tokens: Tokens):
         self.model, self.n = model, len(tokens)
-        self.packs = RestartedPacks(model, packs_of(tokens), keep_resid)
+        self.packs = RestartedPacks(model, packs_of(tokens, model.chat.pad_id))
+
+    def before(self, depth: int = 0) -> Float[Tensor, "prompt vocab"]:
+        """Next-token logits without intervention; resid_pre of the first ``depth`` layers is kept for restarts."""
+        return self.packs.before(depth)
 
     def run(
         self, rows: int, edit: Callable[[slice], Sequence[Intervention]], reduce: Reduce, start: int = 0
@@ -141,7 +154,7 @@ class _Packed:
         Args:
             edit: what acts on some of the rows.
             reduce: gives one value a prompt.
-            start: restart at this layer's resid_pre (needs ``keep_resid`` > start).
+            start: restart at this layer's resid_pre, which ``before`` kept.
         """
         out = torch.empty(rows, self.n, dtype=torch.float64)
         for some in self.packs.packs.split(rows):
@@ -156,11 +169,16 @@ class _Packed:
 class _Padded:
     """The same for models that can't run packed prompts: batches by length, one intervention at a time."""
 
-    def __init__(self, model: HookedChatModel, tokens: Tokens, keep_resid: int = 0):
-        self.model, self.n = model, len(tokens)
+    def __init__(self, model: HookedChatModel, tokens: Tokens):
+        self.model, self.n, self.tokens = model, len(tokens), tokens
         self.batches = list(model.batches(tokens))
-        names = [f"blocks.{layer}.hook_resid_pre" for layer in range(keep_resid)]
-        self.resid = [list(model.cache(batch, names).values()) if names else [] for batch in self.batches]
+        self.resid: list[list[Tensor]] = [[] for _ in self.batches]
+
+    def before(self, depth: int = 0) -> Float[Tensor, "prompt vocab"]:
+        """As in ``_Packed``."""
+        names = [f"blocks.{layer}.hook_resid_pre" for layer in range(depth)]
+        self.resid = [list(self.model.cache(batch, names).values()) if names else [] for batch in self.batches]
+        return self.model.last_logits(self.tokens)
 
     def run(
         self, rows: int, edit: Callable[[slice], Sequence[Intervention]], reduce: Reduce, start: int = 0
@@ -195,12 +213,17 @@ class _Ask:
 
 @dataclass
 class _State:
-    """What all items share on one worker."""
+    """What all items share on one worker.
+
+    Attributes:
+        harmful, harmless, both: prompts as they are run.
+        baseline: harmful and harmless prompts' logits without intervention.
+    """
 
     harmful: _Packed | _Padded
     harmless: _Packed | _Padded
     both: _Packed | _Padded
-    baseline: Float[Tensor, "prompt vocab"]
+    baseline: tuple[Float[Tensor, "prompt vocab"], Float[Tensor, "prompt vocab"]]
 
 
 @dataclass(frozen=True)
@@ -223,16 +246,8 @@ class _Scores:
         sets = (self.harmful, self.harmless, self.harmful + self.harmless)
         tokens = [model.tokenize(prompts) for prompts in sets]
         kind = _Packed if packing_holds(model, tokens[1]) else _Padded
-        harmless = kind(model, tokens[1], self.depth)
-        rows: dict[int, Tensor] = {}
-
-        def keep(logits: Tensor, indices: list[int]) -> Tensor:
-            rows.update(zip(indices, logits, strict=True))
-            return torch.zeros(len(indices))
-
-        harmless.run(1, lambda _: (), keep)
-        baseline = torch.stack([rows[i] for i in range(len(rows))])
-        return _State(kind(model, tokens[0]), harmless, kind(model, tokens[2]), baseline)
+        harmful, harmless, both = (kind(model, some) for some in tokens)
+        return _State(harmful, harmless, both, (harmful.before(), harmless.before(self.depth)))
 
     def run(self, model: HookedChatModel, state: _State, item: _Ask) -> Float[Tensor, "*score row"]:
         """The mean over prompts for every candidate of ``item``; two of them for "ablated"."""
@@ -245,7 +260,7 @@ class _Scores:
             return [_AddRows(item.vectors[rows], item.layer)]
 
         def divergence(logits: Tensor, indices: list[int]) -> Tensor:
-            return kl_divergence(state.baseline[indices], logits)
+            return kl_divergence(state.baseline[1][indices], logits)
 
         def bypass_or_divergence(logits: Tensor, indices: list[int]) -> Tensor:
             found = torch.empty(len(indices), dtype=torch.float64, device=logits.device)
@@ -255,8 +270,7 @@ class _Scores:
             return found
 
         if item.score == "baseline":
-            harmful = state.harmful.run(1, lambda _: (), self._metric).mean()
-            return torch.stack([harmful, self._metric(state.baseline, []).mean().cpu().double()])
+            return torch.stack([self._metric(logits, []).mean().cpu().double() for logits in state.baseline])
         if item.score == "induce":
             return state.harmless.run(n, add, self._metric, item.layer).mean(-1)
         if item.score == "bypass":
