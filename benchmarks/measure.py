@@ -26,7 +26,7 @@ class Measured:
         seconds: wall time.
         cpu: processor time of this process, all threads; what other programs on the machine take is not in it.
         peak_mb: highest sum of the bytes of all tensors made and still there, in MB; 0 where it wasn't counted.
-        gflop: of multiplications with weights (attention's own are left out).
+        gflop: of multiplications with weights (attention's own are left out), padding left out.
     """
 
     value: Any
@@ -36,13 +36,17 @@ class Measured:
     gflop: float
 
 
-def measure(work: Callable[[], Any], memory: bool = False) -> Measured:
-    """Run ``work`` once, with its multiplications counted, and its memory (some microseconds an operation)."""
+def measure(work: Callable[[], Any], memory: bool = False, pad_id: int = -1) -> Measured:
+    """Run ``work`` once, with its multiplications counted, and its memory (some microseconds an operation).
+
+    Args:
+        pad_id: tokens that are this are padding, whose multiplications are not counted.
+    """
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     live = LiveBytes()
-    with live if memory else nullcontext(), LinearFlops() as flops:
+    with live if memory else nullcontext(), LinearFlops(pad_id) as flops:
         start, busy = time.perf_counter(), time.process_time()
         value = work()
         if torch.cuda.is_available():
@@ -52,16 +56,23 @@ def measure(work: Callable[[], Any], memory: bool = False) -> Measured:
 
 
 class LinearFlops:
-    """Operations of all ``nn.Linear`` calls inside; counting takes a microsecond a call."""
+    """Operations of all ``nn.Linear`` calls inside for tokens that are not ``pad_id``; a microsecond a call.
+
+    A pass's share of real tokens is that of the ids it embeds.
+    """
+
+    def __init__(self, pad_id: int = -1):
+        self.pad_id, self.total, self._real = pad_id, 0.0, 1.0
 
     def __enter__(self) -> LinearFlops:
-        self.total = 0
         self._handle = nn.modules.module.register_module_forward_hook(self._count)
         return self
 
     def _count(self, module: Any, args: tuple, output: Any) -> None:
-        if isinstance(module, nn.Linear):
-            self.total += 2 * output.numel() * module.in_features
+        if isinstance(module, nn.Embedding):
+            self._real = float((args[0] != self.pad_id).double().mean())
+        elif isinstance(module, nn.Linear):
+            self.total += 2 * output.numel() * module.in_features * self._real
 
     def __exit__(self, *_: object) -> None:
         self._handle.remove()

@@ -77,13 +77,14 @@ class Ground:
         return 2 * (tokens * blocks + rows * m.d_model * m.d_vocab) / 1e9
 
 
-def _beside(*works: Callable[[], Any], times: int = 3, warm_up: bool = True) -> list[Measured]:
+def _beside(g: Ground, *works: Callable[[], Any], times: int = 3, warm_up: bool = True) -> list[Measured]:
     """Each work's first value and median time; they take turns, so a machine that slows down slows all of them.
 
     Memory is counted in the turn that warms up, else in the first one.
     """
-    first = [measure(work, memory=True) for work in works]
-    turns = [[measure(work) for work in works] for _ in range(times - (not warm_up))]
+    pad_id = g.model.chat.pad_id
+    first = [measure(work, memory=True, pad_id=pad_id) for work in works]
+    turns = [[measure(work, pad_id=pad_id) for work in works] for _ in range(times - (not warm_up))]
     counted = turns if warm_up else [first, *turns]
     return [
         Measured(
@@ -120,7 +121,7 @@ def forward_rows(g: Ground) -> list[Row]:
 
     tokens = batch.ids.numel()
     gflop = g.gflop(tokens, len(prompts))
-    beside, points, ablation = _beside(plain, lambda: g.model.logits(batch), ablated)
+    beside, points, ablation = _beside(g, plain, lambda: g.model.logits(batch), ablated)
     note = "same padded batch, last position's logits; real tokens and padding counted alike"
     return [
         _row("forward, hook points", len(prompts), points, beside, tokens, gflop, note),
@@ -131,6 +132,7 @@ def forward_rows(g: Ground) -> list[Row]:
 def extraction_row(g: Ground) -> Row:
     """Difference in means at all positions and layers."""
     ours, plain = _beside(
+        g,
         lambda: extract_directions(g.model, *g.train),
         lambda: g.plain.mean_diff(*g.train, len(g.model.chat.post_labels())),
         warm_up=False,
@@ -152,6 +154,7 @@ def _beside_plain(g: Ground, rule: SelectionRule, full: bool) -> tuple[Measured,
     live = nonzero(g.candidates.mean_diff)
     timed = live[:: g.every]
     ours, plain = _beside(
+        g,
         lambda: _select(g, rule, full),
         lambda: g.plain.select(g.candidates.mean_diff, *g.val, g.coeff, timed),
         times=g.turns,
@@ -199,6 +202,7 @@ def attribution_rows(g: Ground) -> list[Row]:
     """Heads and source tokens that write the direction, beside one plain forward of the same prompts."""
     prompts, direction = g.val[0], next_direction(g.candidates)
     plain, heads, sources = _beside(
+        g,
         lambda: g.plain.last_logits(prompts, keep=1),
         lambda: head_contributions(g.model, prompts, direction),
         lambda: source_contributions(g.model, prompts, direction),
@@ -217,6 +221,7 @@ def suffix_row(g: Ground) -> Row:
     pairs = [(p, s) for p in prompts for s in g.suffixes]
     asked, behind = map(list, zip(*pairs, strict=True))
     ours, plain = _beside(
+        g,
         lambda: sharded_screen(LocalEngine(g.model), prompts, g.suffixes, g.tokens),
         lambda: g.plain.metric(g.plain.last_logits(asked, behind)).reshape(len(prompts), -1).T,
         times=g.turns,
@@ -248,7 +253,7 @@ def generation_row(g: Ground) -> Row:
             )
             lengths.append(new.shape[1])
 
-    row = _row("generation, ablation", len(prompts), *_beside(ours, plain), len(prompts) * NEW_TOKENS, 0.0)
+    row = _row("generation, ablation", len(prompts), *_beside(g, ours, plain), len(prompts) * NEW_TOKENS, 0.0)
     assert set(lengths) == {batch.ids.shape[1] + NEW_TOKENS}
     return row
 
