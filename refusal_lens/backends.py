@@ -141,6 +141,9 @@ class BridgeBackend(Backend):
         for block in tl.blocks:
             if hasattr(block, "attn"):
                 block.attn.register_forward_pre_hook(_cache_as_past_key_values, with_kwargs=True)
+        for module in tl.modules():
+            if hasattr(module, "_hf_autograd_forward_with_hooks"):
+                _skip_unread_norms(module)
         # Its name since transformers 5.24, which warns of the old one.
         known = signature(type(self.hf).forward).parameters
         self._cache_argument = "cache" if "cache" in known else "past_key_values"
@@ -328,6 +331,26 @@ class BridgeBackend(Backend):
         )
         out = self.hf.generate(input_ids=ids, attention_mask=mask.long(), generation_config=config)
         return out[:, ids.shape[1] :]
+
+
+def _skip_unread_norms(module: Any) -> None:
+    """Let a bridge's norm compute ``hook_scale`` and ``hook_normalized`` only when a hook is there to see them.
+
+    TransformerLens computes both beside the norm itself on every call, which costs as much as ablation at every write.
+    The output is the wrapped norm's either way.
+    """
+    whole = module._hf_autograd_forward_with_hooks
+    points = (module.hook_scale, module.hook_normalized)
+
+    def forward(x: Tensor) -> Tensor:
+        norm = module.original_component
+        if isinstance(norm, torch.nn.Identity) or any(
+            point._forward_hooks or point._backward_hooks for point in points
+        ):
+            return whole(x)
+        return norm(x).to(x.dtype)
+
+    module.__dict__["_hf_autograd_forward_with_hooks"] = forward
 
 
 def _contiguous_input(module: Any, args: tuple) -> tuple:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,10 @@ def _lock_of(tl: Any) -> threading.RLock:
     """One lock for a TransformerLens model, however many wrappers there are around it: hooks live on its modules."""
     with _LOCKS_LOCK:
         return _LOCKS.setdefault(tl, threading.RLock())
+
+
+# Of one batch on a CPU: about what another pass costs. On a GPU a pass costs more than any padding.
+PADDING_TOKENS = 96
 
 
 class _Stop(Exception):
@@ -207,18 +212,25 @@ class HookedChatModel:
     ) -> Iterator[Tokens]:
         """Prompts in batches of similar length; ``Tokens.indices`` says where each row came from.
 
+        On a CPU a batch ends before its padding reaches ``PADDING_TOKENS``, too.
+
         Args:
             prompts: requests, or tokens from ``tokenize``.
             suffixes: one per prompt, or None.
             max_tokens: padded tokens a batch at most (always at least one prompt).
         """
         tokens = prompts if isinstance(prompts, Tokens) else self.tokenize(prompts, suffixes)
-        order = sorted(range(len(tokens)), key=lambda i: int(tokens.lengths[i]))
+        lengths = tokens.lengths.tolist()
+        order = sorted(range(len(tokens)), key=lambda i: lengths[i])
+        room = PADDING_TOKENS if self.device.type == "cpu" else math.inf
         start = 0
         while start < len(order):
-            stop = start + 1
-            while stop < len(order) and (stop + 1 - start) * int(tokens.lengths[order[stop]]) <= max_tokens:
-                stop += 1
+            stop, real = start + 1, lengths[order[start]]
+            while stop < len(order):
+                width, rows = lengths[order[stop]], stop - start
+                if (rows + 1) * width > max_tokens or rows * width - real > room:
+                    break
+                stop, real = stop + 1, real + width
             yield take(tokens, order[start:stop])
             start = stop
 

@@ -1,26 +1,30 @@
 """Many suffixes behind the same instructions: refusal metric and strength of each, the shared work done once.
 
 All suffixes of one instruction share everything up to the instruction's end. Where the model's attention allows it
-(``backend.supports_prefix``) these keys and values are computed once; elsewhere each prompt is run whole.
+(``backend.supports_prefix``) these keys and values are computed once; elsewhere each prompt is run whole. Suffixes are
+packed (``packing``) where that gives the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..attribution.components import wide
 from ..attribution.records import Head
+from ..backends import PrefixCache
 from ..chat import Encoded, Spans, Tokens
 from ..errors import ResultError
 from ..linalg import refusal_log_odds
 from ..model import HookedChatModel
+from ..packing import Pack, pack_prompts, packed_logits, packing_holds, prefix_keys
 from ..records import Record, RefusalTokens, load_record
 from .interventions import by_layer
 
@@ -64,7 +68,7 @@ def screen(
     Args:
         heads: whose write the strength is a share of.
         on_prompt: called with 1 after each prompt.
-        batch_tokens: padded tokens a batch at most.
+        batch_tokens: padded tokens a batch at most, where suffixes can't be packed.
         folder: keep each prompt's numbers here, one file a prompt, and take those that are there.
         key: prompt -> digest of all that decides its numbers; files with another key are made again.
     """
@@ -108,12 +112,66 @@ def _variants(
     batch_tokens: int,
 ) -> tuple[Float[Tensor, "variant"], Float[Tensor, "variant"]]:
     """(refusal metric, strength) of variants of one prompt."""
+    metric = torch.empty(len(encoded), dtype=torch.float64)
+    strength = torch.full((len(encoded),), float("nan"), dtype=torch.float64)
+    packed = packing_holds(model, _batch(model, [e.ids for e in encoded[:3]]))
+    parts = _packed(model, encoded) if packed else _padded(model, encoded, batch_tokens)
+    for part in parts:
+        write = _TopWrite(model, heads, part)
+        with model.hooks(*write.hooks()):
+            metric[part.variants] = refusal_log_odds(part.logits(), refusal_tokens.ids).cpu()
+        if heads:
+            strength[part.variants] = write.share().double().cpu()
+    return metric, strength
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Variants that go through one pass, behind what all share.
+
+    Attributes:
+        variants: which ones.
+        row, end: where each one's last token is in the batch.
+        suffix: for each variant, which tokens of its row are its suffix.
+        logits: runs them, under the hooks that are active then.
+    """
+
+    variants: list[int]
+    row: Int[Tensor, "variant"]
+    end: Int[Tensor, "variant"]
+    suffix: Bool[Tensor, "variant pos"]
+    logits: Callable[[], Float[Tensor, "variant vocab"]]
+
+
+def _packed(model: HookedChatModel, encoded: Sequence[Encoded]) -> Iterator[_Part]:
+    """Several variants in a row, without padding."""
+    prompts = [torch.tensor(e.ids, device=model.device) for e in encoded]
+    packs = pack_prompts(prompts, _shared(encoded), model.chat.pad_id)
+    prefix = prefix_keys(model, packs)
+    spans = torch.tensor([e.spans.suffix for e in encoded], device=model.device)
+    for some in packs.passes():
+        pack = packs.pack.rows(some)
+        variants = list(pack.indices)
+        first, last = spans[variants].T[:, :, None]
+        whose, at = pack.whose[pack.row], pack.positions[pack.row]
+        suffix = (whose == whose.gather(1, pack.end[:, None])) & (at >= first) & (at < last)
+        yield _Part(variants, pack.row, pack.end, suffix, partial(_last_packed, model, pack, prefix))
+
+
+def _last_packed(model: HookedChatModel, pack: Pack, prefix: PrefixCache | None) -> Float[Tensor, "variant vocab"]:
+    return packed_logits(model, pack, prefix=prefix)[0]
+
+
+def _last_padded(model: HookedChatModel, batch: Tokens, prefix: PrefixCache | None) -> Float[Tensor, "variant vocab"]:
+    return model.logits(batch, prefix=prefix)[:, -1]
+
+
+def _padded(model: HookedChatModel, encoded: Sequence[Encoded], batch_tokens: int) -> Iterator[_Part]:
+    """A variant a row, those of similar length together."""
     shared = _shared(encoded) if model.backend.supports_prefix else 0
     prefix = None
     if shared:
         prefix = model.prefix_cache(torch.tensor(encoded[0].ids[:shared], device=model.device))
-    metric = torch.empty(len(encoded), dtype=torch.float64)
-    strength = torch.full((len(encoded),), float("nan"), dtype=torch.float64)
     order = sorted(range(len(encoded)), key=lambda k: len(encoded[k].ids))
     start = 0
     while start < len(order):
@@ -123,25 +181,22 @@ def _variants(
         rows = order[start:stop]
         batch = _batch(model, [encoded[k].ids[shared:] for k in rows])
         width = batch.ids.shape[1]
-        own = torch.zeros(batch.ids.shape, dtype=torch.bool, device=model.device)
+        suffix = torch.zeros(batch.ids.shape, dtype=torch.bool, device=model.device)
         for i, k in enumerate(rows):
             first, last = (at - len(encoded[k].ids) + width for at in encoded[k].spans.suffix)
-            own[i, first:last] = True
-        write = _TopWrite(model, heads, own)
-        with model.hooks(*write.hooks()):
-            metric[rows] = refusal_log_odds(model.logits(batch, prefix=prefix)[:, -1], refusal_tokens.ids).cpu()
-        if heads:
-            strength[rows] = write.share().double().cpu()
+            suffix[i, first:last] = True
+        row = torch.arange(len(rows), device=model.device)
+        end = torch.full_like(row, width - 1)
+        yield _Part(rows, row, end, suffix, partial(_last_padded, model, batch, prefix))
         start = stop
-    return metric, strength
 
 
 class _TopWrite:
-    """What the top heads write at the last position of a batch, and what of it comes from the suffix."""
+    """What the top heads write at each variant's last position, and what of it comes from the suffix."""
 
-    def __init__(self, model: HookedChatModel, heads: tuple[Head, ...], suffix: Bool[Tensor, "batch pos"]):
-        self.model, self.heads, self.suffix = model, by_layer(heads), suffix
-        shape = (len(suffix), model.d_model)
+    def __init__(self, model: HookedChatModel, heads: tuple[Head, ...], part: _Part):
+        self.model, self.heads, self.at = model, by_layer(heads), part
+        shape = (len(part.variants), model.d_model)
         dtype = torch.promote_types(model.dtype, torch.float32)
         self.part, self.whole = (torch.zeros(shape, dtype=dtype, device=model.device) for _ in range(2))
         self.values: dict[int, Tensor] = {}
@@ -169,16 +224,16 @@ class _TopWrite:
         def hook_fn(p: Tensor, hook: Any) -> None:
             v = self.values.pop(layer)
             # Sources are the prefix and then this batch's own tokens, among which the suffix is; heads share values.
-            rows = wide(p[:, heads, -1, -v.shape[1] :]).to(v) * self.suffix[:, None]
-            v = v[:, :, [head // (self.model.n_heads // v.shape[2]) for head in heads]]
+            rows = wide(p[:, heads, :, -v.shape[1] :][self.at.row, :, self.at.end]).to(v) * self.at.suffix[:, None]
+            v = v[:, :, [head // (self.model.n_heads // v.shape[2]) for head in heads]][self.at.row]
             self.part += torch.einsum("bhs,bshd,hde->be", rows, v, weight)
 
         return hook_fn
 
     def _from_all(self, heads: list[int], weight: Tensor) -> Callable:
         def hook_fn(z: Tensor, hook: Any) -> None:
-            last = wide(z[:, -1].reshape(len(z), -1, self.model.d_head)[:, heads]).to(self.whole)
-            self.whole += torch.einsum("bhd,hde->be", last, weight)
+            last = wide(z.reshape(*z.shape[:2], -1, self.model.d_head)[self.at.row, self.at.end][:, heads])
+            self.whole += torch.einsum("bhd,hde->be", last.to(self.whole), weight)
 
         return hook_fn
 

@@ -6,6 +6,7 @@ import dataclasses
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -260,12 +261,22 @@ def test_restoring_the_direction_sets_it_and_the_placebo_makes_the_same_moves():
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3"])
-def test_screening_shares_the_prefix_exactly(architecture):
-    """With a shared prefix where the model allows it, and whole where it does not: the same numbers."""
+@pytest.mark.parametrize("packed", [True, False])
+def test_screening_shares_the_prefix_exactly(architecture, packed):
+    """With a shared prefix where the model allows it, and whole where it does not: the same numbers.
+
+    Suffixes are packed unless hooks from outside are there, which may count positions.
+    """
     model = model_of(architecture, torch.float32)
     prompts, suffixes = [PROMPT, "Hi"], [" a", " longer one", SUFFIX]
-    steps = []
-    found = screen(model, prompts, suffixes, TOKENS, TOP, steps.append, batch_tokens=64)
+    steps, shapes = [], set()
+
+    def watch(x, hook):
+        shapes.add(x.shape)
+
+    with nullcontext() if packed else model.hooks(("blocks.1.hook_resid_pre", watch)):
+        found = screen(model, prompts, suffixes, TOKENS, TOP, steps.append, batch_tokens=64)
+    assert packed or len(shapes) > 2, "in batches"
     whole = torch.stack([refusal_metric(model, prompts, TOKENS, [s] * 2) for s in suffixes])
     torch.testing.assert_close(found.metric, whole, rtol=0, atol=2e-5)
     shares = torch.stack([see(model, s, tuple(prompts))[0].top_dominance for s in suffixes])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import warnings
 
 import pytest
 import torch
@@ -277,3 +278,23 @@ def test_bfloat16_ablation_runs_and_leaves_little(llama):
         x = half.cache(PROMPTS, ["blocks.2.hook_resid_post"])["blocks.2.hook_resid_post"]
     assert x.dtype is torch.bfloat16
     assert float((x.float() @ direction.unit).abs().max() / x.float().norm(dim=-1).max()) < 1e-2
+
+
+def test_norms_that_nobody_reads_give_the_same_and_hooks_on_them_still_act(model):
+    """Scales are computed only for hooks; with any, TransformerLens's own code runs."""
+    tokens = model.tokenize(PROMPTS)
+    found = model.logits(tokens)
+    if not model.backend.has_hook("blocks.1.ln1.hook_scale"):  # norms behind the sublayers only
+        assert model.name == "tiny-olmo2"
+        return
+    seen = []
+    with model.hooks(("blocks.1.ln1.hook_scale", lambda x, hook: seen.append(x.clone()))):
+        torch.testing.assert_close(model.logits(tokens), found, rtol=0, atol=2e-5)
+    zero = ("blocks.1.ln1.hook_normalized", lambda x, hook: 0 * x)
+    with model.hooks(zero), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TransformerLens says that the norm was edited
+        assert float((model.logits(tokens) - found).abs().max()) > 1e-3
+    x = model.cache(tokens, ["blocks.1.hook_resid_pre"])["blocks.1.hook_resid_pre"]
+    centred = x if model.tl.blocks[1].ln1.uses_rms_norm else x - x.mean(-1, keepdim=True)
+    rms = centred.pow(2).mean(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(seen[0], rms, rtol=1e-2, atol=1e-3)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks.live import LiveBytes
+from benchmarks.measure import LinearFlops
 from refusal_lens import load_model
 from refusal_lens.attribution import head_contributions, source_contributions
 from refusal_lens.engines import LocalEngine
@@ -76,6 +77,20 @@ def test_the_counter_sees_what_is_kept_and_nothing_that_was_there():
             kept.append(torch.zeros(1000))
             torch.ones(500)
     assert live.peak == 4 * 4000 + 2000
+
+
+def test_padding_is_not_counted_as_useful(organism):
+    """A batch's multiplications, times its share of real tokens."""
+    batch = organism.tokenize(["short", "a much longer prompt than the other one, by far"])
+    counts = []
+    for pad_id in (-1, organism.chat.pad_id):
+        with LinearFlops(pad_id) as flops:
+            organism.logits(batch)
+        counts.append(flops.total)
+    matrices = sum(p.numel() for p in organism.backend.layers.parameters() if p.ndim == 2)
+    everything = 2 * (batch.ids.numel() * matrices + len(batch) * organism.d_model * organism.d_vocab)
+    assert counts[0] == pytest.approx(everything)
+    assert counts[1] == pytest.approx(everything * float(batch.mask.double().mean()))
 
 
 def test_weights_are_loaded_once():
