@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from refusal_lens import Ablate
 from refusal_lens.organism import instructions
-from refusal_lens.packing import RestartedPacks, packs_of
+from refusal_lens.packing import RestartedPack, pack_tokens
 from refusal_lens.prompts import PromptSet
 from refusal_lens.records import Direction
 
@@ -31,12 +31,12 @@ def main() -> None:
     args = parser.parse_args()
     model = named(args.model)
     prompts = list(PromptSet.load(args.harmless, sizes=(args.prompts, 1, 1)).train)
-    packs = RestartedPacks(model, packs_of(model.tokenize(prompts), model.chat.pad_id))
+    pack = RestartedPack(model, pack_tokens(model.tokenize(prompts), model.chat.pad_id))
     direction = Direction(torch.eye(model.d_model)[0], 1.0, -1, 1)
 
     def work() -> None:
         with torch.inference_mode(), model.hooks(Ablate(direction)):
-            list(packs.logits(args.rows))
+            list(pack.logits(args.rows))
 
     work()
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])

@@ -96,7 +96,7 @@ class Backend(WeightAccess):
         end: Int[Tensor, "prompt"],
         copies: int,
         start: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
-        prefix: PrefixCache | None = None,
+        prefix: SharedPrefix | None = None,
     ) -> Float[Tensor, "copy prompt vocab"]:
         """Logits at (``row``, ``end``) of rows that hold several prompts, in ``copies`` (see ``packing``).
 
@@ -104,7 +104,7 @@ class Backend(WeightAccess):
             ids, positions, mask, row, end: of one copy, as in ``packing.Pack``.
             copies: the batch is all rows of the first one, then of the second ...
             start: (layer, resid_pre of that layer), of the whole batch.
-            prefix: keys and values that stand before every row, a batch of one a copy.
+            prefix: takes the prefix's keys and values out of the first pass and puts them before every row.
         """
         raise ModelError(f"{self.kind} runs no packed prompts here")
 
@@ -226,7 +226,8 @@ class BridgeBackend(Backend):
             "use_cache": prefix is not None,
         }
         if prefix is not None:
-            call[self._cache_argument] = _filled_cache(prefix, copies * len(ids))
+            prefix.copies = copies
+            call[self._cache_argument] = prefix
         with nullcontext() if start is None else self._skipping(*start), self._ending_at(row, end, copies):
             return self.hf(**call).logits
 
@@ -358,14 +359,38 @@ def _contiguous_input(module: Any, args: tuple) -> tuple:
 
 
 def _filled_cache(prefix: PrefixCache, rows: int) -> DynamicCache:
-    """A cache of ``rows`` rows, as many for each of the prefix's, that a pass may add to; ``prefix`` is left as is."""
+    """A cache of ``rows`` rows that a pass may add to; ``prefix`` itself is left as it is."""
     cache = DynamicCache()
-    for layer, entry in enumerate(prefix):
-        keys, values = (
-            x.expand(rows, -1, -1, -1) if len(x) in (1, rows) else x.repeat_interleave(rows // len(x), 0) for x in entry
-        )
-        cache.update(keys, values, layer)
+    for layer, (keys, values) in enumerate(prefix):
+        cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
     return cache
+
+
+class SharedPrefix(DynamicCache):
+    """A cache whose first tokens come from the pass itself: the first row of each copy begins with them.
+
+    What stands before all rows thus needs no pass of its own, which would be a small one. Later passes, over other rows
+    of the same copies, find them here.
+
+    Args:
+        length: how many tokens.
+    """
+
+    def __init__(self, length: int):
+        super().__init__()
+        self.length, self.copies = length, 1
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Keys and values with the prefix before them; nothing else is kept."""
+        new = [x.unflatten(0, (self.copies, -1)) for x in (key_states, value_states)]
+        if layer_idx not in self._kept:
+            keys, values = (x[:, :1, :, : self.length].clone() for x in new)
+            self._kept[layer_idx] = keys, values
+        return tuple(
+            torch.cat([first.expand(-1, x.shape[1], -1, -1, -1), x], 3).flatten(0, 1)
+            for first, x in zip(self._kept[layer_idx], new, strict=True)
+        )
 
 
 def _cache_as_past_key_values(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

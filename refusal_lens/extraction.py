@@ -7,32 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from .backends import PrefixCache
+from .backends import SharedPrefix
 from .engines import Engine, LocalEngine
 from .health import check_activations
 from .model import HookedChatModel
-from .packing import Pack, common_prefix, own_ids, pack_prompts, packing_holds, prefix_keys, read_resid
+from .packing import Pack, pack_tokens, packing_holds, read_resid, shared_prefix
 from .records import CandidateDirections
 
 SHARD = 64  # prompts an item: what one worker sums at a time
-
-
-@dataclass(frozen=True)
-class _Shared:
-    """What all items share on one worker.
-
-    Attributes:
-        packed: whether prompts can be packed.
-        ids: the template's tokens before the instruction.
-        keys: keys and values of these, None where there are none.
-    """
-
-    packed: bool
-    ids: Int[Tensor, "pos"]
-    keys: PrefixCache | None
 
 
 @dataclass(frozen=True)
@@ -40,35 +25,25 @@ class _Sums:
     """Sums of resid_pre over prompts, [pos, layer, d_model] in float64.
 
     Attributes:
-        sample: prompts on which it is tried whether the model can run packed ones, and whose template is taken.
+        sample: prompts on which it is tried whether the model can run packed ones.
     """
 
     sample: tuple[str, ...]
 
-    def prepare(self, model: HookedChatModel) -> _Shared:
-        """The template before the instruction, run once."""
-        tokens = model.tokenize(self.sample)
-        prompts = own_ids(tokens)
-        n = common_prefix(prompts, own=max(1, tokens.n_post))
-        # What the sample shares beyond the template, other prompts need not.
-        n = min(n, tokens.spans[0].instruction[0])
-        if not packing_holds(model, tokens):
-            return _Shared(False, prompts[0][:0], None)
-        return _Shared(True, prompts[0][:n], prefix_keys(model, pack_prompts(prompts, n)))
+    def prepare(self, model: HookedChatModel) -> bool:
+        """Whether prompts can be packed."""
+        return packing_holds(model, model.tokenize(self.sample))
 
-    def run(self, model: HookedChatModel, state: _Shared, item: Sequence[str]) -> Float[Tensor, "pos layer d_model"]:
+    def run(self, model: HookedChatModel, state: bool, item: Sequence[str]) -> Float[Tensor, "pos layer d_model"]:
         """The sum over the prompts of ``item``; memory is one batch and one sum."""
         tokens = model.tokenize(item)
         shape = (tokens.n_post, model.n_layers, model.d_model)
         total = torch.zeros(shape, dtype=torch.float64, device=model.device)
-        if state.packed:
-            prompts = own_ids(tokens)
-            # A tokenizer may merge the template's end with a prompt; what stands before that is still shared.
-            n = min(common_prefix([ids, state.ids], own=0) for ids in prompts)
-            keys = [(k[:, :, :n], v[:, :, :n]) for k, v in state.keys or ()] if n else None
-            packs = pack_prompts(prompts, n, model.chat.pad_id)
-            for some in packs.passes():
-                self._add(model, packs.pack.rows(some), keys, total)
+        if state:
+            pack = pack_tokens(tokens, model.chat.pad_id)
+            prefix = shared_prefix(pack)
+            for some in pack.passes():
+                self._add(model, pack.rows(some), prefix, total)
             return total.cpu()
         names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.n_layers)]
         for batch in model.batches(tokens):
@@ -77,13 +52,13 @@ class _Sums:
                 total[:, layer] += cached[name].double().sum(0).to(total)
         return total.cpu()
 
-    def _add(self, model: HookedChatModel, pack: Pack, keys: PrefixCache | None, total: Tensor) -> None:
+    def _add(self, model: HookedChatModel, pack: Pack, prefix: SharedPrefix | None, total: Tensor) -> None:
         post = pack.end[:, None] + torch.arange(1 - len(total), 1, device=pack.end.device)
 
         def add(layer: int, x: Tensor) -> None:
             total[:, layer] += x[pack.row[:, None], post].double().sum(0).to(total)
 
-        read_resid(model, pack, model.n_layers, add, keys)
+        read_resid(model, pack, model.n_layers, add, prefix)
 
 
 def _means(

@@ -1,4 +1,4 @@
-"""Prompts packed into rows; the prefix that all share is run once, as keys and values.
+"""Prompts packed into rows; the prefix that all share is run once, at the start of the first row.
 
 A mask lets every token see the shared prefix and its own prompt only, and position ids count from each prompt's own
 start, so the logits are those of the prompts alone. What is saved against a padded batch: nearly all padding, and the
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .backends import PrefixCache
+from .backends import SharedPrefix
 from .chat import Tokens
 from .model import SUM_TOLERANCE, HookedChatModel, take
 
@@ -26,15 +26,20 @@ PACK_TOKENS = 128
 PASS_TOKENS = 2560
 
 
+PADDING, PREFIX = -1, -2  # in ``Pack.whose``
+
+
 @dataclass(frozen=True)
 class Pack:
     """Rows that hold several prompts each, without what all prompts share; short rows are padded at their end.
 
+    The first row begins with what all share: it is run there, and seen from every row.
+
     Attributes:
-        ids: the prompts' own tokens.
+        ids: tokens.
         positions: each token's position in its own prompt.
-        whose: which prompt a token is of, -1 for padding.
-        shared: tokens of the prefix that stands before every row.
+        whose: which prompt a token is of; ``PADDING`` and ``PREFIX`` are none.
+        shared: tokens of the prefix.
         row: where each prompt is.
         end: its last token there.
         indices: which prompts these are.
@@ -48,12 +53,16 @@ class Pack:
     end: Int[Tensor, "prompt"]
     indices: tuple[int, ...]
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
     @property
     def mask(self) -> Bool[Tensor, "row pos seen"]:
         """Which token sees which: first the shared prefix, then the row's own tokens."""
         order = torch.arange(self.ids.shape[1], device=self.ids.device)
         own = (self.whose[:, :, None] == self.whose[:, None]) & (order[:, None] >= order)
-        return torch.cat([own.new_ones(*own.shape[:2], self.shared), own], -1)
+        prefix = (self.whose >= 0)[:, :, None].expand(-1, -1, self.shared)
+        return torch.cat([prefix, own], -1)
 
     def rows(self, some: slice) -> Pack:
         """Some of the rows, with their prompts."""
@@ -68,26 +77,13 @@ class Pack:
             tuple(index for index, is_here in zip(self.indices, here.tolist(), strict=True) if is_here),
         )
 
-
-@dataclass(frozen=True)
-class Packs:
-    """All prompts of a set.
-
-    Attributes:
-        prefix: tokens that all share, a pack of no prompt; None where they share none.
-        pack: all rows.
-    """
-
-    prefix: Pack | None
-    pack: Pack
-
-    def split(self, n: int) -> Iterator[slice]:
+    def copies(self, n: int) -> Iterator[slice]:
         """``n`` interventions in parts of which a pass can hold at least one row."""
-        return _even(n, PASS_TOKENS // self.pack.ids.shape[1])
+        return _even(n, PASS_TOKENS // self.ids.shape[1])
 
     def passes(self, copies: int = 1) -> Iterator[slice]:
-        """The rows in as few passes of ``PASS_TOKENS`` as ``copies`` of them need."""
-        return _even(len(self.pack.ids), PASS_TOKENS // (copies * self.pack.ids.shape[1]))
+        """The rows in as few passes of ``PASS_TOKENS`` as ``copies`` of them need; to be run in this order."""
+        return _even(len(self), PASS_TOKENS // (copies * self.ids.shape[1]))
 
 
 def _even(n: int, most: int) -> Iterator[slice]:
@@ -97,36 +93,33 @@ def _even(n: int, most: int) -> Iterator[slice]:
     return (slice(begin, min(n, begin + size)) for begin in range(0, n, max(1, size)))
 
 
-def packs_of(tokens: Tokens, pad_id: int = 0, row_tokens: int = PACK_TOKENS) -> Packs:
+def pack_tokens(tokens: Tokens, pad_id: int = 0, row_tokens: int = PACK_TOKENS) -> Pack:
     """All prompts in equally long rows of about ``row_tokens``, or of what the longest prompt needs."""
-    prompts = own_ids(tokens)
+    prompts = [ids[mask] for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
     return pack_prompts(prompts, common_prefix(prompts, own=max(1, tokens.n_post)), pad_id, row_tokens)
-
-
-def own_ids(tokens: Tokens) -> list[Int[Tensor, "_"]]:
-    """Each prompt's tokens without padding."""
-    return [ids[mask] for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
 
 
 def pack_prompts(
     prompts: Sequence[Int[Tensor, "_"]], shared: int, pad_id: int = 0, row_tokens: int = PACK_TOKENS
-) -> Packs:
+) -> Pack:
     """The same for prompts whose first ``shared`` tokens are the same."""
     lengths = [len(ids) - shared for ids in prompts]
-    n = max(1, round(sum(lengths) / max(row_tokens, *lengths)))
+    n = max(1, round((shared + sum(lengths)) / max(row_tokens, shared, *lengths)))
     # The longest first, each into the row that has least: rows end up nearly equal, so little is padded.
     groups: list[list[int]] = [[] for _ in range(n)]
-    filled = [0] * n
+    filled = [shared] + [0] * (n - 1)
     for i in sorted(range(len(prompts)), key=lambda i: -lengths[i]):
         least = filled.index(min(filled))
         groups[least].append(i)
         filled[least] += lengths[i]
     device = prompts[0].device
     shape = (n, max(filled))
-    ids, positions, whose = (torch.full(shape, x, dtype=torch.long, device=device) for x in (pad_id, shared, -1))
+    ids, positions, whose = (torch.full(shape, x, dtype=torch.long, device=device) for x in (pad_id, 0, PADDING))
+    ids[0, :shared], whose[0, :shared] = prompts[0][:shared], PREFIX
+    positions[0, :shared] = torch.arange(shared, device=device)
     row, end, indices = [], [], []
     for r, group in enumerate(groups):
-        begin = 0
+        begin = 0 if r else shared
         for i in group:
             place = (r, slice(begin, begin + lengths[i]))
             ids[place] = prompts[i][shared:]
@@ -137,15 +130,7 @@ def pack_prompts(
             end.append(begin - 1)
             indices.append(i)
     rows, ends = (torch.tensor(values, device=device) for values in (row, end))
-    pack = Pack(ids, positions, whose, shared, rows, ends, tuple(indices))
-    if not shared:
-        return Packs(None, pack)
-    return Packs(_prefix(prompts[0][:shared]), pack)
-
-
-def _prefix(ids: Int[Tensor, "pos"]) -> Pack:
-    none = ids.new_zeros(0)
-    return Pack(ids[None], torch.arange(len(ids), device=ids.device)[None], ids[None] * 0, 0, none, none, ())
+    return Pack(ids, positions, whose, shared, rows, ends, tuple(indices))
 
 
 def common_prefix(prompts: Sequence[Tensor], own: int = 1) -> int:
@@ -160,19 +145,9 @@ def common_prefix(prompts: Sequence[Tensor], own: int = 1) -> int:
 Start = tuple[int, Float[Tensor, "row pos d_model"]]
 
 
-@torch.inference_mode()
-def prefix_keys(
-    model: HookedChatModel, packs: Packs, copies: int = 1, start: Start | None = None
-) -> PrefixCache | None:
-    """Keys and values of the shared prefix in ``copies``, which active hooks may treat differently.
-
-    Args:
-        start: (layer, the prefix's resid_pre there), as in ``packed_logits``.
-    """
-    if packs.prefix is None:
-        return None
-    with model.hooks():
-        return model.backend.prefix_cache(packs.prefix.ids.expand(copies, -1), _copies(start, copies))
+def shared_prefix(pack: Pack) -> SharedPrefix | None:
+    """What the passes over the rows of ``pack``, under one set of interventions, hand on; None where none is shared."""
+    return SharedPrefix(pack.shared) if pack.shared else None
 
 
 @torch.inference_mode()
@@ -181,7 +156,7 @@ def packed_logits(
     pack: Pack,
     copies: int = 1,
     start: Start | None = None,
-    prefix: PrefixCache | None = None,
+    prefix: SharedPrefix | None = None,
 ) -> Float[Tensor, "copy prompt vocab"]:
     """Logits after each prompt of ``pack``, in ``copies`` of it, which active hooks may treat differently.
 
@@ -189,16 +164,13 @@ def packed_logits(
 
     Args:
         start: (layer, its resid_pre for the pack): restart there instead of at the embedding.
-        prefix: from ``prefix_keys``, under the same interventions, with as many copies and the same start.
+        prefix: from ``shared_prefix``, one for all passes of the same copies, interventions and start.
     """
+    batch = None if start is None else (start[0], start[1].repeat(copies, 1, 1))
     with model.hooks():
         return model.backend.packed_logits(
-            pack.ids, pack.positions, pack.mask, pack.row, pack.end, copies, _copies(start, copies), prefix
+            pack.ids, pack.positions, pack.mask, pack.row, pack.end, copies, batch, prefix
         )
-
-
-def _copies(start: Start | None, copies: int) -> tuple[int, Tensor] | None:
-    return None if start is None else (start[0], start[1].repeat(copies, 1, 1))
 
 
 class _Enough(Exception):
@@ -211,7 +183,7 @@ def read_resid(
     pack: Pack,
     depth: int,
     read: Callable[[int, Tensor], None],
-    prefix: PrefixCache | None = None,
+    prefix: SharedPrefix | None = None,
 ) -> None:
     """``read(layer, resid_pre [row, pos, d_model])`` of the first ``depth`` layers; later layers are not run."""
 
@@ -231,37 +203,32 @@ def _at_resid(depth: int, read: Callable[[int, Tensor], None]) -> list[tuple[str
     return [at(layer) for layer in range(depth)]
 
 
-class RestartedPacks:
-    """Packs with the residual streams that stand before an intervention, from which its pass restarts."""
+class RestartedPack:
+    """A pack with the residual streams that stand before an intervention, from which its pass restarts."""
 
-    def __init__(self, model: HookedChatModel, packs: Packs):
-        self.model, self.packs = model, packs
-        self._prefix: list[Tensor] = []
-        self._own: list[Tensor] = []
+    def __init__(self, model: HookedChatModel, pack: Pack):
+        self.model, self.pack = model, pack
+        self._resid: list[Tensor] = []
 
     def before(self, depth: int = 0) -> Float[Tensor, "prompt vocab"]:
         """Logits after each prompt without the intervention; resid_pre of the first ``depth`` layers is kept."""
         kept: list[list[Tensor]] = [[] for _ in range(depth)]
         with self.model.hooks(*_at_resid(depth, lambda layer, x: kept[layer].append(x.clone()))):
-            keys = prefix_keys(self.model, self.packs)
-            self._prefix = [] if keys is None else [layer.pop() for layer in kept]
-            passes = [self.packs.pack.rows(some) for some in self.packs.passes()]
-            found = _in_order([(pack, packed_logits(self.model, pack, prefix=keys)) for pack in passes])
-        self._own = [torch.cat(layer) for layer in kept]
+            found = _in_order(self.logits())
+        self._resid = [torch.cat(layer) for layer in kept]
         return found
 
-    def logits(self, copies: int, start: int = 0) -> Iterator[tuple[Pack, Float[Tensor, "copy prompt vocab"]]]:
-        """Rows and their logits in ``copies``, under the active interventions.
+    def logits(self, copies: int = 1, start: int = 0) -> Iterator[tuple[Pack, Float[Tensor, "copy prompt vocab"]]]:
+        """Some rows and their logits in ``copies``, under the active interventions.
 
         Args:
             start: restart at this layer, which ``before`` kept.
         """
-        before = (start, self._prefix[start]) if start and self._prefix else None
-        prefix = prefix_keys(self.model, self.packs, copies, before)
-        for some in self.packs.passes(copies):
-            resid = (start, self._own[start][some]) if start else None
-            pack = self.packs.pack.rows(some)
-            yield pack, packed_logits(self.model, pack, copies, resid, prefix)
+        prefix = shared_prefix(self.pack)
+        for some in self.pack.passes(copies):
+            rows = self.pack.rows(some)
+            resid = (start, self._resid[start][some]) if start else None
+            yield rows, packed_logits(self.model, rows, copies, resid, prefix)
 
 
 def _in_order(found: Iterable[tuple[Pack, Tensor]]) -> Float[Tensor, "prompt vocab"]:
@@ -291,8 +258,7 @@ def _measure(model: HookedChatModel, tokens: Tokens) -> bool:
     some = take(tokens, [by_length[0], by_length[len(by_length) // 2], by_length[-1]])
     try:
         # A row of one prompt and a row of two, so that prompts in a row, rows of a batch and padding are tried.
-        packs = packs_of(some, row_tokens=int(some.lengths.sum()) // 2)
-        whole = RestartedPacks(model, packs)
+        whole = RestartedPack(model, pack_tokens(some, row_tokens=int(some.lengths.sum()) // 2))
         whole.before(model.n_layers // 2 + 1)
         packed, restarted = (_in_order(whole.logits(1, start)) for start in (0, model.n_layers // 2))
     except (TypeError, RuntimeError, IndexError):  # the model's forward takes no such mask or positions

@@ -24,7 +24,7 @@ from .errors import DirectionError, SelectionError
 from .interventions import Hooks, Intervention, write_sites
 from .linalg import kl_divergence, project_out, refusal_log_odds, unit
 from .model import HookedChatModel
-from .packing import RestartedPacks, packing_holds, packs_of
+from .packing import RestartedPack, pack_tokens, packing_holds
 from .records import CandidateDirections, Direction, NearMiss, RefusalTokens, Selection, SelectionScores
 from .scoring import find_refusal_tokens
 
@@ -140,11 +140,11 @@ class _Packed:
 
     def __init__(self, model: HookedChatModel, tokens: Tokens):
         self.model, self.n = model, len(tokens)
-        self.packs = RestartedPacks(model, packs_of(tokens, model.chat.pad_id))
+        self.pack = RestartedPack(model, pack_tokens(tokens, model.chat.pad_id))
 
     def before(self, depth: int = 0) -> Float[Tensor, "prompt vocab"]:
         """Next-token logits without intervention; resid_pre of the first ``depth`` layers is kept for restarts."""
-        return self.packs.before(depth)
+        return self.pack.before(depth)
 
     def run(
         self, rows: int, edit: Callable[[slice], Sequence[Intervention]], reduce: Reduce, start: int = 0
@@ -157,9 +157,9 @@ class _Packed:
             start: restart at this layer's resid_pre, which ``before`` kept.
         """
         out = torch.empty(rows, self.n, dtype=torch.float64)
-        for some in self.packs.packs.split(rows):
+        for some in self.pack.pack.copies(rows):
             with self.model.hooks(*edit(some)):
-                for pack, logits in self.packs.logits(some.stop - some.start, start):
+                for pack, logits in self.pack.logits(some.stop - some.start, start):
                     indices = list(pack.indices)
                     for row, found in enumerate(logits, some.start):
                         out[row, indices] = reduce(found, indices).double().cpu()

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from ..attribution.components import wide
 from ..attribution.records import Head
-from ..backends import PrefixCache
+from ..backends import PrefixCache, SharedPrefix
 from ..chat import Encoded, Spans, Tokens
 from ..errors import ResultError
 from ..linalg import refusal_log_odds
 from ..model import HookedChatModel
-from ..packing import Pack, pack_prompts, packed_logits, packing_holds, prefix_keys
+from ..packing import Pack, pack_prompts, packed_logits, packing_holds, shared_prefix
 from ..records import Record, RefusalTokens, load_record
 from .interventions import by_layer
 
@@ -146,11 +146,11 @@ class _Part:
 def _packed(model: HookedChatModel, encoded: Sequence[Encoded]) -> Iterator[_Part]:
     """Several variants in a row, without padding."""
     prompts = [torch.tensor(e.ids, device=model.device) for e in encoded]
-    packs = pack_prompts(prompts, _shared(encoded), model.chat.pad_id)
-    prefix = prefix_keys(model, packs)
+    whole = pack_prompts(prompts, _shared(encoded), model.chat.pad_id)
+    prefix = shared_prefix(whole)
     spans = torch.tensor([e.spans.suffix for e in encoded], device=model.device)
-    for some in packs.passes():
-        pack = packs.pack.rows(some)
+    for some in whole.passes():
+        pack = whole.rows(some)
         variants = list(pack.indices)
         first, last = spans[variants].T[:, :, None]
         whose, at = pack.whose[pack.row], pack.positions[pack.row]
@@ -158,7 +158,7 @@ def _packed(model: HookedChatModel, encoded: Sequence[Encoded]) -> Iterator[_Par
         yield _Part(variants, pack.row, pack.end, suffix, partial(_last_packed, model, pack, prefix))
 
 
-def _last_packed(model: HookedChatModel, pack: Pack, prefix: PrefixCache | None) -> Float[Tensor, "variant vocab"]:
+def _last_packed(model: HookedChatModel, pack: Pack, prefix: SharedPrefix | None) -> Float[Tensor, "variant vocab"]:
     return packed_logits(model, pack, prefix=prefix)[0]
 
 

@@ -7,7 +7,7 @@ import torch
 
 from refusal_lens import Ablate
 from refusal_lens.extraction import mean_activations
-from refusal_lens.packing import RestartedPacks, common_prefix, packing_holds, packs_of
+from refusal_lens.packing import PADDING, RestartedPack, common_prefix, pack_tokens, packing_holds
 from refusal_lens.records import Direction
 from refusal_lens.selection import _AblateRows, _AddRows, _Packed, _Padded
 from tests.tiny import ARCHITECTURES, tiny_model
@@ -25,9 +25,9 @@ def test_packed_logits_are_those_of_the_prompts_alone(architecture):
         return
     alone = torch.cat([model.logits(model.tokenize([p]))[:, -1] for p in PROMPTS])
     for limit in (1, 80, 1 << 20):  # a row a prompt, some prompts a row, one row
-        packs = packs_of(tokens, limit)
-        assert sorted(packs.pack.indices) == list(range(len(PROMPTS)))
-        run = RestartedPacks(model, packs)
+        whole = pack_tokens(tokens, row_tokens=limit)
+        assert sorted(whole.indices) == list(range(len(PROMPTS)))
+        run = RestartedPack(model, whole)
         torch.testing.assert_close(run.before(model.n_layers), alone, atol=1e-4, rtol=1e-4)
         for (pack, found), (_, again) in zip(run.logits(2), run.logits(2, start=2), strict=True):
             torch.testing.assert_close(found[0], alone[list(pack.indices)], atol=1e-4, rtol=1e-4)
@@ -91,17 +91,17 @@ def test_rows_are_nearly_equally_long():
     model = tiny_model("qwen2")
     mixed = ["do it" * (1 + i % 7) for i in range(40)]
     for prompts in (["do it"] * 17, mixed, [*mixed, "so " * 60]):
-        whose = packs_of(model.tokenize(prompts)).pack.whose
-        assert float((whose < 0).float().mean()) < 0.12
+        whose = pack_tokens(model.tokenize(prompts)).whose
+        assert float((whose == PADDING).float().mean()) < 0.12
 
 
 def test_a_pass_takes_some_rows_with_their_prompts(monkeypatch):
     monkeypatch.setattr("refusal_lens.packing.PASS_TOKENS", 300)
     model = tiny_model("qwen2")
     tokens = model.tokenize(PROMPTS * 3)
-    packs = packs_of(tokens, row_tokens=60)
-    seen = [packs.pack.rows(some) for some in packs.passes(2)]
+    whole = pack_tokens(tokens, row_tokens=60)
+    seen = [whole.rows(some) for some in whole.passes(2)]
     assert len(seen) > 1 and all(pack.ids.numel() * 2 <= 300 or len(pack.ids) == 1 for pack in seen)
     assert sorted(i for pack in seen for i in pack.indices) == list(range(len(tokens)))
-    together, apart = RestartedPacks(model, packs), RestartedPacks(model, packs_of(tokens, row_tokens=1))
+    together, apart = RestartedPack(model, whole), RestartedPack(model, pack_tokens(tokens, row_tokens=1))
     torch.testing.assert_close(together.before(), apart.before(), atol=1e-4, rtol=1e-4)
