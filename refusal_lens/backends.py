@@ -240,7 +240,7 @@ class BridgeBackend(Backend):
         shape: tuple[int, ...] = ()
 
         def some(x: Tensor) -> Tensor:
-            return x.unflatten(0, (copies, -1))[:, row, end]
+            return x.unflatten(0, (copies, -1))[:, row.to(x.device), end.to(x.device)]
 
         def before(module: Any, args: tuple) -> tuple:
             nonlocal shape
@@ -250,7 +250,7 @@ class BridgeBackend(Backend):
         def after(module: Any, args: tuple, output: Any) -> Any:
             part = output[0] if isinstance(output, tuple) else output
             whole = part.new_zeros(*shape[:-1], part.shape[-1])
-            whole.unflatten(0, (copies, -1))[:, row, end] = part
+            whole.unflatten(0, (copies, -1))[:, row.to(part.device), end.to(part.device)] = part
             return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
         mlp = self.layers[self.n_layers - 1].mlp

@@ -56,7 +56,8 @@ class _Sums:
         post = pack.end[:, None] + torch.arange(1 - len(total), 1, device=pack.end.device)
 
         def add(layer: int, x: Tensor) -> None:
-            total[:, layer] += x[pack.row[:, None], post].double().sum(0).to(total)
+            # A model spread over devices has its layers' streams elsewhere.
+            total[:, layer] += x[pack.row[:, None].to(x.device), post.to(x.device)].double().sum(0).to(total)
 
         read_resid(model, pack, model.n_layers, add, prefix)
 
@@ -92,7 +93,7 @@ def mean_activations(
     """Mean resid_pre at the post-instruction positions, accumulated in float64.
 
     Memory is one batch and one running sum, whatever the number of prompts. Interventions active on the model act with
-    the local engine; they see several prompts in one row where the model allows it.
+    the local engine, where batches are then by length instead of packed.
 
     Args:
         on_batch: called with a number of prompts when they are done.
