@@ -7,7 +7,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 export HF_HUB_OFFLINE=1 PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1
 base=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
-tests="tests/unit/test_records.py tests/model/test_loading.py tests/model/test_wrapper.py tests/reliability/test_schema.py tests/legacy"
+tests="tests/unit/test_records.py tests/model/test_loading.py tests/model/test_wrapper.py tests/model/test_packing.py tests/reliability/test_schema.py tests/legacy"
 out=build/reliability
 mkdir -p "$out"
 

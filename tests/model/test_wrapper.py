@@ -282,11 +282,10 @@ def test_bfloat16_ablation_runs_and_leaves_little(llama):
 
 def test_norms_that_nobody_reads_give_the_same_and_hooks_on_them_still_act(model):
     """Scales are computed only for hooks; with any, TransformerLens's own code runs."""
+    if model.name == "tiny-olmo2":
+        pytest.skip("no norm stands before its sublayers, and what ln1 names depends on the version")
     tokens = model.tokenize(PROMPTS)
     found = model.logits(tokens)
-    if not model.backend.has_hook("blocks.1.ln1.hook_scale"):  # norms behind the sublayers only
-        assert model.name == "tiny-olmo2"
-        return
     seen = []
     with model.hooks(("blocks.1.ln1.hook_scale", lambda x, hook: seen.append(x.clone()))):
         torch.testing.assert_close(model.logits(tokens), found, rtol=0, atol=2e-5)
