@@ -77,15 +77,14 @@ class Ground:
         return 2 * (tokens * blocks + rows * m.d_model * m.d_vocab) / 1e9
 
 
-def _beside(g: Ground, *works: Callable[[], Any], times: int = 3, warm_up: bool = True) -> list[Measured]:
+def _beside(g: Ground, *works: Callable[[], Any], times: int = 3) -> list[Measured]:
     """Each work's first value and median time; they take turns, so a machine that slows down slows all of them.
 
-    Memory is counted in the turn that warms up, else in the first one.
+    A first turn warms up and counts memory, which takes time of its own: it is not timed.
     """
     pad_id = g.model.chat.pad_id
     first = [measure(work, memory=True, pad_id=pad_id) for work in works]
-    turns = [[measure(work, pad_id=pad_id) for work in works] for _ in range(times - (not warm_up))]
-    counted = turns if warm_up else [first, *turns]
+    turns = [[measure(work, pad_id=pad_id) for work in works] for _ in range(times)]
     return [
         Measured(
             found.value,
@@ -94,7 +93,7 @@ def _beside(g: Ground, *works: Callable[[], Any], times: int = 3, warm_up: bool 
             found.peak_mb,
             found.gflop,
         )
-        for found, *runs in zip(first, *counted, strict=True)
+        for found, *runs in zip(first, *turns, strict=True)
     ]
 
 
@@ -135,7 +134,6 @@ def extraction_row(g: Ground) -> Row:
         g,
         lambda: extract_directions(g.model, *g.train),
         lambda: g.plain.mean_diff(*g.train, len(g.model.chat.post_labels())),
-        warm_up=False,
     )
     gap = float((ours.value.mean_diff - plain.value).abs().max() / plain.value.abs().max())
     n, tokens = sum(map(len, g.train)), sum(map(g.count, g.train))
@@ -158,7 +156,6 @@ def _beside_plain(g: Ground, rule: SelectionRule, full: bool) -> tuple[Measured,
         lambda: _select(g, rule, full),
         lambda: g.plain.select(g.candidates.mean_diff, *g.val, g.coeff, timed),
         times=g.turns,
-        warm_up=False,
     )
     # Of its passes, three a candidate and one of the baseline.
     times = (3 * len(live) + 1) / (3 * len(timed) + 1)
@@ -225,7 +222,6 @@ def suffix_row(g: Ground) -> Row:
         lambda: sharded_screen(LocalEngine(g.model), prompts, g.suffixes, g.tokens),
         lambda: g.plain.metric(g.plain.last_logits(asked, behind)).reshape(len(prompts), -1).T,
         times=g.turns,
-        warm_up=False,
     )
     gap = float((ours.value - plain.value).abs().max())
     tokens = int(g.model.tokenize(asked, behind).lengths.sum())

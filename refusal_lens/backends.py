@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from itertools import count
+from types import MethodType
 from typing import Any
 
 import torch
@@ -143,7 +144,8 @@ class BridgeBackend(Backend):
                 block.attn.register_forward_pre_hook(_cache_as_past_key_values, with_kwargs=True)
         for module in tl.modules():
             if hasattr(module, "_hf_autograd_forward_with_hooks"):
-                _skip_unread_norms(module)
+                # Bound to its module, so that a deep copy's is bound to the copy's.
+                module.__dict__["_hf_autograd_forward_with_hooks"] = MethodType(_norm_unless_read, module)
         # Its name since transformers 5.24, which warns of the old one.
         known = signature(type(self.hf).forward).parameters
         self._cache_argument = "cache" if "cache" in known else "past_key_values"
@@ -334,24 +336,17 @@ class BridgeBackend(Backend):
         return out[:, ids.shape[1] :]
 
 
-def _skip_unread_norms(module: Any) -> None:
-    """Let a bridge's norm compute ``hook_scale`` and ``hook_normalized`` only when a hook is there to see them.
+def _norm_unless_read(module: Any, x: Tensor) -> Tensor:
+    """A bridge's norm, which computes ``hook_scale`` and ``hook_normalized`` only when a hook is there to see them.
 
     TransformerLens computes both beside the norm itself on every call, which costs as much as ablation at every write.
     The output is the wrapped norm's either way.
     """
-    whole = module._hf_autograd_forward_with_hooks
-    points = (module.hook_scale, module.hook_normalized)
-
-    def forward(x: Tensor) -> Tensor:
-        norm = module.original_component
-        if isinstance(norm, torch.nn.Identity) or any(
-            point._forward_hooks or point._backward_hooks for point in points
-        ):
-            return whole(x)
-        return norm(x).to(x.dtype)
-
-    module.__dict__["_hf_autograd_forward_with_hooks"] = forward
+    norm, points = module.original_component, (module.hook_scale, module.hook_normalized)
+    seen = any(point._forward_pre_hooks or point._forward_hooks or point._backward_hooks for point in points)
+    if seen or isinstance(norm, torch.nn.Identity):
+        return type(module)._hf_autograd_forward_with_hooks(module, x)
+    return norm(x).to(x.dtype)
 
 
 def _contiguous_input(module: Any, args: tuple) -> tuple:
