@@ -82,7 +82,6 @@ class Backend(WeightAccess):
     def prefix_cache(
         self,
         ids: Int[Tensor, "*batch pos"],
-        start: tuple[int, Tensor] | None = None,
         mask: Bool[Tensor, "batch pos"] | None = None,
     ) -> PrefixCache:
         """Keys and values of ``ids`` at every layer, for ``logits(prefix=...)``; ``mask`` where rows have padding."""
@@ -195,26 +194,18 @@ class BridgeBackend(Backend):
         with self._skipping(*start):
             return self.hf(input_ids=ids, **extra).logits
 
-    def prefix_cache(self, ids, start=None, mask=None):
+    def prefix_cache(self, ids, mask=None):
         cache = DynamicCache()
         rows = ids if ids.ndim == 2 else ids[None]
         call = {"input_ids": rows, self._cache_argument: cache, "use_cache": True, "logits_to_keep": 1}
         if mask is not None and not bool(mask.all()):
             call["attention_mask"] = mask.long()
             call["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
-        if start is None:
-            self.hf(**call)
-            first = 0
-        else:
-            first = start[0]
-            with self._skipping(*start):
-                self.hf(**call)
-        layers: list[Any] = cache.layers[first:]
+        self.hf(**call)
+        layers: list[Any] = cache.layers
         if not layers:
             raise ModelError(f"{self.kind} kept no keys and values: this transformers passes its cache another way")
-        entries = [(layer.keys, layer.values) for layer in layers]
-        # Skipped layers are never read, but the cache counts its length at layer 0.
-        return [entries[0]] * first + entries
+        return [(layer.keys, layer.values) for layer in layers]
 
     def packed_logits(self, ids, positions, mask, row, end, copies, start=None, prefix=None):
         # Added to the scores as it is, so that no kind of mask is made anew inside.

@@ -310,12 +310,11 @@ class HookedChatModel:
     def prefix_cache(
         self,
         ids: Int[Tensor, "*batch pos"],
-        start: tuple[int, Tensor] | None = None,
         mask: Bool[Tensor, "batch pos"] | None = None,
     ) -> PrefixCache:
         """Keys and values of a shared prefix, or of one prefix a row, under the active interventions."""
         with self._exclusive():
-            return self.backend.prefix_cache(ids, start, mask)
+            return self.backend.prefix_cache(ids, mask)
 
     @torch.inference_mode()
     def generate(

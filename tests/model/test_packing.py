@@ -24,7 +24,7 @@ def test_packed_logits_are_those_of_the_prompts_alone(architecture):
     if architecture in WINDOWED:
         return
     alone = torch.cat([model.logits(model.tokenize([p]))[:, -1] for p in PROMPTS])
-    for limit in (1, 80, 1 << 20):  # a row a prompt, some prompts a row, one row
+    for limit in (1, 80, 1 << 20):  # rows as long as the longest prompt needs, longer ones, one row
         whole = pack_tokens(tokens, row_tokens=limit)
         assert sorted(whole.indices) == list(range(len(PROMPTS)))
         run = RestartedPack(model, whole)
