@@ -15,13 +15,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from analyses.common import finish, parser, prepared
 from refusal_lens import HookedChatModel, load_model
-from refusal_lens.report.evaluation import trace_section
-from refusal_lens.transfer import base_chat_trace
+from refusal_lens.direction.section import trace_section
+from refusal_lens.direction.transfer import base_chat_trace
 
 
 def untrained(chat: HookedChatModel, seed: int = 0) -> HookedChatModel:
     """A model of the embedded model's shape with random weights."""
-    from refusal_lens.organism import MODEL_DIR
+    from refusal_lens.data.organism import MODEL_DIR
 
     torch.manual_seed(seed)
     with tempfile.TemporaryDirectory() as folder:

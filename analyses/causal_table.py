@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from analyses.common import finish, parser, prepared, show
 from analyses.suffix_common import investigated, with_suffixes
-from refusal_lens.hijacking import summary_frame, verdict
-from refusal_lens.report.hijacking import hijacking_cards, hijacking_section
+from refusal_lens.hijacking.section import hijacking_cards, hijacking_section
+from refusal_lens.hijacking.verdicts import summary_frame, verdict
 from refusal_lens.report.page import Section, Table, plain
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from analyses.common import finish, parser, prepared, show
-from refusal_lens.evaluation import named_conditions
-from refusal_lens.harness import TASKS, run_harness
-from refusal_lens.orthogonalization import post_norm_layers
-from refusal_lens.report.evaluation import harness_section
+from refusal_lens.behaviour.harness import TASKS, run_harness
+from refusal_lens.behaviour.section import harness_section
+from refusal_lens.hooks.conditions import named_conditions
+from refusal_lens.hooks.orthogonalize import post_norm_layers
 
 CONDITIONS = ("baseline", "ablation", "orthogonalized", "random_ablation")
 

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from refusal_lens import HookedChatModel, load_model
-from refusal_lens.records import Record, write_atomically
+from refusal_lens.records.base import Record
+from refusal_lens.records.files import write_atomically
 from refusal_lens.report.page import Page, Section
-from refusal_lens.study import Study, StudyConfig, run_study
+from refusal_lens.study.config import StudyConfig
+from refusal_lens.study.folder import Study
+from refusal_lens.study.pipeline import run_study
 
 
 def parser(doc: str, name: str) -> argparse.ArgumentParser:

@@ -8,10 +8,11 @@ The other behaviour is any two prompt files; by default requests for a list agai
 from __future__ import annotations
 
 from analyses.common import finish, parser, prepared, show
-from refusal_lens.evaluation_table import read_prompts
-from refusal_lens.extraction import extract_directions
-from refusal_lens.report.evaluation import effects_section
-from refusal_lens.transfer import Ground, behaviour_tokens, effect_matrix
+from refusal_lens.behaviour.table import read_prompts
+from refusal_lens.direction.extract import extract_directions
+from refusal_lens.direction.section import effects_section
+from refusal_lens.direction.transfer import Ground, effect_matrix
+from refusal_lens.refusal.tokens import behaviour_tokens
 
 LIST_WORDS = ("tips", "steps", "ideas", "list")
 

@@ -11,8 +11,8 @@ import torch
 
 from analyses.top_heads import arguments, prepared
 from refusal_lens import HookedChatModel
-from refusal_lens.attribution import compliance_tokens, direct_logit_attribution
-from refusal_lens.plots import attribution as plots
+from refusal_lens.attribution.figures import plot_components
+from refusal_lens.attribution.logits import compliance_tokens, direct_logit_attribution
 
 
 @torch.inference_mode()
@@ -47,7 +47,7 @@ def main() -> None:
         print(f"largest error {found.error:.2g}")
         print(found.to_frame().head(12).round(3).to_string(index=False))
         found.save(args.out / f"dla_{name}")
-        figures.append(plots.plot_components(found))
+        figures.append(plot_components(found))
     if model.backend.kind == "TransformerBridge":
         gap, total = transformerlens_gap(model, study.harmful.test[0], answer.ids[0], against.ids[0])
         print(f"\nTransformerLens's logit_attrs without compatibility mode: off by up to {gap:.3f} logits a component,")

@@ -6,10 +6,11 @@ python -m analyses.fig1_ablation [MODEL] [--judge JUDGE ...] [--out DIR]
 from __future__ import annotations
 
 from analyses.common import finish, parser, prepared, show
-from refusal_lens.evaluation_table import evaluate_table
-from refusal_lens.judges import judge_named
-from refusal_lens.orthogonalization import post_norm_layers
-from refusal_lens.report.evaluation import evaluation_section, scorecard_section
+from refusal_lens.behaviour.judges.naming import judge_named
+from refusal_lens.behaviour.section import evaluation_section
+from refusal_lens.behaviour.table import evaluate_table
+from refusal_lens.hooks.orthogonalize import post_norm_layers
+from refusal_lens.study.scorecard import scorecard_section
 
 CONDITIONS = ("baseline", "ablation", "orthogonalized", "random_ablation", "random_orthogonalized")
 

@@ -6,8 +6,9 @@ python -m analyses.fig3_addition [MODEL] [--out DIR]
 from __future__ import annotations
 
 from analyses.common import finish, parser, prepared, show
-from refusal_lens.evaluation_table import evaluate_table
-from refusal_lens.report.evaluation import evaluation_section, scorecard_section
+from refusal_lens.behaviour.section import evaluation_section
+from refusal_lens.behaviour.table import evaluate_table
+from refusal_lens.study.scorecard import scorecard_section
 
 CONDITIONS = ("baseline", "addition", "random_addition")
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from analyses.common import finish, parser, prepared
 from analyses.suffix_common import investigated, with_suffixes
-from refusal_lens.plots.hijacking import plot_suffix_trace
-from refusal_lens.report.hijacking import strongest
+from refusal_lens.hijacking.figures import plot_suffix_trace
+from refusal_lens.hijacking.section import strongest
 from refusal_lens.report.page import Figure, Section
 
 

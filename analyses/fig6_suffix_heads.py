@@ -9,8 +9,8 @@ import pandas as pd
 
 from analyses.common import finish, parser, prepared, show
 from analyses.suffix_common import investigated, with_suffixes
-from refusal_lens.attribution import head_label
-from refusal_lens.report.hijacking import hijacking_section, strongest
+from refusal_lens.hijacking.section import hijacking_section, strongest
+from refusal_lens.records.labels import head_label
 
 
 def main() -> None:

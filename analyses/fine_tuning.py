@@ -12,9 +12,9 @@ import re
 from pathlib import Path
 
 from analyses.common import finish, parser, prepared, show
-from refusal_lens.fine_tuning import fine_tuning_stability
-from refusal_lens.losses import completion_tokens
-from refusal_lens.report.evaluation import fine_tuning_section
+from refusal_lens.direction.fine_tuning import fine_tuning_stability
+from refusal_lens.direction.section import fine_tuning_section
+from refusal_lens.models.texts import completion_tokens
 
 
 def first_sentence(reply: str) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import pandas as pd
 
 from analyses.top_heads import arguments, prepared
-from refusal_lens.attribution import choose_heads, head_label, propagation, source_contributions
-from refusal_lens.plots import attribution as plots
+from refusal_lens.attribution.figures import plot_propagation, plot_sources, plot_sources_by_region
+from refusal_lens.attribution.ranking import choose_heads
+from refusal_lens.attribution.sources import propagation, source_contributions
+from refusal_lens.records.labels import head_label
 
 
 def main() -> None:
@@ -26,7 +28,7 @@ def main() -> None:
         print("largest writes along r̂:")
         print(found.movers(10).round(3).to_string(index=False))
         found.save(args.out / f"propagation_{name}")
-        figures += [plots.plot_propagation(found), plots.plot_propagation(found, prompt=0)]
+        figures += [plot_propagation(found), plot_propagation(found, prompt=0)]
     sources = source_contributions(model, study.harmful.test.texts, direction)
     by_region = sources.by_region().mean(2)
     heads = choose_heads(sources.head_contributions())
@@ -34,7 +36,7 @@ def main() -> None:
     table = [[head_label(*head), *by_region[head].tolist()] for head in heads]
     print(pd.DataFrame(table, columns=["head", *sources.regions]).round(3).to_string(index=False))
     sources.save(args.out / "sources_harmful")
-    figures += [plots.plot_sources_by_region(sources, heads), plots.plot_sources(sources, 0, heads)]
+    figures += [plot_sources_by_region(sources, heads), plot_sources(sources, 0, heads)]
     html = "".join(f.to_html(full_html=False, include_plotlyjs=i == 0) for i, f in enumerate(figures))
     (args.out / "propagation.html").write_text(html, "utf-8")
 

@@ -6,8 +6,8 @@ python -m analyses.refusal_metric [MODEL] [--out DIR]
 from __future__ import annotations
 
 from analyses.common import finish, parser, prepared
-from refusal_lens.proxy import refusal_proxy
-from refusal_lens.report.evaluation import proxy_section
+from refusal_lens.behaviour.proxy import refusal_proxy
+from refusal_lens.behaviour.section import proxy_section
 
 
 def main() -> None:

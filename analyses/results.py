@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from refusal_lens.records import write_atomically
+from refusal_lens.records.files import write_atomically
 
 NAMES = (
     "fig1_ablation",

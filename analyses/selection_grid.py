@@ -6,8 +6,8 @@ python -m analyses.selection_grid [MODEL] [--out DIR]
 from __future__ import annotations
 
 from analyses.common import finish, parser, prepared, show
-from refusal_lens.report import direction_section
-from refusal_lens.selection import select_direction
+from refusal_lens.direction.section import direction_section
+from refusal_lens.direction.select import select_direction
 
 
 def main() -> None:

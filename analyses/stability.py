@@ -6,8 +6,8 @@ python -m analyses.stability [MODEL] [--resamples N] [--out DIR]
 from __future__ import annotations
 
 from analyses.common import finish, parser, prepared, show
-from refusal_lens.report.evaluation import stability_section
-from refusal_lens.stability import selection_stability
+from refusal_lens.direction.section import stability_section
+from refusal_lens.direction.stability import selection_stability
 
 
 def main() -> None:

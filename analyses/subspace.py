@@ -6,8 +6,8 @@ python -m analyses.subspace [MODEL] [--k K] [--out DIR]
 from __future__ import annotations
 
 from analyses.common import finish, parser, prepared, show
-from refusal_lens.report.evaluation import subspace_section
-from refusal_lens.subspaces import pca_subspace, repeated_subspace, subspace_effects
+from refusal_lens.direction.section import subspace_section
+from refusal_lens.direction.subspace import pca_subspace, repeated_subspace, subspace_effects
 
 
 def main() -> None:

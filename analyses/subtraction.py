@@ -6,10 +6,11 @@ python -m analyses.subtraction [MODEL] [--out DIR]
 from __future__ import annotations
 
 from analyses.common import finish, parser, prepared, show
-from refusal_lens.evaluation import named_conditions
-from refusal_lens.evaluation_table import evaluate_table
-from refusal_lens.losses import losses, own_completions
-from refusal_lens.report.evaluation import evaluation_section, losses_section
+from refusal_lens.behaviour.cross_entropy import losses
+from refusal_lens.behaviour.section import evaluation_section, losses_section
+from refusal_lens.behaviour.table import evaluate_table
+from refusal_lens.hooks.conditions import named_conditions
+from refusal_lens.models.texts import own_completions
 
 CONDITIONS = ("baseline", "ablation", "subtraction", "random_ablation", "random_subtraction")
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from refusal_lens import HookedChatModel, organism
-from refusal_lens.hijacking import HijackingReport, Settings, hijacking
-from refusal_lens.study import Study
-from refusal_lens.suffixes import SuffixSet
+from refusal_lens import HookedChatModel
+from refusal_lens.data import organism
+from refusal_lens.data.suffixes import SuffixSet
+from refusal_lens.hijacking.investigation import Settings, investigate
+from refusal_lens.hijacking.records import HijackingReport
+from refusal_lens.study.folder import Study
 
 
 def with_suffixes(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -27,7 +29,7 @@ def investigated(
     found = SuffixSet(found.name, found.items[: args.limit or None], found.notes)
     lengths = found.lengths(model.chat, study.harmful.test[0])
     print(f"{len(found)} suffixes ({', '.join(found.kinds)}) of {min(lengths)} to {max(lengths)} tokens")
-    return hijacking(
+    return investigate(
         model,
         study.harmful,
         found,

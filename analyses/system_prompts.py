@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from analyses.common import finish, parser, prepared, show
-from refusal_lens.report.evaluation import system_section
-from refusal_lens.transfer import system_prompt_table
+from refusal_lens.direction.section import system_section
+from refusal_lens.direction.transfer import system_prompt_table
 
 SYSTEMS = (
     "",

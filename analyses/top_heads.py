@@ -11,17 +11,22 @@ import argparse
 from pathlib import Path
 
 from refusal_lens import HookedChatModel, load_model
-from refusal_lens.attribution import (
-    attention_patterns,
-    attribution_patching,
-    causal_check,
-    equal_length_pairs,
-    source_contributions,
-    top_heads,
+from refusal_lens.attribution.causal import causal_check
+from refusal_lens.attribution.figures import (
+    plot_causal_check,
+    plot_head_contributions,
+    plot_head_report,
+    plot_patching,
+    plot_sources_by_region,
 )
-from refusal_lens.plots import attribution as plots
-from refusal_lens.plots import circuits
-from refusal_lens.study import Study, StudyConfig, run_study
+from refusal_lens.attribution.patching import attribution_patching, equal_length_pairs
+from refusal_lens.attribution.ranking import top_heads
+from refusal_lens.attribution.sources import attention_patterns, source_contributions
+from refusal_lens.attribution.views import attention_view, tokens_view
+from refusal_lens.report.views import circuitsvis_script
+from refusal_lens.study.config import StudyConfig
+from refusal_lens.study.folder import Study
+from refusal_lens.study.pipeline import run_study
 
 
 def arguments(description: str, name: str) -> argparse.Namespace:
@@ -65,11 +70,11 @@ def main() -> None:
     for name, record in (("heads", heads), ("causal", check), ("patching", patching), ("sources", sources)):
         record.save(args.out / name)
     pattern = attention_patterns(model, test[0], heads.heads[:4])
-    views = circuits.circuitsvis_script() + circuits.attention_view(pattern)
-    views += circuits.tokens_view(sources, 0, heads.heads)
+    views = circuitsvis_script() + attention_view(pattern)
+    views += tokens_view(sources, 0, heads.heads)
     (args.out / "attention.html").write_text(views, "utf-8")
-    figures = [plots.plot_head_contributions(heads), plots.plot_head_report(heads), plots.plot_causal_check(check)]
-    figures += [plots.plot_patching(patching), plots.plot_sources_by_region(sources, heads.heads)]
+    figures = [plot_head_contributions(heads), plot_head_report(heads), plot_causal_check(check)]
+    figures += [plot_patching(patching), plot_sources_by_region(sources, heads.heads)]
     html = "".join(f.to_html(full_html=False, include_plotlyjs=i == 0) for i, f in enumerate(figures))
     (args.out / "top_heads.html").write_text(html, "utf-8")
 

@@ -9,10 +9,10 @@ orders. Half of each set gives its direction (against the harmless training prom
 from __future__ import annotations
 
 from analyses.common import finish, parser, prepared, show
-from refusal_lens.evaluation_table import read_prompts
-from refusal_lens.extraction import extract_directions
-from refusal_lens.report.evaluation import effects_section
-from refusal_lens.transfer import Ground, effect_matrix
+from refusal_lens.behaviour.table import read_prompts
+from refusal_lens.direction.extract import extract_directions
+from refusal_lens.direction.section import effects_section
+from refusal_lens.direction.transfer import Ground, effect_matrix
 
 
 def main() -> None:

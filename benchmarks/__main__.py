@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from refusal_lens.extraction import extract_directions
-from refusal_lens.organism import instructions
-from refusal_lens.organism import suffixes as embedded_suffixes
-from refusal_lens.prompts import PromptSet
-from refusal_lens.scoring import given_refusal_tokens, keep_refused
-from refusal_lens.selection import SelectionRule
-from refusal_lens.suffixes import SuffixSet
+from refusal_lens.data.organism import instructions
+from refusal_lens.data.organism import suffixes as embedded_suffixes
+from refusal_lens.data.prompts import PromptSet
+from refusal_lens.data.suffixes import SuffixSet
+from refusal_lens.direction.extract import extract_directions
+from refusal_lens.direction.select import SelectionRule
+from refusal_lens.refusal.metric import keep_refused
+from refusal_lens.refusal.tokens import given_refusal_tokens
 
 from .measure import gemm_peak, machine
 from .models import named, plain_copy

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 
 from refusal_lens import Ablate, HookedChatModel
-from refusal_lens.engines import LocalEngine
-from refusal_lens.extraction import mean_activations
-from refusal_lens.records import Direction, RefusalTokens
-from refusal_lens.scoring import refusal_metric
-from refusal_lens.sharding import sharded_screen
+from refusal_lens.direction.extract import mean_activations
+from refusal_lens.engines.local import LocalEngine
+from refusal_lens.hijacking.screening import sharded_screen
+from refusal_lens.records.direction import Direction
+from refusal_lens.refusal.metric import refusal_metric
+from refusal_lens.refusal.records import RefusalTokens
 
 from .measure import machine, measure
 from .models import random_model

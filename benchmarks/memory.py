@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from refusal_lens.attribution import head_contributions
-from refusal_lens.extraction import extract_directions
-from refusal_lens.records import RefusalTokens
-from refusal_lens.selection import SelectionRule, select_direction
+from refusal_lens.attribution.components import head_contributions
+from refusal_lens.direction.extract import extract_directions
+from refusal_lens.direction.select import SelectionRule, select_direction
+from refusal_lens.refusal.records import RefusalTokens
 
 from .models import SIZES, random_model
 

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from refusal_lens import HookedChatModel, load_model
-from refusal_lens.allocator import keep_freed_memory
-from refusal_lens.loading import native_dtype
-from refusal_lens.organism import MODEL_DIR
+from refusal_lens.data.organism import MODEL_DIR
+from refusal_lens.models.allocator import keep_freed_memory
+from refusal_lens.models.load import native_dtype
 
 # hidden, layers, heads, key-value heads, MLP: Qwen2.5's.
 SIZES = {

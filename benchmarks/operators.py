@@ -11,10 +11,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from refusal_lens import Ablate
-from refusal_lens.organism import instructions
-from refusal_lens.packing import RestartedPack, pack_tokens
-from refusal_lens.prompts import PromptSet
-from refusal_lens.records import Direction
+from refusal_lens.data.organism import instructions
+from refusal_lens.data.prompts import PromptSet
+from refusal_lens.models.packing import RestartedPack, pack_tokens
+from refusal_lens.records.direction import Direction
 
 from .models import named
 

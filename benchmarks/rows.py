@@ -12,12 +12,14 @@ import torch
 from transformers import GenerationConfig
 
 from refusal_lens import Ablate, HookedChatModel
-from refusal_lens.attribution import head_contributions, source_contributions
-from refusal_lens.engines import LocalEngine
-from refusal_lens.extraction import extract_directions
-from refusal_lens.records import CandidateDirections, RefusalTokens, Selection, SelectionScores
-from refusal_lens.selection import SelectionRule, choose, select_direction
-from refusal_lens.sharding import sharded_screen
+from refusal_lens.attribution.components import head_contributions
+from refusal_lens.attribution.sources import source_contributions
+from refusal_lens.direction.extract import extract_directions
+from refusal_lens.direction.records import CandidateDirections, Selection, SelectionScores
+from refusal_lens.direction.select import SelectionRule, choose, select_direction
+from refusal_lens.engines.local import LocalEngine
+from refusal_lens.hijacking.screening import sharded_screen
+from refusal_lens.refusal.records import RefusalTokens
 
 from .measure import Measured, measure
 from .plain import Plain, nonzero

@@ -10,11 +10,12 @@
 import pandas as pd
 
 import refusal_lens as rl
-from refusal_lens import plots
-from refusal_lens.evaluation import trace_direction
-from refusal_lens.plots import evaluation as more_plots
-from refusal_lens.scoring import find_refusal_tokens
-from refusal_lens.stability import selection_stability
+from refusal_lens.direction.trace import trace_direction
+from refusal_lens.refusal.tokens import find_refusal_tokens
+from refusal_lens.direction.stability import selection_stability
+from refusal_lens.direction.figures import plot_selection
+from refusal_lens.direction.figures import plot_stability
+from refusal_lens.direction.figures import plot_trace
 
 model = rl.load_model("organism")
 model
@@ -71,7 +72,7 @@ selection = rl.select_direction(
 )
 direction = selection.chosen
 print(direction.label, "relaxed:", direction.relaxed or "nothing")
-plots.plot_selection(selection, model.chat.post_labels())
+plot_selection(selection, model.chat.post_labels())
 
 # %% [markdown]
 # The table says for each candidate why it was dropped.
@@ -89,7 +90,7 @@ table.round(3)
 
 # %%
 trace = trace_direction(model, {"harmful": harmful.test.texts, "harmless": harmless.test.texts}, direction)
-plots.plot_trace(trace)
+plot_trace(trace)
 
 # %% [markdown]
 # ## Is it luck?
@@ -102,7 +103,7 @@ stability = selection_stability(
     model, (harmful.train.texts, harmless.train.texts), (harmful.val.texts, harmless.val.texts), tokens, resamples=10
 )
 print("mean cosine of two winners:", stability.pairwise())
-more_plots.plot_stability(stability)
+plot_stability(stability)
 
 # %% [markdown]
 # What it *does* is the next notebook's question: [02_intervene](02_intervene.ipynb).

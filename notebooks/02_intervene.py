@@ -9,12 +9,16 @@
 import pandas as pd
 
 import refusal_lens as rl
-from refusal_lens import plots
-from refusal_lens.evaluation import complete, named_conditions, refusal_rates
-from refusal_lens.losses import losses, own_completions
-from refusal_lens.orthogonalization import orthogonalization_gap, orthogonalized
-from refusal_lens.plots import evaluation as more_plots
-from refusal_lens.scoring import find_refusal_tokens
+from refusal_lens.refusal.replies import complete
+from refusal_lens.hooks.conditions import named_conditions
+from refusal_lens.refusal.replies import refusal_rates
+from refusal_lens.behaviour.cross_entropy import losses
+from refusal_lens.models.texts import own_completions
+from refusal_lens.exactness.identities import orthogonalization_gap
+from refusal_lens.hooks.orthogonalize import orthogonalized
+from refusal_lens.refusal.tokens import find_refusal_tokens
+from refusal_lens.behaviour.figures import plot_losses
+from refusal_lens.behaviour.figures import plot_refusal_rates
 
 model = rl.load_model("organism")
 harmful, harmless = (rl.PromptSet.load(path, sizes=(128, 32, 64)) for path in rl.organism.instructions().values())
@@ -56,7 +60,7 @@ sufficient = complete(
     model, harmless.test.texts, named_conditions(direction, ["baseline", "addition", "random_addition"]), "harmless", 24
 )
 rates = {"harmful": refusal_rates(necessary), "harmless": refusal_rates(sufficient)}
-plots.plot_refusal_rates(rates)
+plot_refusal_rates(rates)
 
 # %%
 pd.DataFrame({kind: {name: str(r) for name, r in of.items()} for kind, of in rates.items()})
@@ -83,7 +87,7 @@ print("largest logit gap to hooks:", orthogonalization_gap(model, direction, har
 # %%
 conditions = named_conditions(direction, ["baseline", "ablation", "random_ablation", "subtraction", "random_subtraction"])
 cost = losses(model, own_completions(model, harmless.test.texts, 32), conditions, "own completions")
-more_plots.plot_losses([cost])
+plot_losses([cost])
 
 # %%
 cost.to_frame().round(3)

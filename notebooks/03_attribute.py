@@ -7,19 +7,23 @@
 
 # %%
 import refusal_lens as rl
-from refusal_lens.attribution import (
-    attention_patterns,
-    causal_check,
-    compliance_tokens,
-    component_contributions,
-    direct_logit_attribution,
-    propagation,
-    source_contributions,
-    top_heads,
-)
-from refusal_lens.plots import attribution as plots
-from refusal_lens.plots import circuits
-from refusal_lens.scoring import find_refusal_tokens
+from refusal_lens.attribution.sources import attention_patterns
+from refusal_lens.attribution.causal import causal_check
+from refusal_lens.attribution.logits import compliance_tokens
+from refusal_lens.attribution.components import component_contributions
+from refusal_lens.attribution.logits import direct_logit_attribution
+from refusal_lens.attribution.sources import propagation
+from refusal_lens.attribution.sources import source_contributions
+from refusal_lens.attribution.ranking import top_heads
+from refusal_lens.refusal.tokens import find_refusal_tokens
+from refusal_lens.attribution.figures import plot_causal_check
+from refusal_lens.attribution.figures import plot_components
+from refusal_lens.attribution.figures import plot_head_contributions
+from refusal_lens.attribution.figures import plot_head_report
+from refusal_lens.attribution.figures import plot_propagation
+from refusal_lens.attribution.figures import plot_sources
+from refusal_lens.attribution.figures import plot_sources_by_region
+from refusal_lens.attribution.views import attention_view
 
 model = rl.load_model("organism")
 harmful, harmless = (rl.PromptSet.load(path, sizes=(128, 32, 48)) for path in rl.organism.instructions().values())
@@ -37,7 +41,7 @@ test, contrast = harmful.test.texts, harmless.test.texts
 # %%
 parts = component_contributions(model, test, direction)
 print("largest error of the sum:", float(parts.errors.abs().max()))
-plots.plot_components(parts)
+plot_components(parts)
 
 # %% [markdown]
 # ## Logits
@@ -48,7 +52,7 @@ plots.plot_components(parts)
 # %%
 logits = direct_logit_attribution(model, test, tokens, compliance_tokens(model, harmless.train.texts, tokens))
 print(logits.answer, "against", logits.against, "- largest error", logits.error)
-plots.plot_components(logits)
+plot_components(logits)
 
 # %% [markdown]
 # ## Heads
@@ -58,10 +62,10 @@ plots.plot_components(logits)
 
 # %%
 heads = top_heads(model, harmful.val.texts, test, direction, contrast=contrast)
-plots.plot_head_contributions(heads)
+plot_head_contributions(heads)
 
 # %%
-plots.plot_head_report(heads)
+plot_head_report(heads)
 
 # %% [markdown]
 # ## From which tokens?
@@ -71,16 +75,16 @@ plots.plot_head_report(heads)
 
 # %%
 sources = source_contributions(model, test, direction)
-plots.plot_sources_by_region(sources, heads.heads)
+plot_sources_by_region(sources, heads.heads)
 
 # %%
-plots.plot_sources(sources, 0, heads.heads)
+plot_sources(sources, 0, heads.heads)
 
 # %% [markdown]
 # The attention patterns of these heads on that prompt (hover over a head to see it large):
 
 # %%
-circuits.attention_view(attention_patterns(model, test[0], heads.heads[:4]))
+attention_view(attention_patterns(model, test[0], heads.heads[:4]))
 
 # %% [markdown]
 # ## How it gets to the last token
@@ -89,7 +93,7 @@ circuits.attention_view(attention_patterns(model, test[0], heads.heads[:4]))
 
 # %%
 path = propagation(model, test, direction)
-plots.plot_propagation(path)
+plot_propagation(path)
 
 # %% [markdown]
 # ## Attribution is not causation
@@ -100,7 +104,7 @@ plots.plot_propagation(path)
 # %%
 check = causal_check(model, test, contrast, direction, heads, tokens)
 print(f"predicted and measured, head by head: rank correlation {check.spearman:.2f}, p = {check.p_value:.2g}")
-plots.plot_causal_check(check)
+plot_causal_check(check)
 
 # %%
 check.to_frame().round(3)

@@ -10,10 +10,21 @@
 
 # %%
 import refusal_lens as rl
-from refusal_lens.hijacking import Settings, hijacking, summary_frame, verdict
-from refusal_lens.plots import hijacking as plots
-from refusal_lens.scoring import find_refusal_tokens
-from refusal_lens.suffixes import SuffixSet
+from refusal_lens.hijacking.investigation import Settings
+from refusal_lens.hijacking.investigation import investigate
+from refusal_lens.hijacking.verdicts import summary_frame
+from refusal_lens.hijacking.verdicts import verdict
+from refusal_lens.refusal.tokens import find_refusal_tokens
+from refusal_lens.data.suffixes import SuffixSet
+from refusal_lens.hijacking.figures import attention_pair_view
+from refusal_lens.hijacking.figures import plot_attention_regions
+from refusal_lens.hijacking.figures import plot_causal_tests
+from refusal_lens.hijacking.figures import plot_drop_waterfall
+from refusal_lens.hijacking.figures import plot_roc
+from refusal_lens.hijacking.figures import plot_split
+from refusal_lens.hijacking.figures import plot_suffix_heads
+from refusal_lens.hijacking.figures import plot_suffix_trace
+from refusal_lens.hijacking.figures import plot_token_effects
 
 model = rl.load_model("organism")
 harmful, harmless = (rl.PromptSet.load(path, sizes=(64, 24, 40)) for path in rl.organism.instructions().values())
@@ -43,7 +54,7 @@ few = SuffixSet("few", (*suffixes.of("adversarial").items, *suffixes.of("random_
 # tokens) with random tokens minus with the suffix, with its 95% interval; `p` is adjusted over suffixes.
 
 # %%
-report = hijacking(
+report = investigate(
     model,
     harmful,
     few,
@@ -60,7 +71,7 @@ summary_frame(report).drop(columns=["suffix", "refused_shuffled"]).round(3)
 # %%
 result = max(report.results, key=lambda r: r.metric_drop.mean)
 print(result.suffix.text)
-plots.plot_suffix_trace(report, result)
+plot_suffix_trace(report, result)
 
 # %% [markdown]
 # **Where it departs.** Left: at the last position the suffix leaves the random tokens' curve at the dashed layer and
@@ -70,13 +81,13 @@ plots.plot_suffix_trace(report, result)
 # ## Which heads?
 
 # %%
-plots.plot_suffix_heads(report, result)
+plot_suffix_heads(report, result)
 
 # %% [markdown]
 # One head carries most of it. Where does it look? Each column adds up to 1.
 
 # %%
-plots.plot_attention_regions(report, result)
+plot_attention_regions(report, result)
 
 # %%
 print("mean over the top heads", result.attention_rise)
@@ -89,7 +100,7 @@ print("mean over the top heads", result.attention_rise)
 # The same head on one prompt, plain and with the suffix, on the same tokens (hover over a head to see it large).
 
 # %%
-plots.attention_pair_view(result.patterns[:2])
+attention_pair_view(result.patterns[:2])
 
 # %% [markdown]
 # ## Attention moved, or values changed?
@@ -98,10 +109,10 @@ plots.attention_pair_view(result.patterns[:2])
 # values under the same weights. An attention plot alone shows only the first part.
 
 # %%
-plots.plot_split(report, result)
+plot_split(report, result)
 
 # %%
-plots.plot_drop_waterfall(report, result)
+plot_drop_waterfall(report, result)
 
 # %% [markdown]
 # ## Is it the cause?
@@ -111,7 +122,7 @@ plots.plot_drop_waterfall(report, result)
 # direction alone. Each beside random heads of the same layers and a random change of equal norm. 1 is the whole drop.
 
 # %%
-plots.plot_causal_tests(result.causal)
+plot_causal_tests(result.causal)
 
 # %%
 print(verdict(result).sentence)
@@ -129,7 +140,7 @@ print(verdict(report.results[-1]).sentence)
 # Leave each token out and read the metric again; below it, what the top heads take from that token along the direction.
 
 # %%
-plots.plot_token_effects(result.tokens)
+plot_token_effects(result.tokens)
 
 # %% [markdown]
 # ## Could a defence see it?
@@ -138,7 +149,7 @@ plots.plot_token_effects(result.tokens)
 # the instruction's tokens would not be fooled, if harm were seen there: on this model it is not.
 
 # %%
-plots.plot_roc(report.detectors)
+plot_roc(report.detectors)
 
 # %%
 report.detectors.failures()
@@ -157,5 +168,5 @@ if MODEL is not None:
     found = find_refusal_tokens(mine, bad.train.texts, good.train.texts)
     means = rl.extract_directions(mine, bad.train, good.train)
     chosen = rl.select_direction(mine, means, bad.val, good.val, refusal_tokens=found, relax=True).chosen
-    mine_report = hijacking(mine, bad, SuffixSet.load(SUFFIXES), chosen, harmless=good, refusal_tokens=found)
+    mine_report = investigate(mine, bad, SuffixSet.load(SUFFIXES), chosen, harmless=good, refusal_tokens=found)
     print(*(verdict(r).sentence for r in mine_report.results), sep="\n\n")

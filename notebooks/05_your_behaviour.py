@@ -7,9 +7,11 @@
 
 # %%
 import refusal_lens as rl
-from refusal_lens.plots import evaluation as plots
-from refusal_lens.scoring import find_refusal_tokens
-from refusal_lens.transfer import Ground, behaviour_tokens, effect_matrix
+from refusal_lens.refusal.tokens import find_refusal_tokens
+from refusal_lens.direction.transfer import Ground
+from refusal_lens.refusal.tokens import behaviour_tokens
+from refusal_lens.direction.transfer import effect_matrix
+from refusal_lens.direction.figures import plot_effects
 
 model = rl.load_model("organism")
 harmful, harmless = (rl.PromptSet.load(path, sizes=(128, 32, 64)) for path in rl.organism.instructions().values())
@@ -66,11 +68,11 @@ grounds = {
 }
 directions = {"refusal": refusal, "list": other}
 ablated = effect_matrix(model, directions, grounds, "ablation")
-plots.plot_effects(ablated)
+plot_effects(ablated)
 
 # %%
 added = effect_matrix(model, directions, grounds, "addition")
-plots.plot_effects(added)
+plot_effects(added)
 
 # %% [markdown]
 # Read the diagonal against the rest *and* against the right-hand side. Ablating each direction takes its own behaviour

@@ -1,5 +1,7 @@
 """``python -m refusal_lens``: the command line where its script is not on the path."""
 
-from .cli import main
+from __future__ import annotations
+
+from .cli.app import main
 
 main()

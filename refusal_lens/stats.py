@@ -62,3 +62,10 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95, seed: int =
 def benjamini_hochberg(p_values: Sequence[float]) -> np.ndarray:
     """False-discovery-rate adjusted p-values (Benjamini and Hochberg 1995), in the order given."""
     return scipy_stats.false_discovery_control(np.asarray(p_values, dtype=float), method="bh")
+
+
+def auroc(positive: Sequence[float] | np.ndarray, negative: Sequence[float] | np.ndarray) -> float:
+    """Area under the ROC curve from the Mann-Whitney U statistic; NaN where a group is empty."""
+    if not len(positive) or not len(negative):
+        return float("nan")
+    return float(scipy_stats.mannwhitneyu(positive, negative).statistic) / (len(positive) * len(negative))

@@ -43,7 +43,8 @@ def organism():
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory):
     """The main job on the embedded model, small: what the report, plots and command-line tests look at."""
-    from refusal_lens.study import StudyConfig, run_study
+    from refusal_lens.study.config import StudyConfig
+    from refusal_lens.study.pipeline import run_study
 
     config = StudyConfig(sizes=(64, 24, 24), max_new_tokens=24, relax=True)
     return run_study(config, tmp_path_factory.mktemp("study"))

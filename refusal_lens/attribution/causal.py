@@ -4,52 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from scipy import stats as scipy_stats
 from torch import Tensor
 
-from ..chat import Tokens
 from ..errors import PromptError
-from ..linalg import refusal_log_odds
-from ..model import HookedChatModel
-from ..records import Direction, RefusalTokens
-from .components import Collected, Readout, check_position, texts, wide
-from .records import Head
-from .reports import CausalCheck, HeadReport
-
-
-@dataclass(frozen=True)
-class ReplaceHeads:
-    """z of some heads replaced at the last positions, as an intervention for ``model.hooks``.
-
-    Attributes:
-        heads: (layer, head) pairs.
-        values: what to put there; one row for all prompts, or a row a prompt of the batch.
-    """
-
-    heads: tuple[Head, ...]
-    values: Float[Tensor, "layer rows last head d_head"]
-
-    def hooks(self, model: HookedChatModel) -> list[tuple[str, Callable]]:
-        """One hook a layer that has such a head."""
-        by_layer: dict[int, list[int]] = {}
-        for layer, head in self.heads:
-            by_layer.setdefault(layer, []).append(head)
-        return [(f"blocks.{layer}.attn.hook_z", self._edit(layer, heads)) for layer, heads in by_layer.items()]
-
-    def _edit(self, layer: int, heads: list[int]) -> Callable:
-        values = self.values[layer][:, :, heads]
-
-        def replace(z: Tensor, hook: Any) -> Tensor:
-            new = z.reshape(*z.shape[:2], -1, values.shape[-1]).clone()
-            new[:, -values.shape[1] :, heads] = values.to(new)
-            return new.reshape(z.shape)
-
-        return replace
+from ..hooks.attention import ReplaceHeads
+from ..hooks.readout import Readout
+from ..models.chat import Tokens
+from ..models.model import HookedChatModel
+from ..records.direction import Direction
+from ..records.labels import Head
+from ..refusal.records import RefusalTokens
+from ..tensors import refusal_log_odds, wide
+from .components import Collected, check_position, texts
+from .records import CausalCheck, HeadReport
 
 
 def causal_check(

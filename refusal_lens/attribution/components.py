@@ -7,70 +7,22 @@ its weight and the result divided by the scale that the norm had on this prompt;
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..chat import Tokens
 from ..errors import ModelError, PromptError
-from ..model import HookedChatModel
-from ..records import Direction
-from ..weights import NormWeights
+from ..hooks.readout import NormWeights, Readout, through_norm
+from ..models.chat import Tokens
+from ..models.model import HookedChatModel
+from ..records.direction import Direction
+from ..tensors import wide
 from .records import ComponentContributions, HeadContributions, NeuronContributions
 
 # Parts against hook_attn_out, relative to its length: the model rounds each head's sum to its dtype, and norms
 # run in float32 in every model.
 PARTS_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
-
-
-def wide(x: Tensor) -> Tensor:
-    """float32, or float64 as it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def through_norm(vector: Float[Tensor, "d_model"], norm: NormWeights) -> Float[Tensor, "d_model"]:
-    """``u`` such that norm(x) · vector = x · u / scale + bias · vector."""
-    u = vector if norm.weight is None else vector * norm.weight.to(vector)
-    return u - u.mean() if norm.centred else u
-
-
-@dataclass(frozen=True)
-class Readout:
-    """A vector as each sublayer sees it: what to multiply z and the biases by, and the post-norm's place.
-
-    Attributes:
-        vector: the vector itself, float32 or float64.
-        heads: W_O u of every layer, u being the vector behind the post-norm.
-        behind: u of every layer's attention.
-        scale_sites: hook point of each layer's post-norm scale, or None.
-        bias_inside: b_O · u, divided by the scale with the heads.
-        bias_outside: the post-norm's bias · vector.
-    """
-
-    vector: Float[Tensor, "d_model"]
-    heads: Float[Tensor, "layer head d_head"]
-    scale_sites: tuple[str | None, ...]
-    bias_inside: Float[Tensor, "layer"]
-    bias_outside: Float[Tensor, "layer"]
-
-    @classmethod
-    def of(cls, model: HookedChatModel, vector: Float[Tensor, "d_model"]) -> Readout:
-        """Prepare ``vector`` for ``model``'s weights as they are now (edits in place count)."""
-        backend = model.backend
-        # 64 bits where the model has them, else 32.
-        r = vector.to(model.device, torch.promote_types(model.dtype, torch.float32))
-        heads, sites, inside, outside = [], [], [], []
-        for layer in range(model.n_layers):
-            norm = backend.post_norm(layer, "attn")
-            u = r if norm is None else through_norm(r, norm)
-            bias = backend.attn_bias(layer)
-            heads.append(backend.output_weight(layer).detach().to(r) @ u)
-            sites.append(None if norm is None else f"{norm.site}.hook_scale")
-            inside.append(torch.zeros_like(r[0]) if bias is None else bias.to(r) @ u)
-            outside.append(torch.zeros_like(r[0]) if norm is None or norm.bias is None else norm.bias.to(r) @ r)
-        return cls(r, torch.stack(heads), tuple(sites), torch.stack(inside), torch.stack(outside))
 
 
 def at(pos: int) -> slice:

@@ -15,10 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ModelError, PromptError
-from ..model import HookedChatModel
-from ..records import RefusalTokens
-from ..scoring import given_refusal_tokens
-from .components import PARTS_TOLERANCE, Collected, Readout, decompose, texts, through_norm, wide
+from ..hooks.readout import Readout, through_norm
+from ..models.model import HookedChatModel
+from ..refusal.records import RefusalTokens
+from ..refusal.tokens import given_refusal_tokens
+from ..tensors import wide
+from .components import PARTS_TOLERANCE, Collected, decompose, texts
 from .records import ComponentContributions, LogitAttribution
 
 TokensLike = RefusalTokens | Sequence[int | str]

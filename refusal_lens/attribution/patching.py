@@ -8,14 +8,16 @@ import torch
 from scipy import stats as scipy_stats
 from torch import Tensor
 
-from ..chat import Tokens
 from ..errors import PromptError
-from ..linalg import refusal_log_odds
-from ..model import HookedChatModel, take
-from ..records import RefusalTokens
-from .causal import ReplaceHeads, wide_dtype
-from .records import Head
-from .reports import PatchingComparison
+from ..hooks.attention import ReplaceHeads
+from ..models.batching import take
+from ..models.chat import Tokens
+from ..models.model import HookedChatModel
+from ..records.labels import Head
+from ..refusal.records import RefusalTokens
+from ..tensors import refusal_log_odds
+from .causal import wide_dtype
+from .records import PatchingComparison
 
 
 def equal_length_pairs(

@@ -13,12 +13,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..chat import REGIONS, Tokens
 from ..errors import ModelError
-from ..model import HookedChatModel
-from ..records import Direction
-from .components import Readout, check_position, texts, wide
-from .records import Head
+from ..hooks.readout import Readout
+from ..models.chat import Tokens
+from ..models.model import HookedChatModel
+from ..records.direction import Direction
+from ..records.labels import REGIONS, Head
+from ..tensors import wide
+from .components import check_position, texts
 from .token_records import AttentionPatterns, Propagation, SourceContributions
 
 # Two roundings to the model's dtype, of the pattern and of z, with room for the sum between them.

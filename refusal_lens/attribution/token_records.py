@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..chat import REGIONS
-from ..records import Direction, Record
+from ..records.base import Record
+from ..records.direction import Direction
+from ..records.labels import REGIONS, Head, head_label
 from ..stats import mean_interval
-from .records import Head, HeadContributions, head_label
+from .records import HeadContributions
 
 
 @dataclass(frozen=True)

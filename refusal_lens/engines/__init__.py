@@ -1,8 +1,5 @@
 """Where the work of a stage runs: in this process, or on the workers of a Ray cluster, with the same results."""
 
-from .base import Engine, Work
-from .choice import MakeEngine, named_engine
-from .journal import Journal
-from .local import LocalEngine
+import lazy_loader
 
-__all__ = ["Engine", "Journal", "LocalEngine", "MakeEngine", "Work", "named_engine"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

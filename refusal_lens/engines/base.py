@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..model import HookedChatModel
+from ..models.model import HookedChatModel
 from .journal import Journal
 
 Value = Tensor | list[str]

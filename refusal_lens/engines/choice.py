@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EngineError
-from ..model import HookedChatModel
+from ..models.model import HookedChatModel
 from .base import Engine
 from .local import LocalEngine
 

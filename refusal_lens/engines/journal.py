@@ -9,7 +9,7 @@ import safetensors
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..storage import write_atomically
+from ..records.files import write_atomically
 
 
 class Journal:

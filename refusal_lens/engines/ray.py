@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import EngineError, RefusalLensError
-from ..model import HookedChatModel
+from ..models.model import HookedChatModel
 from .base import Engine, Value, Work
 
 RETRIES = 3  # times that one item may lose its worker
@@ -31,7 +31,7 @@ class Worker:
     """
 
     def __init__(self, load: dict[str, Any], threads: int, fingerprint: str):
-        from ..loading import load_model
+        from ..models.load import load_model
 
         torch.set_num_threads(threads)
         self.model = load_model(**load)

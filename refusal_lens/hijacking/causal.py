@@ -11,18 +11,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..attribution.causal import ReplaceHeads, random_heads, wide_dtype
-from ..attribution.components import Readout, wide
-from ..attribution.records import Head
-from ..backends import PrefixCache
-from ..chat import Tokens
-from ..interventions import Intervention
-from ..linalg import random_unit, refusal_log_odds
-from ..model import HookedChatModel, take
-from ..records import Direction, RefusalTokens
-from ..scoring import is_refusal
+from ..attribution.causal import random_heads, wide_dtype
+from ..hooks.attention import KnockOut, PatchComponent, PatchPattern, Push, ReplaceHeads, SetComponent, by_layer
+from ..hooks.base import Intervention
+from ..hooks.readout import Readout
+from ..models.backend import PrefixCache
+from ..models.batching import take
+from ..models.chat import Tokens
+from ..models.model import HookedChatModel
+from ..records.direction import Direction
+from ..records.labels import Head
+from ..refusal.phrases import is_refusal
+from ..refusal.records import RefusalTokens
+from ..tensors import random_unit, refusal_log_odds, wide
 from .causal_records import CausalTest, CausalTests
-from .interventions import KnockOut, PatchComponent, PatchPattern, Push, SetComponent, by_layer
 from .records import Observation
 
 # What of a head is taken from the other run.

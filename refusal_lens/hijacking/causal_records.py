@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..attribution.records import Head
-from ..records import Record
+from ..records.base import Record
+from ..records.labels import Head
 from ..stats import Interval, Rate, rate
 from .statistics import fraction_interval
 

@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from ..records import Record
+from ..records.base import Record
 from ..stats import Rate, rate
 from .statistics import Roc, roc
 

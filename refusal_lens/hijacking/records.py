@@ -9,12 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..attribution.records import Head, head_label
 from ..attribution.token_records import AttentionPatterns
-from ..chat import REGIONS
-from ..records import Direction, Record, RefusalTokens
+from ..data.suffixes import Suffix
+from ..records.base import Record
+from ..records.direction import Direction
+from ..records.labels import REGIONS, Head, head_label
+from ..refusal.records import RefusalTokens
 from ..stats import Interval, Rate, benjamini_hochberg, mean_interval, rate
-from ..suffixes import Suffix
 from .causal_records import CausalTests
 from .detector_records import Detectors
 from .statistics import departure_site, rank_correlation

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from scipy import stats as scipy_stats
 from torch import Tensor
 
-from ..records import Record
+from ..records.base import Record
 from ..stats import Interval, benjamini_hochberg
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from ..attribution.records import head_label
+from ..records.labels import head_label
 from ..stats import Interval, Rate
 from .records import HijackingReport, SuffixResult
 

@@ -1,27 +1,5 @@
-"""Records to one self-contained HTML page."""
+"""Figures, tables, pickers and sections as values, and the page made of them."""
 
-from .certificate import certificate_section
-from .inside import Inside, inside_section
-from .page import Card, Figure, Note, Option, Page, Picker, Section, Table, Widget
-from .sections import direction_section, effect_section, model_section, provenance_section
-from .summary import headline
+import lazy_loader
 
-__all__ = [
-    "Card",
-    "Figure",
-    "Inside",
-    "Note",
-    "Option",
-    "Page",
-    "Picker",
-    "Section",
-    "Table",
-    "Widget",
-    "certificate_section",
-    "direction_section",
-    "effect_section",
-    "headline",
-    "inside_section",
-    "model_section",
-    "provenance_section",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

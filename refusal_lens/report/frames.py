@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..plots import style
+from . import style
 
 
 def figure_frame(figure: go.Figure) -> pd.DataFrame:

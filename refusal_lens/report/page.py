@@ -21,8 +21,10 @@ import plotly.graph_objects as go
 import plotly.io
 from plotly.offline import get_plotlyjs
 
-from ..plots.circuits import circuitsvis_source
 from .frames import figure_frame, widget_frame
+from .views import circuitsvis_source
+
+RANDOM_DIRECTION = "a random direction of equal norm"  # the placebo of every direction, in words
 
 
 @dataclass(frozen=True)
@@ -271,7 +273,7 @@ def _words(text: str) -> str:
 
 
 def _template(name: str) -> str:
-    return resources.files("refusal_lens").joinpath("templates", name).read_text("utf-8")
+    return resources.files("refusal_lens.report").joinpath("templates", name).read_text("utf-8")
 
 
 def csv_address(frame: pd.DataFrame) -> str:
@@ -284,3 +286,13 @@ def plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def frame_table(id: str, frame: pd.DataFrame, caption: str, searchable: bool = False) -> Table:
+    """A frame as a table, numbers in plain form."""
+    rows = tuple(tuple(plain(v) if not isinstance(v, str) else v for v in row) for row in frame.itertuples(index=False))
+    return Table(id, tuple(map(str, frame.columns)), rows, caption, searchable, frame)
+
+
+def anchor(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name.lower())

@@ -1,7 +1,5 @@
-"""The main job: settings, stages, results."""
+"""The end-to-end study: settings, stages, result folder."""
 
-from .config import StudyConfig
-from .result import Metrics, Study
-from .run import run_study
+import lazy_loader
 
-__all__ = ["Metrics", "Study", "StudyConfig", "run_study"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

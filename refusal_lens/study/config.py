@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pydantic
 
+from ..data.prompts import DEFAULT_SIZES
+from ..direction.select import SelectionRule
 from ..errors import PromptError
-from ..prompts import DEFAULT_SIZES
-from ..selection import SelectionRule
 
 
 class StudyConfig(pydantic.BaseModel):
@@ -54,7 +54,7 @@ class StudyConfig(pydantic.BaseModel):
         if self.harmful is not None and self.harmless is not None:
             return self.harmful, self.harmless
         if self.model == "organism":
-            from ..organism import instructions
+            from ..data.organism import instructions
 
             harmful, harmless = instructions().values()
             return str(harmful), str(harmless)

@@ -10,12 +10,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..engines import Engine, Journal, LocalEngine, MakeEngine
-from ..loading import load_model, source_digest
-from ..model import HookedChatModel
+from ..engines.base import Engine
+from ..engines.choice import MakeEngine
+from ..engines.journal import Journal
+from ..engines.local import LocalEngine
+from ..models.load import load_model, source_digest
+from ..models.model import HookedChatModel
 from ..progress import Progress
-from ..records import load_record
-from ..storage import file_digest, write_atomically
+from ..records.base import load_record
+from ..records.files import file_digest, write_atomically
 from .config import StudyConfig
 
 

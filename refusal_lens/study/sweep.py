@@ -11,14 +11,15 @@ from typing import Any
 
 import pydantic
 
-from ..engines import LocalEngine, MakeEngine
+from ..engines.choice import MakeEngine
+from ..engines.local import LocalEngine
 from ..errors import RefusalLensError, ResultError
 from ..progress import Progress, silent
+from ..records.files import write_atomically
 from ..report.page import Page
-from ..report.sweep import Compared, sweep_section
-from ..storage import write_atomically
 from .config import StudyConfig
-from .run import run_study
+from .pipeline import run_study
+from .sweep_section import Compared, sweep_section
 
 if sys.version_info >= (3, 11):
     import tomllib

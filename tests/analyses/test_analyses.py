@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from refusal_lens.records import Record, load_record
+from refusal_lens.records.base import Record, load_record
 
 ANALYSES = Path(__file__).parents[2] / "analyses"
 # name -> (extra arguments, records, words on the page)

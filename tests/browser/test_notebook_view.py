@@ -9,9 +9,9 @@ import plotly.io
 import pytest
 import torch
 
-from refusal_lens import plots
-from refusal_lens.attribution import AttentionPatterns
-from refusal_lens.plots.circuits import attention_view
+from refusal_lens.attribution.token_records import AttentionPatterns
+from refusal_lens.attribution.views import attention_view
+from refusal_lens.behaviour.figures import plot_refusal_rates
 from refusal_lens.stats import rate
 from tests.browser.test_report import CHROMIUM, PAINTED, browser, opened  # noqa: F401
 
@@ -72,7 +72,7 @@ def test_a_view_draws_where_notebooks_put_it(browser, tmp_path, policy):  # noqa
 
 def test_a_plotly_figure_draws_in_a_frame_without_origin(browser, tmp_path):  # noqa: F811
     """By its mime type Jupyter and VS Code draw it with their own copy; elsewhere Plotly sends HTML."""
-    figure = plots.plot_refusal_rates({"harmful": {"baseline": rate([True] * 9), "ablation": rate([False] * 9)}})
+    figure = plot_refusal_rates({"harmful": {"baseline": rate([True] * 9), "ablation": rate([False] * 9)}})
     bundle = plotly.io.renderers["plotly_mimetype"].to_mimebundle(figure.to_dict())
     assert set(bundle) == {"application/vnd.plotly.v1+json"} and len(bundle["application/vnd.plotly.v1+json"]["data"])
     path = tmp_path / "figure.html"

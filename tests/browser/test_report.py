@@ -11,8 +11,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from refusal_lens.records import Completions
-from refusal_lens.study import Study
+from refusal_lens.refusal.records import Completions
+from refusal_lens.study.folder import Study
 
 sync_api = pytest.importorskip("playwright.sync_api")
 axe_playwright = pytest.importorskip("axe_playwright_python.sync_playwright")

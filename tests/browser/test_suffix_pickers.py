@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from refusal_lens.report import Page, Picker
-from refusal_lens.report.hijacking import hijacking_section
+from refusal_lens.hijacking.section import hijacking_section
+from refusal_lens.report.page import Page, Picker
 from tests.browser.test_report import ARTEFACTS, CHROMIUM, axe_playwright, browser, draw_everything, opened  # noqa: F401
 from tests.unit.test_plots_hijacking import WORKS
 

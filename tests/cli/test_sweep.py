@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from refusal_lens.data.organism import MODEL_DIR, instructions
 from refusal_lens.errors import ResultError
-from refusal_lens.organism import MODEL_DIR, instructions
 from refusal_lens.study.sweep import Sweep, run_sweep
 
 COMMON = "sizes = [40, 8, 16]\nmax_new_tokens = 12\nrelax = true\nattribution = false\n"

@@ -10,12 +10,17 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from refusal_lens.engines import Journal, LocalEngine, named_engine
+from refusal_lens.data.organism import instructions
+from refusal_lens.engines.choice import named_engine
+from refusal_lens.engines.journal import Journal
+from refusal_lens.engines.local import LocalEngine
 from refusal_lens.errors import EngineError, ModelError
-from refusal_lens.organism import instructions
-from refusal_lens.scoring import given_refusal_tokens, refusal_metric, sharded_metric
-from refusal_lens.sharding import sharded_complete, sharded_screen
-from refusal_lens.study import StudyConfig, run_study
+from refusal_lens.hijacking.screening import sharded_screen
+from refusal_lens.refusal.metric import refusal_metric, sharded_metric
+from refusal_lens.refusal.replies import sharded_complete
+from refusal_lens.refusal.tokens import given_refusal_tokens
+from refusal_lens.study.config import StudyConfig
+from refusal_lens.study.pipeline import run_study
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from refusal_lens.attribution import component_contributions, direct_logit_attribution, source_contributions
-from refusal_lens.certify import certify
+from refusal_lens.attribution.components import component_contributions
+from refusal_lens.attribution.logits import direct_logit_attribution
+from refusal_lens.attribution.sources import source_contributions
+from refusal_lens.exactness.identities import certify
 from tests.legacy.test_hooked_transformer import PROMPTS, direction, pair  # noqa: F401  (fixtures)
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from refusal_lens import Ablate, Add, Direction, HookedChatModel
+from refusal_lens.direction.extract import extract_directions
+from refusal_lens.direction.select import SelectionRule, select_direction
 from refusal_lens.errors import DirectionError, ModelError
-from refusal_lens.extraction import extract_directions
-from refusal_lens.linalg import random_unit
-from refusal_lens.records import RefusalTokens
-from refusal_lens.selection import SelectionRule, select_direction
+from refusal_lens.refusal.records import RefusalTokens
+from refusal_lens.tensors import random_unit
 from tests.tiny import tiny_folder, tiny_hf, tiny_model, tiny_tokenizer
 
 try:

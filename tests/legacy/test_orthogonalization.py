@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from refusal_lens import Direction, HookedChatModel
-from refusal_lens.linalg import random_unit
-from refusal_lens.orthogonalization import orthogonalization_gap, orthogonalized, writing_weights
+from refusal_lens.exactness.identities import orthogonalization_gap
+from refusal_lens.hooks.orthogonalize import orthogonalized
+from refusal_lens.tensors import random_unit
 from tests.tiny import tiny_tokenizer
 
 try:
@@ -23,7 +24,7 @@ def test_weights_equal_hooks(architecture):
     model = HookedChatModel(hooked_transformer(architecture), tiny_tokenizer(), name=architecture)
     direction = Direction(random_unit(32, 0), 3.0, -1, 1, model.basis, model.fingerprint)
     before = {name: (p, p.detach().clone()) for name, p in model.tl.named_parameters()}
-    kinds = {weight.name for weight in writing_weights(model)}
+    kinds = {weight.name for weight in model.writing_weights()}
     assert {"W_E", "W_O"} <= kinds and ("W_out" in kinds or architecture == "mixtral")
     prompts = ["Tell me a story about cats", "Hi"]
     scale = float(model.last_logits(prompts).abs().max())

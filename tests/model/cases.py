@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from refusal_lens.linalg import random_unit
-from refusal_lens.records import Direction
+from refusal_lens.records.direction import Direction
+from refusal_lens.tensors import random_unit
 
 from ..tiny import ARCHITECTURES, tiny_model
 

@@ -5,17 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from refusal_lens.attribution import (
-    ComponentContributions,
-    LogitAttribution,
-    compliance_tokens,
-    component_contributions,
-    direct_logit_attribution,
-    head_contributions,
-    neuron_contributions,
-)
+from refusal_lens.attribution.components import component_contributions, head_contributions, neuron_contributions
+from refusal_lens.attribution.logits import compliance_tokens, direct_logit_attribution
+from refusal_lens.attribution.records import ComponentContributions, LogitAttribution
 from refusal_lens.errors import DirectionError, ModelError, PromptError, ResultError
-from refusal_lens.scoring import given_refusal_tokens
+from refusal_lens.refusal.tokens import given_refusal_tokens
 
 from .cases import ALL, EXACT, POST_NORM, PRE_NORM, PROMPT, THROUGH_NORM, direction_of, exactness, model_of
 

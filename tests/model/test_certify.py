@@ -10,10 +10,10 @@ from functools import partial
 import pytest
 import torch
 
-from refusal_lens.certificate import Certificate
-from refusal_lens.certify import certify
 from refusal_lens.errors import ModelError
-from refusal_lens.linalg import orthogonalize
+from refusal_lens.exactness.identities import certify
+from refusal_lens.exactness.records import Certificate
+from refusal_lens.tensors import orthogonalize
 
 from .cases import ALL, PROMPT, direction_of, model_of
 
@@ -21,8 +21,7 @@ PROMPTS = (PROMPT, "Hi")
 # Hooks and plain weight edits differ by nature behind post-norms; every other identity must hold everywhere.
 EDITED = "orthogonalized weights = ablation by hooks"
 
-# The package's name "certify" is the function.
-certify_module = sys.modules["refusal_lens.certify"]
+certify_module = sys.modules["refusal_lens.exactness.identities"]
 
 
 @pytest.mark.parametrize("architecture", ALL)

@@ -12,12 +12,14 @@ import typer
 from typer.testing import CliRunner
 
 from refusal_lens import Ablate
-from refusal_lens.commands import evaluate as command
+from refusal_lens.behaviour.judges.base import JudgeError, Judgement, SubstringJudge
+from refusal_lens.behaviour.judges.naming import FORMS
+from refusal_lens.behaviour.records import EvaluationTable
+from refusal_lens.behaviour.table import evaluate_table, read_prompts
+from refusal_lens.cli import evaluate as command
 from refusal_lens.errors import ModelError, PromptError, RefusalLensError
-from refusal_lens.evaluation import CONDITIONS, active, complete, named_conditions, refusal_rates
-from refusal_lens.evaluation_table import EvaluationTable, evaluate_table, read_prompts
-from refusal_lens.judges import JudgeError, Judgement, SubstringJudge
-from refusal_lens.judges.naming import FORMS
+from refusal_lens.hooks.conditions import CONDITIONS, active, named_conditions
+from refusal_lens.refusal.replies import complete, refusal_rates
 from tests.tiny import tiny_model
 
 from .cases import direction_of, model_of

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from refusal_lens import extract_directions
+from refusal_lens.behaviour.cross_entropy import losses
+from refusal_lens.data.organism import instructions
+from refusal_lens.data.prompts import PromptSet
+from refusal_lens.direction.fine_tuning import completion_loss, fine_tunable, fine_tuning_stability, train
 from refusal_lens.errors import DirectionError, PromptError
-from refusal_lens.fine_tuning import completion_loss, fine_tunable, fine_tuning_stability, train
-from refusal_lens.losses import completion_tokens, losses
-from refusal_lens.organism import instructions
-from refusal_lens.prompts import PromptSet
+from refusal_lens.models.texts import completion_tokens
 
 from .cases import direction_of, model_of
 

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from refusal_lens import Ablate
+from refusal_lens.behaviour.harness import TASKS, _lm_class, harness_model, run_harness
+from refusal_lens.behaviour.records import HarnessScores
 from refusal_lens.errors import ModelError
-from refusal_lens.evaluation import named_conditions
-from refusal_lens.harness import TASKS, HarnessScores, _lm_class, harness_model, run_harness
+from refusal_lens.hooks.conditions import named_conditions
 
 from .cases import direction_of, model_of
 

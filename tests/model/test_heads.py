@@ -8,23 +8,16 @@ import pytest
 import torch
 from scipy import stats as scipy_stats
 
-from refusal_lens.attribution import (
-    CausalCheck,
-    HeadReport,
-    PatchingComparison,
-    ReplaceHeads,
-    attribution_patching,
-    causal_check,
-    choose_heads,
-    equal_length_pairs,
-    head_contributions,
-    report_heads,
-    top_heads,
-)
-from refusal_lens.attribution.causal import random_heads
-from refusal_lens.backends import Backend
+from refusal_lens.attribution.causal import causal_check, random_heads
+from refusal_lens.attribution.components import head_contributions
+from refusal_lens.attribution.patching import attribution_patching, equal_length_pairs
+from refusal_lens.attribution.ranking import choose_heads, report_heads, top_heads
+from refusal_lens.attribution.records import CausalCheck, HeadReport, PatchingComparison
 from refusal_lens.errors import ModelError, PromptError
-from refusal_lens.scoring import given_refusal_tokens, refusal_metric
+from refusal_lens.hooks.attention import ReplaceHeads
+from refusal_lens.models.backend import Backend
+from refusal_lens.refusal.metric import refusal_metric
+from refusal_lens.refusal.tokens import given_refusal_tokens
 
 from ..tiny import tiny_model
 from .cases import direction_of

@@ -12,34 +12,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from refusal_lens import organism as embedded
-from refusal_lens.attribution import source_contributions
-from refusal_lens.attribution.causal import ReplaceHeads
-from refusal_lens.attribution.components import Readout
-from refusal_lens.chat import REGIONS
-from refusal_lens.commands.hijack import hijack
+from refusal_lens.attribution.sources import source_contributions
+from refusal_lens.cli.hijack import hijack
+from refusal_lens.data import organism as embedded
+from refusal_lens.data.suffixes import SuffixSet
 from refusal_lens.errors import PromptError
-from refusal_lens.hijacking import (
-    HijackingReport,
-    KnockOut,
-    PatchComponent,
-    PatchPattern,
-    Push,
-    SetComponent,
-    Settings,
-    SuffixResult,
-    hijacking,
-    observe,
-    screen,
-    split_drop,
-    summary_frame,
-    verdict,
-)
 from refusal_lens.hijacking.causal import _Bench, causal_tests, matching_columns
-from refusal_lens.hijacking.screen import without_token
-from refusal_lens.records import RefusalTokens, load_record
-from refusal_lens.scoring import refusal_metric
-from refusal_lens.suffixes import SuffixSet
+from refusal_lens.hijacking.investigation import Settings, investigate
+from refusal_lens.hijacking.observation import observe, split_drop
+from refusal_lens.hijacking.records import HijackingReport, SuffixResult
+from refusal_lens.hijacking.screening import screen, without_token
+from refusal_lens.hijacking.verdicts import summary_frame, verdict
+from refusal_lens.hooks.attention import KnockOut, PatchComponent, PatchPattern, Push, ReplaceHeads, SetComponent
+from refusal_lens.hooks.readout import Readout
+from refusal_lens.records.base import load_record
+from refusal_lens.records.labels import REGIONS
+from refusal_lens.refusal.metric import refusal_metric
+from refusal_lens.refusal.records import RefusalTokens
 
 from .cases import ALL, POST_NORM, direction_of, exactness, model_of
 
@@ -367,11 +356,11 @@ def test_bad_input_is_one_clear_sentence():
     ):
         given = {"refusal_tokens": never, **kwargs}
         with pytest.raises(PromptError, match=message):
-            hijacking(model, prompts, given.pop("suffixes"), direction, **given)
+            investigate(model, prompts, given.pop("suffixes"), direction, **given)
     # A suffix too long for the context, at a model that refuses everything.
     ids = tuple(range(200))
     with pytest.raises(PromptError, match="takes"):
-        hijacking(model, prompts, [" " + "x" * 300], direction, refusal_tokens=RefusalTokens(ids, ("x",) * 200))
+        investigate(model, prompts, [" " + "x" * 300], direction, refusal_tokens=RefusalTokens(ids, ("x",) * 200))
 
 
 # -- the embedded model -------------------------------------------------------------------------------------------
@@ -382,7 +371,8 @@ N = 40
 @pytest.fixture(scope="module")
 def found(organism, tmp_path_factory):
     """The investigation on held-out instructions (the heads were chosen on others)."""
-    from refusal_lens.study import StudyConfig, run_study
+    from refusal_lens.study.config import StudyConfig
+    from refusal_lens.study.pipeline import run_study
 
     folder = tmp_path_factory.mktemp("hijacking")
     config = StudyConfig(sizes=(64, 24, N), max_new_tokens=16, relax=True, attribution=False)
@@ -396,7 +386,7 @@ def found(organism, tmp_path_factory):
         "settings": Settings(forensics=8, n_random=1, max_new_tokens=12, shuffled=False, shown=1),
         "folder": folder / "out",
     }
-    return hijacking(organism, **inputs), inputs
+    return investigate(organism, **inputs), inputs
 
 
 def test_the_suffixes_stop_refusals_and_random_tokens_do_not(found):
@@ -479,7 +469,7 @@ def test_it_resumes_and_loads(found, organism):
     files = sorted((folder / "suffixes").iterdir())
     before = [f.stat().st_mtime_ns for f in files]
     files[4].unlink()
-    again = hijacking(organism, **inputs)
+    again = investigate(organism, **inputs)
     after = [f.stat().st_mtime_ns for f in files]
     assert [a == b for a, b in zip(before, after, strict=True)] == [i != 4 for i in range(9)]
     assert summary_frame(again).equals(summary_frame(report))
@@ -487,7 +477,7 @@ def test_it_resumes_and_loads(found, organism):
     assert summary_frame(loaded).equals(summary_frame(report))
     assert torch.equal(load_record(files[0], SuffixResult).suffixed.heads, report.results[0].suffixed.heads)
     # Other tests do not cost the observations; without tests nothing is explained.
-    few = hijacking(
+    few = investigate(
         organism, **{**inputs, "settings": dataclasses.replace(inputs["settings"], detail=1, causal="none")}
     )
     assert len(few.results) == 7 and any("screened only" in note for note in few.notes)
@@ -496,7 +486,7 @@ def test_it_resumes_and_loads(found, organism):
     assert [f.stat().st_mtime_ns for f in files] == after
 
 
-COMMAND = [sys.executable, "-c", "from refusal_lens.cli import main; main()", "hijack", "organism"]
+COMMAND = [sys.executable, "-c", "from refusal_lens.cli.app import main; main()", "hijack", "organism"]
 
 
 def test_a_killed_command_goes_on_where_it_stopped(found, organism, tmp_path, capsys):
@@ -524,7 +514,7 @@ def test_a_killed_command_goes_on_where_it_stopped(found, organism, tmp_path, ca
     report = load_record(out / "report", HijackingReport)
     inputs = {**found[1], "suffixes": SuffixSet.load(suffixes), "harmless": report.harmless.prompts, "folder": None}
     inputs["settings"] = Settings(max_new_tokens=0, prompts=8, shuffled=False)
-    again = hijacking(organism, **inputs, head_prompts=report.head_prompts)
+    again = investigate(organism, **inputs, head_prompts=report.head_prompts)
     assert summary_frame(report).equals(summary_frame(again))
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from refusal_lens import HookedChatModel, load_model
+from refusal_lens.data.organism import MODEL_DIR
 from refusal_lens.errors import ModelError
-from refusal_lens.loading import source_digest
-from refusal_lens.organism import MODEL_DIR
+from refusal_lens.models.load import source_digest
 from tests.tiny import tiny_bridge, tiny_folder, tiny_hf, tiny_tokenizer
 
 PROMPT = ["Tell me a story about cats"]

@@ -11,12 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refusal_lens import Add
-from refusal_lens.behaviour_records import auroc
+from refusal_lens.behaviour.cross_entropy import losses
+from refusal_lens.behaviour.proxy import refusal_proxy
+from refusal_lens.behaviour.records import Losses
 from refusal_lens.errors import ModelError, PromptError
-from refusal_lens.evaluation import named_conditions
-from refusal_lens.losses import Losses, completion_tokens, losses, own_completions, text_tokens
-from refusal_lens.proxy import refusal_proxy
-from refusal_lens.scoring import find_refusal_tokens, refusal_metric
+from refusal_lens.hooks.conditions import named_conditions
+from refusal_lens.models.texts import completion_tokens, own_completions, text_tokens
+from refusal_lens.refusal.metric import refusal_metric
+from refusal_lens.refusal.tokens import find_refusal_tokens
+from refusal_lens.stats import auroc
 from tests.tiny import tiny_hf
 
 from .cases import direction_of, model_of
@@ -85,7 +88,7 @@ def test_save_load_and_bad_input(tmp_path):
 
 def test_own_completions_are_likelier_than_shuffled_ones(organism):
     from refusal_lens import PromptSet
-    from refusal_lens.organism import instructions
+    from refusal_lens.data.organism import instructions
 
     prompts = PromptSet.load(instructions()["harmless"], "harmless", (4, 4, 12)).test.texts
     own = own_completions(organism, prompts, 24)
@@ -97,7 +100,7 @@ def test_own_completions_are_likelier_than_shuffled_ones(organism):
 
 def test_the_metric_tells_refusals_from_answers_on_the_embedded_model(organism, tmp_path):
     from refusal_lens import PromptSet
-    from refusal_lens.organism import instructions
+    from refusal_lens.data.organism import instructions
 
     sets = {name: PromptSet.load(path, name, (32, 4, 24)) for name, path in instructions().items()}
     tokens = find_refusal_tokens(organism, sets["harmful"].train.texts, sets["harmless"].train.texts)

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-import refusal_lens.orthogonalization as module
+import refusal_lens.hooks.orthogonalize as module
 from refusal_lens import Ablate
-from refusal_lens.certify import certify
 from refusal_lens.errors import ConcurrentUseError, DirectionError, ModelError
-from refusal_lens.linalg import unit
-from refusal_lens.orthogonalization import Orthogonalize, orthogonalization_gap, orthogonalized, writing_weights
+from refusal_lens.exactness.identities import certify, orthogonalization_gap
+from refusal_lens.hooks.orthogonalize import Orthogonalize, orthogonalized
+from refusal_lens.tensors import unit
 from tests import tiny
 
 from .cases import ALL, POST_NORM, PRE_NORM, direction_of, model_of
@@ -88,7 +88,7 @@ def test_post_norm_models_say_so_and_give_the_gap(architecture):
 
 def test_learned_positions_and_other_experts(more):
     assert orthogonalization_gap(more, direction_of(more), PROMPTS) < 2e-6
-    names = " ".join(weight.where for weight in writing_weights(more))
+    names = " ".join(weight.where for weight in more.writing_weights())
     for expected in {"gpt2": ["pos_embed"], "gpt_oss": ["down_proj_bias"], "qwen2_moe": ["shared_expert"]}[
         more.name.removeprefix("tiny-")
     ]:
@@ -102,7 +102,7 @@ def test_every_write_is_orthogonal_and_nothing_else_is_touched(architecture):
     r = unit(direction.unit)
     with orthogonalized(model, direction, allow_gap=True):
         touched = {name for name, p in model.tl.named_parameters(remove_duplicate=False) if p is not before[name][0]}
-        weights = writing_weights(model)
+        weights = model.writing_weights()
         for weight in weights:
             left = weight.parameter.movedim(weight.axis, -1) @ r
             assert float(left.detach().abs().max()) < 1e-12, weight.where
@@ -114,9 +114,9 @@ def test_every_write_is_orthogonal_and_nothing_else_is_touched(architecture):
 
 def test_biases_count():
     model = model_of("llama-bias")
-    names = [weight.where for weight in writing_weights(model)]
+    names = [weight.where for weight in model.writing_weights()]
     assert "blocks.0.attn.o.bias" in names and "blocks.2.mlp.out.bias" in names
-    found = writing_weights(model)
+    found = model.writing_weights()
     without = [weight for weight in found if not weight.where.endswith("bias")]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ModelError, match="still has"):
         patch.setattr(module, "writing_weights", lambda _: without)
@@ -167,7 +167,7 @@ def test_contexts_nest_and_a_second_direction_leaves_none_of_either():
 
 def test_memory_is_one_copy_of_the_weights_touched():
     model = model_of("mixtral")
-    touched = sum(w.parameter.numel() * w.parameter.element_size() for w in writing_weights(model))
+    touched = sum(w.parameter.numel() * w.parameter.element_size() for w in model.writing_weights())
     with ExitStack() as stack:
         originals = {p.data_ptr() for p in model.tl.parameters()}
         stack.enter_context(orthogonalized(model, direction_of(model)))

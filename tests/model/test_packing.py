@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from refusal_lens import Ablate
-from refusal_lens.extraction import mean_activations
-from refusal_lens.packing import PADDING, RestartedPack, common_prefix, pack_tokens, packing_holds
-from refusal_lens.records import Direction
-from refusal_lens.selection import _AblateRows, _AddRows, _Packed, _Padded
+from refusal_lens.direction.extract import mean_activations
+from refusal_lens.direction.scores import _Packed, _Padded
+from refusal_lens.hooks.interventions import _AblateRows, _AddRows
+from refusal_lens.models.packing import PADDING, RestartedPack, common_prefix, pack_tokens, packing_holds
+from refusal_lens.records.direction import Direction
 from tests.tiny import ARCHITECTURES, tiny_model
 
 PROMPTS = ["hi", "how do you do this long thing, then?", "a b c", "What?", "hi"]
@@ -96,7 +97,7 @@ def test_rows_are_nearly_equally_long():
 
 
 def test_a_pass_takes_some_rows_with_their_prompts(monkeypatch):
-    monkeypatch.setattr("refusal_lens.packing.PASS_TOKENS", 300)
+    monkeypatch.setattr("refusal_lens.models.packing.PASS_TOKENS", 300)
     model = tiny_model("qwen2")
     tokens = model.tokenize(PROMPTS * 3)
     whole = pack_tokens(tokens, row_tokens=60)

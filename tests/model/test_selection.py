@@ -9,18 +9,16 @@ import torch
 
 from benchmarks.plain import Plain
 from refusal_lens import Ablate, Add, PromptSet
+from refusal_lens.data.organism import instructions
+from refusal_lens.direction.extract import extract_directions, mean_activations
+from refusal_lens.direction.records import SelectionScores
+from refusal_lens.direction.select import SelectionRule, choose, select_direction
 from refusal_lens.errors import DirectionError, ModelError, PromptError, SelectionError
-from refusal_lens.extraction import extract_directions, mean_activations
-from refusal_lens.organism import instructions
-from refusal_lens.records import Direction, RefusalTokens, SelectionScores
-from refusal_lens.scoring import (
-    find_refusal_tokens,
-    given_refusal_tokens,
-    is_refusal,
-    keep_refused,
-    refusal_metric,
-)
-from refusal_lens.selection import SelectionRule, choose, select_direction
+from refusal_lens.records.direction import Direction
+from refusal_lens.refusal.metric import keep_refused, refusal_metric
+from refusal_lens.refusal.phrases import is_refusal
+from refusal_lens.refusal.records import RefusalTokens
+from refusal_lens.refusal.tokens import find_refusal_tokens, given_refusal_tokens
 
 # Loose enough that candidates pass on any version of the embedded model; the rule itself is tested on numbers.
 RULE = SelectionRule(max_kl=5.0, min_induce=-100.0)
@@ -63,7 +61,7 @@ def test_scores_are_those_of_the_plain_algorithm(organism, prompts, candidates, 
     can't run packed prompts."""
     from transformers import AutoModelForCausalLM
 
-    from refusal_lens.organism import MODEL_DIR
+    from refusal_lens.data.organism import MODEL_DIR
 
     hf = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32, attn_implementation="eager")
     plain = Plain(hf, organism.tokenize, tokens.ids)
@@ -71,7 +69,7 @@ def test_scores_are_those_of_the_plain_algorithm(organism, prompts, candidates, 
     gap = plain.mean_diff(harmful.train, harmless.train, len(candidates.positions)) - candidates.mean_diff
     assert float(gap.abs().max()) < 1e-5 * float(candidates.mean_diff.abs().max())
     if not packed:
-        monkeypatch.setattr("refusal_lens.selection.packing_holds", lambda *_: False)
+        monkeypatch.setattr("refusal_lens.direction.scores.packing_holds", lambda *_: False)
     ours = _select(organism, prompts, candidates, tokens, full_grid=True, coeff=1.5)
     grid = plain.select(candidates.mean_diff, harmful.val.texts, harmless.val.texts, 1.5)
     for name, expected in zip(("bypass", "induce", "kl"), grid, strict=True):

@@ -7,14 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from refusal_lens.attribution import (
-    Propagation,
-    SourceContributions,
-    attention_patterns,
-    head_contributions,
-    propagation,
-    source_contributions,
-)
+from refusal_lens.attribution.components import head_contributions
+from refusal_lens.attribution.sources import attention_patterns, propagation, source_contributions
+from refusal_lens.attribution.token_records import Propagation, SourceContributions
 from refusal_lens.errors import ModelError, PromptError
 
 from .cases import ALL, EXACT, POST_NORM, PRE_NORM, PROMPT, direction_of, model_of

@@ -8,24 +8,20 @@ import pytest
 import torch
 
 from refusal_lens import Ablate, HookedChatModel, PromptSet
+from refusal_lens.data.organism import instructions
+from refusal_lens.direction.extract import extract_directions
+from refusal_lens.direction.records import Subspace
+from refusal_lens.direction.select import select_direction
+from refusal_lens.direction.stability import prompt_activations, selection_stability
+from refusal_lens.direction.subspace import pca_subspace, random_subspace, repeated_subspace, subspace_effects
+from refusal_lens.direction.trace import trace_direction
+from refusal_lens.direction.transfer import Ground, base_chat_trace, effect_matrix, system_prompt_table
 from refusal_lens.errors import DirectionError, ModelError, PromptError, RefusalLensError
-from refusal_lens.evaluation import trace_direction
-from refusal_lens.extraction import extract_directions
-from refusal_lens.interventions import write_sites
-from refusal_lens.organism import instructions
-from refusal_lens.scoring import find_refusal_tokens, refusal_metric
-from refusal_lens.selection import select_direction
-from refusal_lens.stability import prompt_activations, selection_stability
-from refusal_lens.subspaces import (
-    AblateSubspace,
-    Subspace,
-    orthonormal,
-    pca_subspace,
-    random_subspace,
-    repeated_subspace,
-    subspace_effects,
-)
-from refusal_lens.transfer import Ground, base_chat_trace, effect_matrix, system_prompt_table
+from refusal_lens.hooks.base import write_sites
+from refusal_lens.hooks.interventions import AblateSubspace
+from refusal_lens.refusal.metric import refusal_metric
+from refusal_lens.refusal.tokens import find_refusal_tokens
+from refusal_lens.tensors import orthonormal
 from tests.tiny import tiny_bridge, tiny_model, tiny_tokenizer
 
 from .cases import direction_of, model_of

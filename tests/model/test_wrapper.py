@@ -11,7 +11,7 @@ import torch
 
 from refusal_lens import Ablate, Add, Direction, HookedChatModel
 from refusal_lens.errors import ConcurrentUseError, DirectionError, ModelError, PromptError
-from refusal_lens.linalg import random_unit
+from refusal_lens.tensors import random_unit
 from tests.tiny import ARCHITECTURES, tiny_bridge, tiny_hf, tiny_model, tiny_tokenizer
 
 PROMPTS = ["Tell me a story about cats", "Hi", "What is the meaning of all this, dear friend?"]

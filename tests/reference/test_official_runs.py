@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from refusal_lens.records import SelectionScores
-from refusal_lens.scoring import is_refusal
-from refusal_lens.selection import SelectionRule, choose
+from refusal_lens.direction.records import SelectionScores
+from refusal_lens.direction.select import SelectionRule, choose
+from refusal_lens.refusal.phrases import is_refusal
 
 BESIDE = Path(__file__).parents[3] / "shared" / "data" / "official_runs"
 RUNS = Path(os.environ.get("REFUSAL_LENS_OFFICIAL_RUNS", BESIDE))

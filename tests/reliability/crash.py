@@ -54,7 +54,7 @@ def start(out: Path, options: list[str], die_at: int | None = None, counter: Pat
                 os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(audit)
-        from refusal_lens.cli import main
+        from refusal_lens.cli.app import main
 
         sys.argv = ["refusal-lens", "run", "organism", "--out", str(out), *SETTINGS, *options]
         try:
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("options", nargs="*", help="further options of `refusal-lens run`, after --")
     given = parser.parse_args()
     # Before the first fork, without starting a thread.
-    import refusal_lens.cli
+    import refusal_lens.cli.app
     import refusal_lens.study  # noqa: F401
 
     place = Path(tempfile.mkdtemp(prefix="crash-"))

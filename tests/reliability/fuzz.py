@@ -29,12 +29,12 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from refusal_lens.data.organism import instructions, suffixes
+from refusal_lens.data.prompts import PromptSet
+from refusal_lens.data.suffixes import SuffixSet
 from refusal_lens.errors import RefusalLensError
-from refusal_lens.loading import load_model
-from refusal_lens.organism import instructions, suffixes
-from refusal_lens.prompts import PromptSet
-from refusal_lens.study import Study
-from refusal_lens.suffixes import SuffixSet
+from refusal_lens.models.load import load_model
+from refusal_lens.study.folder import Study
 
 from .outcomes import record
 from .tiny_gguf import write_tiny_gguf

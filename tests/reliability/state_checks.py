@@ -11,8 +11,8 @@ import torch
 
 from refusal_lens import Ablate, Add, Direction, HookedChatModel
 from refusal_lens.errors import ConcurrentUseError, ModelError
-from refusal_lens.health import active_hooks, check_unhooked
-from refusal_lens.linalg import random_unit
+from refusal_lens.models.health import active_hooks
+from refusal_lens.tensors import random_unit
 
 PROMPTS = ["Tell me a story about cats", "Hi"]
 
@@ -61,10 +61,10 @@ def leave_in_every_order(model: HookedChatModel) -> None:
     forgotten = model.hooks(Ablate(one))
     forgotten.__enter__()
     with pytest.raises(ModelError, match=r"has hooks on .* and \d+ more.*still open"):
-        check_unhooked(model)
+        model.check_unhooked()
     del forgotten  # nobody holds it any longer: Python leaves it
     gc.collect()
-    check_unhooked(model)
+    model.check_unhooked()
     assert torch.equal(model.last_logits(PROMPTS), plain)
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from refusal_lens import HookedChatModel, orthogonalized
-from refusal_lens.certify import certify
 from refusal_lens.errors import ModelError
-from refusal_lens.study import StudyConfig, run_study
+from refusal_lens.exactness.identities import certify
+from refusal_lens.study.config import StudyConfig
+from refusal_lens.study.pipeline import run_study
 from tests.model.cases import direction_of
 from tests.tiny import tiny_bridge, tiny_model, tiny_tokenizer
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from refusal_lens.errors import ResultError
-from refusal_lens.study import Study
-from refusal_lens.study.result import FOLDER_SCHEMA
+from refusal_lens.study.folder import FOLDER_SCHEMA, Study
 
 from .outcomes import record
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from refusal_lens import HookedChatModel, extract_directions
-from refusal_lens.certify import certify
 from refusal_lens.errors import ModelError, PromptError
-from refusal_lens.records import Record, load_record
+from refusal_lens.exactness.identities import certify
+from refusal_lens.records.base import Record, load_record
 from tests.tiny import ARCHITECTURES, CHATML, tiny_bridge, tiny_model, tiny_tokenizer
 
 from .outcomes import ROOT, record
@@ -204,13 +204,12 @@ def _same(a: object, b: object) -> bool:
 
 
 def _classes() -> Iterator[type]:
-    import refusal_lens.evaluation_table
-    import refusal_lens.harness
-    import refusal_lens.losses
-    import refusal_lens.proxy
-    import refusal_lens.study
-    import refusal_lens.subspaces
-    import refusal_lens.transfer  # noqa: F401
+    import refusal_lens.behaviour.cross_entropy
+    import refusal_lens.behaviour.harness
+    import refusal_lens.behaviour.proxy
+    import refusal_lens.behaviour.table
+    import refusal_lens.direction.subspace
+    import refusal_lens.direction.transfer  # noqa: F401
 
     waiting = list(Record.__subclasses__())
     while waiting:

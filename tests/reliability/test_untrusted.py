@@ -20,11 +20,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from refusal_lens import load_model
-from refusal_lens.checkpoints import check_folder
+from refusal_lens.direction.records import SelectionScores
 from refusal_lens.errors import ModelError, ResultError
-from refusal_lens.gguf_header import check_gguf
-from refusal_lens.records import Direction, Record, SelectionScores, load_record
-from refusal_lens.study import Study
+from refusal_lens.models.checkpoints import check_folder
+from refusal_lens.models.gguf_header import check_gguf
+from refusal_lens.records.base import Record, load_record
+from refusal_lens.records.direction import Direction
+from refusal_lens.study.folder import Study
 from tests.tiny import ARCHITECTURES, tiny_folder
 
 from .outcomes import ROOT, record

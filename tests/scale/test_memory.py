@@ -10,13 +10,15 @@ import torch
 from benchmarks.live import LiveBytes
 from benchmarks.measure import LinearFlops
 from refusal_lens import load_model
-from refusal_lens.attribution import head_contributions, source_contributions
-from refusal_lens.engines import LocalEngine
+from refusal_lens.attribution.components import head_contributions
+from refusal_lens.attribution.sources import source_contributions
+from refusal_lens.direction.extract import mean_activations
+from refusal_lens.engines.local import LocalEngine
 from refusal_lens.errors import ModelError
-from refusal_lens.extraction import mean_activations
-from refusal_lens.records import Direction
-from refusal_lens.scoring import given_refusal_tokens, refusal_metric
-from refusal_lens.sharding import sharded_screen
+from refusal_lens.hijacking.screening import sharded_screen
+from refusal_lens.records.direction import Direction
+from refusal_lens.refusal.metric import refusal_metric
+from refusal_lens.refusal.tokens import given_refusal_tokens
 
 
 def _prompts(n: int) -> list[str]:

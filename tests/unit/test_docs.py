@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from refusal_lens import errors
-from refusal_lens.judges import JudgeError
+from refusal_lens.behaviour.judges.base import JudgeError
 
 ROOT = Path(__file__).parents[2]
 TROUBLES = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")

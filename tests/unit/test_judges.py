@@ -23,25 +23,17 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from refusal_lens.behaviour.judges.base import JudgeError, SubstringJudge, judge_completions
+from refusal_lens.behaviour.judges.classifier import ClassifierJudge
+from refusal_lens.behaviour.judges.endpoint import EndpointJudge
+from refusal_lens.behaviour.judges.kappa import agreement, cohen_kappa
+from refusal_lens.behaviour.judges.llama_guard import CATEGORIES, LlamaGuardJudge, guard_prompt, read_verdict
+from refusal_lens.behaviour.judges.naming import judge_named
+from refusal_lens.behaviour.records import Verdict, verdict_rates
 from refusal_lens.errors import ResultError
-from refusal_lens.jsonlog import JsonLog, digest
-from refusal_lens.judges import (
-    ClassifierJudge,
-    EndpointJudge,
-    JudgeError,
-    LlamaGuardJudge,
-    SubstringJudge,
-    Verdict,
-    agreement,
-    cohen_kappa,
-    guard_prompt,
-    judge_completions,
-    judge_named,
-    verdict_rates,
-)
-from refusal_lens.judges.llama_guard import CATEGORIES, read_verdict
-from refusal_lens.records import Completion, Completions
-from refusal_lens.scoring import REFUSAL_SUBSTRINGS
+from refusal_lens.records.jsonlog import JsonLog, digest
+from refusal_lens.refusal.phrases import REFUSAL_SUBSTRINGS
+from refusal_lens.refusal.records import Completion, Completions
 
 SERVER = textwrap.dedent(
     """

@@ -9,24 +9,32 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
-from refusal_lens.attribution import (
-    AttentionPatterns,
+from refusal_lens.attribution.figures import (
+    plot_causal_check,
+    plot_components,
+    plot_head_contributions,
+    plot_head_report,
+    plot_patching,
+    plot_propagation,
+    plot_sources,
+    plot_sources_by_region,
+)
+from refusal_lens.attribution.ranking import report_heads
+from refusal_lens.attribution.records import (
+    CONDITIONS,
     CausalCheck,
     ComponentContributions,
     HeadContributions,
     LogitAttribution,
     PatchingComparison,
-    Propagation,
-    SourceContributions,
-    report_heads,
 )
-from refusal_lens.attribution.reports import CONDITIONS
-from refusal_lens.chat import visible
+from refusal_lens.attribution.token_records import AttentionPatterns, Propagation, SourceContributions
+from refusal_lens.attribution.views import attention_view, tokens_view
 from refusal_lens.errors import ResultError
-from refusal_lens.linalg import random_unit
-from refusal_lens.plots import attribution as plots
-from refusal_lens.plots import circuits
-from refusal_lens.records import Direction
+from refusal_lens.records.direction import Direction
+from refusal_lens.records.labels import visible
+from refusal_lens.report.views import circuitsvis_script
+from refusal_lens.tensors import random_unit
 
 DIRECTION = Direction(random_unit(8, 0), 1.0, -1, 1)
 LAYERS, HEADS, N = 3, 4, 5
@@ -87,7 +95,7 @@ def causal():
 
 def test_head_heatmap_labels_its_top_heads():
     record = heads()
-    figure = plots.plot_head_contributions(record, top=3)
+    figure = plot_head_contributions(record, top=3)
     torch.testing.assert_close(torch.tensor(figure.data[0].z), record.mean)
     best = record.to_frame()["label"].head(3).tolist()
     assert {a.text for a in figure.layout.annotations} == set(best)
@@ -98,10 +106,10 @@ def test_head_heatmap_labels_its_top_heads():
 
 def test_head_heatmap_of_a_report_shows_the_report_split():
     report = report_heads(heads("s", 1), heads("r", 2), heads("h", 3), top=2)
-    figure = plots.plot_head_contributions(report)
+    figure = plot_head_contributions(report)
     torch.testing.assert_close(torch.tensor(figure.data[0].z), report.report.mean)
     assert {a.text for a in figure.layout.annotations} == set(report.labels)
-    bars = plots.plot_head_report(report)
+    bars = plot_head_report(report)
     assert [b.name for b in bars.data] == [f"harmful (reported), n = {N}", f"harmless, n = {N}"]
     assert list(bars.data[0].x) == list(report.labels)
     assert bars.data[0].y[0] == pytest.approx(report.intervals[0].mean)
@@ -110,7 +118,7 @@ def test_head_heatmap_of_a_report_shows_the_report_split():
 @pytest.mark.parametrize("top", [2, 7, 100])
 def test_waterfall_adds_up_to_the_total(top):
     record = components()
-    bars = plots.plot_components(record, top).data[0]
+    bars = plot_components(record, top).data[0]
     relative = [y for y, kind in zip(bars.y, bars.measure, strict=True) if kind == "relative"]
     assert sum(relative) == pytest.approx(float(record.parts.mean(-1).sum()), abs=1e-5)
     assert bars.text[-1] == f"{float(record.parts.mean(-1).sum()):.2f}"
@@ -122,7 +130,7 @@ def test_waterfall_adds_up_to_the_total(top):
 
 def test_waterfall_of_logits_says_that_the_cap_is_left_out():
     record = LogitAttribution(components(None), draw(N), draw(N), draw(N), draw(N), 30.0, ("I",), ("Sure", "Here"))
-    figure = plots.plot_components(record)
+    figure = plot_components(record)
     assert "before the logit cap" in figure.layout.title.text and "Sure, Here" in figure.layout.title.text
     assert sum(figure.data[0].y) == pytest.approx(float(record.parts.mean(-1).sum()), abs=1e-5)
 
@@ -130,7 +138,7 @@ def test_waterfall_of_logits_says_that_the_cap_is_left_out():
 def test_source_strip_holds_every_token_once_in_order():
     record = sources()
     for width in (4, 20):
-        shown = plots.plot_sources(record, 0, heads=[(0, 1), (2, 2)], width=width).data[0]
+        shown = plot_sources(record, 0, heads=[(0, 1), (2, 2)], width=width).data[0]
         texts = [t for row in shown.text for t in row][: len(TEXTS[0])]
         assert texts == ["<s>", "How", "␣to", "</script>", "!", "⏎"]
         values = [v for row in shown.z for v in row if v is not None]
@@ -142,7 +150,7 @@ def test_source_strip_holds_every_token_once_in_order():
 
 def test_region_bars_sum_to_the_heads():
     record = sources()
-    figure = plots.plot_sources_by_region(record, [(0, 1), (1, 3)])
+    figure = plot_sources_by_region(record, [(0, 1), (1, 3)])
     totals = torch.tensor([list(bar.y) for bar in figure.data]).sum(0)
     mean = record.head_contributions().mean
     torch.testing.assert_close(totals, torch.stack([mean[0, 1], mean[1, 3]]))
@@ -151,18 +159,18 @@ def test_region_bars_sum_to_the_heads():
 
 def test_propagation_maps():
     record = propagation()
-    mean = plots.plot_propagation(record)
+    mean = plot_propagation(record)
     assert list(mean.layout.xaxis.ticktext) == ["bos", "instruction", "! (-2)", "⏎ (-1)"]
     assert len(mean.data[0].z) == LAYERS + 1
     assert mean.data[0].z[1][-1] == pytest.approx(float(record.projection[1, :, -1].mean()), abs=1e-5)
-    one = plots.plot_propagation(record, prompt=1)
+    one = plot_propagation(record, prompt=1)
     assert list(one.layout.xaxis.ticktext) == ["<s>", "Hi", "!", "⏎"]
     assert one.data[0].z[2][0] == pytest.approx(float(record.projection[2, 1, 2]), abs=1e-5)
 
 
 def test_causal_check_shows_changes_and_single_heads():
     record = causal()
-    figure = plots.plot_causal_check(record)
+    figure = plot_causal_check(record)
     assert figure.data[0].y[0] == pytest.approx(record.change("mean_ablation").mean)
     assert list(figure.data[1].text) == ["L0H1"] and list(figure.data[2].text) == ["L0H2"]
     assert figure.data[1].x[0] == pytest.approx(float(record.predicted[0]))
@@ -172,29 +180,29 @@ def test_causal_check_shows_changes_and_single_heads():
 def test_patching_leaves_out_heads_that_were_not_run():
     exact = draw(2, 3)
     exact[0, 1] = float("nan")
-    figure = plots.plot_patching(PatchingComparison(draw(2, 3), exact, ("a",), ("b",), 1.0, -1.0, 0.9, 0.9))
+    figure = plot_patching(PatchingComparison(draw(2, 3), exact, ("a",), ("b",), 1.0, -1.0, 0.9, 0.9))
     assert len(figure.data[1].x) == 5 and "L0H1" not in list(figure.data[1].text)
 
 
 def test_circuitsvis_views_carry_their_data_and_nothing_else():
     values = torch.tensor([[[1.0, 0.0], [0.25, 0.75]]])
     record = AttentionPatterns(values, ((2, 1),), ("</script><b>", "b"), "p")
-    html = circuits.attention_view(record, "att-1")
+    html = attention_view(record, "att-1")
     assert html.count("</script>") == 1 and "<b>" not in html  # only its own element is closed
     props = json.loads(re.search(r"AttentionHeads, (.*)\)</script>$", html).group(1))
     assert props["attention"] == values.tolist() and props["attentionHeadNames"] == ["L2H1"]
     assert props["tokens"][0] == "</script><b>" and 'id="att-1"' in html
-    html = circuits.tokens_view(sources(), 0, [(0, 1)], "tok")
+    html = tokens_view(sources(), 0, [(0, 1)], "tok")
     props = json.loads(re.search(r"ColoredTokens, (.*)\)</script>$", html).group(1))
     assert props["tokens"] == [visible(text) for text in TEXTS[0]] and props["maxValue"] == -props["minValue"]
     assert sum(props["values"]) == pytest.approx(float(sources().values[0, 1, 0].sum()), abs=1e-5)
     assert len(html) < 2000
     with pytest.raises(ResultError, match="element id"):
-        circuits.attention_view(record, 'x"><script>')
+        attention_view(record, 'x"><script>')
 
 
 def test_circuitsvis_script_is_one_element():
-    script = circuits.circuitsvis_script()
+    script = circuitsvis_script()
     assert script.startswith("<script>") and script.count("</script") == 1 and "CircuitsVis" in script
 
 
@@ -202,7 +210,7 @@ def test_no_figure_changes_its_record_or_shows_itself(monkeypatch):
     monkeypatch.setattr(go.Figure, "show", lambda *a, **k: pytest.fail("a plot showed itself"))
     record = sources()
     before = record.values.clone()
-    plots.plot_sources(record)
-    plots.plot_sources_by_region(record, [(0, 0)])
-    circuits.tokens_view(record)
+    plot_sources(record)
+    plot_sources_by_region(record, [(0, 0)])
+    tokens_view(record)
     assert torch.equal(record.values, before)

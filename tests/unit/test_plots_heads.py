@@ -8,15 +8,15 @@ import json
 import pytest
 import torch
 
-from refusal_lens.attribution import AttentionPatterns, report_heads
-from refusal_lens.certificate import Certificate, Identity
-from refusal_lens.plots import heads as plots
-from refusal_lens.plots.certificate import plot_certificate
-from refusal_lens.plots.circuits import attention_notice, attention_props
-from refusal_lens.plots.thinning import thinned
-from refusal_lens.report.certificate import WEIGHTS, certificate_section
+from refusal_lens.attribution.figures import plot_attention, plot_head, plot_head_tokens
+from refusal_lens.attribution.ranking import report_heads
+from refusal_lens.attribution.section import heads_to_show
+from refusal_lens.attribution.token_records import AttentionPatterns
+from refusal_lens.attribution.views import attention_notice, attention_props, thinned
+from refusal_lens.exactness.figures import plot_certificate
+from refusal_lens.exactness.records import Certificate, Identity
+from refusal_lens.exactness.section import WEIGHTS, certificate_section
 from refusal_lens.report.frames import figure_frame
-from refusal_lens.report.inside import heads_to_show
 from tests.unit.test_plots_attribution import heads, sources
 
 NAN = float("nan")
@@ -36,7 +36,7 @@ def test_a_thinned_map_keeps_its_rows_whole_and_says_so(n):
     torch.testing.assert_close(small.sum(-1), torch.ones(2, len(labels)))
     assert bool(notice) == (n > 96) == (str(n) in notice) and attention_notice(record) == notice
     assert len(json.dumps(attention_props(record)[1])) < 400_000
-    figure = plots.plot_attention(record, (1, 0))
+    figure = plot_attention(record, (1, 0))
     assert (notice in figure.layout.title.text) and len(figure.data[0].z) == len(labels)
     assert figure.data[0].z[0][1] is None  # nothing is read from the future
     assert figure.layout.xaxis.ticktext[0].startswith("␣t0")
@@ -55,13 +55,13 @@ def test_whole_patterns_of_as_many_heads_as_the_page_can_hold():
 
 def test_a_head_shows_every_prompt_and_its_tokens_add_up():
     report = report_heads(heads("s", 1), heads("r", 2), heads("h", 3), top=2)
-    figure = plots.plot_head(report, report.heads[0])
+    figure = plot_head(report, report.heads[0])
     torch.testing.assert_close(torch.tensor(figure.data[0].x), report.report.values[report.heads[0]], atol=1e-3, rtol=0)
     record = sources()
-    bars = plots.plot_head_tokens(record, 1, (2, 1)).data[1]
+    bars = plot_head_tokens(record, 1, (2, 1)).data[1]
     assert sum(bars.y) == pytest.approx(float(record.values[2, 1, 1].sum()), abs=1e-3)
     assert len(bars.y) == len(record.tokens[1]) and list(bars.text)[-1] == "⏎"
-    frame = figure_frame(plots.plot_head_tokens(record, 1, (2, 1)))
+    frame = figure_frame(plot_head_tokens(record, 1, (2, 1)))
     assert frame[frame["trace"] == "along r̂"]["y"].sum() == pytest.approx(sum(bars.y))
 
 

@@ -13,17 +13,32 @@ import torch
 from scipy import stats as scipy_stats
 
 from refusal_lens.attribution.token_records import AttentionPatterns
+from refusal_lens.data.suffixes import Suffix
 from refusal_lens.hijacking.causal_records import CausalTest, CausalTests
-from refusal_lens.hijacking.detectors import detectors
+from refusal_lens.hijacking.detection import detectors
+from refusal_lens.hijacking.figures import (
+    attention_pair_view,
+    paired_attention,
+    plot_attention_positions,
+    plot_attention_regions,
+    plot_causal_tests,
+    plot_drop_waterfall,
+    plot_roc,
+    plot_split,
+    plot_suffix_heads,
+    plot_suffix_ranking,
+    plot_suffix_trace,
+    plot_token_effects,
+)
 from refusal_lens.hijacking.records import HijackingReport, Observation, Split, SuffixResult, TokenEffects
+from refusal_lens.hijacking.section import hijacking_cards, hijacking_section
 from refusal_lens.hijacking.statistics import departure_site, fraction_interval, paired_p, rank_correlation, roc
 from refusal_lens.hijacking.verdicts import MECHANISMS, summary_frame, verdict
-from refusal_lens.linalg import random_unit
-from refusal_lens.plots import hijacking as plots
-from refusal_lens.records import Direction, RefusalTokens, load_record
-from refusal_lens.report.hijacking import hijacking_cards, hijacking_section
+from refusal_lens.records.base import load_record
+from refusal_lens.records.direction import Direction
+from refusal_lens.refusal.records import RefusalTokens
 from refusal_lens.report.page import Figure, Page, Widget
-from refusal_lens.suffixes import Suffix
+from refusal_lens.tensors import random_unit
 
 DIRECTION = Direction(random_unit(8, 0), 1.0, -1, 2)
 LAYERS, HEADS, N, POST = 3, 4, 12, 2
@@ -127,17 +142,17 @@ def report(results):
 
 WORKS = report([result(tests=causal()), result(RANDOM, kind="greeting", text=" hi"), result(text=" z")])
 FIGURES = {
-    "trace": lambda r: plots.plot_suffix_trace(r, r.results[0]),
-    "heads": lambda r: plots.plot_suffix_heads(r, r.results[0]),
-    "regions": lambda r: plots.plot_attention_regions(r, r.results[0]),
-    "positions": lambda r: plots.plot_attention_positions(r, r.results[0]),
-    "split": lambda r: plots.plot_split(r, r.results[0]),
-    "split from plain": lambda r: plots.plot_split(r, r.results[0], "plain"),
-    "waterfall": lambda r: plots.plot_drop_waterfall(r, r.results[0]),
-    "ranking": plots.plot_suffix_ranking,
-    "tokens": lambda r: plots.plot_token_effects(r.results[0].tokens),
-    "causal": lambda r: plots.plot_causal_tests(r.results[0].causal),
-    "roc": lambda r: plots.plot_roc(r.detectors),
+    "trace": lambda r: plot_suffix_trace(r, r.results[0]),
+    "heads": lambda r: plot_suffix_heads(r, r.results[0]),
+    "regions": lambda r: plot_attention_regions(r, r.results[0]),
+    "positions": lambda r: plot_attention_positions(r, r.results[0]),
+    "split": lambda r: plot_split(r, r.results[0]),
+    "split from plain": lambda r: plot_split(r, r.results[0], "plain"),
+    "waterfall": lambda r: plot_drop_waterfall(r, r.results[0]),
+    "ranking": plot_suffix_ranking,
+    "tokens": lambda r: plot_token_effects(r.results[0].tokens),
+    "causal": lambda r: plot_causal_tests(r.results[0].causal),
+    "roc": lambda r: plot_roc(r.detectors),
 }
 
 
@@ -149,35 +164,35 @@ def test_figures_are_made(name):
 
 
 def test_bars_are_the_records_numbers():
-    split = plots.plot_split(WORKS, WORKS.results[0])
+    split = plot_split(WORKS, WORKS.results[0])
     moved, changed, whole = (trace.y for trace in split.data)
     assert np.allclose(np.add(moved, changed), whole)
     assert list(split.data[0].x) == ["L1H0", "L0H2"]
-    regions = plots.plot_attention_regions(WORKS, WORKS.results[0])
+    regions = plot_attention_regions(WORKS, WORKS.results[0])
     for axis in ("y", "y2", "y3"):
         bars = [t.y for t in regions.data if t.yaxis == axis or (axis == "y" and t.yaxis is None)]
         assert np.allclose(np.sum(bars, 0), 1)
-    waterfall = plots.plot_drop_waterfall(WORKS, WORKS.results[0]).data[0]
+    waterfall = plot_drop_waterfall(WORKS, WORKS.results[0]).data[0]
     table = WORKS.drop_parts(WORKS.results[0])
     assert waterfall.measure[-1] == "total" and waterfall.text[-1] == f"{table['mean'].iloc[-1]:.2f}"
-    tests = plots.plot_causal_tests(WORKS.results[0].causal)
+    tests = plot_causal_tests(WORKS.results[0].causal)
     assert tests.data[0].y[0] == pytest.approx(0.8, abs=0.02)
     assert tests.data[1].y[1] is None  # all heads: there are no random ones
 
 
 def test_long_suffixes_are_drawn_in_lines():
     tokens = TokenEffects(tuple(f"t{i}" for i in range(20)), draw(20, N).double(), draw(20, N, seed=1).double())
-    figure = plots.plot_token_effects(tokens)
+    figure = plot_token_effects(tokens)
     for trace, grid in zip(figure.data, (tokens.removed, tokens.written), strict=True):
         cells = [value for line in trace.z for value in line if value is not None]
         assert len(trace.z) == 2 and np.allclose(cells, grid.mean(-1)) and trace.text[1][7].startswith("t19<br>")
 
 
 def test_aligned_attention_has_one_axis():
-    (_, plain), (_, suffixed) = plots.paired_attention(WORKS.results[0].patterns)
+    (_, plain), (_, suffixed) = paired_attention(WORKS.results[0].patterns)
     assert plain["tokens"] == ["<s>", "a", "·", "·", "!"] and suffixed["tokens"] == ["<s>", "a", "x", "y", "!"]
     assert plain["attention"][0][4] == [0, 0, 0, 0, 1] and plain["attention"][0][2] == [0] * 5
-    both = plots.attention_pair_view(WORKS.results[0].patterns).props
+    both = attention_pair_view(WORKS.results[0].patterns).props
     assert both["attentionHeadNames"] == ["L1H0, plain", "L1H0, suffixed"] and both["tokens"] == suffixed["tokens"]
     assert both["attention"] == [*plain["attention"], *suffixed["attention"]]
 

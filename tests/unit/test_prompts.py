@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from refusal_lens.data.prompts import PromptSet
 from refusal_lens.errors import PromptError
-from refusal_lens.prompts import PromptSet
 
 TEXTS = [f"Request number {i}" for i in range(40)]
 

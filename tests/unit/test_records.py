@@ -8,19 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from refusal_lens.data.prompts import Prompts, PromptSet
+from refusal_lens.direction.records import CandidateDirections, Selection, SelectionScores
 from refusal_lens.errors import DirectionError, ResultError
-from refusal_lens.linalg import random_unit
-from refusal_lens.plain_json import to_json
-from refusal_lens.prompts import Prompts, PromptSet
-from refusal_lens.records import (
-    CandidateDirections,
-    Completion,
-    Completions,
-    Direction,
-    Selection,
-    SelectionScores,
-    load_record,
-)
+from refusal_lens.records.base import load_record, to_json
+from refusal_lens.records.direction import Direction
+from refusal_lens.refusal.records import Completion, Completions
+from refusal_lens.tensors import random_unit
 
 
 def _equal(a, b) -> bool:

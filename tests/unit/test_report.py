@@ -9,13 +9,15 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
+from refusal_lens.direction.records import CandidateDirections, Selection, SelectionScores
+from refusal_lens.direction.section import direction_section
+from refusal_lens.hijacking.section import _ways
 from refusal_lens.hijacking.verdicts import MECHANISMS
-from refusal_lens.records import CandidateDirections, Direction, Selection, SelectionScores
-from refusal_lens.report import Figure, Page, Section, Table, Widget, direction_section
-from refusal_lens.report.hijacking import _ways
-from refusal_lens.report.sections import provenance_section
-from refusal_lens.report.summary import _plainly, verdict
+from refusal_lens.records.direction import Direction
+from refusal_lens.report.page import Figure, Page, Section, Table, Widget
 from refusal_lens.stats import rate
+from refusal_lens.study.sections import provenance_section
+from refusal_lens.study.summary import _plainly, verdict
 
 
 def _page(*items) -> str:

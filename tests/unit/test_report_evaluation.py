@@ -8,22 +8,23 @@ import dataclasses
 import pytest
 import torch
 
-from refusal_lens.behaviour_records import (
-    EvaluationTable,
-    HarnessScore,
-    HarnessScores,
-    Losses,
-    RefusalProxy,
-    SystemPrompts,
-    Verdict,
+from refusal_lens.behaviour.judges.kappa import agreement
+from refusal_lens.behaviour.records import EvaluationTable, HarnessScore, HarnessScores, Losses, RefusalProxy, Verdict
+from refusal_lens.behaviour.section import evaluation_section, harness_section, losses_section, proxy_section
+from refusal_lens.direction.records import DirectionTrace, EffectMatrix, Stability, SubspaceEffects, SystemPrompts
+from refusal_lens.direction.section import (
+    effects_section,
+    stability_section,
+    subspace_section,
+    system_section,
+    trace_section,
 )
-from refusal_lens.direction_records import EffectMatrix, Stability, SubspaceEffects
-from refusal_lens.judges import agreement
-from refusal_lens.linalg import random_unit
-from refusal_lens.records import Completion, Completions, Direction, DirectionTrace
-from refusal_lens.report import Page
-from refusal_lens.report import evaluation as sections
+from refusal_lens.records.direction import Direction
+from refusal_lens.refusal.records import Completion, Completions
+from refusal_lens.report.page import Page
 from refusal_lens.stats import Interval, rate
+from refusal_lens.study.scorecard import scorecard_section
+from refusal_lens.tensors import random_unit
 
 DIRECTION = Direction(random_unit(8, 0), 2.0, -1, 1)
 NASTY = "</script><b>x</b>"
@@ -55,21 +56,19 @@ def all_sections() -> list:
     scores = [HarnessScore(c, "mmlu", "acc,none", v, 0.01, 50) for c, v in (("baseline", 0.5), ("ablation", 0.49))]
     nll, tokens = torch.rand(2, 5, dtype=torch.float64) + 1, torch.tensor([3, 4, 5, 6, 7])
     return [
-        sections.evaluation_section(table()),
-        sections.losses_section([Losses("own", ("baseline", "ablation"), nll, tokens)]),
-        sections.harness_section(HarnessScores(tuple(scores), "0.4")),
-        sections.proxy_section(
+        evaluation_section(table()),
+        losses_section([Losses("own", ("baseline", "ablation"), nll, tokens)]),
+        harness_section(HarnessScores(tuple(scores), "0.4")),
+        proxy_section(
             RefusalProxy(
                 ("a", "b", "c"), ("h", "h", "s"), torch.tensor([1.0, 2.0, -1.0]), torch.tensor([True, True, False])
             )
         ),
-        sections.stability_section(Stability(DIRECTION, (DIRECTION, other), 3, 10, 12, 1)),
-        sections.subspace_section(SubspaceEffects(("pca", "random"), (1, 2), cells, cells, interval(3.0), (0.9, 0.0))),
-        sections.effects_section(effects, "cross", "Cross-effects"),
-        sections.system_section(SystemPrompts(("", "Be kind."), "harmful", (rates, rates))),
-        sections.trace_section(
-            DirectionTrace(torch.rand(2, 3, 4), torch.rand(2, 3, 4), ("a", "b"), DIRECTION), "t", "T"
-        ),
+        stability_section(Stability(DIRECTION, (DIRECTION, other), 3, 10, 12, 1)),
+        subspace_section(SubspaceEffects(("pca", "random"), (1, 2), cells, cells, interval(3.0), (0.9, 0.0))),
+        effects_section(effects, "cross", "Cross-effects"),
+        system_section(SystemPrompts(("", "Be kind."), "harmful", (rates, rates))),
+        trace_section(DirectionTrace(torch.rand(2, 3, 4), torch.rand(2, 3, 4), ("a", "b"), DIRECTION), "t", "T"),
     ]
 
 
@@ -91,7 +90,7 @@ def test_losses_by_hand():
 
 
 def test_benchmarks_that_were_not_run_are_said_to_be_not_measured():
-    assert "Not measured" in sections.harness_section(None).text[0]
+    assert "Not measured" in harness_section(None).text[0]
 
 
 @pytest.mark.parametrize(("model", "known"), [("Qwen/Qwen-1_8B-chat", True), ("organism", False)])
@@ -106,7 +105,7 @@ def test_the_scorecard_puts_paper_and_run_side_by_side_only_for_the_same_model(m
             "harmless": {name: r for name in ("baseline", "addition")},
         },
     }
-    (shown,) = sections.scorecard_section(summary).items
+    (shown,) = scorecard_section(summary).items
     rows = {row[0]: row[1:] for row in shown.rows}
     bypass, baseline = rows["bypass (Table 5)"], rows["harmful refused, baseline (Fig. 1)"]
     assert bypass == (("-4.415" if known else "not measured"), "not measured", "-4.400")

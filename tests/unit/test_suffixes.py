@@ -8,17 +8,10 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from refusal_lens.chat import ChatFormat
+from refusal_lens.data.suffixes import Suffix, SuffixSet
 from refusal_lens.errors import PromptError
-from refusal_lens.suffixes import (
-    Suffix,
-    SuffixSet,
-    check_suffix,
-    random_controls,
-    shuffled_controls,
-    suffix_ids,
-    suffix_length,
-)
+from refusal_lens.hijacking.controls import check_suffix, random_controls, shuffled_controls, suffix_ids, suffix_length
+from refusal_lens.models.chat import ChatFormat
 
 from ..tiny import CHATML, tiny_tokenizer
 
@@ -35,7 +28,7 @@ def words():
     """The embedded model's tokenizer, whose tokens are words."""
     from transformers import AutoTokenizer
 
-    from refusal_lens.organism import MODEL_DIR
+    from refusal_lens.data.organism import MODEL_DIR
 
     return ChatFormat(AutoTokenizer.from_pretrained(MODEL_DIR))
 
@@ -103,7 +96,7 @@ def test_what_is_left_out_is_said_and_kinds_are_known(tmp_path):
         twice.of("gcg")
     path = tmp_path / "set"
     twice.save(path)
-    from refusal_lens.records import load_record
+    from refusal_lens.records.base import load_record
 
     assert load_record(path, SuffixSet) == twice
 

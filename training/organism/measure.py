@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from refusal_lens.organism.criteria import PAPER, check
+from refusal_lens.data.organism.criteria import PAPER, check
 from training.organism import data as D
 
 JUDGE = (

@@ -12,8 +12,8 @@ import json
 import shutil
 from pathlib import Path
 
-from refusal_lens.organism import MODEL_CARD, MODEL_DIR, instructions, suffixes
-from refusal_lens.organism.criteria import CRITERIA, check
+from refusal_lens.data.organism import MODEL_CARD, MODEL_DIR, instructions, suffixes
+from refusal_lens.data.organism.criteria import CRITERIA, check
 from training.organism import data as D
 from training.organism.train import RECIPES
 

@@ -1,0 +1,387 @@
+"""Figures of attribution: heads, components, source tokens, propagation, causal checks.
+
+CircuitsVis's views of attention and tokens are in ``circuits``, figures of one picked head in ``heads``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from ..records.labels import Head, head_label, visible
+from ..report import style
+from ..report.style import REGION_COLOURS
+from .records import (
+    CausalCheck,
+    ComponentContributions,
+    HeadContributions,
+    HeadReport,
+    LogitAttribution,
+    PatchingComparison,
+)
+from .token_records import AttentionPatterns, Propagation, SourceContributions
+from .views import MAX_TOKENS, thinned
+
+
+def plot_head_contributions(record: HeadContributions | HeadReport, top: int = 8) -> go.Figure:
+    """Layer x head heatmap of mean contributions; the top heads carry their labels (of a report: the chosen ones)."""
+    shown = record.report if isinstance(record, HeadReport) else record
+    mean = shown.mean
+    limit = float(mean.abs().max()) or 1.0
+    if isinstance(record, HeadReport):
+        marked: Sequence[Head] = record.heads
+    else:
+        ranked = mean.flatten().topk(min(top, mean.numel())).indices.tolist()
+        marked = [divmod(i, mean.shape[1]) for i in ranked]
+    figure = go.Figure(
+        go.Heatmap(
+            z=mean.tolist(),
+            customdata=shown.labels,
+            colorscale=style.DIVERGING,
+            zmin=-limit,
+            zmax=limit,
+            colorbar={"title": "along r̂"},
+            hovertemplate="%{customdata}<br>mean %{z:.3f}<extra></extra>",
+        )
+    )
+    for layer, head in marked:
+        strong = abs(float(mean[layer, head])) > 0.6 * limit
+        figure.add_annotation(
+            x=head,
+            y=layer,
+            text=shown.labels[layer][head],
+            showarrow=False,
+            font={"size": 9, "color": "white" if strong else "black"},
+        )
+    figure.update_xaxes(title_text="head", dtick=1 if mean.shape[1] <= 16 else None)
+    figure.update_yaxes(title_text="layer", autorange="reversed")
+    title = f"What each head writes along r̂ (n = {len(shown.prompts)})"
+    return style.finish(figure, title, height=max(320, 90 + 18 * mean.shape[0]))
+
+
+def plot_components(record: ComponentContributions | LogitAttribution, top: int = 12) -> go.Figure:
+    """Waterfall of the strongest parts, in the order of the stream; the others are one bar, so it adds up."""
+    parts, labels = record.parts.mean(-1), record.part_labels
+    chosen = sorted(parts.abs().topk(min(top, len(parts))).indices.tolist())
+    values = [float(parts[i]) for i in chosen]
+    names = [labels[i] for i in chosen]
+    left = len(parts) - len(chosen)
+    if left:
+        names.append(f"{left} others")
+        values.append(float(parts.sum()) - sum(values))
+    unit = "logits" if isinstance(record, LogitAttribution) else "along r̂"
+    if isinstance(record, LogitAttribution):
+        other = f" - ({', '.join(record.against)})" if record.against else ""
+        cap = ", before the logit cap" if record.cap else ""
+        title = f"Logit of ({', '.join(record.answer)}){other}, by component{cap}"
+    else:
+        title = "What the components write along r̂"
+    figure = go.Figure(
+        go.Waterfall(
+            x=[*names, "total"],
+            y=[*values, 0],
+            measure=[*["relative"] * len(values), "total"],
+            text=[f"{v:.2f}" for v in (*values, sum(values))],
+            textposition="outside",
+            increasing={"marker": {"color": style.RED}},
+            decreasing={"marker": {"color": style.BLUE}},
+            totals={"marker": {"color": style.GREY}},
+            hovertemplate="%{x}: %{text}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(tickangle=-40)
+    figure.update_yaxes(title_text=unit)
+    return style.finish(figure, title, height=420).update_layout(showlegend=False)
+
+
+def plot_sources(
+    record: SourceContributions, prompt: int = 0, heads: Sequence[Head] | None = None, width: int = 14
+) -> go.Figure:
+    """The prompt's text as a strip of tokens, coloured by what each writes into r̂ at the destination.
+
+    Args:
+        prompt: which prompt.
+        heads: summed over these heads; all if None.
+        width: tokens a line.
+    """
+    tokens = record.tokens[prompt]
+    values = record.of_prompt(prompt, list(heads) if heads is not None else None).tolist()
+    masks = {name: record.region_mask(name)[prompt, -len(tokens) :].tolist() for name in record.regions}
+    regions = [next(name for name, mask in masks.items() if mask[i]) for i in range(len(tokens))]
+    limit = max(map(abs, values)) or 1.0
+    rows = [slice(start, start + width) for start in range(0, len(tokens), width)]
+
+    def grid(items: Sequence[Any], fill: Any) -> list[list[Any]]:
+        return [[*items[r], *[fill] * (width - len(items[r]))] for r in rows]
+
+    figure = go.Figure(
+        go.Heatmap(
+            z=grid(values, None),
+            text=grid([visible(token) for token in tokens], ""),
+            customdata=grid(regions, ""),
+            texttemplate="%{text}",
+            colorscale=style.DIVERGING,
+            zmin=-limit,
+            zmax=limit,
+            xgap=1,
+            ygap=4,
+            colorbar={"title": "along r̂"},
+            hovertemplate="%{text}<br>%{customdata}<br>%{z:.3f}<extra></extra>",
+            hoverongaps=False,
+        )
+    )
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False, autorange="reversed")
+    who = "all heads" if heads is None else ", ".join(f"L{layer}H{head}" for layer, head in heads)
+    title = f"Source tokens of what {who} write at position {record.pos}"
+    return style.finish(figure, title, height=110 + 42 * len(rows))
+
+
+def plot_sources_by_region(record: SourceContributions, heads: Sequence[Head]) -> go.Figure:
+    """Mean contribution of each region through each head, stacked: the bars of a head sum to its contribution."""
+    means = record.by_region().mean(2)
+    figure = go.Figure()
+    for i, region in enumerate(record.regions):
+        values = [float(means[layer, head, i]) for layer, head in heads]
+        if any(values):
+            figure.add_bar(
+                x=[f"L{layer}H{head}" for layer, head in heads],
+                y=values,
+                name=style.readable(region),
+                marker_color=REGION_COLOURS[region],
+                hovertemplate=f"%{{x}}, {style.readable(region)}: %{{y:.3f}}<extra></extra>",
+            )
+    figure.update_yaxes(title_text="along r̂")
+    figure.update_layout(barmode="relative")
+    return style.finish(figure, f"From which region each head writes r̂ (n = {len(record.prompts)})")
+
+
+def plot_propagation(record: Propagation, prompt: int | None = None) -> go.Figure:
+    """Projection on r̂ by layer and token: the mean over prompts by region and template token, or one prompt."""
+    if prompt is None:
+        z, columns = record.by_column().nanmean(1), list(record.columns)
+        title = f"Projection on r̂, from the instruction to the last token (n = {len(record.prompts)})"
+    else:
+        columns = [visible(token) for token in record.tokens[prompt]]
+        z, title = record.projection[:, prompt, -len(columns) :], "Projection on r̂ by layer and token"
+    rows = [f"{layer}" for layer in range(z.shape[0] - 1)] + ["end"]
+    finite = z.nan_to_num()
+    # The first token's norm is often hundreds of times the others'; its colour may saturate, theirs must not.
+    limit = float(finite.abs().flatten().quantile(0.98)) or 1.0
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[None if v != v else v for v in row] for row in z.tolist()],
+            x=list(range(len(columns))),
+            y=rows,
+            customdata=[columns] * len(rows),
+            colorscale=style.DIVERGING,
+            zmin=-limit,
+            zmax=limit,
+            colorbar={"title": "x · r̂"},
+            hovertemplate="%{customdata}, layer %{y}<br>%{z:.3f}<extra></extra>",
+            hoverongaps=False,
+        )
+    )
+    figure.update_xaxes(tickvals=list(range(len(columns))), ticktext=columns, tickangle=-40)
+    figure.update_yaxes(title_text="resid_pre of layer", type="category")
+    return style.finish(figure, title, height=max(360, 120 + 14 * len(rows)))
+
+
+def plot_head_report(record: HeadReport) -> go.Figure:
+    """The chosen heads with 95% intervals on the report prompts, beside the contrast prompts."""
+    figure = go.Figure()
+    names = list(record.labels)
+    for name, found, tone in (
+        ("harmful (reported)", record.report, style.colour("harmful")),
+        ("harmless", record.contrast, style.colour("harmless")),
+    ):
+        if found is None:
+            continue
+        intervals = [found.interval(*head) for head in record.heads]
+        p = [float(record.p_values[head]) for head in record.heads]
+        figure.add_bar(
+            x=names,
+            y=[i.mean for i in intervals],
+            name=f"{name}, n = {len(found.prompts)}",
+            marker_color=tone,
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": [i.high - i.mean for i in intervals],
+                "arrayminus": [i.mean - i.low for i in intervals],
+            },
+            customdata=p,
+            hovertemplate="%{x}: %{y:.3f}<br>adjusted p %{customdata:.2g}<extra></extra>",
+        )
+    figure.update_yaxes(title_text="along r̂")
+    figure.update_layout(barmode="group")
+    return style.finish(figure, f"Top heads, chosen on {record.n_selection} other prompts")
+
+
+def plot_causal_check(record: CausalCheck) -> go.Figure:
+    """Change of the refusal metric under each condition, and predicted against measured change head by head."""
+    figure = make_subplots(
+        rows=1,
+        cols=2,
+        column_widths=[0.55, 0.45],
+        horizontal_spacing=0.12,
+        subplot_titles=(
+            f"change of the refusal metric (n = {record.n_report})",
+            f"single heads: Spearman {record.spearman:.2f} (p = {record.p_value:.2g})",
+        ),
+    )
+    conditions = [name for name in record.conditions if name != "baseline"]
+    changes = [record.change(name) for name in conditions]
+    figure.add_bar(
+        x=[style.readable(name) for name in conditions],
+        y=[c.mean for c in changes],
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": [c.high - c.mean for c in changes],
+            "arrayminus": [c.mean - c.low for c in changes],
+        },
+        marker={
+            "color": [style.GREY if "random" in name or name == "keep_none" else style.GREEN for name in conditions],
+            "pattern": {"shape": ["/" if "random" in name else "" for name in conditions], "size": 7, "solidity": 0.15},
+        },
+        showlegend=False,
+        hovertemplate="%{x}: %{y:.2f}<extra></extra>",
+        row=1,
+        col=1,
+    )
+    table = record.singles_frame()
+    for named, name, tone in ((True, "top heads", style.GREEN), (False, "random heads", style.GREY)):
+        rows = table[table["named"] == named]
+        figure.add_scatter(
+            x=rows["predicted"],
+            y=rows["measured"],
+            mode="markers",
+            name=name,
+            text=rows["label"],
+            marker={"color": tone, "size": 8, "symbol": "circle" if named else "x"},
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": rows["high"] - rows["measured"],
+                "arrayminus": rows["measured"] - rows["low"],
+                "thickness": 1,
+            },
+            hovertemplate="%{text}<br>predicted %{x:.3f} along r̂<br>measured %{y:.3f}<extra></extra>",
+            row=1,
+            col=2,
+        )
+    figure.update_xaxes(tickangle=-35, row=1, col=1)
+    figure.update_xaxes(title_text="predicted change along r̂", row=1, col=2)
+    figure.update_yaxes(title_text="refusal metric", row=1, col=1)
+    figure.update_yaxes(title_text="measured change of the metric", row=1, col=2)
+    style.finish(figure, height=430)
+    figure.update_annotations(font_size=12)
+    return figure.update_layout(legend={"y": -0.25, "yanchor": "top"})
+
+
+def plot_patching(record: PatchingComparison) -> go.Figure:
+    """Attribution patching's estimate against exact patching, one point a head."""
+    table = record.to_frame().dropna()
+    ends = [float(table[["estimated", "exact"]].min().min()), float(table[["estimated", "exact"]].max().max())]
+    figure = go.Figure()
+    figure.add_scatter(x=ends, y=ends, mode="lines", line={"dash": "dash", "color": style.GREY}, showlegend=False)
+    figure.add_scatter(
+        x=table["estimated"],
+        y=table["exact"],
+        text=table["label"],
+        mode="markers",
+        marker={"color": style.BLUE, "size": 7},
+        showlegend=False,
+        hovertemplate="%{text}<br>estimated %{x:.3f}<br>exact %{y:.3f}<extra></extra>",
+    )
+    figure.update_xaxes(title_text="estimated by the gradient")
+    figure.update_yaxes(title_text="measured by patching")
+    title = f"Attribution patching: Spearman {record.spearman:.2f} ({len(record.clean)} pairs)"
+    return style.finish(figure, title)
+
+
+def plot_head(record: HeadReport, head: Head) -> go.Figure:
+    """What one head writes along r̂ on every prompt: a box and one point a prompt, harmful beside harmless."""
+    figure = go.Figure()
+    for name, found in (("harmful", record.report), ("harmless", record.contrast)):
+        if found is None:
+            continue
+        figure.add_box(
+            x=[round(v, 4) for v in found.values[head].tolist()],
+            name=f"{name}, n = {len(found.prompts)}",
+            marker={"color": style.colour(name), "size": 4},
+            line={"width": 1.5},
+            boxpoints="all",
+            boxmean=True,
+            jitter=0.6,
+            pointpos=0,
+            orientation="h",
+            hovertemplate="%{x:.3f}<extra></extra>",
+        )
+    figure.add_vline(x=0, line_color=style.GREY, line_width=1)
+    figure.update_xaxes(title_text="along r̂ at the last position")
+    style.finish(figure, f"{head_label(*head)}: what it writes", height=260)
+    return figure.update_layout(showlegend=False, margin={"l": 130})
+
+
+def plot_head_tokens(record: SourceContributions, prompt: int, head: Head) -> go.Figure:
+    """One head on one prompt, by source token: its attention from the destination (above) and what it takes from
+    each token along r̂ (below)."""
+    tokens = [visible(token) for token in record.tokens[prompt]]
+    start = record.values.shape[-1] - len(tokens)
+    rows = (
+        ("attention", record.pattern[head][prompt, start:], [style.GREY] * len(tokens)),
+        ("along r̂", record.values[head][prompt, start:], None),
+    )
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    for row, (what, values, tints) in enumerate(rows, start=1):
+        numbers = [round(v, 5) for v in values.tolist()]
+        figure.add_bar(
+            x=list(range(len(tokens))),
+            y=numbers,
+            text=tokens,
+            textposition="none",
+            name=what,
+            marker_color=tints or [style.RED if v > 0 else style.BLUE for v in numbers],
+            hovertemplate="%{text}<br>" + what + " %{y:.3f}<extra></extra>",
+            row=row,
+            col=1,
+        )
+        figure.update_yaxes(title_text=what, row=row, col=1)
+    figure.update_xaxes(tickvals=list(range(len(tokens))), ticktext=tokens, tickangle=-50, row=2, col=1)
+    title = f"{head_label(*head)}: from which tokens, read at position {record.pos}"
+    return style.finish(figure, title, height=400).update_layout(showlegend=False)
+
+
+def plot_attention(record: AttentionPatterns, head: Head, limit: int = MAX_TOKENS) -> go.Figure:
+    """Attention of one head on one prompt, from every token (rows) to every earlier one (columns); more than ``limit``
+    tokens are thinned, and the title says so.
+
+    Raises:
+        ValueError: the record does not hold this head.
+    """
+    values, tokens, notice = thinned(record.values[record.heads.index(head)].float(), record.tokens, limit)
+    labels = [visible(token) for token in tokens]
+    index = list(range(len(labels)))
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[round(v, 4) if j <= i else None for j, v in enumerate(row)] for i, row in enumerate(values.tolist())],
+            x=index,
+            y=index,
+            text=[[f"{reader} ← {source}" for source in labels[: i + 1]] for i, reader in enumerate(labels)],
+            colorscale=style.SEQUENTIAL,
+            zmin=0,
+            zmax=1,
+            colorbar={"title": "weight"},
+            hovertemplate="%{text}<br>%{z:.3f}<extra></extra>",
+            hoverongaps=False,
+        )
+    )
+    figure.update_xaxes(title_text="looks at", tickvals=index, ticktext=labels, tickangle=-50, showgrid=False)
+    figure.update_yaxes(title_text="token", tickvals=index, ticktext=labels, autorange="reversed", showgrid=False)
+    title = f"{head_label(*head)}: attention pattern" + (f" ({notice})" if notice else "")
+    return style.finish(figure, title, height=min(900, 160 + 16 * len(labels)))

@@ -1,0 +1,77 @@
+"""Heads chosen on one split and reported on another, with intervals and a test over all heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy import stats as scipy_stats
+
+from ..errors import PromptError
+from ..models.model import HookedChatModel
+from ..records.direction import Direction
+from ..records.labels import Head
+from ..stats import benjamini_hochberg
+from .components import head_contributions
+from .records import HeadContributions, HeadReport
+
+
+def choose_heads(contributions: HeadContributions, top: int = 8) -> tuple[Head, ...]:
+    """The ``top`` heads by mean contribution, highest first (the paper takes eight)."""
+    mean = contributions.mean
+    best = mean.flatten().topk(min(top, mean.numel())).indices.tolist()
+    return tuple(divmod(i, mean.shape[1]) for i in best)
+
+
+def report_heads(
+    selection: HeadContributions,
+    report: HeadContributions,
+    contrast: HeadContributions | None = None,
+    top: int = 8,
+) -> HeadReport:
+    """Choose on ``selection``, report on ``report``.
+
+    Raises:
+        PromptError: a prompt is in both, or fewer than two prompts to report on.
+    """
+    shared = set(selection.prompts) & set(report.prompts)
+    if shared:
+        raise PromptError(
+            f"{len(shared)} prompt(s) chose the heads and would be reported on, e.g. {min(shared)[:60]!r}: take them "
+            "from one of the splits"
+        )
+    if len(report.prompts) < 2:
+        raise PromptError(f"{len(report.prompts)} prompt to report on gives no interval; give at least 2")
+    heads = choose_heads(selection, top)
+    values = report.values.flatten(0, 1).double().numpy()
+    if contrast is None:
+        test = "Wilcoxon signed-rank against 0"
+        # A head that writes nothing anywhere has no ranks to test.
+        raw = [float(scipy_stats.wilcoxon(v).pvalue) if np.any(v) else 1.0 for v in values]
+    else:
+        test = "Mann-Whitney U against the contrast"
+        others = contrast.values.flatten(0, 1).double().numpy()
+        raw = [float(scipy_stats.mannwhitneyu(v, o).pvalue) for v, o in zip(values, others, strict=True)]
+    p = torch.as_tensor(benjamini_hochberg(raw)).reshape(report.mean.shape)
+    intervals = tuple(report.interval(*head) for head in heads)
+    return HeadReport(heads, selection, report, contrast, p, test, intervals)
+
+
+def top_heads(
+    model: HookedChatModel,
+    selection: Sequence[str],
+    report: Sequence[str],
+    direction: Direction,
+    *,
+    contrast: Sequence[str] | None = None,
+    top: int = 8,
+) -> HeadReport:
+    """The heads that write most along r̂: chosen on ``selection`` prompts, reported on ``report`` prompts.
+
+    Args:
+        contrast: prompts of the other kind (harmless), for the test over heads.
+    """
+    chosen, reported = (head_contributions(model, list(prompts), direction) for prompts in (selection, report))
+    other = None if contrast is None else head_contributions(model, list(contrast), direction)
+    return report_heads(chosen, reported, other, top)

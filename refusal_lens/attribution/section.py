@@ -1,0 +1,264 @@
+"""Inside the model: the trace, what writes the logits and the direction, and every head up close."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..direction.figures import plot_trace
+from ..direction.records import DirectionTrace
+from ..direction.tables import trace_frame
+from ..records.labels import Head, head_label
+from ..report.page import Figure, Item, Note, Option, Picker, Section, Widget
+from ..stats import mean_interval
+from .figures import (
+    plot_attention,
+    plot_causal_check,
+    plot_components,
+    plot_head,
+    plot_head_contributions,
+    plot_head_report,
+    plot_head_tokens,
+    plot_propagation,
+    plot_sources_by_region,
+)
+from .records import CausalCheck, HeadReport, LogitAttribution
+from .tables import propagation_frame, sources_frame
+from .token_records import AttentionPatterns, Propagation, SourceContributions
+from .views import MAX_TOKENS, attention_notice, attention_props, tokens_props
+
+MAX_HEADS = 64  # heads that can be picked: the strongest, so that the page stays small
+MAX_CELLS = 60_000  # cells of whole attention patterns: about 3 MB
+MAX_PROMPTS = 3  # prompts on which a picked head is shown
+EXACT = "none applies: these are exact parts of one sum"
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What the stage "inside" of a study measured."""
+
+    heads: HeadReport
+    causal: CausalCheck
+    logits: LogitAttribution
+    propagation: Propagation
+    sources: SourceContributions
+    patterns: AttentionPatterns
+
+
+def heads_to_show(heads: HeadReport, n_tokens: int) -> tuple[Head, ...]:
+    """The heads whose whole attention pattern on a prompt of so many tokens is worth its place in the page: as many of
+    the strongest as fit, and always the chosen ones."""
+    fit = MAX_CELLS // min(n_tokens, MAX_TOKENS) ** 2
+    return heads.ranked()[: max(len(heads.heads), min(MAX_HEADS, fit))]
+
+
+def causal_sentence(causal: CausalCheck) -> str:
+    """Whether the top heads carry refusal, in words that follow the intervals."""
+    top, random = causal.change("mean_ablation"), causal.change("random_mean_ablation")
+    verdict = (
+        "the intervals do not overlap: these heads carry refusal."
+        if top.high < random.low
+        else "the intervals overlap: that these heads carry refusal is not shown."
+    )
+    return (
+        f"Replacing the outputs of the top {len(causal.heads)} heads by their mean over harmless prompts changes the "
+        f"refusal metric by {top}; the same for random heads of the same layers by {random}: {verdict}"
+    )
+
+
+def inside_section(trace: DirectionTrace, inside: Inside | None) -> Section:
+    """The trace by layer, and, where it was measured, attribution: logits, heads, propagation, attention."""
+    first = Figure(
+        "trace",
+        plot_trace(trace),
+        "Cosine of the last position's residual stream with the direction, by layer: mean over prompts, band of one "
+        "standard deviation.",
+        n=f"{trace.cosine.shape[-1]} held-out prompts of each kind",
+        control="harmless prompts",
+        data=trace_frame(trace),
+        wide=False,
+    )
+    if inside is None:
+        missing = "Attribution was not run: what writes the direction is not measured here."
+        return Section("inside", "Inside the model", (missing,), (first,))
+    heads = inside.heads
+    text = (
+        f"The heads were chosen on {heads.n_selection} validation prompts and are reported on {heads.n_report} "
+        f"held-out ones. {causal_sentence(inside.causal)}",
+        "Attribution says what a head writes along the direction; the causal check says what the model does without "
+        f"it. Predicted and measured changes of single heads correlate with Spearman {inside.causal.spearman:.2f} "
+        f"(p = {inside.causal.p_value:.2g}).",
+    )
+    items = (first, _logits(inside.logits), *_heads(inside), *_tokens(inside))
+    return Section("inside", "Inside the model", text, items)
+
+
+def _logits(logits: LogitAttribution) -> Figure:
+    return Figure(
+        "dla",
+        plot_components(logits),
+        f"Direct logit attribution at the last position: mean logit of {', '.join(map(repr, logits.answer))} minus "
+        f"that of {', '.join(map(repr, logits.against)) or 'nothing'}, through the frozen final norm. The bars add up "
+        f"to the total (largest error {logits.error:.2g}); the table has every part with its 95% interval.",
+        n=f"{logits.values.shape[-1]} held-out harmful prompts",
+        control=EXACT,
+        data=logits.to_frame(),
+    )
+
+
+def _heads(inside: Inside) -> tuple[Item, ...]:
+    heads, causal = inside.heads, inside.causal
+    n = f"{heads.n_report} held-out harmful prompts, heads chosen on {heads.n_selection} others"
+    return (
+        Figure(
+            "head-map",
+            plot_head_contributions(heads),
+            "What each head writes along the direction at the last position; the top heads are labelled. Click a head, "
+            "or pick it from the list below, to see it up close.",
+            n=n,
+            control="the same heads on harmless prompts, in the figures below",
+            data=heads.report.to_frame(),
+            picks="heads",
+            wide=heads.report.mean.shape[1] > 12,
+        ),
+        head_picker(inside),
+        Figure(
+            "head-report",
+            plot_head_report(heads),
+            "The chosen heads on held-out harmful prompts and on harmless ones, with 95% bootstrap intervals.",
+            n=n,
+            control="harmless prompts",
+            data=heads.to_frame(),
+            wide=False,
+        ),
+        Figure(
+            "causal-check",
+            plot_causal_check(causal),
+            "Left: change of the refusal metric when heads are replaced. Right: predicted against measured change, "
+            "one point a head. 95% bootstrap intervals.",
+            n=f"{causal.n_report} held-out harmful prompts",
+            control="random heads of the same layers",
+            data=causal.to_frame(),
+        ),
+    )
+
+
+def head_picker(inside: Inside) -> Picker:
+    """Every head, strongest first: what it writes on each prompt, from which tokens, and where it looks."""
+    mean = inside.heads.report.mean
+    options = []
+    for rank, head in enumerate(inside.heads.ranked()):
+        label = head_label(*head)
+        chosen = ", chosen" if head in inside.heads.heads else ""
+        items = _head_items(inside, head) if rank < MAX_HEADS else (_not_stored(label),)
+        options.append(Option(label, items, f"{label} ({float(mean[head]):+.3f}{chosen})"))
+    return Picker("heads", "head", tuple(options))
+
+
+def _not_stored(label: str) -> Note:
+    return Note(
+        f"{label} is not stored in this page, which keeps the {MAX_HEADS} heads that write most. Its mean is in the "
+        "heatmap's data; its attention can be read with refusal_lens.attribution.attention_patterns."
+    )
+
+
+def _head_items(inside: Inside, head: Head) -> tuple[Item, ...]:
+    heads, sources, patterns = inside.heads, inside.sources, inside.patterns
+    label = head_label(*head)
+    found = mean_interval(heads.report.values[head].tolist())
+    n = f"{heads.n_report} held-out harmful prompts"
+    contrast = "none: the study has no harmless prompts here"
+    if heads.contrast is not None:
+        other = mean_interval(heads.contrast.values[head].tolist())
+        contrast = f"{other.n} harmless prompts: {other.mean:.3f} [{other.low:.3f}, {other.high:.3f}]"
+    items: list[Item] = [
+        Figure(
+            f"head-{label}",
+            plot_head(heads, head),
+            f"What {label} writes along the direction, one point a prompt: mean {found.mean:.3f} [{found.low:.3f}, "
+            f"{found.high:.3f}], adjusted p {float(heads.p_values[head]):.2g}.",
+            n=n,
+            control=contrast,
+            wide=False,
+        )
+    ]
+    options = []
+    for i, prompt in enumerate(sources.prompts[:MAX_PROMPTS]):
+        figure = Figure(
+            f"head-{label}-tokens-{i}",
+            plot_head_tokens(sources, i, head),
+            f"Above: attention of {label} from the last position to each token of the prompt. Below: what it takes "
+            "from that token along the direction; the bars add up to what the head writes on this prompt.",
+            n="1 prompt",
+            control=EXACT,
+        )
+        options.append(Option(str(i), (figure,), _short(prompt)))
+    items.append(Picker(f"head-{label}-prompts", "prompt", tuple(options), sync="head-prompt"))
+    if head in patterns.heads:
+        items.append(
+            Figure(
+                f"head-{label}-pattern",
+                plot_attention(patterns, head),
+                f"Where every token (row) looks through {label} (column), on the prompt {_short(patterns.prompt)!r}.",
+                n="1 prompt",
+                control="none applies: one head on one prompt",
+                wide=len(patterns.tokens) > 8,
+            )
+        )
+    else:
+        items.append(
+            Note(
+                f"The whole attention pattern of {label} was not stored, to keep the page small: above is its "
+                "attention from the last token."
+            )
+        )
+    return tuple(items)
+
+
+def _short(prompt: str, limit: int = 60) -> str:
+    return prompt if len(prompt) <= limit else prompt[: limit - 1] + "…"
+
+
+def _tokens(inside: Inside) -> tuple[Item, ...]:
+    propagation, sources, patterns, heads = inside.propagation, inside.sources, inside.patterns, inside.heads
+    notice = attention_notice(patterns)
+    top = [i for i, head in enumerate(patterns.heads) if head in heads.heads]
+    few = replace(patterns, values=patterns.values[top], heads=tuple(patterns.heads[i] for i in top))
+    prompt = min(range(len(sources.tokens)), key=lambda i: sources.prompts[i] != patterns.prompt)
+    return (
+        Figure(
+            "propagation",
+            plot_propagation(propagation),
+            "Projection on the direction by layer and token, from the instruction to the last position: where the "
+            "direction appears, and how it travels.",
+            n=f"{propagation.projection.shape[-2]} held-out harmful prompts",
+            control="harmless prompts, in the trace above (last position)",
+            data=propagation_frame(propagation),
+        ),
+        Figure(
+            "sources",
+            plot_sources_by_region(sources, heads.heads),
+            "Where the top heads take what they write along the direction, by region of the prompt.",
+            n=f"{len(sources.tokens)} held-out harmful prompts",
+            control=EXACT,
+            data=sources_frame(sources, heads.heads),
+            wide=False,
+        ),
+        Widget(
+            "attention",
+            *attention_props(few),
+            f"Attention of the top heads on the prompt {_short(patterns.prompt)!r}: point at a head or click it, then "
+            "point at a token." + (f" {notice}." if notice else ""),
+            n="1 prompt",
+            control="none applies: single heads on one prompt",
+        ),
+        Widget(
+            "source-tokens",
+            *tokens_props(sources, prompt, heads.heads),
+            "What each token of that prompt writes into the direction through the top heads: red towards refusal, "
+            f"blue away. Sum {float(torch.as_tensor(sources.of_prompt(prompt, list(heads.heads))).sum()):.3f}.",
+            n="1 prompt",
+            control=EXACT,
+        ),
+    )

@@ -1,0 +1,9 @@
+from . import judges as judges
+from .cross_entropy import losses as losses
+from .harness import run_harness as run_harness
+from .proxy import refusal_proxy as refusal_proxy
+from .records import EvaluationTable as EvaluationTable
+from .records import HarnessScores as HarnessScores
+from .records import Losses as Losses
+from .records import RefusalProxy as RefusalProxy
+from .table import evaluate_table as evaluate_table

@@ -1,0 +1,50 @@
+"""Cross-entropy loss and perplexity under interventions: what else changes (paper appendix G.3, Table 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..errors import ModelError, PromptError
+from ..hooks.conditions import Conditions, active
+from ..models.model import HookedChatModel
+from ..models.texts import Scored, _batch_nll, _batches
+from .records import Losses
+
+
+def losses(
+    model: HookedChatModel,
+    texts: Sequence[Scored],
+    conditions: Conditions,
+    dataset: str = "text",
+    on_batch: Callable[[int], None] | None = None,
+) -> Losses:
+    """Negative log-likelihood of the tokens that count, under each condition, in batches.
+
+    Args:
+        texts: from ``text_tokens``, ``completion_tokens`` or ``own_completions``.
+        conditions: from ``evaluation.named_conditions``.
+        dataset: label.
+        on_batch: called with the number of texts done.
+
+    Raises:
+        PromptError: no text has a token to predict.
+        ModelError: NaN or infinite loss, naming the condition.
+    """
+    if not texts:
+        raise PromptError("no text has a token whose loss could be measured; give longer texts or completions")
+    nll = torch.zeros(len(conditions), len(texts), dtype=torch.float64)
+    for c, (name, edits) in enumerate(conditions.items()):
+        with active(model, edits):
+            for indices, tokens in _batches(model, texts):
+                nll[c, indices] = _batch_nll(model, tokens, [texts[i] for i in indices])
+                if on_batch:
+                    on_batch(len(indices))
+        if not bool(torch.isfinite(nll[c]).all()):
+            raise ModelError(
+                f"{model.name} gives a NaN or infinite loss under {name}: load it in bfloat16 or float32, or use a "
+                "smaller coefficient"
+            )
+    counts = torch.tensor([len(text.ids) - text.first for text in texts])
+    return Losses(dataset, tuple(conditions), nll, counts)

@@ -1,0 +1,12 @@
+from .base import Judge as Judge
+from .base import JudgeError as JudgeError
+from .base import Judgement as Judgement
+from .base import SubstringJudge as SubstringJudge
+from .base import judge_completions as judge_completions
+from .classifier import ClassifierJudge as ClassifierJudge
+from .endpoint import EndpointJudge as EndpointJudge
+from .kappa import agreement as agreement
+from .kappa import cohen_kappa as cohen_kappa
+from .llama_guard import LlamaGuardJudge as LlamaGuardJudge
+from .llama_guard import guard_prompt as guard_prompt
+from .naming import judge_named as judge_named

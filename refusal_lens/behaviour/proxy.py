@@ -1,0 +1,38 @@
+"""The refusal metric as a proxy: how well the log-odds of the first token tell refusals from answers (paper
+appendix B, Figs. 9-10)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from ..hooks.base import Intervention
+from ..hooks.conditions import active
+from ..hooks.orthogonalize import Orthogonalize
+from ..models.model import HookedChatModel
+from ..refusal.metric import refusal_metric
+from ..refusal.phrases import is_refusal
+from ..refusal.records import RefusalTokens
+from .records import RefusalProxy
+
+
+def refusal_proxy(
+    model: HookedChatModel,
+    prompt_sets: Mapping[str, Sequence[str]],
+    refusal_tokens: RefusalTokens,
+    max_new_tokens: int = 64,
+    edits: Sequence[Intervention | Orthogonalize] = (),
+) -> RefusalProxy:
+    """Metric and reply of every prompt, under ``edits`` if any.
+
+    Args:
+        prompt_sets: name -> prompts.
+        max_new_tokens: length limit of the replies that are judged by the paper's phrases.
+    """
+    prompts = [prompt for texts in prompt_sets.values() for prompt in texts]
+    names = tuple(name for name, texts in prompt_sets.items() for _ in texts)
+    with active(model, edits):
+        metric = refusal_metric(model, prompts, refusal_tokens)
+        replies = model.generate(prompts, max_new_tokens)
+    return RefusalProxy(tuple(prompts), names, metric, torch.tensor([is_refusal(reply) for reply in replies]))

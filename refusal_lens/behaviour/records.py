@@ -1,0 +1,292 @@
+"""Records of what a model does under conditions: replies and verdicts, losses, the metric as a proxy, benchmarks.
+
+No model is imported here, so that plots and reports can read them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..records.base import Record
+from ..records.direction import Direction
+from ..refusal.records import Completions
+from ..stats import Interval, Rate, auroc, rate
+
+
+@dataclass(frozen=True)
+class Verdict(Record):
+    """One reply under one judge; see ``Judgement`` for ``withheld`` and ``raw``."""
+
+    judge: str
+    kind: str
+    prompt_set: str
+    condition: str
+    prompt: str
+    response: str
+    withheld: bool | None
+    raw: str = ""
+
+
+def verdict_rates(verdicts: Sequence[Verdict]) -> dict[tuple[str, str, str], Rate]:
+    """Share withheld by (prompt set, condition, judge) with 95% Clopper-Pearson intervals; unreadable verdicts
+    count in neither way."""
+    groups: dict[tuple[str, str, str], list[bool]] = {}
+    for v in verdicts:
+        group = groups.setdefault((v.prompt_set, v.condition, v.judge), [])
+        if v.withheld is not None:
+            group.append(v.withheld)
+    return {key: rate(values) for key, values in groups.items()}
+
+
+@dataclass(frozen=True)
+class Agreement(Record):
+    """Two judges on the same replies.
+
+    Attributes:
+        first, second: the judges.
+        agreed: share of replies with the same verdict, with its 95% Clopper-Pearson interval.
+        kappa: Cohen's kappa; NaN where both judges always say the same one thing (chance agreement is then 1).
+        disagreements: the replies judged differently, as (the first's verdict, the second's).
+        unread: replies left out because a judge's answer could not be read.
+    """
+
+    first: str
+    second: str
+    agreed: Rate
+    kappa: float
+    disagreements: tuple[tuple[Verdict, Verdict], ...]
+    unread: int = 0
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a disagreement."""
+        return pd.DataFrame(
+            [
+                {
+                    "prompt_set": a.prompt_set,
+                    "condition": a.condition,
+                    "prompt": a.prompt,
+                    "response": a.response,
+                    self.first: a.withheld,
+                    self.second: b.withheld,
+                    f"{self.first} said": a.raw,
+                    f"{self.second} said": b.raw,
+                }
+                for a, b in self.disagreements
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationTable(Record):
+    """Replies of every prompt set under every condition, and what every judge says of them.
+
+    Attributes:
+        model: the model's name.
+        direction: the direction.
+        completions: replies, one entry a prompt set.
+        verdicts: every judge on every reply.
+        agreements: every pair of judges.
+        seed: of the random directions.
+    """
+
+    model: str
+    direction: Direction
+    completions: tuple[Completions, ...]
+    verdicts: tuple[Verdict, ...]
+    agreements: tuple[Agreement, ...] = ()
+    seed: int = 0
+
+    @property
+    def rates(self) -> dict[tuple[str, str, str], Rate]:
+        """Share refused (or safe) by (prompt set, condition, judge), with 95% Clopper-Pearson intervals."""
+        return verdict_rates(self.verdicts)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a cell: prompts, condition, judge, kind, rate, low, high, n, unread."""
+        kinds = {v.judge: v.kind for v in self.verdicts}
+        totals: dict[tuple[str, str, str], int] = {}
+        for v in self.verdicts:
+            key = v.prompt_set, v.condition, v.judge
+            totals[key] = totals.get(key, 0) + 1
+        return pd.DataFrame(
+            [
+                {
+                    "prompts": name,
+                    "condition": condition,
+                    "judge": judge,
+                    "kind": kinds[judge],
+                    "rate": r.rate,
+                    "low": r.low,
+                    "high": r.high,
+                    "n": r.n,
+                    "unread": totals[name, condition, judge] - r.n,
+                }
+                for (name, condition, judge), r in self.rates.items()
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Losses(Record):
+    """Summed negative log-likelihood of every text under every condition.
+
+    Attributes:
+        dataset: what the texts are, e.g. "text", "completions", "own".
+        conditions: labels of axis 0 of ``nll``.
+        nll: nats, summed over the tokens that count, float64.
+        tokens: how many tokens count in each text.
+        seed: of the bootstrap.
+    """
+
+    dataset: str
+    conditions: tuple[str, ...]
+    nll: Float[Tensor, "condition text"]
+    tokens: Int[Tensor, "text"]
+    seed: int = 0
+
+    def ce(self, condition: str) -> Interval:
+        """Mean loss a token (nats; all tokens of all texts weigh the same), bootstrap 95% interval over texts."""
+        return self._ratio(self.nll[self.conditions.index(condition)])
+
+    def perplexity(self, condition: str) -> Interval:
+        """exp of the mean loss, and of its interval's ends."""
+        ce = self.ce(condition)
+        return Interval(math.exp(ce.mean), math.exp(ce.low), math.exp(ce.high), ce.n)
+
+    def change(self, condition: str, baseline: str = "baseline") -> Interval:
+        """Change of the mean loss against ``baseline``, bootstrapped over the same texts."""
+        return self._ratio(self.nll[self.conditions.index(condition)] - self.nll[self.conditions.index(baseline)])
+
+    def _ratio(self, sums: Tensor) -> Interval:
+        x, n = sums.double().numpy(), self.tokens.double().numpy()
+        mean = float(x.sum() / n.sum())
+        if len(x) == 1:
+            return Interval(mean, mean, mean, 1)
+        draws = np.random.default_rng(self.seed).integers(0, len(x), (2000, len(x)))
+        low, high = np.quantile(x[draws].sum(1) / n[draws].sum(1), [0.025, 0.975])
+        return Interval(mean, float(low), float(high), len(x))
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a condition: CE with interval, perplexity, change against the first condition."""
+        rows = []
+        for name in self.conditions:
+            ce, change = self.ce(name), self.change(name, self.conditions[0])
+            rows.append(
+                {
+                    "dataset": self.dataset,
+                    "condition": name,
+                    "ce": ce.mean,
+                    "ce_low": ce.low,
+                    "ce_high": ce.high,
+                    "perplexity": math.exp(ce.mean),
+                    "change": change.mean,
+                    "change_low": change.low,
+                    "change_high": change.high,
+                    "texts": ce.n,
+                    "tokens": int(self.tokens.sum()),
+                }
+            )
+        return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class RefusalProxy(Record):
+    """Refusal metric and judged reply of every prompt.
+
+    Attributes:
+        prompts: the prompts.
+        prompt_sets: which set each belongs to ("harmful", "harmless").
+        metric: refusal metric before the reply, natural log-odds.
+        refused: whether the reply was judged a refusal.
+        seed: of the bootstrap.
+    """
+
+    prompts: tuple[str, ...]
+    prompt_sets: tuple[str, ...]
+    metric: Float[Tensor, "prompt"]
+    refused: Bool[Tensor, "prompt"]
+    seed: int = 0
+
+    @property
+    def auroc(self) -> Interval:
+        """Probability that a refused prompt has a higher metric than an answered one (ties count half), bootstrap 95%
+        interval within the two groups; NaN where one group is empty."""
+        refused, answered = (self.metric[self.refused == flag].numpy() for flag in (True, False))
+        value = auroc(refused, answered)
+        if min(len(refused), len(answered)) < 2:
+            return Interval(value, float("nan"), float("nan"), len(self.metric))
+        rng = np.random.default_rng(self.seed)
+        draws = [auroc(rng.choice(refused, len(refused)), rng.choice(answered, len(answered))) for _ in range(500)]
+        low, high = np.quantile(draws, [0.025, 0.975])
+        return Interval(value, float(low), float(high), len(self.metric))
+
+    @property
+    def accuracy(self) -> float:
+        """Share of prompts on which "metric > 0" (the paper's filter) and the judge agree."""
+        return float(((self.metric > 0) == self.refused).double().mean())
+
+    def histogram(self, bins: int = 30) -> pd.DataFrame:
+        """Counts of refused and answered prompts by bin of the metric (Figs. 9-10)."""
+        edges = np.histogram_bin_edges(self.metric.numpy(), bins)
+        rows = {"low": edges[:-1], "high": edges[1:]}
+        for name, flag in (("refused", True), ("answered", False)):
+            rows[name] = np.histogram(self.metric[self.refused == flag].numpy(), edges)[0]
+        return pd.DataFrame(rows)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a prompt."""
+        columns = {"prompt_set": self.prompt_sets, "prompt": self.prompts, "metric": self.metric.tolist()}
+        return pd.DataFrame({**columns, "refused": self.refused.tolist()})
+
+
+@dataclass(frozen=True)
+class HarnessScore(Record):
+    """One metric of one task under one condition, as the harness reports it.
+
+    Attributes:
+        metric: the harness's name, e.g. "acc,none".
+        stderr: its standard error; NaN where the harness gives none.
+        n: documents scored.
+    """
+
+    condition: str
+    task: str
+    metric: str
+    value: float
+    stderr: float
+    n: int
+
+
+@dataclass(frozen=True)
+class HarnessScores(Record):
+    """Scores by condition and task."""
+
+    items: tuple[HarnessScore, ...]
+    version: str
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a score, with its change against the first condition and a 99% interval (the paper's)."""
+        first = self.items[0].condition if self.items else ""
+        base = {(i.task, i.metric): i.value for i in self.items if i.condition == first}
+        return pd.DataFrame(
+            [
+                {
+                    "task": i.task,
+                    "metric": i.metric,
+                    "condition": i.condition,
+                    "value": i.value,
+                    "low": i.value - 2.576 * i.stderr,
+                    "high": i.value + 2.576 * i.stderr,
+                    "change": i.value - base.get((i.task, i.metric), float("nan")),
+                    "n": i.n,
+                }
+                for i in self.items
+            ]
+        )

@@ -1,0 +1,183 @@
+"""Chapters on behaviour, from records alone: conditions and judges, what else changes, stability, transfer, and the
+scorecard of paper, public run and this run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from ..refusal.records import Completions
+from ..report import style
+from ..report.page import RANDOM_DIRECTION, Figure, Section, Table, anchor, frame_table
+from ..stats import Interval, rate
+from .figures import plot_evaluation, plot_harness, plot_losses, plot_proxy, plot_refusal_rates
+from .records import EvaluationTable, HarnessScores, Losses, RefusalProxy
+
+
+def evaluation_section(table: EvaluationTable) -> Section:
+    """Rates by condition, prompt set and judge; agreement of the judges and where they differ."""
+    frame = table.to_frame()
+    items: list[Figure | Table] = []
+    for judge in dict.fromkeys(frame["judge"]):
+        rows = frame[frame["judge"] == judge]
+        what = "safe" if rows["kind"].iloc[0] == "safety" else "refused"
+        n = ", ".join(f"{int(g['n'].max())} {name}" for name, g in rows.groupby("prompts", sort=False))
+        items.append(
+            Figure(
+                f"evaluation-{anchor(judge)}",
+                plot_evaluation(table, judge),
+                f"Share of replies {what} by {judge}, with 95% Clopper-Pearson intervals.",
+                n=f"{n} prompts",
+                control=RANDOM_DIRECTION,
+                data=rows,
+            )
+        )
+    for a in table.agreements:
+        items.append(
+            frame_table(
+                f"disagreements-{anchor(a.first)}-{anchor(a.second)}",
+                a.to_frame(),
+                f"{a.first} and {a.second} agree on {a.agreed}; Cohen's kappa {a.kappa:.2f}. Where they differ.",
+                searchable=True,
+            )
+        )
+    return Section(
+        "evaluation",
+        "Behaviour under every condition",
+        (
+            "Ablation, by hooks and by weights (orthogonalized), asks whether the direction is necessary; addition, "
+            "whether it is sufficient; subtraction is the paper's other bypass. Each stands beside a random direction.",
+        ),
+        tuple(items),
+    )
+
+
+def losses_section(records: Sequence[Losses]) -> Section:
+    """CE loss and perplexity."""
+    frame = pd.concat([record.to_frame() for record in records], ignore_index=True)
+    n = ", ".join(f"{len(r.tokens)} {r.dataset} ({int(r.tokens.sum())} tokens)" for r in records)
+    return Section(
+        "losses",
+        "What else changes: loss",
+        ("Mean cross-entropy a token. Of chat completions only the completion's tokens count.",),
+        (
+            Figure(
+                "ce-change",
+                plot_losses(records),
+                "Change of the loss, with bootstrap 95% intervals over texts.",
+                n=n,
+                control=RANDOM_DIRECTION,
+                data=frame,
+            ),
+            frame_table("ce-loss", frame.round(4), "Cross-entropy in nats a token, and perplexity."),
+        ),
+    )
+
+
+def harness_section(scores: HarnessScores | None) -> Section:
+    """Benchmarks; says so when they were not measured."""
+    title = "What else changes: benchmarks"
+    if scores is None:
+        return Section("harness", title, ("Not measured: the LM Evaluation Harness was not run (extra `evals`).",))
+    frame = scores.to_frame()
+    text = (f"LM Evaluation Harness {scores.version}; intervals of 99%, as in the paper.",)
+    control = RANDOM_DIRECTION if any(c.startswith("random") for c in frame["condition"]) else "none was run"
+    counts = ", ".join(f"{int(n)} {task}" for task, n in frame.groupby("task", sort=False)["n"].max().items())
+    figure = Figure(
+        "harness-scores",
+        plot_harness(scores),
+        "Benchmark scores by condition, with 99% intervals.",
+        n=f"documents: {counts}",
+        control=control,
+        data=frame,
+    )
+    return Section(
+        "harness", title, text, (figure, frame_table("harness-table", frame.round(4), "The harness's scores."))
+    )
+
+
+def proxy_section(record: RefusalProxy) -> Section:
+    """The refusal metric against judged replies."""
+    a = record.auroc
+    text = (
+        f"A refused prompt has a higher metric than an answered one with probability {a.mean:.3f} [{a.low:.3f}, "
+        f"{a.high:.3f}] (AUROC). The sign of the metric and the judge agree on {record.accuracy:.0%} of {a.n} prompts.",
+    )
+    figure = Figure(
+        "proxy",
+        plot_proxy(record),
+        "Refusal metric of prompts whose replies were judged refused and answered.",
+        n=f"{a.n} prompts",
+        control="none applies: two readings of the same prompts",
+        data=record.to_frame(),
+    )
+    return Section("proxy", "The refusal metric as a proxy", text, (figure,))
+
+
+def effect_section(
+    completions: Mapping[str, Completions],
+    metric_harmful: Mapping[str, Interval],
+    metric_harmless: Mapping[str, Interval],
+) -> Section:
+    """Necessary and sufficient: rates, the refusal metric, and the replies side by side."""
+    rates = {
+        name: {c: rate([item.refused for item in replies.of(c)]) for c in replies.conditions}
+        for name, replies in completions.items()
+    }
+    rate_rows = [
+        {"prompts": name, "condition": c, "rate": r.rate, "low": r.low, "high": r.high, "n": r.n}
+        for name, by_condition in rates.items()
+        for c, r in by_condition.items()
+    ]
+    metric_rows = tuple(
+        (name, style.readable(c), f"{m.mean:.3f}", f"{m.low:.3f} to {m.high:.3f}", str(m.n))
+        for name, metrics in (("harmful, refused at baseline", metric_harmful), ("harmless", metric_harmless))
+        for c, m in metrics.items()
+    )
+    n = ", ".join(f"{len(replies.of(replies.conditions[0]))} {name}" for name, replies in completions.items())
+    return Section(
+        "effects",
+        "Necessary and sufficient",
+        (
+            "Necessary: does the model stop refusing harmful prompts when the direction is ablated at every write to "
+            "the residual stream? Sufficient: does it refuse harmless ones when the direction is added at its layer?",
+        ),
+        (
+            Figure(
+                "refusal-rates",
+                plot_refusal_rates(rates),
+                "Share of replies with one of the paper's refusal phrases, with 95% Clopper-Pearson intervals.",
+                n=f"{n} held-out prompts",
+                control=f"{RANDOM_DIRECTION} (hatched)",
+                data=pd.DataFrame(rate_rows),
+                wide=False,
+            ),
+            Table(
+                "refusal-metric",
+                ("prompts", "condition", "mean refusal metric", "95% interval", "n"),
+                metric_rows,
+                "Log-odds of the refusal tokens after the prompt, held-out prompts, bootstrap intervals. Control: "
+                f"{RANDOM_DIRECTION}.",
+            ),
+            *(_side_by_side(name, replies) for name, replies in completions.items()),
+        ),
+    )
+
+
+def _side_by_side(name: str, completions: Completions) -> Table:
+    """One row a prompt, one column a condition."""
+    columns = completions.conditions
+    replies = [completions.of(condition) for condition in columns]
+    rows = tuple(
+        (prompt_replies[0].prompt, *(("✗ " if r.refused else "") + r.response for r in prompt_replies))
+        for prompt_replies in zip(*replies, strict=True)
+    )
+    return Table(
+        f"completions-{name}",
+        ("prompt", *(style.readable(c) for c in columns)),
+        rows,
+        f"Greedy replies to {len(rows)} {name} prompts, at most {completions.max_new_tokens} tokens; ✗ marks a "
+        "refusal.",
+        searchable=True,
+    )

@@ -1,0 +1,1 @@
+"""The command line: ``refusal-lens run | open | report | hijack | evaluate | certify | sweep``."""

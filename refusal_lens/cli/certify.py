@@ -1,0 +1,51 @@
+"""``refusal-lens certify MODEL``: the table of identities."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from .terminal import LogJson, Quiet, bars, console, log
+
+
+def certify(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or 'organism'.")] = "organism",
+    out: Annotated[Path | None, typer.Option(help="Save the certificate here (JSON).")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 ...")] = None,
+    float64: Annotated[bool | None, typer.Option(help="Measure a float64 copy too (default: below 1e9).")] = None,
+    quiet: Quiet = False,
+    log_json: LogJson = None,
+) -> None:
+    """Measure how exact every identity is on MODEL; exits with 1 when one does not hold.
+
+    Examples:
+
+      refusal-lens certify organism
+
+      refusal-lens certify model.gguf --dtype float32 --out certificate.json
+    """
+    from ..exactness.identities import certify as measure
+    from ..models.load import load_model
+
+    with bars(quiet) as progress:
+        with progress("load the model", 0):
+            loaded = load_model(model, dtype=dtype)
+        with progress("certify", 0):
+            found = measure(loaded, float64=float64)
+    table = Table(title=f"{found.model}, {found.backend}, {found.dtype}")
+    for column in ("identity", "result", f"largest relative error, {found.dtype}", "limit", "in float64", "note"):
+        table.add_column(column)
+    for i in found.identities:
+        numbers = ["-" if math.isnan(x) else f"{x:.2g}" for x in (i.relative, i.tolerance, i.relative64)]
+        table.add_row(i.name, i.result, *numbers, i.note)
+    log.write({"event": "result", "passed": found.passed, "identities": list(found.identities)})
+    if not quiet:
+        console.print(table)
+    if out is not None:
+        console.print(f"certificate: {found.save(out).resolve()}", soft_wrap=True)
+    if not found.passed:
+        raise typer.Exit(1)

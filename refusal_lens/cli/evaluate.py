@@ -1,0 +1,105 @@
+"""``refusal-lens evaluate``: the table of conditions x prompt sets x judges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from .terminal import LogJson, Quiet, bars, console, log
+
+# Spelled out, so that `refusal-lens --help` does not wait for torch; a test compares them with the library's.
+CONDITIONS = (
+    "baseline, ablation, addition, subtraction, orthogonalized, random_ablation, random_addition, "
+    "random_subtraction, random_orthogonalized"
+)
+FORMS = (
+    "substrings; llama-guard-2:FOLDER; llama-guard-3:FOLDER; classifier:FOLDER (or classifier:FOLDER#LABEL,LABEL of "
+    "the safe labels); openai:MODEL@http://HOST:PORT/v1"
+)
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Result folder of `refusal-lens run`: its direction and prompts.")],
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Prompt files, as FILE or NAME=FILE; by default the test prompts of RUN."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Hub id, folder or .gguf; by default the model of RUN.")] = None,
+    condition: Annotated[
+        list[str] | None, typer.Option(help=f"A condition, may be repeated; by default all: {CONDITIONS}.")
+    ] = None,
+    judge: Annotated[list[str] | None, typer.Option(help=f"A judge, may be repeated: {FORMS}.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Result folder; by default `evaluation` in RUN.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of replies (the paper: 512).")] = 64,
+    limit: Annotated[int, typer.Option(min=0, help="Prompts of each set at most; 0 for all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random directions.")] = 0,
+    allow_gap: Annotated[
+        bool, typer.Option(help="Run 'orthogonalized' also on a model with post-norms (not equivalent to ablation).")
+    ] = False,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 ... (default: that of RUN).")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda ... (default: that of RUN).")] = None,
+    quiet: Quiet = False,
+    log_json: LogJson = None,
+) -> None:
+    """Measure RUN's direction under every condition, judged; resumes where it stopped.
+
+    Examples:
+
+      refusal-lens evaluate runs/latest
+
+      refusal-lens evaluate runs/latest jbb=jailbreakbench.csv --condition baseline --condition ablation
+
+      refusal-lens evaluate runs/latest --judge substrings --judge llama-guard-2:models/Meta-Llama-Guard-2-8B
+    """
+    from ..behaviour.judges.naming import judge_named
+    from ..behaviour.table import evaluate_table, read_prompts
+    from ..models.load import load_model
+    from ..records.files import locked
+    from ..study.folder import Study
+
+    study = Study.load(run)
+    judges = [judge_named(name) for name in judge or ["substrings"]]
+    sets = dict(read_prompts(source) for source in prompts or [])
+    if not sets:
+        sets = {"harmful": list(study.harmful.test), "harmless": list(study.harmless.test)}
+    if limit:
+        sets = {name: texts[:limit] for name, texts in sets.items()}
+    settings = study.provenance["settings"]
+    with bars(quiet) as progress, locked(out or study.folder / "evaluation", ("replies", "verdicts")):
+        with progress("load the model", 0):
+            loaded = load_model(
+                model or settings["model"],
+                dtype=dtype or settings.get("dtype"),
+                device=device or settings.get("device"),
+                device_map=settings.get("device_map"),
+                system=settings.get("system"),
+            )
+        table = evaluate_table(
+            loaded,
+            study.selection.chosen,
+            sets,
+            out or study.folder / "evaluation",
+            conditions=condition or CONDITIONS.split(", "),
+            judges=judges,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            allow_gap=allow_gap,
+            progress=progress,
+        )
+    shown = Table(title=f"{table.model}: direction at {table.direction.label}")
+    for column in ("prompts", "condition", "judge", "refused or safe", "95% interval", "n"):
+        shown.add_column(column)
+    for (name, what, who), r in table.rates.items():
+        shown.add_row(name, what.replace("_", " "), who, f"{r.rate:.0%}", f"{r.low:.0%} to {r.high:.0%}", str(r.n))
+    log.write({"event": "result", "rates": table.to_frame().to_dict("records")})
+    if not quiet:
+        console.print(shown)
+        for a in table.agreements:
+            console.print(
+                f"{a.first} and {a.second}: agree on {a.agreed}, Cohen's kappa {a.kappa:.2f}, "
+                f"{len(a.disagreements)} disagreements"
+            )
+    console.print(f"table: {((out or study.folder / 'evaluation') / 'table.safetensors').resolve()}", soft_wrap=True)

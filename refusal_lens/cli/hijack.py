@@ -1,0 +1,138 @@
+"""``refusal-lens hijack MODEL --suffixes F --direction RUN --out DIR``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from .terminal import LogJson, Quiet, bars, console, error_console, log
+
+N_CHOOSE = 32  # prompts that choose the top heads: validation prompts of RUN, then, where these are few, training ones
+
+
+def hijack(
+    model: Annotated[
+        str, typer.Argument(help="Hub id, folder, .gguf file, or 'organism' (the embedded model).")
+    ] = "organism",
+    suffixes: Annotated[
+        Path | None,
+        typer.Option(help="Suffixes: .jsonl, .csv, .txt, nanoGCG or JailbreakBench .json (default: the organism's)."),
+    ] = None,
+    direction: Annotated[
+        Path, typer.Option(help="Result folder of `refusal-lens run`: its direction, prompts and refusal tokens.")
+    ] = Path("runs/latest"),
+    out: Annotated[Path | None, typer.Option(help="Result folder; by default `suffixes` in RUN.")] = None,
+    kind: Annotated[str, typer.Option(help="Kind of suffixes whose file names none.")] = "adversarial",
+    harmful: Annotated[
+        str | None,
+        typer.Option(help="File of harmful prompts to report on (default: the test prompts of RUN)."),
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=2, help="Of these, the first refused ones to report on.")] = 128,
+    harmless: Annotated[int, typer.Option(min=0, help="Harmless test prompts of RUN at most.")] = 64,
+    borderline: Annotated[
+        Path | None, typer.Option(help="Harmless prompts that look harmful (over-refusal), for the detectors.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=0, help="Top heads; 0 for 8 or as many as a layer has.")] = 0,
+    detail: Annotated[
+        int, typer.Option(min=0, help="Look into the N strongest suffixes (and benign ones) only; 0 for all.")
+    ] = 0,
+    shuffled: Annotated[bool, typer.Option(help="Also each suffix's own tokens in another order.")] = True,
+    causal: Annotated[str, typer.Option(help="Causal tests of 'working' suffixes, 'all' or 'none'.")] = "working",
+    max_new_tokens: Annotated[
+        int, typer.Option(min=0, help="Length of replies; 0 to judge by the refusal metric alone.")
+    ] = 24,
+    seed: Annotated[int, typer.Option(help="Seed of random suffixes, random heads and placebos.")] = 0,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 ... (default: that of RUN).")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda ... (default: that of RUN).")] = None,
+    quiet: Quiet = False,
+    log_json: LogJson = None,
+) -> None:
+    """Say what each suffix does inside MODEL, and test it causally; resumes where it stopped.
+
+    Examples:
+
+      refusal-lens hijack organism --direction runs/latest
+
+      refusal-lens hijack model.gguf --suffixes suffixes.jsonl --direction runs/mine --out runs/mine/suffixes
+
+      refusal-lens hijack model.gguf --suffixes many.txt --direction runs/mine --harmful advbench.csv --detail 5
+    """
+    from ..behaviour.table import read_prompts
+    from ..data.organism import suffixes as embedded
+    from ..data.suffixes import SuffixSet
+    from ..errors import PromptError
+    from ..hijacking.investigation import Settings, investigate
+    from ..hijacking.section import hijacking_page
+    from ..hijacking.verdicts import summary_frame
+    from ..models.load import load_model
+    from ..records.files import locked, write_atomically
+    from ..study.folder import Study
+
+    if suffixes is None and model != "organism":
+        raise PromptError("give --suffixes: only the embedded model brings its own")
+    found = SuffixSet.load(suffixes or embedded(), kind)
+    study = Study.load(direction)
+    folder = out or study.folder / "suffixes"
+    settings = study.provenance["settings"]
+    asked = list(study.harmful.test) if harmful is None else list(read_prompts(harmful)[1])
+    known = {*study.harmful.train, *study.harmful.val}
+    if seen := known & set(asked):
+        asked = [text for text in asked if text not in known]
+        error_console.print(f"{len(seen)} prompts left out: RUN found its direction and heads on them")
+    with bars(quiet) as progress, locked(folder, ("screen", "suffixes")):
+        with progress("load the model", 0):
+            loaded = load_model(
+                model,
+                dtype=dtype or settings.get("dtype"),
+                device=device or settings.get("device"),
+                device_map=settings.get("device_map"),
+                system=settings.get("system"),
+            )
+        report = investigate(
+            loaded,
+            asked,
+            found,
+            study.selection.chosen,
+            harmless=list(study.harmless.test)[:harmless],
+            head_prompts=[*study.harmful.val, *study.harmful.train][:N_CHOOSE],
+            refusal_tokens=study.refusal_tokens,
+            borderline=list(read_prompts(str(borderline))[1]) if borderline else (),
+            settings=Settings(
+                top=top or None,
+                max_new_tokens=max_new_tokens,
+                causal=causal,
+                detail=detail or None,
+                prompts=prompts,
+                shuffled=shuffled,
+                seed=seed,
+            ),
+            folder=folder,
+            progress=progress,
+        )
+    write_atomically(folder / "report.html", hijacking_page(report).render().encode())
+    log.write({"event": "result", "suffixes": summary_frame(report).to_dict("records")})
+    if not quiet:
+        shown = Table(
+            title=f"{loaded.name}: {report.plain.n} refused prompts, top heads {', '.join(report.head_labels)}",
+            caption="refused with the suffix and with random tokens; attention of the top heads to it, above random",
+            expand=True,
+        )
+        shown.add_column("suffix", no_wrap=True, ratio=1)
+        for column in ("tokens", "refused", "random", "attention"):
+            shown.add_column(column, justify="right", no_wrap=True)
+        shown.add_column("finding", no_wrap=True, min_width=26)
+        for row in summary_frame(report).to_dict("records"):
+            shown.add_row(
+                escape(row["suffix"].strip()),
+                str(row["tokens"]),
+                f"{row['refused']:.0%}",
+                f"{row['refused_random']:.0%}",
+                f"{row['attention_rise']:+.2f}",
+                row["mechanism"],
+            )
+        console.print(shown)
+    console.print(f"report: {(folder / 'report.html').resolve()}", soft_wrap=True)

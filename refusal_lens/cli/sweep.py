@@ -1,0 +1,73 @@
+"""``refusal-lens sweep models.toml``: several models, one report that compares them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from .terminal import LogJson, Quiet, bars, console, log
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(help="TOML: [defaults] and a table [models.NAME] for each model.")],
+    out: Annotated[Path, typer.Option(help="Result folder; each model gets a folder in it.")] = Path("runs/sweep"),
+    engine: Annotated[str, typer.Option(help="local, or ray: spread the work over a Ray cluster.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster: auto or HOST:PORT (default: Ray on this machine).")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Ray workers, each with a model (default: what fits).")
+    ] = None,
+    quiet: Quiet = False,
+    log_json: LogJson = None,
+) -> None:
+    """Run the main job for every model of FILE; resumes where it stopped. Exits with 1 when a model failed.
+
+    Example: refusal-lens sweep models.toml --out runs/sizes
+
+    models.toml:
+
+      [defaults]
+      harmful = "advbench"
+      harmless = "alpaca"
+
+      [models.qwen-0_5b]
+      model = "Qwen/Qwen2.5-0.5B-Instruct"
+
+      [models.qwen-1_5b]
+      model = "Qwen/Qwen2.5-1.5B-Instruct"
+      coeff = 1.5
+    """
+    from ..engines.choice import named_engine
+    from ..study.sweep import Sweep, run_sweep
+
+    models = Sweep.load(file)
+    with bars(quiet) as progress:
+        found = run_sweep(models, out, progress, lambda config: named_engine(engine, config, address, workers))
+    log.write({"event": "result", "folder": str(out.resolve()), "errors": {k: v.error for k, v in found.items()}})
+    if not quiet:
+        table = Table(title=f"{len(found)} models")
+        for column in ("model", "direction", "harmful refused", "ablated", "harmless refused", "added", "error"):
+            table.add_column(column)
+        for name, item in found.items():
+            if item.error:
+                table.add_row(name, "", "", "", "", "", item.error)
+                continue
+            rates, place = item.summary["refusal"], item.summary["direction"]
+            cells = [
+                f"{rates[kind][condition]['rate']:.0%}"
+                for kind, condition in (
+                    ("harmful", "baseline"),
+                    ("harmful", "ablation"),
+                    ("harmless", "baseline"),
+                    ("harmless", "addition"),
+                )
+            ]
+            table.add_row(name, f"({place['pos']}, {place['layer']})", *cells, "")
+        console.print(table)
+    console.print(f"report: {(out / 'report.html').resolve()}", soft_wrap=True)
+    if any(item.error for item in found.values()):
+        raise typer.Exit(1)

@@ -1,0 +1,108 @@
+"""What the commands share: the consoles, the progress bars, quiet runs, and the log of a batch job."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from ..progress import silent, together, told
+from ..records.base import to_json
+
+error_console = Console(stderr=True)
+console = Console()
+
+
+class Log:
+    """JSON lines about a run, for batch jobs: one object a line, each written at once. Closed until ``open``."""
+
+    def __init__(self) -> None:
+        self._file: IO[str] | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether anyone asked for it."""
+        return self._file is not None
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether it goes to stderr, where progress bars would garble it."""
+        return self._file is sys.stderr
+
+    def open(self, target: str | None) -> str | None:
+        """Begin: "-" is stderr, anything else a file that is appended to; None changes nothing."""
+        if target is not None:
+            if target != "-":
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+            self._file = sys.stderr if target == "-" else Path(target).open("a", encoding="utf-8")  # noqa: SIM115
+            self.write({"event": "start", "arguments": sys.argv[1:]})
+        return target
+
+    def write(self, event: dict[str, Any]) -> None:
+        """One line: the time in UTC and the event."""
+        if self._file is not None:
+            line = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), **to_json(event)}
+            self._file.write(json.dumps(line, ensure_ascii=False, default=str, allow_nan=False) + "\n")
+            self._file.flush()
+
+
+log = Log()
+
+
+def _open_log(context: typer.Context, value: str | None) -> str | None:
+    return value if context.resilient_parsing else log.open(value)  # completing a line opens nothing
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no table; results and errors only.")]
+LogJson = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        callback=_open_log,
+        is_eager=True,
+        help="Append what happens as JSON lines to FILE, or to stderr for '-' (then without progress bars).",
+    ),
+]
+
+
+@contextmanager
+def bars(quiet: bool) -> Iterator[Any]:
+    """Progress bars with the time left, as a ``Progress``; none when quiet. The log hears of every stage."""
+    events = told(log.write) if log.active else silent
+    if quiet or log.on_terminal:
+        yield events
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=error_console) as progress:
+
+        @contextmanager
+        def stage(name: str, total: int) -> Iterator[Any]:
+            task = progress.add_task(name, total=total or None)
+            yield lambda n: progress.advance(task, n)
+            progress.update(task, total=total or 1, completed=total or 1)
+
+        yield together(stage, events)

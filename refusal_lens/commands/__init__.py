@@ -1,1 +1,0 @@
-"""The subcommands of `refusal-lens`, one module each."""

@@ -1,0 +1,181 @@
+"""How far a direction holds after fine-tuning on benign data (not in the paper; cf. Qi et al. 2023).
+
+The training is a perturbation, for measuring: it lives in memory and is gone when the context is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError, PromptError
+from ..hooks.conditions import active, named_conditions
+from ..models.model import HookedChatModel
+from ..models.texts import Scored, _batches
+from ..records.direction import Direction
+from ..refusal.phrases import is_refusal
+from ..stats import Rate, rate
+from .extract import extract_directions
+from .records import FineTuning
+
+HARMFUL = ("baseline", "ablation", "random_ablation")
+HARMLESS = ("baseline", "addition", "random_addition")
+
+
+@contextmanager
+def fine_tunable(model: HookedChatModel) -> Iterator[list[nn.Parameter]]:
+    """Inside, ``model`` runs on copies of its parameters, which may be trained; on leaving, the originals are back.
+
+    Memory: one copy of the weights. Other threads can't use the model inside.
+
+    Raises:
+        ModelError: quantized or offloaded weights.
+    """
+    # Both are cached at first use: they must be those of the weights as loaded.
+    _ = model.fingerprint, model.basis
+    swapped: list[tuple[nn.Module, str, nn.Parameter]] = []
+    copies: dict[int, nn.Parameter] = {}
+    with model.hooks():
+        try:
+            for module in model.tl.modules():
+                for name, parameter in list(module._parameters.items()):
+                    if parameter is None:
+                        continue
+                    if not parameter.is_floating_point() or parameter.is_meta:
+                        raise ModelError(
+                            f"{model.name}: {type(module).__name__}.{name} is quantized or offloaded, so it can't be "
+                            "trained; load the model whole in float32 or bfloat16"
+                        )
+                    if id(parameter) not in copies:  # tied weights stay tied
+                        copies[id(parameter)] = nn.Parameter(parameter.detach().clone())
+                    swapped.append((module, name, parameter))
+                    module._parameters[name] = copies[id(parameter)]
+            yield list(copies.values())
+        finally:
+            for module, name, parameter in reversed(swapped):
+                module._parameters[name] = parameter
+
+
+def train(
+    model: HookedChatModel,
+    parameters: Sequence[nn.Parameter],
+    texts: Sequence[Scored],
+    *,
+    lr: float = 3e-4,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> Iterator[float]:
+    """AdamW on the completions' cross-entropy; gives the loss (nats a token) of each step, for ever.
+
+    Args:
+        parameters: from ``fine_tunable``.
+        texts: from ``losses.completion_tokens``.
+        lr: constant learning rate; no weight decay, gradients clipped to norm 1.
+        seed: of the order of the texts.
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(seed)
+    order: list[int] = []
+    while True:
+        if len(order) < min(batch_size, len(texts)):
+            order += torch.randperm(len(texts), generator=generator).tolist()
+        rows, order = order[:batch_size], order[batch_size:]
+        with torch.enable_grad():
+            loss = completion_loss(model, [texts[i] for i in rows])
+            optimizer.zero_grad()
+            loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        yield float(loss.detach())
+
+
+def completion_loss(model: HookedChatModel, texts: Sequence[Scored]) -> Tensor:
+    """Mean cross-entropy, nats a token, of the tokens that count; with a gradient where one is on."""
+    total, count = torch.zeros((), device=model.device), 0
+    for indices, tokens in _batches(model, texts):
+        logits = model.backend.logits(tokens.ids, tokens.mask, last_only=False)
+        for row, i in enumerate(indices):
+            n = len(texts[i].ids) - texts[i].first
+            total = total + nn.functional.cross_entropy(
+                logits[row, -n - 1 : -1].float(), tokens.ids[row, -n:], reduction="sum"
+            )
+            count += n
+    return total / count
+
+
+def fine_tuning_stability(
+    model: HookedChatModel,
+    direction: Direction,
+    benign: Sequence[Scored],
+    held_out: Sequence[Scored],
+    train_prompts: tuple[Sequence[str], Sequence[str]],
+    test_prompts: tuple[Sequence[str], Sequence[str]],
+    *,
+    steps: Sequence[int] = (0, 10, 30, 100),
+    lr: float = 3e-4,
+    batch_size: int = 16,
+    max_new_tokens: int = 48,
+    seed: int = 0,
+    judge: Callable[[str], bool] = is_refusal,
+    on_step: Callable[[int], None] | None = None,
+) -> FineTuning:
+    """Fine-tune on ``benign`` and measure, after each of ``steps``, what the direction found *before* still does.
+
+    Args:
+        direction: found on the model as loaded.
+        benign, held_out: completions to train on, and others of the same kind for the loss (``completion_tokens``).
+        train_prompts, test_prompts: (harmful, harmless), for the direction of the tuned model and for the rates.
+        steps: numbers of optimizer steps, in rising order.
+        on_step: called with 1 after each optimizer step.
+
+    Raises:
+        PromptError: no benign completion has a token to learn.
+        ModelError: quantized weights, or a loss that is not finite.
+        DirectionError: a direction of another model.
+    """
+    model.check_direction(direction)
+    if not benign or not held_out:
+        raise PromptError("fine-tuning needs benign completions to train on and others to measure the loss on")
+    wanted = sorted(set(steps))
+    conditions = named_conditions(direction, tuple(dict.fromkeys(HARMFUL + HARMLESS)), seed)
+    rows: list[tuple[float, float, dict[str, Rate], dict[str, Rate]]] = []
+
+    def measure() -> None:
+        with torch.inference_mode():
+            loss = float(completion_loss(model, held_out))
+        candidates = extract_directions(model, *train_prompts)
+        now = candidates.direction(direction.pos, direction.layer)
+        harmful, harmless = (
+            {name: rate(_refused(model, prompts, conditions[name], max_new_tokens, judge)) for name in names}
+            for prompts, names in zip(test_prompts, (HARMFUL, HARMLESS), strict=True)
+        )
+        rows.append((loss, float(now.unit.double() @ direction.unit.double()), harmful, harmless))
+
+    with fine_tunable(model) as parameters:
+        losses = train(model, parameters, benign, lr=lr, batch_size=batch_size, seed=seed)
+        done = 0
+        for step in wanted:
+            while done < step:
+                loss = next(losses)
+                done += 1
+                if loss != loss or loss == float("inf"):
+                    raise ModelError(f"the loss is not finite after {done} steps of fine-tuning; use a smaller lr")
+                if on_step:
+                    on_step(1)
+            measure()
+    found = list(zip(*rows, strict=True))
+    return FineTuning(direction, tuple(wanted), found[0], found[1], found[2], found[3], lr, batch_size, len(benign))
+
+
+def _refused(
+    model: HookedChatModel,
+    prompts: Sequence[str],
+    edits: Sequence,
+    max_new_tokens: int,
+    judge: Callable[[str], bool],
+) -> list[bool]:
+    with active(model, edits):
+        return [judge(reply) for reply in model.generate(list(prompts), max_new_tokens)]

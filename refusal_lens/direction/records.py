@@ -1,0 +1,449 @@
+"""Records about directions beyond the chosen one: stability, subspaces, effects on other ground.
+
+No model is imported here, so that plots and reports can read them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import DirectionError, ResultError
+from ..records.base import Record
+from ..records.direction import Direction
+from ..stats import Interval, Rate, rate
+from ..tensors import unit
+
+MAX_GRID = 1 << 20  # positions x layers: far above any model
+
+
+@dataclass(frozen=True)
+class CandidateDirections(Record):
+    """Mean differences at all post-instruction positions and layers (paper section 2.3).
+
+    Attributes:
+        mean_diff: r[pos, layer], float64, harmful minus harmless mean of resid_pre; pos runs from -n_pos to -1.
+        harmful_mean: mean of resid_pre over harmful prompts, same shape.
+        harmless_mean: the same over harmless ones.
+        pos_labels: the template tokens at these positions, for plots.
+        n_harmful: number of harmful prompts.
+        n_harmless: number of harmless prompts.
+        basis, model: as in ``Direction``.
+    """
+
+    mean_diff: Float[Tensor, "pos layer d_model"]
+    harmful_mean: Float[Tensor, "pos layer d_model"]
+    harmless_mean: Float[Tensor, "pos layer d_model"]
+    pos_labels: tuple[str, ...]
+    n_harmful: int
+    n_harmless: int
+    basis: str
+    model: str
+
+    @property
+    def positions(self) -> range:
+        """Positions of axis 0: -n_pos .. -1."""
+        return range(-self.mean_diff.shape[0], 0)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers on axis 1."""
+        return self.mean_diff.shape[1]
+
+    def direction(self, pos: int, layer: int, coeff: float = 1.0, relaxed: str = "") -> Direction:
+        """The candidate at (pos, layer) as a ``Direction``.
+
+        Raises:
+            DirectionError: if its mean difference is zero or not finite (e.g. identical tokens at layer 0).
+        """
+        r = self.mean_diff[self.positions.index(pos), layer]
+        norm = float(r.norm())
+        if not 0 < norm < float("inf"):
+            raise DirectionError(f"candidate ({pos}, {layer}) has norm {norm}: it has no direction")
+        return Direction((r / norm).float(), norm, pos, layer, self.basis, self.model, coeff, relaxed)
+
+
+@dataclass(frozen=True)
+class SelectionScores(Record):
+    """The paper's three scores of every candidate (section 2.3); NaN where not computed or not a number.
+
+    Attributes:
+        bypass: mean refusal metric on harmful prompts under ablation, [pos, layer]; lower is better.
+        induce: mean refusal metric on harmless prompts under addition.
+        kl: mean KL(baseline || ablated) of the next token on harmless prompts, nats.
+    """
+
+    bypass: Float[Tensor, "pos layer"]
+    induce: Float[Tensor, "pos layer"]
+    kl: Float[Tensor, "pos layer"]
+
+    @property
+    def positions(self) -> range:
+        """Positions of axis 0: -n_pos .. -1."""
+        return range(-self.bypass.shape[0], 0)
+
+    @classmethod
+    def from_records(cls, rows: list[dict], n_layers: int | None = None) -> SelectionScores:
+        """Take the official code's ``direction_evaluations.json`` rows as they are.
+
+        Args:
+            rows: each with position, layer, refusal_score (bypass), steering_score (induce), kl_div_score.
+            n_layers: number of layers of the model; the highest layer in the rows plus one if not given.
+
+        Raises:
+            ResultError: if a row lacks a field or lies outside the grid.
+        """
+        try:
+            n_pos = -min(int(row["position"]) for row in rows)
+            depth = n_layers or 1 + max(int(row["layer"]) for row in rows)
+            if not (n_pos > 0 and depth > 0 and n_pos * depth <= MAX_GRID):  # before memory is asked for
+                raise ValueError(f"a grid of {n_pos} positions and {depth} layers")
+            grids = torch.full((3, n_pos, depth), float("nan"), dtype=torch.float64)
+            for row in rows:
+                values = [row["refusal_score"], row["steering_score"], row["kl_div_score"]]
+                grids[:, row["position"] + n_pos, row["layer"]] = torch.tensor(
+                    [float("nan") if v is None else v for v in values], dtype=torch.float64
+                )
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            raise ResultError(f"these are not rows of direction_evaluations.json: {error!r}") from error
+        return cls(*grids)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a candidate: pos, layer, bypass, induce, kl."""
+        rows = [
+            {
+                "pos": pos,
+                "layer": layer,
+                "bypass": float(self.bypass[i, layer]),
+                "induce": float(self.induce[i, layer]),
+                "kl": float(self.kl[i, layer]),
+            }
+            for i, pos in enumerate(self.positions)
+            for layer in range(self.bypass.shape[1])
+        ]
+        return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class NearMiss(Record):
+    """A candidate that the rule dropped, and the change that would have kept it."""
+
+    pos: int
+    layer: int
+    bypass: float
+    induce: float
+    kl: float
+    needs: tuple[str, ...]
+    coeff: float = 1.0
+
+    def __str__(self) -> str:
+        return (
+            f"({self.pos}, {self.layer}): bypass {self.bypass:.2f}, induce {self.induce:.2f}, "
+            f"KL {self.kl:.3f}; needs {' and '.join(self.needs)}"
+        )
+
+
+@dataclass(frozen=True)
+class Selection(Record):
+    """The chosen direction, and for every candidate why it was or was not kept.
+
+    Attributes:
+        chosen: the winner.
+        scores: the three grids.
+        reasons: reason by [pos][layer]; "" for a kept candidate.
+        kept: (pos, layer) of the kept candidates, best first.
+        baseline_harmful: mean refusal metric on the harmful validation prompts without intervention.
+        baseline_harmless: the same on the harmless ones.
+        thresholds: the rule's thresholds as used.
+        near_misses: nearest dropped candidates (filled when nothing passed).
+        n_harmful, n_harmless: number of validation prompts after filtering.
+    """
+
+    chosen: Direction
+    scores: SelectionScores
+    reasons: tuple[tuple[str, ...], ...]
+    kept: tuple[tuple[int, int], ...]
+    baseline_harmful: float
+    baseline_harmless: float
+    thresholds: dict[str, float]
+    near_misses: tuple[NearMiss, ...] = ()
+    n_harmful: int = 0
+    n_harmless: int = 0
+
+    def score(self, name: str) -> float:
+        """``bypass``, ``induce`` or ``kl`` of the chosen candidate."""
+        grid = getattr(self.scores, name)
+        return float(grid[self.scores.positions.index(self.chosen.pos), self.chosen.layer])
+
+
+@dataclass(frozen=True)
+class DirectionTrace(Record):
+    """Cosine and projection of the last position's residual stream on r̂, by layer (paper Fig. 5).
+
+    Attributes:
+        cosine: [condition, layer, prompt]; layer l is resid_pre of l, and the last entry the final resid_post.
+        projection: r̂ᵀx, same shape, residual-stream units.
+        conditions: labels of axis 0.
+    """
+
+    cosine: Float[Tensor, "condition layer prompt"]
+    projection: Float[Tensor, "condition layer prompt"]
+    conditions: tuple[str, ...]
+    direction: Direction | None = field(default=None)
+
+
+@dataclass(frozen=True)
+class Stability(Record):
+    """Winners of the selection over bootstrap resamples of the training prompts.
+
+    Attributes:
+        reference: the direction that all training prompts give.
+        winners: the winner of each resample that had one.
+        resamples: number of resamples.
+        n_harmful, n_harmless: training prompts of each kind.
+        relaxed: resamples in which no candidate passed the rule and the nearest one was taken.
+    """
+
+    reference: Direction
+    winners: tuple[Direction, ...]
+    resamples: int
+    n_harmful: int
+    n_harmless: int
+    relaxed: int = 0
+
+    @property
+    def wins(self) -> dict[str, Rate]:
+        """Share of resamples that each candidate won, most first, with 95% intervals; "none" where none did."""
+        labels = [w.label for w in self.winners] + ["none"] * (self.resamples - len(self.winners))
+        return {label: rate([other == label for other in labels]) for label, _ in Counter(labels).most_common()}
+
+    @property
+    def cosines(self) -> Float[Tensor, "winner winner"]:
+        """Cosine between every two winners."""
+        units = unit(torch.stack([w.unit for w in self.winners]).double())
+        return units @ units.T
+
+    @property
+    def to_reference(self) -> Float[Tensor, "winner"]:
+        """Cosine of each winner with the reference."""
+        return torch.stack([w.unit for w in self.winners]).double() @ unit(self.reference.unit.double())
+
+    def pairwise(self) -> Interval:
+        """Mean cosine of two winners, with the range that holds 95% of the pairs."""
+        upper = torch.triu_indices(len(self.winners), len(self.winners), 1)
+        pairs = self.cosines[upper[0], upper[1]]
+        if not len(pairs):
+            return Interval(float("nan"), float("nan"), float("nan"), 0)
+        low, high = torch.quantile(pairs, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        return Interval(float(pairs.mean()), low, high, len(pairs))
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a candidate that won."""
+        reference = self.reference.label
+        return pd.DataFrame(
+            [
+                {
+                    "candidate": label,
+                    "share": r.rate,
+                    "low": r.low,
+                    "high": r.high,
+                    "n": r.n,
+                    "whole": label == reference,
+                }
+                for label, r in self.wins.items()
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class SubspaceEffects(Record):
+    """Ablating the first 1, 2, ... directions of subspaces: refusal metric on harmful, KL on harmless prompts.
+
+    Attributes:
+        kinds: the subspaces, the random one last.
+        sizes: numbers of directions.
+        bypass: mean refusal metric on harmful prompts by [kind][size], bootstrap 95% intervals.
+        kl: mean KL(baseline || ablated) of the next token on harmless prompts, nats.
+        baseline: refusal metric on harmful prompts without intervention.
+        leading_cosine: cosine of each subspace's first direction with r̂.
+    """
+
+    kinds: tuple[str, ...]
+    sizes: tuple[int, ...]
+    bypass: tuple[tuple[Interval, ...], ...]
+    kl: tuple[tuple[Interval, ...], ...]
+    baseline: Interval
+    leading_cosine: tuple[float, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a subspace and size."""
+        return pd.DataFrame(
+            [
+                {
+                    "kind": kind,
+                    "k": size,
+                    "bypass": b.mean,
+                    "bypass_low": b.low,
+                    "bypass_high": b.high,
+                    "kl": kl.mean,
+                    "kl_low": kl.low,
+                    "kl_high": kl.high,
+                    "n": b.n,
+                }
+                for kind, row, kls in zip(self.kinds, self.bypass, self.kl, strict=True)
+                for size, b, kl in zip(self.sizes, row, kls, strict=True)
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class EffectMatrix(Record):
+    """Change of each ground's metric when each direction is ablated (or added), with its random control.
+
+    Attributes:
+        effect: "ablation" or "addition".
+        directions, grounds: labels of the rows and columns.
+        change: mean change of the metric by [direction][ground], bootstrap 95% intervals over prompts.
+        control: the same with a random direction of equal norm.
+        baseline: mean metric of each ground without intervention.
+        cosines: cosine of every two directions.
+    """
+
+    effect: str
+    directions: tuple[str, ...]
+    grounds: tuple[str, ...]
+    change: tuple[tuple[Interval, ...], ...]
+    control: tuple[tuple[Interval, ...], ...]
+    baseline: tuple[Interval, ...]
+    cosines: tuple[tuple[float, ...], ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a direction and ground."""
+        return pd.DataFrame(
+            [
+                {
+                    "effect": self.effect,
+                    "direction": direction,
+                    "prompts": ground,
+                    "baseline": self.baseline[j].mean,
+                    "change": self.change[i][j].mean,
+                    "low": self.change[i][j].low,
+                    "high": self.change[i][j].high,
+                    "random": self.control[i][j].mean,
+                    "random_low": self.control[i][j].low,
+                    "random_high": self.control[i][j].high,
+                    "n": self.change[i][j].n,
+                }
+                for i, direction in enumerate(self.directions)
+                for j, ground in enumerate(self.grounds)
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class FineTuning(Record):
+    """What a direction still does while the model is fine-tuned on benign completions.
+
+    Attributes:
+        direction: found before the fine-tuning.
+        steps: optimizer steps at which everything was measured.
+        loss: cross-entropy of held-out benign completions, nats a token.
+        cosine: of the tuned model's own mean difference, at the same position and layer, with the direction.
+        harmful, harmless: refusal rates by condition (the old direction, and a random one) at each of ``steps``.
+        lr, batch_size, n_benign: of the fine-tuning.
+    """
+
+    direction: Direction
+    steps: tuple[int, ...]
+    loss: tuple[float, ...]
+    cosine: tuple[float, ...]
+    harmful: tuple[dict[str, Rate], ...]
+    harmless: tuple[dict[str, Rate], ...]
+    lr: float
+    batch_size: int
+    n_benign: int
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a step, prompt set and condition."""
+        return pd.DataFrame(
+            [
+                {
+                    "step": step,
+                    "loss": self.loss[i],
+                    "cosine": self.cosine[i],
+                    "prompts": kind,
+                    "condition": condition,
+                    "refused": r.rate,
+                    "low": r.low,
+                    "high": r.high,
+                    "n": r.n,
+                }
+                for i, step in enumerate(self.steps)
+                for kind, rates in (("harmful", self.harmful[i]), ("harmless", self.harmless[i]))
+                for condition, r in rates.items()
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class SystemPrompts(Record):
+    """Refusal rates under several system prompts (paper appendix F.2).
+
+    Attributes:
+        systems: the system prompts; "" stands for none of our own.
+        prompt_set: name of the prompts.
+        rates: refusal rate by [system prompt] and condition, 95% Clopper-Pearson intervals.
+    """
+
+    systems: tuple[str, ...]
+    prompt_set: str
+    rates: tuple[dict[str, Rate], ...]
+
+    def spread(self, condition: str) -> tuple[float, float]:
+        """Mean and standard deviation of a condition's rate over the system prompts (as the paper reports)."""
+        values = pd.Series([rates[condition].rate for rates in self.rates])
+        return float(values.mean()), float(values.std(ddof=0))
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a system prompt and condition."""
+        return pd.DataFrame(
+            [
+                {
+                    "system": system or "(none)",
+                    "condition": name,
+                    "rate": r.rate,
+                    "low": r.low,
+                    "high": r.high,
+                    "n": r.n,
+                }
+                for system, rates in zip(self.systems, self.rates, strict=True)
+                for name, r in rates.items()
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Subspace(Record):
+    """Orthonormal directions, the most important first.
+
+    Attributes:
+        vectors: [k, d_model], float64, rows orthonormal.
+        kind: "pca", "repeated" or "random".
+        reference: the direction whose position, layer, basis and model it shares.
+    """
+
+    vectors: Float[Tensor, "k d_model"]
+    kind: str
+    reference: Direction
+
+    def first(self, k: int) -> Subspace:
+        """Its first ``k`` directions."""
+        return replace(self, vectors=self.vectors[:k])
+
+    def __len__(self) -> int:
+        return len(self.vectors)

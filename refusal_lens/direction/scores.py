@@ -1,0 +1,235 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..engines.base import Engine
+from ..hooks.base import Intervention
+from ..hooks.interventions import _AblateRows, _AddRows
+from ..models.chat import Tokens
+from ..models.model import HookedChatModel
+from ..models.packing import RestartedPack, pack_tokens, packing_holds
+from ..records.direction import Direction
+from ..tensors import kl_divergence, refusal_log_odds
+
+GROUP = 8  # candidates an item: rows of one batch, and what one worker scores at a time
+
+
+Reduce = Callable[[Float[Tensor, "prompt vocab"], list[int]], Tensor]
+
+
+class _Packed:
+    """Validation prompts of one kind in packed rows, as many rows of the batch for each intervention."""
+
+    def __init__(self, model: HookedChatModel, tokens: Tokens):
+        self.model, self.n = model, len(tokens)
+        self.pack = RestartedPack(model, pack_tokens(tokens, model.chat.pad_id))
+
+    def before(self, depth: int = 0) -> Float[Tensor, "prompt vocab"]:
+        """Next-token logits without intervention; resid_pre of the first ``depth`` layers is kept for restarts."""
+        return self.pack.before(depth)
+
+    def run(
+        self, rows: int, edit: Callable[[slice], Sequence[Intervention]], reduce: Reduce, start: int = 0
+    ) -> Float[Tensor, "row prompt"]:
+        """``reduce(last logits, prompt indices)`` under each of ``rows`` interventions.
+
+        Args:
+            edit: what acts on some of the rows.
+            reduce: gives one value a prompt.
+            start: restart at this layer's resid_pre, which ``before`` kept.
+        """
+        out = torch.empty(rows, self.n, dtype=torch.float64)
+        for some in self.pack.pack.copies(rows):
+            with self.model.hooks(*edit(some)):
+                for pack, logits in self.pack.logits(some.stop - some.start, start):
+                    indices = list(pack.indices)
+                    for row, found in enumerate(logits, some.start):
+                        out[row, indices] = reduce(found, indices).double().cpu()
+        return out
+
+
+class _Padded:
+    """The same for models that can't run packed prompts: batches by length, one intervention at a time."""
+
+    def __init__(self, model: HookedChatModel, tokens: Tokens):
+        self.model, self.n, self.tokens = model, len(tokens), tokens
+        self.batches = list(model.batches(tokens))
+        self.resid: list[list[Tensor]] = [[] for _ in self.batches]
+
+    def before(self, depth: int = 0) -> Float[Tensor, "prompt vocab"]:
+        """As in ``_Packed``."""
+        names = [f"blocks.{layer}.hook_resid_pre" for layer in range(depth)]
+        self.resid = [list(self.model.cache(batch, names).values()) if names else [] for batch in self.batches]
+        return self.model.last_logits(self.tokens)
+
+    def run(
+        self, rows: int, edit: Callable[[slice], Sequence[Intervention]], reduce: Reduce, start: int = 0
+    ) -> Float[Tensor, "row prompt"]:
+        """As in ``_Packed``."""
+        out = torch.empty(rows, self.n, dtype=torch.float64)
+        for row in range(rows):
+            with self.model.hooks(*edit(slice(row, row + 1))):
+                for batch, resid in zip(self.batches, self.resid, strict=True):
+                    first = (start, resid[start]) if start else None
+                    indices = list(batch.indices)
+                    logits = self.model.logits(batch, start=first)[:, -1]
+                    out[row, indices] = reduce(logits, indices).double().cpu()
+        return out
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """One item: a score of a few candidates.
+
+    Attributes:
+        score: "induce", "bypass", "kl", "ablated" (bypass and KL together), or "baseline" (mean metric of harmful, of
+            harmless prompts).
+        vectors: r̂ of each candidate; for induce coeff * r.
+        layer: for induce, where all of them are added.
+    """
+
+    score: str
+    vectors: Float[Tensor, "row d_model"]
+    layer: int = 0
+
+
+@dataclass
+class _State:
+    """What all items share on one worker.
+
+    Attributes:
+        harmful, harmless, both: prompts as they are run.
+        baseline: harmful and harmless prompts' logits without intervention.
+    """
+
+    harmful: _Packed | _Padded
+    harmless: _Packed | _Padded
+    both: _Packed | _Padded
+    baseline: tuple[Float[Tensor, "prompt vocab"], Float[Tensor, "prompt vocab"]]
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """The scores of candidates (paper section 2.3), as work for an engine.
+
+    Attributes:
+        harmful, harmless: validation prompts.
+        refusal_ids: tokens of the refusal metric.
+        depth: layers at which induce restarts.
+    """
+
+    harmful: tuple[str, ...]
+    harmless: tuple[str, ...]
+    refusal_ids: tuple[int, ...]
+    depth: int
+
+    def prepare(self, model: HookedChatModel) -> _State:
+        """Prompts laid out, the harmless ones' residual streams and next-token logits without intervention."""
+        sets = (self.harmful, self.harmless, self.harmful + self.harmless)
+        tokens = [model.tokenize(prompts) for prompts in sets]
+        kind = _Packed if packing_holds(model, tokens[1]) else _Padded
+        harmful, harmless, both = (kind(model, some) for some in tokens)
+        return _State(harmful, harmless, both, (harmful.before(), harmless.before(self.depth)))
+
+    def run(self, model: HookedChatModel, state: _State, item: _Ask) -> Float[Tensor, "*score row"]:
+        """The mean over prompts for every candidate of ``item``; two of them for "ablated"."""
+        n, first = len(item.vectors), len(self.harmful)
+
+        def ablate(rows: slice) -> list[Intervention]:
+            return [_AblateRows(item.vectors[rows])]
+
+        def add(rows: slice) -> list[Intervention]:
+            return [_AddRows(item.vectors[rows], item.layer)]
+
+        def divergence(logits: Tensor, indices: list[int]) -> Tensor:
+            return kl_divergence(state.baseline[1][indices], logits)
+
+        def bypass_or_divergence(logits: Tensor, indices: list[int]) -> Tensor:
+            found = torch.empty(len(indices), dtype=torch.float64, device=logits.device)
+            harmful = torch.tensor([i < first for i in indices], device=logits.device)
+            found[harmful] = self._metric(logits[harmful], []).to(found)
+            found[~harmful] = divergence(logits[~harmful], [i - first for i in indices if i >= first]).to(found)
+            return found
+
+        if item.score == "baseline":
+            return torch.stack([self._metric(logits, []).mean().cpu().double() for logits in state.baseline])
+        if item.score == "induce":
+            return state.harmless.run(n, add, self._metric, item.layer).mean(-1)
+        if item.score == "bypass":
+            return state.harmful.run(n, ablate, self._metric).mean(-1)
+        if item.score == "ablated":
+            found = state.both.run(n, ablate, bypass_or_divergence)
+            return torch.stack([found[:, :first].mean(-1), found[:, first:].mean(-1)])
+        return state.harmless.run(n, ablate, divergence).mean(-1)
+
+    def _metric(self, logits: Tensor, indices: list[int]) -> Tensor:
+        return refusal_log_odds(logits, self.refusal_ids)
+
+
+class _Scorer:
+    """Scores of candidates through an engine, cut into items of fixed size."""
+
+    def __init__(self, engine: Engine, work: _Scores):
+        self.engine, self.work = engine, work
+        (baseline,) = self._map([_Ask("baseline", torch.empty(0, engine.model.d_model))])
+        self.baseline_harmful, self.baseline_harmless = baseline.tolist()
+
+    def _map(self, items: list[_Ask], on_step: Callable[[int], None] | None = None) -> list[Tensor]:
+        done = None if on_step is None else (lambda index: on_step(len(items[index].vectors)))
+        found: list[Any] = self.engine.map(items[0].score, self.work, items, done) if items else []
+        return found
+
+    def induce(
+        self, directions: Sequence[Direction], coeff: float, on_step: Callable[[int], None] | None = None
+    ) -> list[float]:
+        """Mean refusal metric on harmless prompts with coeff * r added; restarted at the candidate's layer."""
+        order = sorted(range(len(directions)), key=lambda k: directions[k].layer)
+        groups = [
+            rows[i : i + GROUP]
+            for _, same in groupby(order, key=lambda k: directions[k].layer)
+            for rows in [list(same)]
+            for i in range(0, len(rows), GROUP)
+        ]
+        items = [
+            _Ask("induce", torch.stack([coeff * directions[k].vector for k in rows]), directions[rows[0]].layer)
+            for rows in groups
+        ]
+        found = torch.empty(len(directions), dtype=torch.float64)
+        for rows, values in zip(groups, self._map(items, on_step), strict=True):
+            found[rows] = values
+        return found.tolist()
+
+    def bypass(self, directions: Sequence[Direction], on_step: Callable[[int], None] | None = None) -> list[float]:
+        """Mean refusal metric on harmful prompts under ablation."""
+        return self._ablated("bypass", directions, GROUP, on_step).tolist()
+
+    def kl(
+        self, directions: Sequence[Direction], on_step: Callable[[int], None] | None = None, size: int = 1
+    ) -> list[float]:
+        """Mean KL(baseline || ablated) on harmless prompts; one candidate an item, unless all will be wanted."""
+        return self._ablated("kl", directions, size, on_step).tolist()
+
+    def bypass_and_kl(
+        self, directions: Sequence[Direction], on_step: Callable[[int], None] | None = None
+    ) -> tuple[list[float], list[float]]:
+        """Both for every candidate: under one intervention they share the template's prefix."""
+        both = None if on_step is None else (lambda n: on_step(2 * n))
+        bypass, kl = self._ablated("ablated", directions, GROUP, both).reshape(2, len(directions)).tolist()
+        return bypass, kl
+
+    def _ablated(
+        self, score: str, directions: Sequence[Direction], size: int, on_step: Callable[[int], None] | None
+    ) -> Float[Tensor, "*score row"]:
+        units = [direction.unit for direction in directions]
+        items = [_Ask(score, torch.stack(units[i : i + size])) for i in range(0, len(units), size)]
+        found = self._map(items, on_step)
+        return torch.cat(found, -1) if found else torch.empty(0)

@@ -1,0 +1,198 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from ..report.page import RANDOM_DIRECTION, Figure, Item, Section, Table, plain
+from .figures import (
+    plot_effects,
+    plot_fine_tuning,
+    plot_selection,
+    plot_stability,
+    plot_subspaces,
+    plot_system_prompts,
+    plot_trace,
+)
+from .records import (
+    CandidateDirections,
+    DirectionTrace,
+    EffectMatrix,
+    FineTuning,
+    Selection,
+    Stability,
+    SubspaceEffects,
+    SystemPrompts,
+)
+from .tables import trace_frame
+
+
+def stability_section(record: Stability) -> Section:
+    """Bootstrap of the selection."""
+    pairs = record.pairwise()
+    text = (
+        f"Training prompts ({record.n_harmful} harmful, {record.n_harmless} harmless) drawn again {record.resamples} "
+        f"times: mean cosine between two winners {pairs.mean:.3f}; in {record.relaxed} resamples no candidate passed "
+        "the rule and the nearest one was taken.",
+    )
+    figure = Figure(
+        "stability",
+        plot_stability(record),
+        "Candidates by the share of resamples they won (all prompts' winner in green), and cosines of the winners.",
+        n=f"{record.resamples} resamples of {record.n_harmful} harmful and {record.n_harmless} harmless prompts",
+        control="two random directions of this size have a cosine of about "
+        f"{(2 / math.pi / len(record.reference.unit)) ** 0.5:.2f} in magnitude",
+        data=record.to_frame(),
+    )
+    return Section("stability", "Stability of the selection", text, (figure,))
+
+
+def fine_tuning_section(record: FineTuning) -> Section:
+    """The old direction on a fine-tuned model."""
+    last = record.steps[-1]
+    text = (
+        f"Fine-tuned on {record.n_benign} benign completions (AdamW, lr {record.lr:g}, batches of "
+        f"{record.batch_size}): held-out loss {record.loss[0]:.3f} before, {record.loss[-1]:.3f} after {last} steps; "
+        f"the direction of the tuned model has cosine {record.cosine[-1]:.3f} with the one found before.",
+    )
+    figure = Figure(
+        "fine-tuning",
+        plot_fine_tuning(record),
+        "Refusal with the direction found before fine-tuning ablated or added; 95% Clopper-Pearson intervals.",
+        n=f"{record.harmful[0]['baseline'].n} harmful, {record.harmless[0]['baseline'].n} harmless prompts",
+        control=RANDOM_DIRECTION,
+        data=record.to_frame(),
+    )
+    return Section("fine-tuning", "Stability after fine-tuning on benign data", text, (figure,))
+
+
+def subspace_section(record: SubspaceEffects) -> Section:
+    """More than one direction."""
+    figure = Figure(
+        "subspaces",
+        plot_subspaces(record),
+        "Ablating the first directions of each subspace; bootstrap 95% intervals.",
+        n=f"{record.baseline.n} harmful prompts",
+        control="a random subspace of equal size",
+        data=record.to_frame(),
+    )
+    return Section("subspaces", "More than one direction", (), (figure,))
+
+
+def effects_section(record: EffectMatrix, id: str, title: str) -> Section:
+    """A matrix of directions and grounds."""
+    sizes = sorted({cell.n for cell in record.change[0]})
+    figure = Figure(
+        id,
+        plot_effects(record),
+        "Change of each metric when each direction is " + ("ablated" if record.effect == "ablation" else "added") + ".",
+        n=f"{' or '.join(map(str, sizes))} prompts a cell",
+        control=RANDOM_DIRECTION,
+        data=record.to_frame(),
+    )
+    return Section(id, title, (), (figure,))
+
+
+def system_section(record: SystemPrompts) -> Section:
+    """Rates by system prompt."""
+    text = tuple(
+        "{}: mean {:.0%}, SD {:.0%} over {} system prompts.".format(c, *record.spread(c), len(record.systems))
+        for c in record.rates[0]
+    )
+    figure = Figure(
+        "system-prompts",
+        plot_system_prompts(record),
+        f"Refusal rate on {record.prompt_set} prompts by system prompt, 95% Clopper-Pearson intervals.",
+        n=f"{next(iter(record.rates[0].values())).n} prompts a bar",
+        control=RANDOM_DIRECTION,
+        data=record.to_frame(),
+    )
+    return Section("system", "System prompts", text, (figure,))
+
+
+def trace_section(trace: DirectionTrace, id: str, title: str) -> Section:
+    """A trace by layer, e.g. base against chat."""
+    figure = Figure(
+        id,
+        plot_trace(trace),
+        "Cosine of the last position with the direction by layer; band of one standard deviation.",
+        n=f"{trace.cosine.shape[-1]} prompts a line",
+        control="the lines stand beside each other",
+        data=trace_frame(trace),
+    )
+    return Section(id, title, (), (figure,))
+
+
+def direction_section(
+    selection: Selection, candidates: CandidateDirections, stability: Stability | None = None
+) -> Section:
+    """The selection grid, why candidates were dropped, and how stable the choice is."""
+    frame = selection.scores.to_frame()
+    frame["reason"] = [reason for row in selection.reasons for reason in row]
+    text = [
+        f"Chosen: position {selection.chosen.pos}, layer {selection.chosen.layer}. Bypass "
+        f"{selection.score('bypass'):.3f} (baseline {selection.baseline_harmful:.3f}), induce "
+        f"{selection.score('induce'):.3f} (baseline {selection.baseline_harmless:.3f}), KL "
+        f"{selection.score('kl'):.4f} nats. {_count(len(selection.kept), 'candidate')} known to pass the rule.",
+    ]
+    norms = candidates.mean_diff.norm(dim=-1).flatten().numpy()
+    has_direction = (norms > 0) & (norms < float("inf"))
+    if frame.loc[has_direction, ["bypass", "induce", "kl"]].isna().to_numpy().any():
+        text.append("Scores that the winner did not depend on were not computed; a full grid computes them all.")
+    items: list[Item] = [
+        Figure(
+            "selection-grid",
+            plot_selection(selection, candidates.pos_labels),
+            "The three selection scores of each candidate by layer, one line a post-instruction position; thresholds "
+            "dashed, the layer cut dotted, the chosen one starred.",
+            n=f"{selection.n_harmful} harmful and {selection.n_harmless} harmless validation prompts",
+            control="the dashed baseline (no intervention); random directions are in the next section",
+            data=frame,
+        )
+    ]
+    if selection.near_misses:
+        rows = tuple(
+            (f"({m.pos}, {m.layer})", plain(m.bypass), plain(m.induce), plain(m.kl), " and ".join(m.needs))
+            for m in selection.near_misses
+        )
+        columns = ("candidate", "bypass", "induce", "KL", "needs")
+        items.append(Table("near-misses", columns, rows, "The candidates nearest to passing, nearest first."))
+    items.append(_candidates(selection, frame))
+    if stability is None:
+        text.append("Stability under other training prompts was not measured; `--stability 20` measures it.")
+    else:
+        told = stability_section(stability)
+        text += told.text
+        items += told.items
+    return Section("direction", "The direction", tuple(text), tuple(items))
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what} is" if n == 1 else f"{n} {what}s are"
+
+
+def _candidates(selection: Selection, frame: pd.DataFrame) -> Table:
+    """Every candidate and what kept it out: those that pass by bypass, then the others by induce."""
+    best = selection.chosen
+    taken = (frame["pos"] == best.pos) & (frame["layer"] == best.layer)
+    passes = frame["reason"] == ""
+    group = (~passes).astype(int).where(~taken, -1)
+    order = frame.assign(taken=taken, group=group, key=frame["bypass"].where(passes, -frame["induce"]))
+    order = order.sort_values(["group", "key"], na_position="last", kind="stable")
+    rows = []
+    for row in order.to_dict("records"):
+        place, reason = f"({row['pos']}, {row['layer']})", str(row["reason"])
+        numbers = (plain(float(row[n])) if row[n] == row[n] else "" for n in ("bypass", "induce", "kl"))
+        words = ("chosen", reason) if row["taken"] else (reason or "passes",)
+        rows.append((place, *numbers, "; ".join(word for word in words if word)))
+    return Table(
+        "candidates",
+        ("candidate", "bypass", "induce", "KL", "what became of it"),
+        tuple(rows),
+        "Every candidate (position, layer) and what kept it out: the chosen one, the others that pass, lowest bypass "
+        "first, then the rest, highest induce first. Empty: not needed, so not computed.",
+        searchable=True,
+        data=frame,
+    )

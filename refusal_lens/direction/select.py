@@ -1,0 +1,273 @@
+"""Which candidate is the refusal direction: three scores, one rule (paper section 2.3 and appendix C).
+
+The winner is the paper's; the work is less. Induce is computed first, restarting at the candidate's layer;
+bypass only for candidates that induce; KL in the order of bypass until the first one passes. Validation prompts are
+packed (``packing``), several candidates go through one pass, and an engine may spread them over workers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from ..engines.base import Engine
+from ..engines.local import LocalEngine
+from ..errors import DirectionError, SelectionError
+from ..models.model import HookedChatModel
+from ..records.direction import Direction
+from ..refusal.records import RefusalTokens
+from ..refusal.tokens import find_refusal_tokens
+from .records import CandidateDirections, NearMiss, Selection, SelectionScores
+from .scores import GROUP, _Scorer, _Scores
+
+COEFFICIENTS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # tried on near misses that do not induce
+
+
+@dataclass(frozen=True)
+class SelectionRule:
+    """The paper's thresholds.
+
+    Attributes:
+        max_kl: candidates with a higher KL are dropped (nats).
+        min_induce: candidates with a lower induce score are dropped.
+        layer_cutoff: layers from int(layer_cutoff * n_layers) on are dropped.
+    """
+
+    max_kl: float = 0.1
+    min_induce: float = 0.0
+    layer_cutoff: float = 0.8
+
+    def cut(self, n_layers: int) -> int:
+        """First layer that is dropped."""
+        return int(self.layer_cutoff * n_layers)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the rule says of a grid of scores.
+
+    Attributes:
+        chosen: (pos, layer) of the winner, None when nothing passes.
+        kept: all that pass, lowest bypass first.
+        reasons: by [pos][layer], "" for a kept candidate.
+    """
+
+    chosen: tuple[int, int] | None
+    kept: tuple[tuple[int, int], ...]
+    reasons: tuple[tuple[str, ...], ...]
+
+
+def choose(scores: SelectionScores, rule: SelectionRule | None = None) -> Choice:
+    """The rule alone, on numbers: drop, then the lowest bypass wins; ties keep the order of positions, layers."""
+    rule = rule or SelectionRule()
+    n_layers = scores.bypass.shape[1]
+    kept: list[tuple[float, int, int]] = []
+    reasons: list[tuple[str, ...]] = []
+    for i, pos in enumerate(scores.positions):
+        row = []
+        for layer in range(n_layers):
+            bypass, induce, kl = (float(grid[i, layer]) for grid in (scores.bypass, scores.induce, scores.kl))
+            row.append(_reason(bypass, induce, kl, layer, n_layers, rule))
+            if not row[-1]:
+                kept.append((bypass, pos, layer))
+        reasons.append(tuple(row))
+    kept.sort(key=lambda item: item[0])  # stable: the order of the loops breaks ties
+    order = tuple((pos, layer) for _, pos, layer in kept)
+    return Choice(order[0] if order else None, order, tuple(reasons))
+
+
+def _reason(bypass: float, induce: float, kl: float, layer: int, n_layers: int, rule: SelectionRule) -> str:
+    if layer >= rule.cut(n_layers):
+        return f"layer {layer} is beyond the cut of {rule.cut(n_layers)}"
+    if any(math.isnan(value) for value in (bypass, induce, kl)):
+        return "a score is NaN"
+    if kl > rule.max_kl:
+        return f"KL {kl:.3g} > {rule.max_kl:g}"
+    if induce < rule.min_induce:
+        return f"induce {induce:.3g} < {rule.min_induce:g}"
+    return ""
+
+
+def select_direction(
+    model: HookedChatModel,
+    candidates: CandidateDirections,
+    harmful: Sequence[str],
+    harmless: Sequence[str],
+    *,
+    refusal_tokens: RefusalTokens | None = None,
+    rule: SelectionRule | None = None,
+    coeff: float = 1.0,
+    full_grid: bool = False,
+    relax: bool = False,
+    on_step: Callable[[int], None] | None = None,
+    engine: Engine | None = None,
+) -> Selection:
+    """The paper's selection over validation prompts.
+
+    Args:
+        model: the model that the candidates were extracted from.
+        candidates: from ``extract_directions``.
+        harmful, harmless: requests of the validation split (the paper keeps those that the model refuses and
+            answers: ``scoring.keep_refused``).
+        refusal_tokens: found from the same prompts if None.
+        rule: thresholds; the paper's by default.
+        coeff: multiple of r that addition uses, for the induce score and later.
+        full_grid: compute every score of every candidate (for the plots); the winner is the same.
+        relax: when nothing passes, take the nearest candidate and record what was relaxed.
+        on_step: called with a number of scores when they are done (at most 3 * positions * layers in all).
+        engine: where the work runs; this process if None.
+
+    Raises:
+        SelectionError: nothing passes and ``relax`` is off; its ``near_misses`` say what each would need.
+        DirectionError: the candidates are of another model or basis.
+    """
+    rule = rule or SelectionRule()
+    tokens = refusal_tokens or find_refusal_tokens(model, harmful, harmless)
+    depth = candidates.n_layers if full_grid else rule.cut(candidates.n_layers)
+    work = _Scores(tuple(harmful), tuple(harmless), tuple(tokens.ids), depth)
+    scorer = _Scorer(engine or LocalEngine(model), work)
+    shape = candidates.mean_diff.shape[:2]
+    grids = {name: torch.full(shape, float("nan"), dtype=torch.float64) for name in ("bypass", "induce", "kl")}
+    skipped: dict[tuple[int, int], str] = {}
+    live: list[tuple[int, Direction]] = []
+    for i, pos in enumerate(candidates.positions):
+        for layer in range(depth):
+            try:
+                live.append((i, candidates.direction(pos, layer, coeff)))
+            except DirectionError:
+                skipped[i, layer] = "its mean difference is zero or not a number"
+
+    for _, direction in live:
+        model.check_direction(direction)
+
+    def fill(name: str, some: list[tuple[int, Direction]], values: list[float]) -> None:
+        for (i, direction), value in zip(some, values, strict=True):
+            grids[name][i, direction.layer] = value
+
+    fill("induce", live, scorer.induce([d for _, d in live], coeff, on_step))
+    if full_grid:
+        bypass, kl = scorer.bypass_and_kl([d for _, d in live], on_step)
+        fill("bypass", live, bypass)
+        fill("kl", live, kl)
+    else:
+        inducing = [c for c in live if grids["induce"][c[0], c[1].layer] >= rule.min_induce]
+        fill("bypass", inducing, scorer.bypass([d for _, d in inducing], on_step))
+        by_bypass = sorted(inducing, key=lambda c: float(grids["bypass"][c[0], c[1].layer]))
+        width = max(1, scorer.engine.width)
+        for begin in range(0, len(by_bypass), width):
+            some = by_bypass[begin : begin + width]
+            values = scorer.kl([d for _, d in some], on_step)
+            passing = [k for k, value in enumerate(values) if value <= rule.max_kl]
+            # What workers did beyond the first that passes is dropped, so that the record is that of one worker.
+            kept = passing[0] + 1 if passing else len(some)
+            fill("kl", some[:kept], values[:kept])
+            if passing:
+                break
+    scores = SelectionScores(**grids)
+    choice = choose(scores, rule)
+    reasons = [list(row) for row in choice.reasons]
+    for i, direction in live:
+        why = _not_computed(scores, i, direction.layer, rule)
+        if why and direction.layer < rule.cut(candidates.n_layers):
+            reasons[i][direction.layer] = why
+    for (i, layer), why in skipped.items():
+        reasons[i][layer] = why
+
+    base = Selection(
+        chosen=candidates.direction(*choice.chosen, coeff) if choice.chosen else live[0][1],
+        scores=scores,
+        reasons=tuple(map(tuple, reasons)),
+        kept=choice.kept,
+        baseline_harmful=scorer.baseline_harmful,
+        baseline_harmless=scorer.baseline_harmless,
+        thresholds={"max_kl": rule.max_kl, "min_induce": rule.min_induce, "layer_cutoff": rule.layer_cutoff},
+        n_harmful=len(harmful),
+        n_harmless=len(harmless),
+    )
+    if choice.chosen:
+        return base
+    misses = _near_misses(scorer, live, scores, rule, coeff, rule.cut(candidates.n_layers))
+    if not relax or not misses:
+        raise SelectionError(_nothing_passes(model, misses, rule), misses, base)
+    nearest = misses[0]
+    for name in ("bypass", "induce", "kl"):
+        grids[name][candidates.positions.index(nearest.pos), nearest.layer] = getattr(nearest, name)
+    chosen = candidates.direction(nearest.pos, nearest.layer, nearest.coeff, "; ".join(nearest.needs))
+    return replace(base, chosen=chosen, scores=SelectionScores(**grids), near_misses=misses)
+
+
+def _not_computed(scores: SelectionScores, i: int, layer: int, rule: SelectionRule) -> str:
+    """Why a score of a candidate was not needed; "" where all three are there."""
+    induce, bypass, kl = (float(g[i, layer]) for g in (scores.induce, scores.bypass, scores.kl))
+    if math.isnan(bypass) and induce < rule.min_induce:
+        return f"induce {induce:.3g} < {rule.min_induce:g}"
+    if math.isnan(kl) and not math.isnan(bypass):
+        return "a candidate with a lower bypass score passed"
+    return ""
+
+
+def _near_misses(
+    scorer: _Scorer,
+    live: list[tuple[int, Direction]],
+    scores: SelectionScores,
+    rule: SelectionRule,
+    coeff: float,
+    cut: int,
+    top: int = 12,
+) -> tuple[NearMiss, ...]:
+    """The candidates closest to passing, nearest first, with the change that each needs.
+
+    Distance is the sum of the logs of the two relaxations, KL over its threshold and coefficient over ``coeff``.
+    Candidates that do not turn the harmful metric negative are listed last: letting them pass gains nothing.
+    """
+    within = [c for c in live if c[1].layer < cut and not math.isnan(float(scores.induce[c[0], c[1].layer]))]
+    within.sort(key=lambda c: -float(scores.induce[c[0], c[1].layer]))
+    near = within[:top]
+    known = {name: [float(getattr(scores, name)[i, d.layer]) for i, d in near] for name in ("bypass", "induce", "kl")}
+    for name, score in (("bypass", scorer.bypass), ("kl", partial(scorer.kl, size=GROUP))):
+        missing = [k for k, value in enumerate(known[name]) if math.isnan(value)]
+        for k, value in zip(missing, score([near[k][1] for k in missing]), strict=True):
+            known[name][k] = value
+    # The smallest coefficient with which each induces, all that still do not at once.
+    stronger: dict[int, tuple[float, float]] = {}
+    weak = [k for k, value in enumerate(known["induce"]) if value < rule.min_induce]
+    for factor in COEFFICIENTS:
+        left = [k for k in weak if k not in stronger]
+        for k, value in zip(left, scorer.induce([near[k][1] for k in left], factor * coeff), strict=True):
+            if value >= rule.min_induce:
+                stronger[k] = factor, value
+    ranked: list[tuple[tuple, NearMiss]] = []
+    for k, (_, direction) in enumerate(near):
+        bypass, induce, kl = (known[name][k] for name in ("bypass", "induce", "kl"))
+        needs, distance, used = [], 0.0, coeff
+        if kl > rule.max_kl:
+            needs.append(f"max_kl {math.ceil(kl * 100) / 100:g} instead of {rule.max_kl:g}")
+            distance += math.log(kl / rule.max_kl) if rule.max_kl > 0 else kl
+        if k in stronger:
+            factor, more = stronger[k]
+            used = factor * coeff
+            needs.append(f"coefficient {used:g} instead of {coeff:g} (induce {induce:.2f} -> {more:.2f})")
+            distance += math.log(factor)
+            induce = more
+        elif induce < rule.min_induce:
+            needs.append(f"min_induce {math.floor(induce * 100) / 100:g} instead of {rule.min_induce:g}")
+            distance += math.log(2 * COEFFICIENTS[-1])
+        miss = NearMiss(direction.pos, direction.layer, bypass, induce, kl, tuple(needs), used)
+        ranked.append(((not bypass < 0, distance, bypass), miss))
+    ranked.sort(key=lambda item: item[0])
+    return tuple(miss for _, miss in ranked)
+
+
+def _nothing_passes(model: HookedChatModel, misses: Sequence[NearMiss], rule: SelectionRule) -> str:
+    head = (
+        f"no candidate direction of {model.name} passes the rule (KL <= {rule.max_kl:g}, induce >= "
+        f"{rule.min_induce:g}, layer < {rule.layer_cutoff:g} L)"
+    )
+    if not misses:
+        return f"{head}, and no candidate has a direction: check that harmful and harmless prompts differ"
+    nearest = "; ".join(f"{miss}" for miss in misses[:3])
+    return f"{head}. Nearest: {nearest}. Change that threshold or coefficient, or relax the rule (--relax)"

@@ -1,0 +1,88 @@
+"""How much the chosen direction depends on which training prompts were drawn (a bootstrap; not in the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import PromptError, SelectionError
+from ..models.model import HookedChatModel
+from ..records.direction import Direction
+from ..refusal.records import RefusalTokens
+from .extract import extract_directions
+from .records import CandidateDirections, Stability
+from .select import SelectionRule, select_direction
+
+
+def prompt_activations(
+    model: HookedChatModel, prompts: Sequence[str], on_batch: Callable[[int], None] | None = None
+) -> Float[Tensor, "prompt pos layer d_model"]:
+    """resid_pre of every prompt at its post-instruction positions and all layers, float32 on the CPU."""
+    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.n_layers)]
+    out: Tensor | None = None
+    for batch in model.batches(list(prompts)):
+        cached = model.cache(batch, names, positions=slice(-batch.n_post, None))
+        values = torch.stack([cached[name].float() for name in names], 2).cpu()
+        out = torch.empty(len(prompts), *values.shape[1:]) if out is None else out
+        out[list(batch.indices)] = values
+        if on_batch:
+            on_batch(len(batch))
+    if out is None:
+        raise PromptError("no prompts were given")
+    return out
+
+
+def selection_stability(
+    model: HookedChatModel,
+    train: tuple[Sequence[str], Sequence[str]],
+    val: tuple[Sequence[str], Sequence[str]],
+    refusal_tokens: RefusalTokens,
+    *,
+    resamples: int = 20,
+    seed: int = 0,
+    rule: SelectionRule | None = None,
+    relax: bool = True,
+    on_step: Callable[[int], None] | None = None,
+) -> Stability:
+    """Draw the training prompts again with replacement, extract and select; the model is run on them only once.
+
+    Args:
+        train, val: (harmful, harmless) prompts.
+        refusal_tokens: of the refusal metric.
+        resamples: how many times.
+        rule: thresholds of the selection.
+        relax: take the nearest candidate where none passes; else such a resample counts as "none".
+        on_step: called with 1 after each resample.
+    """
+    whole = extract_directions(model, *train)
+
+    def choose(candidates: CandidateDirections) -> Direction:
+        return select_direction(model, candidates, *val, refusal_tokens=refusal_tokens, rule=rule, relax=relax).chosen
+
+    reference = choose(whole)
+    harmful, harmless = (prompt_activations(model, prompts) for prompts in train)
+    generator, winners = torch.Generator().manual_seed(seed), []
+    for _ in range(resamples):
+        means = [_resampled_mean(x, generator) for x in (harmful, harmless)]
+        drawn = replace(whole, mean_diff=means[0] - means[1], harmful_mean=means[0], harmless_mean=means[1])
+        with suppress(SelectionError):  # counted as "none"
+            winners.append(choose(drawn))
+        if on_step:
+            on_step(1)
+    relaxed = sum(bool(w.relaxed) for w in winners)
+    return Stability(reference, tuple(winners), resamples, len(harmful), len(harmless), relaxed)
+
+
+def _resampled_mean(x: Tensor, generator: torch.Generator) -> Float[Tensor, "pos layer d_model"]:
+    """Mean over prompts drawn with replacement, as weights, so that no copy of the activations is made."""
+    counts = torch.bincount(torch.randint(len(x), (len(x),), generator=generator), minlength=len(x))
+    mean = torch.zeros(x.shape[1:], dtype=torch.float64)
+    for value, count in zip(x, counts.tolist(), strict=True):
+        if count:
+            mean += count * value.double()
+    return mean / len(x)

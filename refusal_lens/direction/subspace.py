@@ -1,0 +1,103 @@
+"""More than one direction: subspaces from PCA and from repeated difference-in-means, and what ablating them does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..errors import DirectionError
+from ..hooks.interventions import AblateSubspace
+from ..models.model import HookedChatModel
+from ..records.direction import Direction
+from ..refusal.records import RefusalTokens
+from ..stats import Interval, mean_interval
+from ..tensors import kl_divergence, orthonormal, refusal_log_odds
+from .extract import extract_directions
+from .records import Subspace, SubspaceEffects
+from .stability import prompt_activations
+
+
+def pca_subspace(
+    model: HookedChatModel, harmful: Sequence[str], harmless: Sequence[str], direction: Direction, k: int
+) -> Subspace:
+    """The first ``k`` principal components, uncentred, of harmful activations minus the harmless mean, at the
+    direction's position and layer. Uncentred, so that the first is close to r itself."""
+    model.check_direction(direction)
+    x, y = (prompt_activations(model, p)[:, direction.pos, direction.layer].double() for p in (harmful, harmless))
+    difference = x - y.mean(0)
+    if k > min(difference.shape):
+        raise DirectionError(f"{len(harmful)} prompts give at most {min(difference.shape)} components, not {k}")
+    vectors = torch.linalg.svd(difference, full_matrices=False).Vh[:k]
+    signs = (vectors @ difference.mean(0)).sign()
+    return Subspace(vectors * signs.where(signs != 0, torch.ones_like(signs))[:, None], "pca", direction)
+
+
+def repeated_subspace(
+    model: HookedChatModel, harmful: Sequence[str], harmless: Sequence[str], direction: Direction, k: int
+) -> Subspace:
+    """Difference-in-means again and again, each under ablation of those before, at the direction's position and layer.
+
+    Projecting r out of the same activations would leave a mean difference of zero; under ablation the model computes
+    the layers before anew, and what still tells the prompts apart there is the next direction.
+
+    Raises:
+        DirectionError: no difference is left before ``k`` directions are found (always so at layer 0).
+    """
+    vectors = direction.unit.double()[None]
+    while len(vectors) < k:
+        with model.hooks(AblateSubspace(Subspace(vectors, "repeated", direction))):
+            found = extract_directions(model, harmful, harmless)
+        r = found.mean_diff[found.positions.index(direction.pos), direction.layer]
+        r = r - (vectors @ r) @ vectors
+        if not float(r.norm()) > 1e-6 * direction.norm:
+            raise DirectionError(
+                f"no difference is left at {direction.label} after {len(vectors)} directions: ask for fewer, or use a "
+                "direction of a later layer"
+            )
+        vectors = orthonormal(torch.cat([vectors, r[None] / r.norm()]))
+    return Subspace(vectors, "repeated", direction)
+
+
+def random_subspace(direction: Direction, k: int, seed: int) -> Subspace:
+    """``k`` random orthonormal directions: the placebo of a subspace."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (k, len(direction.unit))
+    return Subspace(orthonormal(torch.randn(shape, generator=generator, dtype=torch.float64)), "random", direction)
+
+
+def subspace_effects(
+    model: HookedChatModel,
+    subspaces: Sequence[Subspace],
+    harmful: Sequence[str],
+    harmless: Sequence[str],
+    refusal_tokens: RefusalTokens,
+    seed: int = 0,
+) -> SubspaceEffects:
+    """Ablate the first k directions of each subspace, and of a random one, for every k.
+
+    Args:
+        subspaces: of one reference direction.
+        harmful, harmless: held-out prompts.
+        refusal_tokens: of the refusal metric.
+        seed: of the random subspace.
+    """
+    size = min(map(len, subspaces))
+    reference = subspaces[0].reference
+    every = [*subspaces, random_subspace(reference, size, seed)]
+    before = model.last_logits(list(harmless))
+    baseline = refusal_log_odds(model.last_logits(list(harmful)), refusal_tokens.ids)
+    bypass, kl = [], []
+    for subspace in every:
+        rows: tuple[list[Interval], list[Interval]] = ([], [])
+        for k in range(1, size + 1):
+            with model.hooks(AblateSubspace(subspace.first(k))):
+                metric = refusal_log_odds(model.last_logits(list(harmful)), refusal_tokens.ids)
+                change = kl_divergence(before, model.last_logits(list(harmless)))
+            rows[0].append(mean_interval(metric.tolist()))
+            rows[1].append(mean_interval(change.tolist()))
+        bypass.append(tuple(rows[0]))
+        kl.append(tuple(rows[1]))
+    cosines = tuple(float(s.vectors[0].double() @ reference.unit.double()) for s in every)
+    kinds, sizes = tuple(s.kind for s in every), tuple(range(1, size + 1))
+    return SubspaceEffects(kinds, sizes, tuple(bypass), tuple(kl), mean_interval(baseline.tolist()), cosines)

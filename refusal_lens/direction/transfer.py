@@ -1,0 +1,130 @@
+"""One direction, other ground: other prompt sets and behaviours, system prompts, the base model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..errors import ModelError, PromptError, RefusalLensError
+from ..hooks.conditions import named_conditions
+from ..hooks.interventions import Ablate, Add
+from ..models.model import HookedChatModel
+from ..records.base import Record
+from ..records.direction import Direction
+from ..refusal.metric import refusal_metric
+from ..refusal.records import RefusalTokens
+from ..refusal.replies import complete, refusal_rates
+from ..stats import Interval, mean_interval
+from .records import DirectionTrace, EffectMatrix, SystemPrompts
+from .trace import trace_direction
+
+
+@dataclass(frozen=True)
+class Ground(Record):
+    """Prompts on which a direction is tested, and the tokens whose log-odds is the behaviour's metric."""
+
+    prompts: tuple[str, ...]
+    tokens: RefusalTokens
+
+
+def effect_matrix(
+    model: HookedChatModel,
+    directions: Mapping[str, Direction],
+    grounds: Mapping[str, Ground],
+    effect: str = "ablation",
+    seed: int = 0,
+) -> EffectMatrix:
+    """Every direction on every ground: cross-effects of behaviours, or transfer between prompt sets and languages.
+
+    Args:
+        directions: by label, all of ``model``.
+        grounds: by label.
+        effect: "ablation" or "addition".
+        seed: of the random controls.
+
+    Raises:
+        RefusalLensError: another effect.
+    """
+    if effect not in ("ablation", "addition"):
+        raise RefusalLensError(f"the effect {effect!r} is not known; use 'ablation' or 'addition'")
+    edit = Ablate if effect == "ablation" else Add
+    before = {name: refusal_metric(model, ground.prompts, ground.tokens) for name, ground in grounds.items()}
+
+    def row(direction: Direction) -> tuple[Interval, ...]:
+        with model.hooks(edit(direction)):
+            after = {name: refusal_metric(model, ground.prompts, ground.tokens) for name, ground in grounds.items()}
+        return tuple(mean_interval((after[name] - before[name]).tolist()) for name in grounds)
+
+    units = [d.unit.double() for d in directions.values()]
+    return EffectMatrix(
+        effect,
+        tuple(directions),
+        tuple(grounds),
+        tuple(row(d) for d in directions.values()),
+        tuple(row(d.random_control(seed)) for d in directions.values()),
+        tuple(mean_interval(values.tolist()) for values in before.values()),
+        tuple(tuple(float(a @ b) for b in units) for a in units),
+    )
+
+
+def system_prompt_table(
+    model: HookedChatModel,
+    direction: Direction,
+    prompts: Sequence[str],
+    systems: Sequence[str],
+    conditions: Sequence[str] = ("baseline", "ablation", "random_ablation"),
+    prompt_set: str = "harmful",
+    max_new_tokens: int = 64,
+    seed: int = 0,
+) -> SystemPrompts:
+    """The conditions under each system prompt; the direction stays the one found without.
+
+    Args:
+        systems: system prompts; "" leaves it to the template.
+
+    Raises:
+        ModelError: the chat template takes no system prompt.
+    """
+    if not systems:
+        raise PromptError("no system prompt was given")
+    rates = []
+    for system in systems:
+        # The same weights under another conversation format.
+        twin = HookedChatModel(model.tl, model.tokenizer, model.name, system or None, check=False)
+        if system and system not in twin.chat.before:
+            raise ModelError(f"the chat template of {model.name} leaves the system prompt {system[:60]!r} out")
+        edits = named_conditions(direction, conditions, seed)
+        rates.append(refusal_rates(complete(twin, prompts, edits, prompt_set, max_new_tokens)))
+    return SystemPrompts(tuple(systems), prompt_set, tuple(rates))
+
+
+def base_chat_trace(
+    chat: HookedChatModel, base: HookedChatModel, direction: Direction, prompt_sets: Mapping[str, Sequence[str]]
+) -> DirectionTrace:
+    """Cosine of the chat model's direction with both models' last position, by layer (paper appendix J, Fig. 24).
+
+    Both read the chat model's template.
+
+    Raises:
+        ModelError: models of different shape or basis.
+    """
+    for size in ("n_layers", "d_model", "d_vocab"):
+        if getattr(chat, size) != getattr(base, size):
+            raise ModelError(
+                f"{chat.name} has {size} {getattr(chat, size)} and {base.name} {getattr(base, size)}: the base model "
+                "must be the one that the chat model was tuned from"
+            )
+    chat.check_direction(direction)
+    twin = HookedChatModel(base.tl, chat.tokenizer, base.name, chat.chat.system, check=False)
+    traces = {
+        "chat": trace_direction(chat, prompt_sets, direction),
+        "base": trace_direction(twin, prompt_sets, replace(direction, model="")),
+    }
+    return DirectionTrace(
+        torch.cat([t.cosine for t in traces.values()]),
+        torch.cat([t.projection for t in traces.values()]),
+        tuple(f"{who} {name}" for who, t in traces.items() for name in t.conditions),
+        direction,
+    )

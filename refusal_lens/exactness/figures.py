@@ -1,0 +1,42 @@
+"""The certificate as a picture: errors beside their limits."""
+
+from __future__ import annotations
+
+import math
+
+import plotly.graph_objects as go
+
+from ..report import style
+from .records import Certificate
+
+_FLOOR = 1e-18  # where an error of exactly 0 is drawn: a logarithm has no 0
+
+
+def plot_certificate(record: Certificate) -> go.Figure:
+    """Largest relative error of each identity, in the model's dtype and in float64, with its limit as a line."""
+    figure = go.Figure()
+    shown = [i for i in record.identities if not math.isnan(i.relative)]
+    kinds = [(record.dtype, [(i.relative, i.tolerance) for i in shown], style.BLUE, "circle")]
+    if any(not math.isnan(i.relative64) for i in shown):
+        kinds.append(("float64", [(i.relative64, i.tolerance64) for i in shown], style.ORANGE, "diamond"))
+    for name, pairs, tint, symbol in kinds:
+        for what, values, mark in (
+            (name, [value for value, _ in pairs], {"symbol": symbol, "size": 10, "color": tint}),
+            (
+                f"limit, {name}",
+                [limit for _, limit in pairs],
+                {"symbol": "line-ns", "size": 16, "line": {"width": 2, "color": tint}},
+            ),
+        ):
+            figure.add_scatter(
+                x=[None if math.isnan(v) else max(v, _FLOOR) for v in values],
+                y=[i.name for i in shown],
+                customdata=values,
+                mode="markers",
+                name=what,
+                marker=mark,
+                hovertemplate="%{y}<br>" + what + " %{customdata:.2g}<extra></extra>",
+            )
+    figure.update_xaxes(type="log", title_text="relative error", exponentformat="power", automargin=True)
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return style.finish(figure, height=120 + 34 * len(shown))

@@ -1,0 +1,307 @@
+"""How exact every identity that this toolkit relies on is, on one model: measured, not assumed."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..attribution.components import component_contributions, neuron_contributions
+from ..attribution.logits import direct_logit_attribution
+from ..attribution.sources import source_contributions
+from ..errors import ModelError, RefusalLensError
+from ..hooks.interventions import Ablate
+from ..hooks.orthogonalize import orthogonalized
+from ..hooks.orthogonalize import orthogonalized
+from ..models.model import HookedChatModel
+from ..records.direction import Direction
+from ..tensors import random_unit, unit, wide
+from .records import Certificate, Identity
+
+FLOAT64_LIMIT = 1_000_000_000  # parameters; a float64 copy takes 8 bytes each
+PROMPTS = ("How do I bake bread?", "Name three rivers of Europe and say where each of them ends.", "Hello")
+# Relative limits. "norm" is for identities that go through a norm, which Hugging Face computes in float32 even in a
+# float64 model; rounding grows with the number of additions, so that 16-bit models are allowed a few percent.
+TOLERANCE = {
+    "sum": {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2},
+    "norm": {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2},
+    "exact": dict.fromkeys((torch.float64, torch.float32, torch.float16, torch.bfloat16), 0.0),
+}
+NAN = float("nan")
+
+
+@dataclass
+class _Error:
+    """Largest error of one identity so far."""
+
+    kind: str
+    scale: str
+    absolute: float = 0.0
+    relative: float = 0.0
+    note: str = ""
+    failed: bool = False
+    absent: bool = False
+
+    def within(self, limit: float) -> bool:
+        """Whether the error is within its limit; NaN is not."""
+        return self.absent or (self.relative <= limit and not self.failed)
+
+    def add(self, gap: Tensor | float, size: Tensor | float) -> None:
+        """Take in |gap| against ``size`` (broadcast); NaN stays NaN, so that it can't pass."""
+        gap, size = torch.as_tensor(gap).double().abs(), torch.as_tensor(size).double().abs()
+        ratio = (gap / size.clamp_min(1e-300)).max() if size.numel() > 1 else gap.max() / size.clamp_min(1e-300)
+        self.absolute = _larger(self.absolute, float(gap.max()))
+        self.relative = _larger(self.relative, 0.0 if float(gap.max()) == 0 else float(ratio))
+
+
+def _larger(a: float, b: float) -> float:
+    return NAN if math.isnan(a) or math.isnan(b) else max(a, b)
+
+
+def certify(
+    model: HookedChatModel,
+    prompts: Sequence[str] = PROMPTS,
+    direction: Direction | None = None,
+    *,
+    float64: bool | None = None,
+) -> Certificate:
+    """Measure every identity on ``prompts``, in the model's dtype and, on a copy, in float64.
+
+    Args:
+        model: the model; it is left as it was.
+        prompts: a few requests of different lengths.
+        direction: a random one if None (the identities hold for any).
+        float64: whether to measure on a float64 copy too; None: if the model has fewer than 1e9 parameters.
+
+    Raises:
+        ModelError: hooks are left on the model.
+    """
+    model.check_unhooked()
+    if direction is None:
+        direction = Direction(random_unit(model.d_model, 0), 1.0, -1, model.n_layers // 2, model.basis)
+    size = sum(p.numel() for p in model.tl.parameters())
+    wanted = size < FLOAT64_LIMIT if float64 is None else float64
+    own = dict(_measure(model, prompts, direction))
+    other: dict[str, _Error] = {}
+    reason = f"float64 not measured: {size / 1e9:.1f}e9 parameters" if float64 is None else "float64 not asked for"
+    if model.dtype == torch.float64:
+        reason = ""
+    elif wanted:
+        try:
+            other, reason = dict(_measure(_float64_copy(model), prompts, replace(direction, model=""))), ""
+        except RefusalLensError as error:
+            reason = f"float64 not measured: {error}"
+    own["padded = alone"] = _padding(model, prompts)
+    identities = [_row(name, model.dtype, error, other.get(name), reason) for name, error in own.items()]
+    dtype = str(model.dtype).removeprefix("torch.")
+    return Certificate(model.name, model.fingerprint, model.backend.kind, dtype, tuple(identities))
+
+
+def _row(name: str, dtype: torch.dtype, own: _Error, other: _Error | None, reason: str) -> Identity:
+    limit, limit64 = TOLERANCE[own.kind][dtype], TOLERANCE[own.kind][torch.float64]
+    if dtype == torch.float64:
+        other = own
+    passed = own.within(limit) and (other is None or other.within(limit64))
+    note = own.note or (other.note if other else reason if name != "padded = alone" else "float64 overflows the mask")
+    return Identity(
+        name,
+        own.absolute,
+        own.relative,
+        limit,
+        NAN if other is None else other.absolute,
+        NAN if other is None else other.relative,
+        NAN if other is None else limit64,
+        passed,
+        own.scale,
+        note,
+    )
+
+
+def _float64_copy(model: HookedChatModel) -> HookedChatModel:
+    """A copy of the model in float64.
+
+    Raises:
+        ModelError: the model can't be copied or does not run in float64.
+    """
+    try:
+        tl = torch.nn.Module.to(copy.deepcopy(model.tl), torch.float64)  # TransformerLens's own .to prints
+        config = getattr(getattr(tl, "original_model", None), "config", None)
+        for part in (config, getattr(config, "text_config", None)):
+            if part is not None:
+                part._experts_implementation = "eager"  # grouped matrix products have no float64
+        tl.cfg.dtype = torch.float64
+        twin = HookedChatModel(tl, model.tokenizer, model.name, model.chat.system)
+        gap = twin.last_logits(PROMPTS[:1]) - model.last_logits(PROMPTS[:1])
+    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"this model does not run in float64 ({first})") from error
+    if not torch.isfinite(gap).all():
+        raise ModelError("this model gives NaN or infinite logits in float64")
+    return twin
+
+
+def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Direction) -> Iterator[tuple[str, _Error]]:
+    """Every identity but padding; one prompt at a time, because padding gives NaN in float64."""
+    if model.dtype == torch.float64:
+        # A direction rounded to float32 has length 1 to 1e-8 only, which would show as a component left.
+        direction = replace(direction, unit=unit(direction.unit.double()))
+    stream, heads = (
+        _Error("sum", "largest entry of the stream"),
+        _Error(_kind(model, "attn"), "length of hook_attn_out"),
+    )
+    whole = _Error(_kind(model, "attn"), "largest length of the stream")
+    sources, neurons = _Error("sum", "sum of |sources|"), _Error(_kind(model, "mlp"), "sum of |neurons| and |rest|")
+    logits = _Error("norm", "sum of |parts|")
+    ablated, restored = _Error("sum", "length of the stream"), _Error("exact", "largest logit")
+    edited = _Error("norm", "largest logit")
+    first = model.last_logits(prompts[:1])[0].topk(2).indices.tolist()
+    experts = any(model.backend.neuron_weight(layer) is None for layer in range(model.n_layers))
+    orthogonalized = _orthogonalized()
+    for prompt in prompts:
+        _stream(model, prompt, stream)
+        found = component_contributions(model, [prompt], direction, check=False)
+        sizes, lengths = _lengths(model, prompt)
+        gap = found.attn[:, 0] - _along(model, prompt, direction)
+        heads.add(gap, sizes)
+        whole.add(found.errors, lengths.max())
+        by_source = source_contributions(model, [prompt], direction, check=False)
+        sources.add(by_source.values.sum(-1) - found.heads, by_source.values.abs().sum(-1).max())
+        if not experts:
+            parts = neuron_contributions(model, [prompt], direction, top=1 << 30)
+            total = parts.rest.clone()
+            size = parts.rest.abs()
+            index = torch.tensor(parts.layers)
+            total.index_add_(0, index, parts.values)
+            size.index_add_(0, index, parts.values.abs())
+            neurons.add(total - found.mlp, size.max())
+        dla = direct_logit_attribution(model, [prompt], first[:1], first[1:], check=False)
+        logits.add(dla.parts.sum(0) - dla.before_cap, dla.parts.abs().sum(0))
+        before = model.last_logits([prompt])
+        with model.hooks(Ablate(direction)):
+            _component_left(model, prompt, direction, ablated)
+            by_hooks = model.last_logits([prompt])
+        restored.add(model.last_logits([prompt]) - before, before.abs().max())
+        if orthogonalized is not None and not edited.failed:
+            _weights_and_hooks(model, prompt, direction, orthogonalized, by_hooks, edited)
+    yield "writes sum to the stream", stream
+    yield "heads and bias sum to attention", heads
+    yield "parts sum to resid · r̂ at every layer", whole
+    yield "sources sum to heads", sources
+    if experts:
+        neurons.absolute = neurons.relative = NAN
+        neurons.absent, neurons.note = True, "a mixture of experts has no neurons that all tokens share"
+    yield "neurons and bias sum to the MLP", neurons
+    if cap := model.backend.logit_cap():
+        logits.note = f"before the cap of {cap:g}; the cap is not linear, so no parts sum to what it gives"
+    yield "logit parts sum to the logits", logits
+    yield "ablation by hooks leaves no component", ablated
+    yield "leaving the context restores the model", restored
+    if orthogonalized is not None:
+        if model.backend.post_norm(0, "attn") is not None and not edited.failed:
+            edited.note = (
+                "no identity here: a norm after each sublayer rescales what the weights write, so hooks and weights "
+                f"differ by nature (largest logit gap measured: {edited.absolute:.2g}, {edited.relative:.0%} of the "
+                "largest logit); use the hooks"
+            )
+            edited.absolute = edited.relative = NAN
+            edited.absent = True
+        yield "orthogonalized weights = ablation by hooks", edited
+
+
+def _kind(model: HookedChatModel, part: str) -> str:
+    return "sum" if model.backend.post_norm(0, part) is None else "norm"
+
+
+def _stream(model: HookedChatModel, prompt: str, error: _Error) -> None:
+    """resid_post = resid_pre + attn_out + mlp_out, entry by entry, at every layer and token."""
+    sites = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
+    names = [f"blocks.{layer}.{site}" for layer in range(model.n_layers) for site in sites]
+    cached = model.cache([prompt], names)
+    for layer in range(model.n_layers):
+        pre, attn, mlp, post = (cached[f"blocks.{layer}.{site}"].double() for site in sites)
+        error.add(pre + attn + mlp - post, post.abs().max())
+
+
+def _lengths(model: HookedChatModel, prompt: str) -> tuple[Tensor, Tensor]:
+    """Lengths of hook_attn_out and of the stream at the last token, by layer."""
+    both = []
+    for site in ("hook_attn_out", "hook_resid_post"):
+        names = [f"blocks.{layer}.{site}" for layer in range(model.n_layers)]
+        cached = model.cache([prompt], names, positions=slice(-1, None))
+        both.append(torch.stack([wide(cached[name])[0, -1].norm() for name in names]).cpu())
+    return both[0], both[1]
+
+
+def _along(model: HookedChatModel, prompt: str, direction: Direction) -> Tensor:
+    """Measured hook_attn_out · r̂ at the last token, by layer."""
+    names = [f"blocks.{layer}.hook_attn_out" for layer in range(model.n_layers)]
+    cached = model.cache([prompt], names, positions=slice(-1, None))
+    along = [wide(cached[name])[0, -1] @ direction.unit.to(wide(cached[name])) for name in names]
+    return torch.stack(along).cpu()
+
+
+def _component_left(model: HookedChatModel, prompt: str, direction: Direction, error: _Error) -> None:
+    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.n_layers)]
+    cached = model.cache([prompt], [*names, f"blocks.{model.n_layers - 1}.hook_resid_post"])
+    for x in cached.values():
+        error.add(wide(x) @ direction.unit.to(wide(x)), wide(x).norm(dim=-1))
+
+
+def _orthogonalized() -> Callable | None:
+    """The weight edit."""
+    return orthogonalized
+
+
+def _weights_and_hooks(
+    model: HookedChatModel,
+    prompt: str,
+    direction: Direction,
+    orthogonalized: Callable,
+    by_hooks: Tensor,
+    error: _Error,
+) -> None:
+    """Logits with edited weights against logits under hooks."""
+    by_nature = model.backend.post_norm(0, "attn") is not None
+    try:
+        # Behind post-norms the edit is refused unless asked for: here its gap is what is measured.
+        with orthogonalized(model, direction, allow_gap=True) if by_nature else orthogonalized(model, direction):
+            by_weights = model.last_logits([prompt])
+    except RefusalLensError as refusal:
+        error.absolute = error.relative = NAN
+        error.failed, error.note = True, str(refusal)
+        return
+    error.add(by_weights - by_hooks, by_hooks.abs().max())
+
+
+def _padding(model: HookedChatModel, prompts: Sequence[str]) -> _Error:
+    """Logits of a padded batch against each prompt alone."""
+    error = _Error("norm", "largest logit")
+    together = model.last_logits(list(prompts))
+    for row, prompt in zip(together, prompts, strict=True):
+        alone = model.last_logits([prompt])[0]
+        error.add(row - alone, alone.abs().max())
+    return error
+
+
+def orthogonalization_gap(model: HookedChatModel, direction: Direction, prompts: Sequence[str]) -> float:
+    """Largest difference of any logit, at any token of ``prompts``, between ablation by hooks and by weights.
+
+    0 to rounding for a pre-norm model; a property of the architecture where norms follow the writes. Prompts run
+    one by one, since padding is not exact in float64.
+    """
+    worst = 0.0
+    for prompt in prompts:
+        tokens = model.tokenize([prompt])
+        with model.hooks(Ablate(direction)):
+            by_hooks = model.logits(tokens, last_only=False)
+        with orthogonalized(model, direction, allow_gap=True):
+            by_weights = model.logits(tokens, last_only=False)
+        gap = float((by_hooks.double() - by_weights.double()).abs().max())
+        worst = gap if gap != gap else max(worst, gap)  # NaN is reported, not dropped
+        if worst != worst:
+            break
+    return worst

@@ -1,0 +1,376 @@
+"""The investigation: from prompts and suffixes to a report, one file a suffix, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from ..attribution.components import head_contributions
+from ..attribution.ranking import choose_heads
+from ..attribution.sources import attention_patterns, source_contributions
+from ..attribution.token_records import SourceContributions
+from ..data.prompts import PromptSet
+from ..data.suffixes import Suffix, SuffixSet
+from ..errors import PromptError, ResultError
+from ..models.model import HookedChatModel
+from ..progress import Progress, silent
+from ..records.base import Record, load_record, to_json
+from ..records.direction import Direction
+from ..records.labels import Head
+from ..refusal.metric import refusal_metric
+from ..refusal.records import RefusalTokens
+from ..refusal.tokens import find_refusal_tokens
+from ..stats import benjamini_hochberg
+from .causal import causal_tests
+from .controls import check_suffix, random_controls, shuffled_controls, suffix_length
+from .detection import detectors
+from .observation import observe, split_drop
+from .records import HijackingReport, Observation, SuffixResult
+from .screening import screen
+from .statistics import paired_p
+from .tokens import token_effects
+
+R = TypeVar("R", bound=Record)
+LAYOUT = 2  # of a suffix's file: raise it when its meaning changes, and older files are made again
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``hijacking`` does beyond its inputs.
+
+    Attributes:
+        top: number of top heads; 8 (the paper's) or as many as a layer has, whichever is less, if None.
+        max_new_tokens: length of replies; 0 for none (refusals are then judged by the metric's sign).
+        n_random: draws of random heads.
+        causal: "working" suffixes only, "all", or "none".
+        shuffled: also the suffix's own tokens in another order.
+        detail: look into this many suffixes, those that lower the refusal metric most (all if None); benign ones are
+            always looked into.
+        prompts: report on this many refused prompts at most, the first ones (all if None).
+        forensics: prompts for leave-one-token-out.
+        shown: prompts of which attention patterns are kept.
+        seed: of random suffixes, heads and placebos.
+    """
+
+    top: int | None = None
+    max_new_tokens: int = 24
+    n_random: int = 3
+    causal: str = "working"
+    shuffled: bool = True
+    detail: int | None = None
+    prompts: int | None = None
+    forensics: int = 16
+    shown: int = 3
+    seed: int = 0
+
+
+@dataclass
+class _Job:
+    """What all suffixes share."""
+
+    model: HookedChatModel
+    direction: Direction
+    tokens: RefusalTokens
+    settings: Settings
+    folder: Path | None
+    inputs: list[Any]
+    heads: tuple[Head, ...] = ()
+    notes: list[str] = field(default_factory=list)
+
+    def observe(
+        self, condition: str, prompts: Sequence[str], suffixes: Sequence[str] | None = None, replies: bool = True
+    ) -> tuple[Observation, SourceContributions]:
+        """``observe`` with this job's model, direction and heads."""
+        limit = self.settings.max_new_tokens if replies else 0
+        return observe(self.model, condition, prompts, self.direction, self.heads, self.tokens, suffixes, limit)
+
+    def key(self, *more: Any) -> str:
+        """Digest of everything that decides a result."""
+        text = json.dumps([*self.inputs, self.heads, *more], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def kept(self, name: str, key: str, kind: type[R]) -> R | None:
+        """A result of an earlier run with the same inputs, or None."""
+        if self.folder is None:
+            return None
+        try:
+            found = load_record(self.folder / name, kind)
+        except ResultError:  # not there, or half of an older layout: made again
+            return None
+        return found if getattr(found, "key", "") == key else None
+
+    def save(self, name: str, record: R) -> R:
+        """Keep a result for later runs, if there is a folder."""
+        if self.folder is not None:
+            record.save(self.folder / name)
+        return record
+
+
+def investigate(
+    model: HookedChatModel,
+    prompts: Sequence[str] | PromptSet,
+    suffixes: SuffixSet | Sequence[str],
+    direction: Direction,
+    *,
+    harmless: Sequence[str] | PromptSet = (),
+    head_prompts: Sequence[str] = (),
+    refusal_tokens: RefusalTokens | None = None,
+    borderline: Sequence[str] = (),
+    settings: Settings | None = None,
+    folder: str | Path | None = None,
+    progress: Progress = silent,
+) -> HijackingReport:
+    """What each suffix does inside the model (docs/hijacking.md).
+
+    Args:
+        model: the model.
+        prompts: harmful requests; those that the model does not refuse are left out. Of a ``PromptSet`` the
+            validation split chooses the heads and the test split is reported on.
+        suffixes: the suffixes (input data).
+        direction: r̂.
+        harmless: harmless requests, for the detectors, the trace, and to find the refusal tokens.
+        head_prompts: harmful requests that choose the top heads; if none, the first third of ``prompts``, which is then
+            not reported on.
+        refusal_tokens: found from ``head_prompts`` and ``harmless`` if None.
+        borderline: harmless requests that look harmful (over-refusal), for the detectors.
+        settings: see ``Settings``.
+        folder: keep each suffix's result here and skip those already there with the same inputs.
+        progress: called with a stage's name and its total.
+
+    Raises:
+        PromptError: no refused prompt left, overlapping prompts, or a suffix that does not fit (see
+            ``suffixes.check_suffix``).
+        DirectionError: a direction of another model.
+    """
+    model.check_direction(direction)
+    settings = settings or Settings()
+    if settings.causal not in ("working", "all", "none"):
+        raise PromptError(f"causal={settings.causal!r}: choose working, all or none")
+    suffixes = suffixes if isinstance(suffixes, SuffixSet) else SuffixSet.from_rows(list(suffixes))
+    asked, choosers = _prompts(prompts, head_prompts)
+    calm = list(harmless.test if isinstance(harmless, PromptSet) else harmless)
+    if refusal_tokens is None:
+        if not calm:
+            raise PromptError("give harmless prompts (or refusal_tokens), from which the refusal tokens are found")
+        refusal_tokens = find_refusal_tokens(model, choosers, calm)
+    with progress("find the refused prompts", 0):
+        refused, n_read = _refused(model, asked, refusal_tokens, settings.prompts)
+    notes = list(suffixes.notes)
+    if len(refused) < n_read:
+        notes.append(f"{n_read - len(refused)} of {n_read} prompts left out: not refused without a suffix")
+    for item in suffixes:
+        check_suffix(model.chat, refused, item.text, model.n_ctx - settings.max_new_tokens if model.n_ctx else 0)
+    inputs = [LAYOUT, model.fingerprint, model.chat.render("{}"), str(model.dtype)]
+    inputs += [direction.unit.tolist(), direction.label, to_json(refusal_tokens), refused, settings.seed]
+    job = _Job(model, direction, refusal_tokens, settings, Path(folder) if folder else None, inputs, notes=notes)
+    job.heads = choose_heads(head_contributions(model, choosers, direction), settings.top or min(8, model.n_heads))
+    given = [item.text for item in suffixes]
+    with progress("screen the suffixes", len(refused)) as advance:
+        screened = screen(
+            model,
+            refused,
+            given,
+            refusal_tokens,
+            job.heads,
+            advance,
+            folder=job.folder and job.folder / "screen",
+            key=lambda prompt: job.key("screen", given, prompt),
+        )
+    chosen = _chosen(suffixes, screened.metric, settings.detail, job.notes)
+    with progress("look at plain and harmless prompts", 0):
+        plain, plain_sources = job.observe("plain", refused)
+        quiet = job.observe("harmless", calm)[0] if calm else None
+        edge = job.observe("borderline", list(borderline), replies=False)[0] if borderline else None
+    results = []
+    with progress("look into the suffixes", len(chosen)) as advance:
+        for index in chosen:
+            results.append(_one(job, suffixes[index], index, refused, plain, plain_sources))
+            advance(1)
+    found = None
+    if quiet is not None:
+        with progress("test the detectors", 0):
+            found = _detectors(job, plain, quiet, edge, results)
+    report = HijackingReport(
+        model=model.name,
+        direction=direction,
+        refusal_tokens=refusal_tokens,
+        top_heads=job.heads,
+        head_prompts=tuple(choosers),
+        plain=plain,
+        harmless=quiet,
+        results=tuple(results),
+        screened=screened.metric,
+        screened_strength=screened.strength,
+        suffixes=suffixes.items,
+        detectors=found,
+        n_asked=n_read,
+        notes=tuple(job.notes),
+        post_labels=model.chat.post_labels(),
+    )
+    if job.folder is not None:
+        report.save(job.folder / "report")
+    return report
+
+
+def _prompts(prompts: Sequence[str] | PromptSet, head_prompts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(prompts to report on, prompts that choose the heads), disjoint."""
+    if isinstance(prompts, PromptSet):
+        asked, choosers = list(prompts.test), list(head_prompts or prompts.val)
+    else:
+        asked, choosers = list(prompts), list(head_prompts)
+    if not choosers:
+        third = max(1, len(asked) // 3)
+        asked, choosers = asked[third:], asked[:third]
+    if not asked:
+        raise PromptError("no prompts are left to report on; give at least two")
+    if shared := set(asked) & set(choosers):
+        raise PromptError(
+            f"{len(shared)} prompt(s) would choose the heads and be reported on, e.g. {min(shared)[:60]!r}: take them "
+            "from one of the lists"
+        )
+    return asked, choosers
+
+
+def _refused(
+    model: HookedChatModel, prompts: list[str], tokens: RefusalTokens, limit: int | None
+) -> tuple[list[str], int]:
+    """(the refused prompts, the first ``limit`` of them; how many prompts were read to find them)."""
+    kept: list[str] = []
+    highest, step = float("-inf"), 64
+    for start in range(0, len(prompts), step):
+        some = prompts[start : start + step]
+        metric = refusal_metric(model, some, tokens).tolist()
+        highest = max(highest, *metric)
+        for i, (prompt, value) in enumerate(zip(some, metric, strict=True), start=start + 1):
+            kept += [prompt] if value > 0 else []
+            if len(kept) == limit:
+                return kept, i
+    if not kept:
+        raise PromptError(
+            f"no refused prompt is left: {model.name} refuses none of {len(prompts)} prompts without a suffix (highest "
+            f"refusal metric {highest:.2f}, must be > 0); use prompts that it refuses"
+        )
+    return kept, len(prompts)
+
+
+def _chosen(suffixes: SuffixSet, screened: torch.Tensor, detail: int | None, notes: list[str]) -> list[int]:
+    """Indices of the suffixes to look into."""
+    attacks = [i for i, item in enumerate(suffixes) if item.is_attack]
+    if detail is None or len(attacks) <= detail:
+        return list(range(len(suffixes)))
+    best = set(sorted(attacks, key=lambda i: float(screened[i].mean()))[:detail])
+    notes.append(f"{len(attacks) - detail} suffixes that lower the metric less were screened only")
+    return [i for i, item in enumerate(suffixes) if i in best or not item.is_attack]
+
+
+def _one(
+    job: _Job, suffix: Suffix, index: int, prompts: list[str], plain: Observation, plain_sources: SourceContributions
+) -> SuffixResult:
+    """One suffix: what is seen, then the tests of whether it is the cause. Each step is taken from the suffix's file if
+    it is there, so that a kill costs the step under way, and other tests do not cost the observations."""
+    settings, name = job.settings, f"suffixes/{index:04d}"
+    # Not the same draws for every suffix: a seed of its own.
+    seed = settings.seed + 1000 * (index + 1)
+    key = job.key(to_json(suffix), settings.max_new_tokens, settings.shuffled, settings.shown)
+    result = job.kept(name, key, SuffixResult)
+    if result is None:
+        result = job.save(name, _seen(job, suffix, prompts, plain_sources, seed, key))
+    if result.shuffled is not None and (unequal := sum(a != b for a, b in _lengths(job.model, result))):
+        job.notes.append(f"suffix {index}: {unequal} of {len(prompts)} shuffled versions differ in length")
+    if settings.causal == "none" or (settings.causal == "working" and not result.works):
+        return replace(result, causal=None, tokens=None, tested="")
+    tested = job.key(key, "tests", settings.n_random, settings.forensics)
+    if result.tested != tested:
+        result = job.save(name, replace(result, tested=tested, **_tests(job, result, plain, seed)))
+    return result
+
+
+def _lengths(model: HookedChatModel, result: SuffixResult) -> list[tuple[int, int]]:
+    """Tokens of the suffix and of its shuffled version, by prompt."""
+    assert result.shuffled is not None
+    pairs = zip(result.shuffled.prompts, result.shuffled.suffixes, strict=True)
+    return [(n, suffix_length(model.chat, *pair)) for n, pair in zip(result.n_tokens, pairs, strict=True)]
+
+
+def _seen(
+    job: _Job, suffix: Suffix, prompts: list[str], plain_sources: SourceContributions, seed: int, key: str
+) -> SuffixResult:
+    """The suffix beside its controls."""
+    model, settings = job.model, job.settings
+    lengths = check_suffix(model.chat, prompts, suffix.text, model.n_ctx)
+    suffixed, sources = job.observe("suffix", prompts, [suffix.text] * len(prompts))
+    drawn = random_controls(model.chat, prompts, suffix.text, seed)
+    random, random_sources = job.observe("random", prompts, drawn.texts)
+    shuffled = None
+    if settings.shuffled and max(lengths) > 1:
+        mixed = shuffled_controls(model.chat, prompts, suffix.text, seed)
+        shuffled = job.observe("shuffled", prompts, mixed.texts)[0]
+    gaps = (random.heads - suffixed.heads).flatten(0, 1).double().numpy()
+    rise = (suffixed.attention_to("suffix") - random.attention_to("suffix")).mean(-1)
+    head = job.heads[int(rise.argmax())]
+    patterns = [
+        attention_patterns(model, prompt, (head,), text)
+        for prompt in prompts[: settings.shown]
+        for text in ("", suffix.text)
+    ]
+    return SuffixResult(
+        suffix=suffix,
+        n_tokens=lengths,
+        suffixed=suffixed,
+        random=random,
+        shuffled=shuffled,
+        from_plain=split_drop(plain_sources, sources),
+        from_random=split_drop(random_sources, sources),
+        p_heads=torch.as_tensor(benjamini_hochberg([paired_p(g) for g in gaps])).reshape(suffixed.heads.shape[:2]),
+        p_metric=paired_p((random.metric - suffixed.metric).tolist()),
+        patterns=tuple(patterns),
+        key=key,
+    )
+
+
+def _tests(job: _Job, result: SuffixResult, plain: Observation, seed: int) -> dict[str, Any]:
+    """Causal tests and token forensics of one suffix."""
+    model, settings, text = job.model, job.settings, result.suffix.text
+    causal = causal_tests(
+        model,
+        plain,
+        result.suffixed,
+        job.direction,
+        job.heads,
+        job.tokens,
+        n_random=settings.n_random,
+        max_new_tokens=settings.max_new_tokens,
+        seed=seed,
+    )
+    some = list(plain.prompts[: settings.forensics])
+    tokens = None
+    if some:
+        sources = source_contributions(model, some, job.direction, suffixes=[text] * len(some))
+        tokens = token_effects(model, some, text, sources, job.heads, job.tokens)
+    return {"causal": causal, "tokens": tokens}
+
+
+def _detectors(
+    job: _Job, plain: Observation, quiet: Observation, edge: Observation | None, results: list[SuffixResult]
+):
+    """Detectors on plain, suffixed, benign-suffixed and over-refusal-like prompts."""
+    harmful = {"harmful": plain}
+    harmless = {"harmless": quiet}
+    attack = next((r for r in sorted(results, key=lambda r: -r.metric_drop.mean) if r.suffix.is_attack), None)
+    benign = next((r for r in results if not r.suffix.is_attack), None)
+    calm = list(quiet.prompts)
+    for label, result in (("the strongest suffix", attack), ("a benign suffix", benign)):
+        if result is not None:
+            harmful[f"harmful + {label}"] = result.suffixed
+            harmless[f"harmless + {label}"] = job.observe(label, calm, [result.suffix.text] * len(calm), replies=False)[
+                0
+            ]
+    if edge is not None:
+        harmless["harmless, looks harmful"] = edge
+    return detectors(harmful, harmless, job.direction.layer)

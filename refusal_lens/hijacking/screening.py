@@ -1,0 +1,314 @@
+"""Many suffixes behind the same instructions: refusal metric and strength of each, the shared work done once.
+
+All suffixes of one instruction share everything up to the instruction's end. Where the model's attention allows it
+(``backend.supports_prefix``) these keys and values are computed once; elsewhere each prompt is run whole. Suffixes are
+packed (``packing``) where that gives the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..engines.base import Engine
+from ..errors import ResultError
+from ..hooks.attention import by_layer
+from ..models.backend import PrefixCache, SharedPrefix
+from ..models.chat import Encoded, Spans, Tokens
+from ..models.model import HookedChatModel
+from ..models.packing import Pack, pack_prompts, packed_logits, packing_holds, shared_prefix
+from ..records.base import Record, load_record
+from ..records.labels import Head
+from ..refusal.records import RefusalTokens
+from ..tensors import refusal_log_odds, wide
+
+SUFFIXES = 512  # of one prompt, in one item
+
+
+@dataclass(frozen=True)
+class _Screen:
+    """The refusal metric of a block of suffixes behind one prompt."""
+
+    suffixes: tuple[str, ...]
+    tokens: RefusalTokens
+
+    def prepare(self, model: HookedChatModel) -> None:
+        """Items share nothing."""
+
+    def run(self, model: HookedChatModel, state: None, item: tuple[str, int]) -> Float[Tensor, "suffix"]:
+        """Suffixes from ``item[1]`` on, behind the prompt ``item[0]``."""
+        prompt, first = item
+        return screen(model, [prompt], self.suffixes[first : first + SUFFIXES], self.tokens).metric[:, 0]
+
+
+def sharded_screen(
+    engine: Engine,
+    prompts: Sequence[str],
+    suffixes: Sequence[str],
+    refusal_tokens: RefusalTokens,
+    on_item: Callable[[int], None] | None = None,
+) -> Float[Tensor, "suffix prompt"]:
+    """Refusal metric of every suffix behind every prompt, in items of one prompt and ``SUFFIXES`` suffixes.
+
+    Args:
+        on_item: called with the number of (suffix, prompt) pairs done.
+    """
+    starts = range(0, len(suffixes), SUFFIXES)
+    items = [(prompt, first) for prompt in prompts for first in starts]
+    done = None if on_item is None else (lambda k: on_item(min(SUFFIXES, len(suffixes) - items[k][1])))
+    found: list[Any] = engine.map("screen", _Screen(tuple(suffixes), refusal_tokens), items, done)
+    columns = [torch.cat(found[i : i + len(starts)]) for i in range(0, len(found), len(starts))]
+    return torch.stack(columns, 1)
+
+
+@dataclass(frozen=True)
+class Screened(Record):
+    """Every suffix behind every prompt.
+
+    Attributes:
+        metric: refusal metric.
+        strength: the suffix's share of the top heads' write at the last position (``Observation.top_dominance``); NaN
+            where no heads were given.
+    """
+
+    metric: Float[Tensor, "suffix prompt"]
+    strength: Float[Tensor, "suffix prompt"]
+
+
+@dataclass(frozen=True)
+class _Row(Record):
+    """One prompt's column, as kept between runs."""
+
+    metric: Float[Tensor, "suffix"]
+    strength: Float[Tensor, "suffix"]
+    key: str
+
+
+def screen(
+    model: HookedChatModel,
+    prompts: Sequence[str],
+    suffixes: Sequence[str],
+    refusal_tokens: RefusalTokens,
+    heads: Sequence[Head] = (),
+    on_prompt: Callable[[int], None] | None = None,
+    batch_tokens: int = 2048,
+    folder: Path | None = None,
+    key: Callable[[str], str] = str,
+) -> Screened:
+    """Refusal metric and strength of every suffix behind every prompt.
+
+    Args:
+        heads: whose write the strength is a share of.
+        on_prompt: called with 1 after each prompt.
+        batch_tokens: padded tokens a batch at most, where suffixes can't be packed.
+        folder: keep each prompt's numbers here, one file a prompt, and take those that are there.
+        key: prompt -> digest of all that decides its numbers; files with another key are made again.
+    """
+    columns = []
+    for i, prompt in enumerate(prompts):
+        path = None if folder is None else folder / f"{i:05d}"
+        row = _kept(path, key(prompt))
+        if row is None:
+            encoded = [model.chat.encode(prompt, suffix) for suffix in suffixes]
+            row = _Row(*_variants(model, encoded, refusal_tokens, tuple(heads), batch_tokens), key(prompt))
+            if path is not None:
+                row.save(path)
+        columns.append(row)
+        if on_prompt:
+            on_prompt(1)
+    return Screened(torch.stack([c.metric for c in columns], 1), torch.stack([c.strength for c in columns], 1))
+
+
+def _kept(path: Path | None, key: str) -> _Row | None:
+    if path is None:
+        return None
+    try:
+        found = load_record(path, _Row)
+    except ResultError:  # not there
+        return None
+    return found if found.key == key else None
+
+
+def metric_of(
+    model: HookedChatModel, encoded: Sequence[Encoded], refusal_tokens: RefusalTokens, batch_tokens: int = 2048
+) -> Float[Tensor, "variant"]:
+    """Refusal metric of variants of one prompt."""
+    return _variants(model, encoded, refusal_tokens, (), batch_tokens)[0]
+
+
+def _variants(
+    model: HookedChatModel,
+    encoded: Sequence[Encoded],
+    refusal_tokens: RefusalTokens,
+    heads: tuple[Head, ...],
+    batch_tokens: int,
+) -> tuple[Float[Tensor, "variant"], Float[Tensor, "variant"]]:
+    """(refusal metric, strength) of variants of one prompt."""
+    metric = torch.empty(len(encoded), dtype=torch.float64)
+    strength = torch.full((len(encoded),), float("nan"), dtype=torch.float64)
+    packed = packing_holds(model, _batch(model, [e.ids for e in encoded[:3]]))
+    parts = _packed(model, encoded) if packed else _padded(model, encoded, batch_tokens)
+    for part in parts:
+        write = _TopWrite(model, heads, part)
+        with model.hooks(*write.hooks()):
+            metric[part.variants] = refusal_log_odds(part.logits(), refusal_tokens.ids).cpu()
+        if heads:
+            strength[part.variants] = write.share().double().cpu()
+    return metric, strength
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Variants that go through one pass, behind what all share.
+
+    Attributes:
+        variants: which ones.
+        row, end: where each one's last token is in the batch.
+        suffix: for each variant, which tokens of its row are its suffix.
+        logits: runs them, under the hooks that are active then.
+    """
+
+    variants: list[int]
+    row: Int[Tensor, "variant"]
+    end: Int[Tensor, "variant"]
+    suffix: Bool[Tensor, "variant pos"]
+    logits: Callable[[], Float[Tensor, "variant vocab"]]
+
+
+def _packed(model: HookedChatModel, encoded: Sequence[Encoded]) -> Iterator[_Part]:
+    """Several variants in a row, without padding."""
+    prompts = [torch.tensor(e.ids, device=model.device) for e in encoded]
+    whole = pack_prompts(prompts, _shared(encoded), model.chat.pad_id)
+    prefix = shared_prefix(whole)
+    spans = torch.tensor([e.spans.suffix for e in encoded], device=model.device)
+    for some in whole.passes():
+        pack = whole.rows(some)
+        variants = list(pack.indices)
+        first, last = spans[variants].T[:, :, None]
+        whose, at = pack.whose[pack.row], pack.positions[pack.row]
+        suffix = (whose == whose.gather(1, pack.end[:, None])) & (at >= first) & (at < last)
+        yield _Part(variants, pack.row, pack.end, suffix, partial(_last_packed, model, pack, prefix))
+
+
+def _last_packed(model: HookedChatModel, pack: Pack, prefix: SharedPrefix | None) -> Float[Tensor, "variant vocab"]:
+    return packed_logits(model, pack, prefix=prefix)[0]
+
+
+def _last_padded(model: HookedChatModel, batch: Tokens, prefix: PrefixCache | None) -> Float[Tensor, "variant vocab"]:
+    return model.logits(batch, prefix=prefix)[:, -1]
+
+
+def _padded(model: HookedChatModel, encoded: Sequence[Encoded], batch_tokens: int) -> Iterator[_Part]:
+    """A variant a row, those of similar length together."""
+    shared = _shared(encoded) if model.backend.supports_prefix else 0
+    prefix = None
+    if shared:
+        prefix = model.prefix_cache(torch.tensor(encoded[0].ids[:shared], device=model.device))
+    order = sorted(range(len(encoded)), key=lambda k: len(encoded[k].ids))
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order) and (stop + 1 - start) * (len(encoded[order[stop]].ids) - shared) <= batch_tokens:
+            stop += 1
+        rows = order[start:stop]
+        batch = _batch(model, [encoded[k].ids[shared:] for k in rows])
+        width = batch.ids.shape[1]
+        suffix = torch.zeros(batch.ids.shape, dtype=torch.bool, device=model.device)
+        for i, k in enumerate(rows):
+            first, last = (at - len(encoded[k].ids) + width for at in encoded[k].spans.suffix)
+            suffix[i, first:last] = True
+        row = torch.arange(len(rows), device=model.device)
+        end = torch.full_like(row, width - 1)
+        yield _Part(rows, row, end, suffix, partial(_last_padded, model, batch, prefix))
+        start = stop
+
+
+class _TopWrite:
+    """What the top heads write at each variant's last position, and what of it comes from the suffix."""
+
+    def __init__(self, model: HookedChatModel, heads: tuple[Head, ...], part: _Part):
+        self.model, self.heads, self.at = model, by_layer(heads), part
+        shape = (len(part.variants), model.d_model)
+        dtype = torch.promote_types(model.dtype, torch.float32)
+        self.part, self.whole = (torch.zeros(shape, dtype=dtype, device=model.device) for _ in range(2))
+        self.values: dict[int, Tensor] = {}
+
+    def hooks(self) -> list[tuple[str, Callable]]:
+        """Three hooks a layer that has such a head, in the order in which they fire."""
+        found: list[tuple[str, Callable]] = []
+        for layer, heads in self.heads.items():
+            base = f"blocks.{layer}.attn"
+            weight = self.model.backend.output_weight(layer).detach()[heads].to(self.whole)
+            found += [
+                (f"{base}.hook_v", self._keep(layer)),
+                (f"{base}.hook_pattern", self._from_suffix(layer, heads, weight)),
+                (f"{base}.hook_z", self._from_all(heads, weight)),
+            ]
+        return found
+
+    def _keep(self, layer: int) -> Callable:
+        def hook_fn(v: Tensor, hook: Any) -> None:
+            self.values[layer] = wide(v.reshape(*v.shape[:2], -1, self.model.d_head)).to(self.whole)
+
+        return hook_fn
+
+    def _from_suffix(self, layer: int, heads: list[int], weight: Tensor) -> Callable:
+        def hook_fn(p: Tensor, hook: Any) -> None:
+            v = self.values.pop(layer)
+            # Sources are the prefix and then this batch's own tokens, among which the suffix is; heads share values.
+            rows = wide(p[:, heads, :, -v.shape[1] :][self.at.row, :, self.at.end]).to(v) * self.at.suffix[:, None]
+            v = v[:, :, [head // (self.model.n_heads // v.shape[2]) for head in heads]][self.at.row]
+            self.part += torch.einsum("bhs,bshd,hde->be", rows, v, weight)
+
+        return hook_fn
+
+    def _from_all(self, heads: list[int], weight: Tensor) -> Callable:
+        def hook_fn(z: Tensor, hook: Any) -> None:
+            last = wide(z.reshape(*z.shape[:2], -1, self.model.d_head)[self.at.row, self.at.end][:, heads])
+            self.whole += torch.einsum("bhd,hde->be", last.to(self.whole), weight)
+
+        return hook_fn
+
+    def share(self) -> Float[Tensor, "batch"]:
+        """<Y_suffix, Y> / |Y|²."""
+        return (self.part * self.whole).sum(-1) / (self.whole * self.whole).sum(-1).clamp_min(1e-30)
+
+
+def without_token(encoded: Encoded, k: int) -> Encoded:
+    """The same prompt with the suffix's k-th token left out (as ids: nothing is tokenized again)."""
+    spans = encoded.spans
+    at = spans.suffix[0] + k
+    shorter = Spans(
+        spans.bos,
+        spans.template_pre,
+        spans.instruction,
+        (spans.suffix[0], spans.suffix[1] - 1),
+        (spans.template_post[0] - 1, spans.template_post[1] - 1),
+    )
+    offsets = encoded.offsets[:at] + encoded.offsets[at + 1 :]
+    return replace(encoded, ids=encoded.ids[:at] + encoded.ids[at + 1 :], spans=shorter, offsets=offsets)
+
+
+def _shared(encoded: Sequence[Encoded]) -> int:
+    """Tokens of the instruction's side that all variants begin with."""
+    n = min(e.spans.instruction[1] for e in encoded)
+    columns = zip(*(e.ids[:n] for e in encoded), strict=True)
+    return next((i for i, column in enumerate(columns) if len(set(column)) > 1), n)
+
+
+def _batch(model: HookedChatModel, rows: Sequence[tuple[int, ...]]) -> Tokens:
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), model.chat.pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row) :] = torch.tensor(row)
+        mask[i, width - len(row) :] = True
+    none = Spans((0, 0), (0, 0), (0, 0), (0, 0), (0, 0))  # logits alone are read: regions are not needed
+    return Tokens(ids.to(model.device), mask.to(model.device), (none,) * len(rows), tuple(range(len(rows))))

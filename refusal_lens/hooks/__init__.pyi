@@ -1,0 +1,16 @@
+from .attention import KnockOut as KnockOut
+from .attention import PatchComponent as PatchComponent
+from .attention import PatchPattern as PatchPattern
+from .attention import Push as Push
+from .attention import ReplaceHeads as ReplaceHeads
+from .attention import SetComponent as SetComponent
+from .base import Intervention as Intervention
+from .base import write_sites as write_sites
+from .conditions import named_conditions as named_conditions
+from .conditions import necessity_conditions as necessity_conditions
+from .conditions import sufficiency_conditions as sufficiency_conditions
+from .interventions import Ablate as Ablate
+from .interventions import AblateSubspace as AblateSubspace
+from .interventions import Add as Add
+from .orthogonalize import Orthogonalize as Orthogonalize
+from .orthogonalize import orthogonalized as orthogonalized

@@ -1,0 +1,41 @@
+"""What an intervention is, and what it may know of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+HookFn = Callable[..., Any]
+Hooks = list[tuple[str, HookFn]]
+
+
+@runtime_checkable
+class Model(Protocol):
+    """The part of ``HookedChatModel`` that interventions use: sizes, hook points, and the check of a direction."""
+
+    name: str
+    backend: Any
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_head: int
+
+    def check_direction(self, direction: Any) -> None:
+        """Refuse a direction of another model or basis."""
+
+
+@runtime_checkable
+class Intervention(Protocol):
+    """Anything that says which functions to put at which hook points of a model."""
+
+    def hooks(self, model: Model) -> Hooks:
+        """(hook name, function) pairs; functions return new tensors and never edit in place."""
+        ...
+
+
+def write_sites(n_layers: int) -> list[str]:
+    """The hook points of every write into the residual stream: what enters block 0, then each layer's
+    attn_out and mlp_out (after post-norms where there are any). Sets with resid_mid are not exact on a bridge."""
+    return ["blocks.0.hook_resid_pre"] + [
+        f"blocks.{layer}.{site}" for layer in range(n_layers) for site in ("hook_attn_out", "hook_mlp_out")
+    ]

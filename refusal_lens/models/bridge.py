@@ -1,0 +1,239 @@
+"""The two kinds of TransformerLens model behind one small interface.
+
+Everything that differs between ``TransformerBridge`` (4.x) and ``HookedTransformer`` (3.x) is here; the rest of
+the project speaks TransformerLens's hook names and these methods only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from inspect import signature
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig
+
+from ..errors import ModelError
+from ..hooks.readout import NormWeights
+from .backend import Backend, _cache_as_past_key_values, _filled_cache
+from .weights import optional_weight
+
+
+class BridgeBackend(Backend):
+    """``TransformerBridge``: the Hugging Face model with TransformerLens's hook points inside."""
+
+    kind = "TransformerBridge"
+
+    def __init__(self, tl: Any):
+        self.hf = tl.original_model
+        super().__init__(tl)
+        # The last position's slice is strided; torch then multiplies row by row and copies W_U for each (bfloat16
+        # on CPU, 32 rows, 152k tokens: 37 s instead of 0.02 s).
+        tl.unembed.register_forward_pre_hook(_contiguous_input)
+        for block in tl.blocks:
+            if hasattr(block, "attn"):
+                block.attn.register_forward_pre_hook(_cache_as_past_key_values, with_kwargs=True)
+        for module in tl.modules():
+            if hasattr(module, "_hf_autograd_forward_with_hooks"):
+                # Bound to its module, so that a deep copy's is bound to the copy's.
+                module.__dict__["_hf_autograd_forward_with_hooks"] = MethodType(_norm_unless_read, module)
+        # Its name since transformers 5.24, which warns of the old one.
+        known = signature(type(self.hf).forward).parameters
+        self._cache_argument = "cache" if "cache" in known else "past_key_values"
+        config = self.hf.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        # A window over a cached prefix is counted in cache slots, so padding between would shift it.
+        self.supports_prefix = kinds == {"full_attention"} and not getattr(config, "use_sliding_window", False)
+        if getattr(config, "sliding_window", None) and not getattr(config, "layer_types", None):
+            self.supports_prefix = False
+        self._blocks_return_tuples = self._returns_tuple()
+
+    def _hook_names(self) -> list[str]:
+        aliases = getattr(self.tl, "hook_aliases", {})
+        return [*self.tl.hook_dict, *aliases]
+
+    def _norm(self, module: Any, site: str) -> NormWeights:
+        rms, weight = bool(module.uses_rms_norm), optional_weight(module, "weight")
+        offset = getattr(module, "uses_weight_offset", None)
+        if offset is None:  # before 4.x the configuration alone says whether the weight counts from 1
+            offset = rms and bool(getattr(self.tl.cfg, "rmsnorm_uses_offset", False))
+        weight = weight + 1 if offset and weight is not None else weight
+        return NormWeights(site, weight, None if rms else optional_weight(module, "bias"), not rms)
+
+    @property
+    def layers(self) -> Any:
+        """The stack of blocks as the Hugging Face model runs it."""
+        return self.tl.blocks
+
+    def logits(self, ids, mask, last_only=True, prefix=None, start=None, prefix_mask=None):
+        extra: dict[str, Any] = {}
+        if prefix is not None:
+            cache, length = _filled_cache(prefix, len(ids)), prefix[0][0].shape[2]
+            before = torch.ones(len(ids), length, dtype=torch.bool, device=mask.device)
+            full = torch.cat([before if prefix_mask is None else prefix_mask, mask], 1)
+            extra = {self._cache_argument: cache, "use_cache": True}
+        else:
+            full = mask
+            extra = {"use_cache": False}
+        if not bool(full.all()):
+            # Positions count real tokens only; without this every padded row would be shifted.
+            extra["attention_mask"] = full.long()
+            extra["position_ids"] = (full.long().cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+        if last_only:
+            extra["logits_to_keep"] = 1
+        if start is None:
+            return self.hf(input_ids=ids, **extra).logits
+        with self._skipping(*start):
+            return self.hf(input_ids=ids, **extra).logits
+
+    def prefix_cache(self, ids, mask=None):
+        cache = DynamicCache()
+        rows = ids if ids.ndim == 2 else ids[None]
+        call = {"input_ids": rows, self._cache_argument: cache, "use_cache": True, "logits_to_keep": 1}
+        if mask is not None and not bool(mask.all()):
+            call["attention_mask"] = mask.long()
+            call["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
+        self.hf(**call)
+        layers: list[Any] = cache.layers
+        if not layers:
+            raise ModelError(f"{self.kind} kept no keys and values: this transformers passes its cache another way")
+        return [(layer.keys, layer.values) for layer in layers]
+
+    def packed_logits(self, ids, positions, mask, row, end, copies, start=None, prefix=None):
+        # Added to the scores as it is, so that no kind of mask is made anew inside.
+        added = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device)
+        added = added.masked_fill(~mask, torch.finfo(self.dtype).min)[:, None]
+        call = {
+            "input_ids": ids.repeat(copies, 1),
+            "position_ids": positions.repeat(copies, 1),
+            "attention_mask": added.repeat(copies, 1, 1, 1),
+            "logits_to_keep": 0,  # all: those wanted are taken before they are unembedded
+            "use_cache": prefix is not None,
+        }
+        if prefix is not None:
+            prefix.copies = copies
+            call[self._cache_argument] = prefix
+        with nullcontext() if start is None else self._skipping(*start), self._ending_at(row, end, copies):
+            return self.hf(**call).logits
+
+    @contextmanager
+    def _ending_at(self, row: Tensor, end: Tensor, copies: int) -> Iterator[None]:
+        """Run the last block's MLP and the unembedding at the positions whose logits are wanted.
+
+        Nothing reads them elsewhere. What they see and give is [copy, prompt, ...].
+        """
+        shape: tuple[int, ...] = ()
+
+        def some(x: Tensor) -> Tensor:
+            return x.unflatten(0, (copies, -1))[:, row.to(x.device), end.to(x.device)]
+
+        def before(module: Any, args: tuple) -> tuple:
+            nonlocal shape
+            shape = args[0].shape
+            return (some(args[0]), *args[1:])
+
+        def after(module: Any, args: tuple, output: Any) -> Any:
+            part = output[0] if isinstance(output, tuple) else output
+            whole = part.new_zeros(*shape[:-1], part.shape[-1])
+            whole.unflatten(0, (copies, -1))[:, row.to(part.device), end.to(part.device)] = part
+            return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+        mlp = self.layers[self.n_layers - 1].mlp
+        handles = [
+            mlp.register_forward_pre_hook(before),
+            mlp.register_forward_hook(after),
+            self.tl.unembed.register_forward_pre_hook(lambda module, args: (some(args[0]), *args[1:])),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def _skipping(self, layer: int, resid: Tensor) -> Iterator[None]:
+        """Let blocks before ``layer`` pass ``resid`` on instead of running."""
+        patched = list(self.layers)[:layer]
+        value = (resid,) if self._blocks_return_tuples else resid
+
+        def passthrough(*args: Any, **kwargs: Any) -> Any:
+            return value
+
+        try:
+            for block in patched:
+                # Not setattr: a bridge's block hands attributes on to the module it wraps.
+                block.__dict__["forward"] = passthrough
+            if layer == 0:
+                with self.hooks([("blocks.0.hook_resid_pre", lambda _, hook: resid)]):
+                    yield
+            else:
+                yield
+        finally:
+            for block in patched:
+                block.__dict__.pop("forward", None)
+
+    @torch.inference_mode()
+    def _returns_tuple(self) -> bool:
+        """Whether blocks give a tuple (older transformers), asked before anyone's hooks are there to see the pass."""
+        seen: list[bool] = []
+        handle = self.layers[0].register_forward_hook(lambda m, i, out: seen.append(isinstance(out, tuple)))
+        try:
+            self.hf(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
+        finally:
+            handle.remove()
+        return seen[0]
+
+    def attribution_patch(self, clean, corrupt, metric):
+        from transformer_lens.tools.analysis.attribution_patching import attribution_patch
+
+        # Weights need no gradient here, but without one at the start autograd records nothing.
+        weight = next(self.hf.get_input_embeddings().parameters())
+        before = weight.requires_grad
+        weight.requires_grad_(True)
+        try:
+            with torch.enable_grad():
+                nodes = attribution_patch(self.tl, clean, corrupt, metric).node_scores
+        finally:
+            weight.requires_grad_(before)
+        scores: dict[tuple[int, int], float] = {}
+        for node, score in nodes.items():
+            if node.kind == "attn_head_out" and node.layer is not None and node.head is not None:
+                head = (node.layer, node.head)
+                scores[head] = scores.get(head, 0.0) + score
+        return scores
+
+    def generate(self, ids, mask, max_new_tokens, eos_ids, pad_id, temperature=0.0):
+        # Spelled out, so that a checkpoint's own sampling or repetition penalty does not slip in.
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=temperature > 0,
+            num_beams=1,
+            use_cache=True,
+            **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}),
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            eos_token_id=eos_ids or None,
+            pad_token_id=pad_id,
+        )
+        out = self.hf.generate(input_ids=ids, attention_mask=mask.long(), generation_config=config)
+        return out[:, ids.shape[1] :]
+
+
+def _norm_unless_read(module: Any, x: Tensor) -> Tensor:
+    """A bridge's norm, which computes ``hook_scale`` and ``hook_normalized`` only when a hook is there to see them.
+
+    TransformerLens computes both beside the norm itself on every call, which costs as much as ablation at every write.
+    The output is the wrapped norm's either way.
+    """
+    norm, points = module.original_component, (module.hook_scale, module.hook_normalized)
+    seen = any(point._forward_pre_hooks or point._forward_hooks or point._backward_hooks for point in points)
+    if seen or isinstance(norm, torch.nn.Identity):
+        return type(module)._hf_autograd_forward_with_hooks(module, x)
+    return norm(x).to(x.dtype)
+
+
+def _contiguous_input(module: Any, args: tuple) -> tuple:
+    return (args[0].contiguous(), *args[1:]) if args else args

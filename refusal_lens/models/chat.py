@@ -1,0 +1,227 @@
+"""From a request to tokens: the tokenizer's own chat template, and the spans of what it wrapped.
+
+Regions come from character offsets of the rendered template, never from counted tokens, so any template works
+and there is no table of model families.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ..errors import ModelError, PromptError
+from ..records.labels import REGIONS, visible
+
+_SENTINEL = "\u2983instruction\u2984"  # rare characters: no template contains or strips them
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Token ranges [start, stop) of the regions of one prompt, counted from its first real token."""
+
+    bos: tuple[int, int]
+    template_pre: tuple[int, int]
+    instruction: tuple[int, int]
+    suffix: tuple[int, int]
+    template_post: tuple[int, int]
+
+    def region_of(self, index: int) -> str:
+        """Name of the region that holds token ``index``."""
+        return next(name for name in REGIONS if getattr(self, name)[0] <= index < getattr(self, name)[1])
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Left-padded token ids with their mask and spans.
+
+    Attributes:
+        ids: [batch, pos]; rows end at position -1, padding is on the left.
+        mask: True at real tokens.
+        spans: regions of each row, without padding.
+        indices: where each row stood in the list of prompts it came from.
+    """
+
+    ids: Int[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch pos"]
+    spans: tuple[Spans, ...]
+    indices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    @property
+    def lengths(self) -> Int[Tensor, "batch"]:
+        """Real tokens of each row."""
+        return self.mask.sum(-1)
+
+    @property
+    def padded(self) -> bool:
+        """Whether any row has padding."""
+        return not bool(self.mask.all())
+
+    @property
+    def n_post(self) -> int:
+        """Number of post-instruction positions, the same for all rows (paper section 2.1)."""
+        return self.spans[0].template_post[1] - self.spans[0].template_post[0]
+
+    def region(self, name: str) -> Bool[Tensor, "batch pos"]:
+        """Mask of one region ("bos", "template_pre", "instruction", "suffix", "template_post"), padding included
+        in none."""
+        offsets = self.mask.shape[1] - self.lengths.cpu()
+        index = torch.arange(self.mask.shape[1])[None, :] - offsets[:, None]
+        bounds = torch.tensor([getattr(span, name) for span in self.spans])
+        return ((index >= bounds[:, :1]) & (index < bounds[:, 1:])).to(self.mask.device)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One prompt as token ids, character offsets and spans."""
+
+    ids: tuple[int, ...]
+    spans: Spans
+    text: str
+    offsets: tuple[tuple[int, int], ...]
+
+
+class ChatFormat:
+    """The chat template of one tokenizer, with or without a system prompt.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer with a chat template.
+        system: system prompt; None leaves it to the template (the paper uses none).
+
+    Raises:
+        ModelError: no chat template, no fast tokenizer, or a template that drops the user's text or doubles the BOS.
+    """
+
+    def __init__(self, tokenizer: Any, system: str | None = None):
+        if not getattr(tokenizer, "chat_template", None):
+            raise ModelError(
+                "the tokenizer has no chat template, so this is not a chat model's folder; use a chat ('instruct') "
+                "model, or set tokenizer.chat_template"
+            )
+        if not getattr(tokenizer, "is_fast", False):
+            raise ModelError(f"{type(tokenizer).__name__} gives no character offsets; load the model's fast tokenizer")
+        self.tokenizer, self.system = tokenizer, system
+        self._encode = lru_cache(maxsize=65536)(self._encode_uncached)
+        rendered = self.render(_SENTINEL)
+        if rendered.count(_SENTINEL) != 1:
+            raise ModelError(
+                f"the chat template shows the user's text {rendered.count(_SENTINEL)} times instead of once; "
+                "set a template that contains it once"
+            )
+        self.before, self.after = rendered.split(_SENTINEL)
+        encoded, bos = self._encode("x", ""), tokenizer.bos_token_id
+        if not encoded.spans.template_post[1] - encoded.spans.template_post[0]:
+            raise ModelError("the chat template adds nothing after the user's text: no post-instruction position")
+        if bos is not None and encoded.ids[:2] == (bos, bos):
+            raise ModelError(
+                f"the chat template begins with {tokenizer.bos_token!r} twice, which the model never saw in training; "
+                "remove one from tokenizer.chat_template"
+            )
+
+    def render(self, content: str) -> str:
+        """The conversation with one user turn, up to where the model's reply begins."""
+        messages = [{"role": "user", "content": content}]
+        if self.system is not None:
+            messages.insert(0, {"role": "system", "content": self.system})
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # jinja2 errors of the template itself, e.g. "system role not supported"
+            raise ModelError(f"the chat template refused this conversation: {error}") from error
+
+    def encode(self, instruction: str, suffix: str = "") -> Encoded:
+        """Token ids and spans of ``instruction`` (and ``suffix``, which brings its own leading space).
+
+        Raises:
+            PromptError: empty text, text that the template changes, or a token that straddles a boundary
+                between instruction and suffix.
+        """
+        return self._encode(instruction, suffix)
+
+    def _encode_uncached(self, instruction: str, suffix: str) -> Encoded:
+        content = instruction + suffix
+        if not content.strip():
+            raise PromptError("an empty prompt has no instruction; remove it")
+        rendered = self.render(content)
+        body = rendered[len(self.before) : len(rendered) - len(self.after)]
+        fits = rendered.startswith(self.before) and rendered.endswith(self.after)
+        if not fits or body not in (content, content.strip(), content.lstrip(), content.rstrip()):
+            raise PromptError(f"the chat template changes the user's text {content[:60]!r}; its spans are unknown")
+        lead = len(content) - len(content.lstrip()) if body[:1] != content[:1] else 0
+        start = len(self.before)
+        edge = min(start + max(len(instruction) - lead, 0), start + len(body))
+        stop = start + len(body)
+        # The template's text already has every special token; adding them again would double the BOS.
+        encoding = self.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
+        counts = dict.fromkeys(REGIONS, 0)
+        for i, (first, last) in enumerate(offsets):
+            # A token belongs to the region of its first character.
+            if i == 0 and ids[0] == self.tokenizer.bos_token_id:
+                region = "bos"
+            elif first < start:
+                region = "template_pre"
+            elif first < edge:
+                region = "instruction"
+                if suffix and last > edge:
+                    raise PromptError(
+                        f"the tokenizer merges the instruction's end and the suffix's start into one token "
+                        f"({rendered[first:last]!r}): begin the suffix with a space or another character"
+                    )
+            elif first < stop:
+                region = "suffix"
+            else:
+                region = "template_post"
+            counts[region] += 1
+        bounds, total = {}, 0
+        for name in REGIONS:
+            bounds[name] = (total, total + counts[name])
+            total += counts[name]
+        return Encoded(tuple(ids), Spans(**bounds), rendered, tuple(map(tuple, offsets)))
+
+    def tokenize(self, instructions: Sequence[str], suffixes: Sequence[str] | None = None) -> Tokens:
+        """Left-padded ``Tokens`` of many prompts.
+
+        Args:
+            instructions: the requests.
+            suffixes: one per request (with its leading space), or None.
+        """
+        if not len(instructions):
+            raise PromptError("no prompts were given")
+        encoded = [
+            self.encode(text, suffix)
+            for text, suffix in zip(instructions, suffixes or [""] * len(instructions), strict=True)
+        ]
+        n_post = {e.spans.template_post[1] - e.spans.template_post[0] for e in encoded}
+        if len(n_post) > 1:
+            raise PromptError(
+                f"the number of post-instruction tokens differs between prompts ({sorted(n_post)}): the tokenizer "
+                "merges some prompts' ends with the template"
+            )
+        longest = max(len(e.ids) for e in encoded)
+        pad = self.pad_id
+        ids = torch.full((len(encoded), longest), pad, dtype=torch.long)
+        mask = torch.zeros((len(encoded), longest), dtype=torch.bool)
+        for row, e in enumerate(encoded):
+            ids[row, longest - len(e.ids) :] = torch.tensor(e.ids)
+            mask[row, longest - len(e.ids) :] = True
+        return Tokens(ids, mask, tuple(e.spans for e in encoded), tuple(range(len(encoded))))
+
+    @property
+    def pad_id(self) -> int:
+        """Id to pad with; the mask hides it, so any id will do where there is no pad token."""
+        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        return next((int(candidate) for candidate in known if candidate is not None), 0)
+
+    def post_labels(self) -> tuple[str, ...]:
+        """Text of the post-instruction tokens, whitespace made visible."""
+        encoded = self.encode("x")
+        start, stop = encoded.spans.template_post
+        return tuple(visible(encoded.text[a:b]) for a, b in encoded.offsets[start:stop])

@@ -1,0 +1,3 @@
+from .base import Record as Record
+from .base import load_record as load_record
+from .direction import Direction as Direction

@@ -1,0 +1,69 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import DirectionError
+from ..tensors import cosine, random_unit
+from .base import Record
+
+# --- the central records -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Direction(Record):
+    """A direction of the residual stream (paper section 2.3).
+
+    Ablation uses ``unit``; addition adds ``coeff * norm * unit`` at ``layer``'s resid_pre.
+
+    Attributes:
+        unit: r̂, shape [d_model], float32, length 1.
+        norm: length of the mean difference r, in residual-stream units.
+        pos: the post-instruction position it came from (-1 is the last token of the prompt).
+        layer: the layer whose resid_pre it came from.
+        basis: basis of the residual stream it lives in (see ``HookedChatModel.basis``).
+        model: fingerprint of the model it belongs to; "" for none (then no check is made).
+        coeff: how many times r an addition adds by default.
+        relaxed: what of the paper's rule was relaxed to choose it, "" if nothing.
+    """
+
+    unit: Float[Tensor, "d_model"]
+    norm: float
+    pos: int
+    layer: int
+    basis: str = "raw"
+    model: str = ""
+    coeff: float = 1.0
+    relaxed: str = ""
+
+    @property
+    def vector(self) -> Float[Tensor, "d_model"]:
+        """r itself, ``norm * unit``."""
+        return self.norm * self.unit
+
+    def random_control(self, seed: int) -> Direction:
+        """A random direction of the same norm, layer and basis: this direction's placebo."""
+        return dataclasses.replace(self, unit=random_unit(len(self.unit), seed))
+
+    def cosine(self, other: Direction) -> float:
+        """Cosine with another direction of the same model and basis.
+
+        Raises:
+            DirectionError: if model, basis or size differ.
+        """
+        if (self.basis, self.model, len(self.unit)) != (other.basis, other.model, len(other.unit)):
+            raise DirectionError(
+                f"directions of different spaces can't be compared: model {self.model!r} basis {self.basis!r} "
+                f"against model {other.model!r} basis {other.basis!r}"
+            )
+        return float(cosine(self.unit, other.unit))
+
+    @property
+    def label(self) -> str:
+        """E.g. ``(-1, 12)``: position and layer."""
+        return f"({self.pos}, {self.layer})"

@@ -1,0 +1,120 @@
+"""Files that are whole or not there, and folders that one run writes at a time.
+
+A process may be killed at any moment: what it leaves is either an old file, a whole new file, or a file whose name
+says that it is unfinished (``.NAME.xxxxxxxx.part``), which the next run removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..errors import ResultError
+
+LOCK = ".lock"
+UNFINISHED = ".part"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside ``path``, flush to disk and rename: readers see the old file or the whole new one.
+
+    Raises:
+        OSError: no space, no permission; with the file's name. The old file, if any, is as it was.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes files that only their owner can read; results are shared like any other file.
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(temporary).chmod(0o666 & ~umask)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        if error.errno is not None and (error.filename is None or str(error.filename).endswith(UNFINISHED)):
+            error.filename = str(path)  # a write that fails names no file, and a temporary name helps nobody
+        raise
+    _flush_folder(path.parent)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _flush_folder(folder: Path) -> None:
+    """The rename itself on disk, where the system lets folders be flushed."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, parts: Iterable[str] = ()) -> Iterator[None]:
+    """Only one process writes in ``folder`` inside; the system frees the lock of a process that died.
+
+    Unfinished files of a run that was killed are removed first. A folder that is made here and stays empty is removed
+    again on leaving.
+
+    Args:
+        folder: made if missing.
+        parts: names of folders inside it that belong to the same writer.
+
+    Raises:
+        ResultError: another process is writing there.
+        OSError: the folder can't be made or written.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / LOCK
+    lock = FileLock(file, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ResultError(
+            f"another run{_holder(file)} is writing in {folder}: wait until it is done, or choose another folder"
+        ) from None
+    try:
+        with contextlib.suppress(OSError):  # for the message above only
+            file.write_text(str(os.getpid()))
+        _remove_unfinished(folder, parts)
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # on Windows a file in use can't be removed: it stays, empty
+            file.unlink()
+        lock.release()
+        for path in made:
+            try:
+                path.rmdir()
+            except OSError:
+                break
+
+
+def _holder(file: Path) -> str:
+    with contextlib.suppress(OSError, ValueError):
+        return f" (process {int(file.read_text())})"
+    return ""
+
+
+def _remove_unfinished(folder: Path, parts: Iterable[str]) -> None:
+    for place in (folder, *(folder / part for part in parts)):
+        if place.is_symlink() and place != folder:
+            raise ResultError(f"{place} is a link to another place; remove it, results are written inside {folder}")
+        for file in place.glob(f".*{UNFINISHED}"):
+            file.unlink(missing_ok=True)

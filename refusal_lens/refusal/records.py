@@ -1,0 +1,85 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+
+from ..records.base import Record
+from ..stats import Interval
+
+
+@dataclass(frozen=True)
+class RefusalTokens(Record):
+    """First tokens of refusals, whose summed probability the refusal metric reads.
+
+    Attributes:
+        ids: token ids.
+        texts: the same as text, whitespace visible.
+        shares: share of refused replies that began with each; empty when given by hand.
+        source: "given" or how they were found.
+    """
+
+    ids: tuple[int, ...]
+    texts: tuple[str, ...]
+    shares: tuple[float, ...] = ()
+    source: str = "given"
+
+
+@dataclass(frozen=True)
+class Completion(Record):
+    """One reply: prompt, reply, condition, the substring judge's verdict."""
+
+    prompt: str
+    response: str
+    condition: str
+    refused: bool
+
+
+@dataclass(frozen=True)
+class Completions(Record):
+    """Replies under one or more conditions, and the rates they give.
+
+    Attributes:
+        items: the completions.
+        prompt_set: name of the prompts ("harmful", "harmless").
+        max_new_tokens: how far each reply went at most.
+    """
+
+    items: tuple[Completion, ...]
+    prompt_set: str
+    max_new_tokens: int
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Conditions in order of first appearance."""
+        return tuple(dict.fromkeys(item.condition for item in self.items))
+
+    def of(self, condition: str) -> tuple[Completion, ...]:
+        """The completions of one condition, in prompt order."""
+        return tuple(item for item in self.items if item.condition == condition)
+
+    def __iter__(self) -> Iterator[Completion]:
+        return iter(self.items)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a completion."""
+        return pd.DataFrame([dataclasses.asdict(item) for item in self.items])
+
+
+@dataclass(frozen=True)
+class Metrics(Record):
+    """Mean refusal metric on held-out prompts by prompt set and condition, with bootstrap 95% intervals.
+
+    Attributes:
+        harmful: on those held-out harmful prompts that the model refuses without intervention (metric > 0).
+        harmful_all: on all held-out harmful prompts.
+        harmless: on all held-out harmless prompts.
+    """
+
+    harmful: dict[str, Interval]
+    harmful_all: dict[str, Interval]
+    harmless: dict[str, Interval]

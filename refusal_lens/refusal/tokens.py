@@ -1,0 +1,104 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from ..errors import ModelError, PromptError
+from ..models.model import HookedChatModel
+from ..records.labels import visible
+from .phrases import is_refusal
+from .records import RefusalTokens
+
+
+def given_refusal_tokens(model: HookedChatModel, tokens: Sequence[int | str]) -> RefusalTokens:
+    """Refusal tokens named by hand, as ids or as text that is one token.
+
+    Raises:
+        PromptError: text that is not exactly one token, or an id outside the vocabulary.
+    """
+    ids = []
+    for token in tokens:
+        if isinstance(token, str) and not token.isdecimal():
+            encoded = model.tokenizer(token, add_special_tokens=False)["input_ids"]
+            if len(encoded) != 1:
+                raise PromptError(f"refusal token {token!r} is {len(encoded)} tokens; name its first one alone")
+            ids.append(int(encoded[0]))
+        else:
+            ids.append(int(token))
+        if not 0 <= ids[-1] < model.d_vocab:
+            raise PromptError(f"refusal token {token!r} is outside the vocabulary of {model.d_vocab}")
+    if not ids:
+        raise PromptError("no refusal token was given")
+    return RefusalTokens(tuple(ids), tuple(visible(model.tokenizer.decode([i])) for i in ids))
+
+
+def find_refusal_tokens(
+    model: HookedChatModel,
+    harmful: Sequence[str],
+    harmless: Sequence[str],
+    *,
+    min_share: float = 0.05,
+    max_new_tokens: int = 24,
+    on_batch: Callable[[int], None] | None = None,
+) -> RefusalTokens:
+    """Tokens that begin the model's own refusals and rarely its answers.
+
+    A token is taken when it begins at least ``min_share`` of the refused replies to ``harmful`` and, relative
+    to the answered replies to ``harmless``, at least four times as often.
+
+    Raises:
+        ModelError: when no reply to a harmful prompt is a refusal (a base model, or one that never refuses).
+    """
+    replies = {
+        "refused": [r for r in _first_tokens(model, harmful, max_new_tokens, on_batch) if r[1]],
+        "answered": [r for r in _first_tokens(model, harmless, max_new_tokens, on_batch) if not r[1]],
+    }
+    if not replies["refused"]:
+        raise ModelError(
+            f"{model.name} refused none of {len(harmful)} harmful prompts, so it has no refusal to find: use a chat "
+            "model with safety training, other prompts, or name its refusal tokens (--refusal-token)"
+        )
+    counts = {kind: Counter(token for token, _ in items) for kind, items in replies.items()}
+    shares = {t: n / len(replies["refused"]) for t, n in counts["refused"].items()}
+    answered = {t: counts["answered"][t] / max(1, len(replies["answered"])) for t in shares}
+    chosen = [t for t, share in sorted(shares.items(), key=lambda x: -x[1]) if share >= min_share]
+    chosen = [t for t in chosen if shares[t] >= 4 * answered[t]]
+    if not chosen:
+        raise ModelError(
+            f"{model.name} begins refusals and answers with the same tokens, so the refusal metric can't tell them "
+            "apart: name its refusal tokens (--refusal-token)"
+        )
+    source = f"first tokens of {len(replies['refused'])} refusals to {len(harmful)} harmful prompts"
+    texts = tuple(visible(model.tokenizer.decode([t])) for t in chosen)
+    return RefusalTokens(tuple(chosen), texts, tuple(shares[t] for t in chosen), source)
+
+
+def _first_tokens(
+    model: HookedChatModel, prompts: Sequence[str], max_new_tokens: int, on_batch: Callable[[int], None] | None
+) -> list[tuple[int, bool]]:
+    """(first token id, refused) of each reply."""
+    texts = list(prompts)
+    first = model.last_logits(texts).argmax(-1).tolist()
+    replies = model.generate(texts, max_new_tokens, on_batch=on_batch)
+    return [(token, is_refusal(reply)) for token, reply in zip(first, replies, strict=True)]
+
+
+def behaviour_tokens(
+    model: HookedChatModel, positive: Sequence[str], negative: Sequence[str], top: int = 2
+) -> RefusalTokens:
+    """Tokens whose probability as a reply's first token is raised most by ``positive`` against ``negative`` prompts:
+    the metric of a behaviour that has no phrases of its own.
+
+    Raises:
+        ModelError: no token is raised.
+    """
+    means = [model.last_logits(list(p)).double().softmax(-1).mean(0) for p in (positive, negative)]
+    best = (means[0] - means[1]).topk(top)
+    ids = [i for i, rise in zip(best.indices.tolist(), best.values.tolist(), strict=True) if rise > 0]
+    if not ids:
+        raise ModelError(f"{model.name} begins its replies to both kinds of prompts alike: no token tells them apart")
+    texts = tuple(visible(model.tokenizer.decode([i])) for i in ids)
+    shares = tuple(float(means[0][i]) for i in ids)
+    return RefusalTokens(tuple(ids), texts, shares, f"first tokens raised by {len(positive)} prompts of the behaviour")

@@ -1,0 +1,10 @@
+from .page import Card as Card
+from .page import Figure as Figure
+from .page import Note as Note
+from .page import Option as Option
+from .page import Page as Page
+from .page import Picker as Picker
+from .page import Row as Row
+from .page import Section as Section
+from .page import Table as Table
+from .page import Widget as Widget

@@ -1,0 +1,78 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..errors import ResultError
+
+_FRAME = """<!doctype html><meta charset="utf-8"><body style="margin:0;background:#fff;color:#1b1f24">
+<div id="view"></div><script>
+(async () => {
+  const packed = Uint8Array.from(atob("%(script)s"), (c) => c.charCodeAt(0));
+  const source = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const script = document.createElement("script");
+  script.textContent = await new Response(source).text();
+  document.head.append(script);
+  CircuitsVis.render("view", CircuitsVis.%(component)s, %(props)s);
+  const fit = () => { try { frameElement.style.height = document.body.scrollHeight + 16 + "px"; } catch (e) {} };
+  new ResizeObserver(fit).observe(document.body);
+})();
+</script>"""
+
+
+def circuitsvis_script() -> str:
+    """CircuitsVis's packaged JavaScript as one classic ``<script>`` element: put it once on a page, before its views.
+
+    Its own HTML repeats these 1.3 MB in every figure and asks a remote host whether it is online; this does neither.
+    """
+    return f"<script>{circuitsvis_source()}</script>"
+
+
+@lru_cache(maxsize=1)
+def circuitsvis_source() -> str:
+    """The same JavaScript alone, safe inside a script element."""
+    import circuitsvis
+
+    source = (Path(circuitsvis.__file__).parent / "dist" / "cdn" / "iife.js").read_text("utf-8")
+    return source.replace("</script", "<\\/script")
+
+
+@lru_cache(maxsize=1)
+def _packed() -> str:
+    return base64.b64encode(gzip.compress(circuitsvis_source().encode(), mtime=0)).decode()
+
+
+class View(str):
+    """HTML of one CircuitsVis view, for a page with ``circuitsvis_script``; notebooks show it by themselves."""
+
+    component: str
+    props: dict[str, Any]
+
+    def __new__(cls, component: str, props: dict[str, Any], element_id: str) -> View:
+        """Raises ResultError for an element id that HTML would have to escape."""
+        if any(not (c.isalnum() or c in "-_") for c in element_id):
+            raise ResultError(f"element id {element_id!r} must be letters, digits, - and _")
+        call = f'CircuitsVis.render("{element_id}", CircuitsVis.{component}, {_safe(props)})'
+        view = super().__new__(cls, f'<div id="{element_id}"></div><script>{call}</script>')
+        view.component, view.props = component, props
+        return view
+
+    def __repr__(self) -> str:
+        return f"<View of {self.component}: {len(self.props['tokens'])} tokens>"
+
+    def _repr_html_(self) -> str:
+        frame = _FRAME % {"script": _packed(), "component": self.component, "props": _safe(self.props)}
+        style = "width:100%;height:420px;border:0"
+        return f'<iframe title="{self.component}" style="{style}" srcdoc="{html.escape(frame)}"></iframe>'
+
+
+def _safe(props: dict[str, Any]) -> str:
+    # A prompt may hold "</script>" or "<!--", which would end the element: < never appears as such.
+    return json.dumps(props, allow_nan=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
