@@ -28,7 +28,7 @@ RENAMED_RECORDS: dict[str, str] = {}
 RENAMED_FIELDS: dict[tuple[str, str], str] = {}
 # Digests of inputs, by which work is resumed: what they are made of is not a result.
 DIGESTS = {("SuffixResult", "key"), ("SuffixResult", "tested"), ("_Row", "key")}
-# Bookkeeping of a run: marks of stages, kept items, one column per prompt of a screen; the report is made of the records.
+# Bookkeeping of a run: marks of stages, kept items, one column per prompt of a screen.
 LEFT_OUT = ("study.json", "report.html", "report.md", "stages", "items", "screen", "store")
 
 

@@ -16,7 +16,6 @@ from ..attribution.sources import source_contributions
 from ..errors import ModelError, RefusalLensError
 from ..hooks.interventions import Ablate
 from ..hooks.orthogonalize import orthogonalized
-from ..hooks.orthogonalize import orthogonalized
 from ..models.model import HookedChatModel
 from ..records.direction import Direction
 from ..tensors import random_unit, unit, wide

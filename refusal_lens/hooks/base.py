@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 HookFn = Callable[..., Any]
@@ -20,8 +21,28 @@ class Model(Protocol):
     d_model: int
     d_head: int
 
+    @property
+    def device(self) -> Any:
+        """Where token ids go."""
+
+    @property
+    def dtype(self) -> Any:
+        """dtype of the weights."""
+
     def check_direction(self, direction: Any) -> None:
         """Refuse a direction of another model or basis."""
+
+    def hooks(self, *interventions: Any) -> AbstractContextManager:
+        """Interventions active inside."""
+        ...
+
+    def cache(self, tokens: Any, names: Any) -> dict[str, Any]:
+        """Activations at the named hook points."""
+        ...
+
+    def writing_weights(self) -> list[Any]:
+        """Every parameter that writes to the residual stream."""
+        ...
 
 
 @runtime_checkable

@@ -64,8 +64,6 @@ def orthogonalized(model: Model, direction: Direction, *, allow_gap: bool = Fals
         DirectionError: a direction of another model or basis.
     """
     model.check_direction(direction)
-    # Both are cached at first use: they must not be those of the edited weights.
-    _ = model.fingerprint, model.basis
     norms = post_norm_layers(model)
     if norms and not allow_gap:
         raise ModelError(

@@ -381,6 +381,8 @@ class HookedChatModel:
         Raises:
             ModelError: a layer whose output weights are not found, or weights that are quantized or offloaded.
         """
+        # Who asks for them may edit them, and both are cached at first use: they must be those of the whole weights.
+        _ = self.fingerprint, self.basis
         return writing_weights(self.backend, self.name)
 
     # -- the check at load ----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from refusal_lens.data.organism import MODEL_DIR, instructions
 from tests.tiny import tiny_folder
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
-COMMAND = [sys.executable, "-c", "from refusal_lens.cli.app import main; main()"]
+COMMAND = [sys.executable, "-c", "from refusal_lens.cli import main; main()"]
 SMALL = ["--suffixes", "none", "--stability", "0", "--no-full-grid"]  # tests/model looks into them
 SMALL += ["--n-train", "32", "--n-val", "12", "--n-test", "12", "--max-new-tokens", "16", "--max-kl", "5", "--relax"]
 

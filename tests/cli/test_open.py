@@ -19,7 +19,11 @@ from refusal_lens.cli.app import app
 from refusal_lens.cli.open_report import ReportServer, report_path
 from refusal_lens.errors import ResultError
 
-COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'refusal-lens'; from refusal_lens.cli.app import main; main()"]
+COMMAND = [
+    sys.executable,
+    "-c",
+    "import sys; sys.argv[0] = 'refusal-lens'; from refusal_lens.cli import main; main()",
+]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 COMMANDS = ("run", "open", "report", "hijack", "evaluate", "certify")
 

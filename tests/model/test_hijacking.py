@@ -486,7 +486,7 @@ def test_it_resumes_and_loads(found, organism):
     assert [f.stat().st_mtime_ns for f in files] == after
 
 
-COMMAND = [sys.executable, "-c", "from refusal_lens.cli.app import main; main()", "hijack", "organism"]
+COMMAND = [sys.executable, "-c", "from refusal_lens.cli import main; main()", "hijack", "organism"]
 
 
 def test_a_killed_command_goes_on_where_it_stopped(found, organism, tmp_path, capsys):

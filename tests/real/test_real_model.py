@@ -41,7 +41,7 @@ def result(tmp_path_factory) -> Path:
     args = ["run", os.environ["REFUSAL_LENS_REAL_MODEL"], "--out", out, "--relax", "--quiet"]
     args += ["--harmful", INSTRUCTIONS / "harmful", "--harmless", INSTRUCTIONS / "harmless"]
     args += SIZES.split()
-    command = [sys.executable, "-c", "from refusal_lens.cli.app import main; main()", *map(str, args)]
+    command = [sys.executable, "-c", "from refusal_lens.cli import main; main()", *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return out

@@ -54,7 +54,7 @@ def start(out: Path, options: list[str], die_at: int | None = None, counter: Pat
                 os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(audit)
-        from refusal_lens.cli.app import main
+        from refusal_lens.cli import main
 
         sys.argv = ["refusal-lens", "run", "organism", "--out", str(out), *SETTINGS, *options]
         try:

@@ -21,7 +21,7 @@ from refusal_lens.records.files import locked, write_atomically
 from .outcomes import ROOT, record
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-COMMAND = [sys.executable, "-c", "from refusal_lens.cli.app import main; main()"]
+COMMAND = [sys.executable, "-c", "from refusal_lens.cli import main; main()"]
 SMALL = [
     "--n-train",
     "8",
@@ -178,7 +178,7 @@ def test_a_full_file_system(tmp_path):
     """A real one of 300 kB, where the machine lets us mount it."""
     script = f"""
 mkdir -p {tmp_path}/disk && mount -t tmpfs -o size=300k none {tmp_path}/disk || exit 77
-{sys.executable} -c 'from refusal_lens.cli.app import main; main()' run organism --out {tmp_path}/disk/run {" ".join(FAST)}
+{sys.executable} -c 'from refusal_lens.cli import main; main()' run organism --out {tmp_path}/disk/run {" ".join(FAST)}
 code=$?; find {tmp_path}/disk -name '.*' -type f; exit $code
 """
     unshare = shutil.which("unshare")
@@ -197,7 +197,7 @@ def test_a_read_only_folder(tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     command = (
-        f"{sys.executable} -c 'from refusal_lens.cli.app import main; main()' run organism --out {out} {' '.join(FAST)}"
+        f"{sys.executable} -c 'from refusal_lens.cli import main; main()' run organism --out {out} {' '.join(FAST)}"
     )
     if os.geteuid() == 0:
         bound = f"mount --bind {out} {out} && mount -o remount,ro,bind {out} || exit 77; {command}"
