@@ -6,7 +6,7 @@ No model is imported here, so that plots and reports can read them.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
@@ -425,25 +425,3 @@ class SystemPrompts(Record):
                 for name, r in rates.items()
             ]
         )
-
-
-@dataclass(frozen=True)
-class Subspace(Record):
-    """Orthonormal directions, the most important first.
-
-    Attributes:
-        vectors: [k, d_model], float64, rows orthonormal.
-        kind: "pca", "repeated" or "random".
-        reference: the direction whose position, layer, basis and model it shares.
-    """
-
-    vectors: Float[Tensor, "k d_model"]
-    kind: str
-    reference: Direction
-
-    def first(self, k: int) -> Subspace:
-        """Its first ``k`` directions."""
-        return replace(self, vectors=self.vectors[:k])
-
-    def __len__(self) -> int:
-        return len(self.vectors)

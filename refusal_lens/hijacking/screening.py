@@ -153,7 +153,7 @@ def _variants(
     """(refusal metric, strength) of variants of one prompt."""
     metric = torch.empty(len(encoded), dtype=torch.float64)
     strength = torch.full((len(encoded),), float("nan"), dtype=torch.float64)
-    packed = packing_holds(model, _batch(model, [e.ids for e in encoded[:3]]))
+    packed = packing_holds(model, _batch(model, encoded[:3]))
     parts = _packed(model, encoded) if packed else _padded(model, encoded, batch_tokens)
     for part in parts:
         write = _TopWrite(model, heads, part)
@@ -207,7 +207,7 @@ def _last_padded(model: HookedChatModel, batch: Tokens, prefix: PrefixCache | No
 
 def _padded(model: HookedChatModel, encoded: Sequence[Encoded], batch_tokens: int) -> Iterator[_Part]:
     """A variant a row, those of similar length together."""
-    shared = _shared(encoded) if model.backend.supports_prefix else 0
+    shared = _shared(encoded) if model.backend.supports_prefix and not model.counts_positions else 0
     prefix = None
     if shared:
         prefix = model.prefix_cache(torch.tensor(encoded[0].ids[:shared], device=model.device))
@@ -218,7 +218,7 @@ def _padded(model: HookedChatModel, encoded: Sequence[Encoded], batch_tokens: in
         while stop < len(order) and (stop + 1 - start) * (len(encoded[order[stop]].ids) - shared) <= batch_tokens:
             stop += 1
         rows = order[start:stop]
-        batch = _batch(model, [encoded[k].ids[shared:] for k in rows])
+        batch = _batch(model, [encoded[k] for k in rows], shared)
         width = batch.ids.shape[1]
         suffix = torch.zeros(batch.ids.shape, dtype=torch.bool, device=model.device)
         for i, k in enumerate(rows):
@@ -303,12 +303,14 @@ def _shared(encoded: Sequence[Encoded]) -> int:
     return next((i for i, column in enumerate(columns) if len(set(column)) > 1), n)
 
 
-def _batch(model: HookedChatModel, rows: Sequence[tuple[int, ...]]) -> Tokens:
+def _batch(model: HookedChatModel, encoded: Sequence[Encoded], shared: int = 0) -> Tokens:
+    """Prompts without their first ``shared`` tokens, padded."""
+    rows = [e.ids[shared:] for e in encoded]
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), model.chat.pad_id, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)
     for i, row in enumerate(rows):
         ids[i, width - len(row) :] = torch.tensor(row)
         mask[i, width - len(row) :] = True
-    none = Spans((0, 0), (0, 0), (0, 0), (0, 0), (0, 0))  # logits alone are read: regions are not needed
-    return Tokens(ids.to(model.device), mask.to(model.device), (none,) * len(rows), tuple(range(len(rows))))
+    spans = tuple(e.spans for e in encoded)
+    return Tokens(ids.to(model.device), mask.to(model.device), spans, tuple(range(len(rows))))

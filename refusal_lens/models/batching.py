@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -23,3 +24,8 @@ def take(tokens: Tokens, rows: Sequence[int]) -> Tokens:
         tuple(tokens.spans[i] for i in rows),
         tuple(tokens.indices[i] for i in rows),
     )
+
+
+def numbered(tokens: Tokens) -> Tokens:
+    """The same batch as prompts of its own, counted from 0: for interventions with values for its rows."""
+    return replace(tokens, indices=tuple(range(len(tokens))))

@@ -6,7 +6,7 @@ import hashlib
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..errors import ConcurrentUseError, DirectionError, ModelError, PromptError
-from ..hooks.base import Intervention
+from ..errors import ConcurrentUseError, DirectionError, InterventionError, ModelError, PromptError
+from ..hooks.base import Intervention, Where, scopes
 from ..records.direction import Direction
 from .backend import Backend, PrefixCache
 from .batching import PADDING_TOKENS, take
@@ -75,6 +75,8 @@ class HookedChatModel:
             raise ModelError("this model has no tokenizer: pass tokenizer=...")
         self.name = name or str(getattr(tl.cfg, "model_name", "") or "model")
         self.chat = ChatFormat(self.tokenizer, system)
+        self.running: Tokens | None = None
+        self._places: list[Where] = []
         self._lock = _lock_of(tl)
         for size in ("n_layers", "n_heads", "d_model", "d_head", "d_vocab", "n_ctx"):
             setattr(self, size, getattr(self.backend, size))
@@ -173,19 +175,59 @@ class HookedChatModel:
         """Interventions active inside the ``with``; contexts nest, and leaving restores, also after an exception.
 
         Args:
-            interventions: ``Ablate``, ``Add``, ... or plain (hook name, function) pairs in TransformerLens's
-                names; functions get (tensor, hook) and return a new tensor.
+            interventions: ``Ablate``, ``Orthogonalize``, ... (edits of weights are entered first), or plain (hook name,
+                function) pairs in TransformerLens's names; functions get (tensor, hook) and return a new tensor.
 
         Raises:
-            ModelError: for a hook name that this model does not have.
+            ModelError: a hook name that this model does not have.
+            InterventionError: layers that this model does not have, or positions that no prompt had (on leaving).
+
+        Example:
+            >>> import refusal_lens as rl
+            >>> model = rl.load_model("organism")
+            >>> with model.hooks(("blocks.1.hook_mlp_out", lambda x, hook: 0 * x)):
+            ...     logits = model.last_logits(["How do I pick a lock?"])
         """
-        pairs: list[tuple[str, Callable]] = []
-        for item in interventions:
-            pairs += [item] if isinstance(item, tuple) else item.hooks(self)
-        for name, _ in pairs:
-            self._check_hook(name)
-        with self._exclusive(), self.backend.hooks(pairs):
-            yield self
+        with ExitStack() as stack:
+            hooked = []
+            for item in interventions:
+                if isinstance(item, tuple) or hasattr(item, "hooks"):
+                    hooked.append(item)
+                elif hasattr(item, "applied"):
+                    stack.enter_context(item.applied(self))
+                else:
+                    raise InterventionError(
+                        f"a {type(item).__name__} is no intervention: give Ablate, Add, ... or (name, function) pairs"
+                    )
+            pairs: list[tuple[str, Callable]] = []
+            for item in hooked:
+                pairs += [item] if isinstance(item, tuple) else item.hooks(self)
+            for name, _ in pairs:
+                self._check_hook(name)
+            places = list(scopes(pairs))
+            stack.enter_context(self._exclusive())
+            stack.enter_context(self.backend.hooks(pairs))
+            self._places += places
+            try:
+                yield self
+            finally:
+                self._places = [place for place in self._places if place not in places]
+        for place in places:
+            place.check()
+
+    @property
+    def counts_positions(self) -> bool:
+        """Whether an active intervention acts at some positions only, so that passes must know their prompts."""
+        return bool(self._places)
+
+    @contextmanager
+    def _run_on(self, tokens: Tokens) -> Iterator[None]:
+        """Note the batch of a pass, from which interventions resolve their positions."""
+        before, self.running = self.running, tokens
+        try:
+            yield
+        finally:
+            self.running = before
 
     def _check_hook(self, name: str) -> None:
         if not self.backend.has_hook(name):
@@ -252,7 +294,7 @@ class HookedChatModel:
             prefix: keys and values from ``prefix_cache``; then ``tokens`` are without the prefix.
             prefix_mask: True at real tokens of the prefix, where its rows have padding.
         """
-        with self._exclusive():
+        with self._exclusive(), self._run_on(tokens):
             return self.backend.logits(tokens.ids, tokens.mask, last_only, prefix, start, prefix_mask)
 
     @torch.inference_mode()
@@ -297,7 +339,7 @@ class HookedChatModel:
 
         stops_early = all(name.startswith("blocks.") for name in wanted)
         try:
-            with self.hooks(*[(name, keep(name)) for name in wanted]):
+            with self.hooks(*[(name, keep(name)) for name in wanted]), self._run_on(batch):
                 self.backend.logits(batch.ids, batch.mask, prefix=prefix, prefix_mask=prefix_mask)
         except _Stop:
             pass
@@ -352,9 +394,10 @@ class HookedChatModel:
                 torch.manual_seed(seed)
             for begin in range(0, len(order), batch_size):
                 batch = take(tokens, order[begin : begin + batch_size])
-                new = self.backend.generate(
-                    batch.ids, batch.mask, max_new_tokens, self.eos_ids, self.chat.pad_id, temperature
-                )
+                with self._run_on(batch):
+                    new = self.backend.generate(
+                        batch.ids, batch.mask, max_new_tokens, self.eos_ids, self.chat.pad_id, temperature
+                    )
                 for index, row in zip(batch.indices, new, strict=True):
                     replies[index] = self.tokenizer.decode(self._until_end(row), skip_special_tokens=True)
                 if on_batch:

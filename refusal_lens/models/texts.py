@@ -90,13 +90,13 @@ def _batches(model: HookedChatModel, texts: Sequence[Scored]) -> Iterator[tuple[
         for row, i in enumerate(rows):
             ids[row, longest - len(texts[i].ids) :] = torch.tensor(texts[i].ids)
             mask[row, longest - len(texts[i].ids) :] = True
-        spans = tuple(_flat(len(texts[i].ids)) for i in rows)
+        spans = tuple(_flat(texts[i].first) for i in rows)
         yield rows, Tokens(ids.to(model.device), mask.to(model.device), spans, tuple(rows))
         start = stop
 
 
 def _flat(length: int) -> Spans:
-    """One region only: nothing here asks for regions."""
+    """The tokens whose loss does not count as one region; those that count follow as the reply."""
     return Spans((0, 0), (0, 0), (0, length), (length, length), (length, length))
 
 

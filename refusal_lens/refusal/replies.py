@@ -9,7 +9,8 @@ import torch
 
 from ..engines.base import Engine
 from ..errors import ModelError
-from ..hooks.conditions import Conditions, Edit, active
+from ..hooks.base import Intervention
+from ..hooks.conditions import Conditions
 from ..models.model import HookedChatModel
 from ..stats import Rate, rate
 from .phrases import is_refusal
@@ -42,14 +43,14 @@ def complete(
     """Greedy replies to ``prompts`` under each condition, judged.
 
     Args:
-        conditions: name -> interventions (see ``necessity_conditions``).
+        conditions: name -> interventions (see ``hooks.named_conditions``).
         prompt_set: label of the prompts, e.g. "harmful".
         max_new_tokens: the paper uses 512; a refusal shows in the first few dozen.
         judge: reply -> refused; the paper's substrings by default.
     """
     items = []
     for name, interventions in conditions.items():
-        with active(model, interventions):
+        with model.hooks(*interventions):
             replies = model.generate(list(prompts), max_new_tokens, on_batch=on_batch)
         items += [Completion(p, r, name, judge(r)) for p, r in zip(prompts, replies, strict=True)]
     return Completions(tuple(items), prompt_set, max_new_tokens)
@@ -67,7 +68,7 @@ REPLIES = 32  # prompts decoded together
 class _Replies:
     """Replies under one condition."""
 
-    edits: tuple[Edit, ...]
+    edits: tuple[Intervention, ...]
     max_new_tokens: int
 
     def prepare(self, model: HookedChatModel) -> None:
@@ -75,7 +76,7 @@ class _Replies:
 
     def run(self, model: HookedChatModel, state: None, item: Sequence[str]) -> list[str]:
         """A reply to each prompt of ``item``."""
-        with active(model, self.edits):
+        with model.hooks(*self.edits):
             return model.generate(item, self.max_new_tokens, batch_size=REPLIES)
 
 

@@ -29,7 +29,7 @@ from ..exactness.identities import certify
 from ..exactness.records import Certificate
 from ..hijacking.investigation import Settings, investigate
 from ..hijacking.records import HijackingReport
-from ..hooks.conditions import necessity_conditions, sufficiency_conditions
+from ..hooks.conditions import NECESSITY, SUFFICIENCY, named_conditions
 from ..models.model import HookedChatModel
 from ..progress import Progress, silent
 from ..records.base import Record, to_json
@@ -152,8 +152,8 @@ def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedCha
     inputs = [*inputs, settings]
     (selection,) = runner.stage("selection", inputs, {"selection": Selection}, select)
     direction = selection.chosen
-    needed = necessity_conditions(direction, config.seed + 1)
-    enough = sufficiency_conditions(direction, config.seed + 1)
+    needed = named_conditions(direction, NECESSITY, config.seed + 1)
+    enough = named_conditions(direction, SUFFICIENCY, config.seed + 1)
 
     def trace() -> list[DirectionTrace]:
         sets = {"harmful": harmful.test, "harmless": harmless.test}

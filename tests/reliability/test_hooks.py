@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from refusal_lens import HookedChatModel, orthogonalized
+from refusal_lens import HookedChatModel, Orthogonalize
 from refusal_lens.errors import ModelError
 from refusal_lens.exactness.identities import certify
 from refusal_lens.study.config import StudyConfig
@@ -58,7 +58,7 @@ def test_a_model_with_hooks_left_on_it_is_not_measured(tmp_path):
 def test_weights_come_back_after_an_exception_in_an_edit():
     model = tiny_model("llama")
     plain = model.last_logits(PROMPTS)
-    with pytest.raises(Boom), orthogonalized(model, direction_of(model)):
+    with pytest.raises(Boom), model.hooks(Orthogonalize(direction_of(model))):
         assert not torch.equal(model.last_logits(PROMPTS), plain)
         raise Boom
     assert torch.equal(model.last_logits(PROMPTS), plain)
