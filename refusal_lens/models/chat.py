@@ -61,14 +61,21 @@ class Tokens:
         return self.mask.sum(-1)
 
     @property
-    def padded(self) -> bool:
-        """Whether any row has padding."""
-        return not bool(self.mask.all())
-
-    @property
     def n_post(self) -> int:
         """Number of post-instruction positions, the same for all rows (paper section 2.1)."""
         return self.spans[0].template_post[1] - self.spans[0].template_post[0]
+
+    def last(self, x: Tensor, n: int) -> Tensor:
+        """Activations [batch, pos, ...] at the last ``n`` positions of each prompt."""
+        return x[:, -n:]
+
+    def take(self, rows: Sequence[int]) -> Tokens:
+        """Some rows, with the padding they share removed."""
+        index = torch.as_tensor(list(rows), device=self.ids.device)
+        ids, mask = self.ids[index], self.mask[index]
+        start = ids.shape[1] - int(mask.sum(-1).max())
+        spans, indices = tuple(self.spans[i] for i in rows), tuple(self.indices[i] for i in rows)
+        return Tokens(ids[:, start:], mask[:, start:], spans, indices)
 
     def region(self, name: str) -> Bool[Tensor, "batch pos"]:
         """Mask of one region ("bos", "template_pre", "instruction", "suffix", "template_post"), padding included
@@ -77,6 +84,29 @@ class Tokens:
         index = torch.arange(self.mask.shape[1])[None, :] - offsets[:, None]
         bounds = torch.tensor([getattr(span, name) for span in self.spans])
         return ((index >= bounds[:, :1]) & (index < bounds[:, 1:])).to(self.mask.device)
+
+
+def padded(
+    rows: Sequence[Sequence[int]], spans: Sequence[Spans], pad_id: int, indices: Sequence[int] | None = None
+) -> Tokens:
+    """Left-padded ``Tokens`` of rows of token ids, on the CPU."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row) :] = torch.tensor(row)
+        mask[i, width - len(row) :] = True
+    return Tokens(ids, mask, tuple(spans), tuple(range(len(rows)) if indices is None else indices))
+
+
+def listed(texts: str | Sequence[str]) -> Sequence[str]:
+    """A str as the one text that it is, not as its letters."""
+    return [texts] if isinstance(texts, str) else texts
+
+
+def no_regions(length: int) -> Spans:
+    """Spans of text without a template, all of it instruction."""
+    return Spans((0, 0), (0, 0), (0, length), (length, length), (length, length))
 
 
 @dataclass(frozen=True)
@@ -186,18 +216,19 @@ class ChatFormat:
             total += counts[name]
         return Encoded(tuple(ids), Spans(**bounds), rendered, tuple(map(tuple, offsets)))
 
-    def tokenize(self, instructions: Sequence[str], suffixes: Sequence[str] | None = None) -> Tokens:
+    def tokenize(self, instructions: str | Sequence[str], suffixes: str | Sequence[str] | None = None) -> Tokens:
         """Left-padded ``Tokens`` of many prompts.
 
         Args:
             instructions: the requests.
             suffixes: one per request (with its leading space), or None.
         """
+        instructions = listed(instructions)
         if not len(instructions):
             raise PromptError("no prompts were given")
         encoded = [
             self.encode(text, suffix)
-            for text, suffix in zip(instructions, suffixes or [""] * len(instructions), strict=True)
+            for text, suffix in zip(instructions, listed(suffixes or [""] * len(instructions)), strict=True)
         ]
         n_post = {e.spans.template_post[1] - e.spans.template_post[0] for e in encoded}
         if len(n_post) > 1:
@@ -205,14 +236,7 @@ class ChatFormat:
                 f"the number of post-instruction tokens differs between prompts ({sorted(n_post)}): the tokenizer "
                 "merges some prompts' ends with the template"
             )
-        longest = max(len(e.ids) for e in encoded)
-        pad = self.pad_id
-        ids = torch.full((len(encoded), longest), pad, dtype=torch.long)
-        mask = torch.zeros((len(encoded), longest), dtype=torch.bool)
-        for row, e in enumerate(encoded):
-            ids[row, longest - len(e.ids) :] = torch.tensor(e.ids)
-            mask[row, longest - len(e.ids) :] = True
-        return Tokens(ids, mask, tuple(e.spans for e in encoded), tuple(range(len(encoded))))
+        return padded([e.ids for e in encoded], [e.spans for e in encoded], self.pad_id)
 
     @property
     def pad_id(self) -> int:
