@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ..data.prompts import _read_file, _texts
+from ..data.files import read_file
+from ..data.prompts import _texts
 from ..errors import PromptError
 from ..hooks.conditions import CONDITIONS, active, named_conditions
 from ..models.model import HookedChatModel
@@ -31,7 +32,7 @@ def read_prompts(source: str) -> tuple[str, list[str]]:
     path = Path(file)
     if not path.is_file():
         raise PromptError(f"there is no prompt file {file!r}; give a .txt, .csv, .json or .jsonl file")
-    document = _read_file(path)
+    document = read_file(path)
     if isinstance(document, dict):
         if "test" not in document:
             raise PromptError(f"{file} has no test split; give a list of prompts, or an object with a test list")
