@@ -12,6 +12,7 @@ from .data import SuffixSet as SuffixSet
 from .data import load_prompts as load_prompts
 from .data import organism as organism
 from .direction import extract_directions as extract_directions
+from .direction import find_direction as find_direction
 from .direction import select_direction as select_direction
 from .errors import RefusalLensError as RefusalLensError
 from .exactness import certify as certify
