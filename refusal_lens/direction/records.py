@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import DirectionError, ResultError
 from ..records.base import Record
 from ..records.direction import Direction
+from ..refusal.records import RefusalTokens
 from ..stats import Interval, Rate, rate
 from ..tensors import unit
 

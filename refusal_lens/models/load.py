@@ -153,7 +153,7 @@ def _check_config(name: str, folder: str | Path, config: Any) -> None:
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise ModelError(f"{index} is not an index of weight files ({type(error).__name__})") from error
         for shard in shards:
-            if not isinstance(shard, str) or Path(shard).name != shard or not (folder / shard).is_file():
+            if not isinstance(shard, str) or Path(shard).name != shard or not (index.parent / shard).is_file():
                 raise ModelError(f"{index} points to {shard!r}, which is no file of this folder")
 
 
