@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.prompts import PromptsLike, as_prompts
 from ..errors import ModelError
 from ..hooks.attention_readers import Components, Heads
 from ..hooks.base import Model
 from ..hooks.readers import Kept, at, check_position, vector_of
 from ..hooks.readout import through_norm
-from ..models.chat import listed
 from ..models.model import HookedChatModel
 from ..records.direction import Direction
 from ..tensors import wide
@@ -69,10 +69,11 @@ def heads(
     return HeadContributions(values, direction, texts(prompts, suffixes), pos)
 
 
-def texts(prompts: str | Sequence[str], suffixes: str | Sequence[str] | None) -> tuple[str, ...]:
+def texts(prompts: PromptsLike, suffixes: str | Sequence[str] | None) -> tuple[str, ...]:
     """The requests with their suffixes."""
-    asked = listed(prompts)
-    return tuple(p + s for p, s in zip(asked, listed(suffixes or [""] * len(asked)), strict=True))
+    asked = as_prompts(prompts)
+    after = [suffixes or ""] * len(asked) if suffixes is None or isinstance(suffixes, str) else suffixes
+    return tuple(p + s for p, s in zip(asked, after, strict=True))
 
 
 class _Neurons(Kept[dict[int, tuple[Tensor, Tensor]]]):

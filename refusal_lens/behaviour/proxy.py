@@ -14,6 +14,7 @@ from ..models.model import HookedChatModel
 from ..refusal.metric import refusal_metric
 from ..refusal.phrases import is_refusal
 from ..refusal.records import RefusalTokens
+from ..refusal.replies import replies
 from .records import RefusalProxy
 
 
@@ -34,5 +35,5 @@ def refusal_proxy(
     names = tuple(name for name, texts in prompt_sets.items() for _ in texts)
     with active(model, edits):
         metric = refusal_metric(model, prompts, refusal_tokens)
-        replies = model.generate(prompts, max_new_tokens)
-    return RefusalProxy(tuple(prompts), names, metric, torch.tensor([is_refusal(reply) for reply in replies]))
+        found = replies(model, prompts, max_new_tokens)
+    return RefusalProxy(tuple(prompts), names, metric, torch.tensor([is_refusal(reply) for reply in found]))

@@ -21,7 +21,7 @@ from ..engines.base import Engine
 from ..errors import ResultError
 from ..hooks.attention import by_layer
 from ..models.backend import PrefixCache, SharedPrefix
-from ..models.chat import Encoded, Spans, Tokens
+from ..models.chat import Encoded, Spans, Tokens, no_regions, padded
 from ..models.model import HookedChatModel
 from ..models.packing import Pack, pack_prompts, packed_logits, packing_holds, shared_prefix
 from ..records.base import Record, load_record
@@ -304,11 +304,5 @@ def _shared(encoded: Sequence[Encoded]) -> int:
 
 
 def _batch(model: HookedChatModel, rows: Sequence[tuple[int, ...]]) -> Tokens:
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), model.chat.pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row) :] = torch.tensor(row)
-        mask[i, width - len(row) :] = True
-    none = Spans((0, 0), (0, 0), (0, 0), (0, 0), (0, 0))  # logits alone are read: regions are not needed
-    return Tokens(ids.to(model.device), mask.to(model.device), (none,) * len(rows), tuple(range(len(rows))))
+    """Rows whose regions nobody asks for: logits alone are read."""
+    return padded(rows, [no_regions(0)] * len(rows), model.chat.pad_id).to(model.device)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ..data.prompts import Conversation, PromptsLike, as_prompts
 from ..errors import ModelError, PromptError
 from ..records.labels import REGIONS, visible
 
@@ -69,6 +70,10 @@ class Tokens:
         """Activations [batch, pos, ...] at the last ``n`` positions of each prompt."""
         return x[:, -n:]
 
+    def to(self, device: torch.device) -> Tokens:
+        """The same on a device."""
+        return Tokens(self.ids.to(device), self.mask.to(device), self.spans, self.indices)
+
     def take(self, rows: Sequence[int]) -> Tokens:
         """Some rows, with the padding they share removed."""
         index = torch.as_tensor(list(rows), device=self.ids.device)
@@ -97,11 +102,6 @@ def padded(
         ids[i, width - len(row) :] = torch.tensor(row)
         mask[i, width - len(row) :] = True
     return Tokens(ids, mask, tuple(spans), tuple(range(len(rows)) if indices is None else indices))
-
-
-def listed(texts: str | Sequence[str]) -> Sequence[str]:
-    """A str as the one text that it is, not as its letters."""
-    return [texts] if isinstance(texts, str) else texts
 
 
 def no_regions(length: int) -> Spans:
@@ -139,7 +139,9 @@ class ChatFormat:
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(f"{type(tokenizer).__name__} gives no character offsets; load the model's fast tokenizer")
         self.tokenizer, self.system = tokenizer, system
-        self._encode = lru_cache(maxsize=65536)(self._encode_uncached)
+        # A conversation equals its transcript as text, so types are told apart.
+        self._encode = lru_cache(maxsize=65536, typed=True)(self._encode_uncached)
+        self._frame = lru_cache(maxsize=4096, typed=True)(self._frame_uncached)
         rendered = self.render(_SENTINEL)
         if rendered.count(_SENTINEL) != 1:
             raise ModelError(
@@ -157,14 +159,27 @@ class ChatFormat:
             )
 
     def render(self, content: str) -> str:
-        """The conversation with one user turn, up to where the model's reply begins."""
-        messages = [{"role": "user", "content": content}]
-        if self.system is not None:
+        """Render one user turn, or a ``Conversation``, up to where the model's reply begins."""
+        messages = (
+            list(content.messages) if isinstance(content, Conversation) else [{"role": "user", "content": content}]
+        )
+        if self.system is not None and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self.system})
         try:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # jinja2 errors of the template itself, e.g. "system role not supported"
             raise ModelError(f"the chat template refused this conversation: {error}") from error
+
+    def _frame_uncached(self, prompt: str) -> tuple[str, str, str]:
+        """What the template puts before the last user turn, that turn, and what comes after it."""
+        if not isinstance(prompt, Conversation):
+            return self.before, prompt, self.after
+        *earlier, last = prompt.messages
+        rendered = self.render(Conversation([*earlier, {"role": "user", "content": _SENTINEL}]))
+        if rendered.count(_SENTINEL) != 1:
+            raise PromptError(f"the chat template drops or repeats the last turn of the conversation {prompt[:60]!r}")
+        before, after = rendered.split(_SENTINEL)
+        return before, last["content"], after
 
     def encode(self, instruction: str, suffix: str = "") -> Encoded:
         """Token ids and spans of ``instruction`` (and ``suffix``, which brings its own leading space).
@@ -176,17 +191,19 @@ class ChatFormat:
         return self._encode(instruction, suffix)
 
     def _encode_uncached(self, instruction: str, suffix: str) -> Encoded:
-        content = instruction + suffix
+        before, text, after = self._frame(instruction)
+        content = text + suffix
         if not content.strip():
             raise PromptError("an empty prompt has no instruction; remove it")
-        rendered = self.render(content)
-        body = rendered[len(self.before) : len(rendered) - len(self.after)]
-        fits = rendered.startswith(self.before) and rendered.endswith(self.after)
+        earlier = instruction.messages[:-1] if isinstance(instruction, Conversation) else ()
+        rendered = self.render(Conversation([*earlier, {"role": "user", "content": content}]))
+        body = rendered[len(before) : len(rendered) - len(after)]
+        fits = rendered.startswith(before) and rendered.endswith(after)
         if not fits or body not in (content, content.strip(), content.lstrip(), content.rstrip()):
             raise PromptError(f"the chat template changes the user's text {content[:60]!r}; its spans are unknown")
         lead = len(content) - len(content.lstrip()) if body[:1] != content[:1] else 0
-        start = len(self.before)
-        edge = min(start + max(len(instruction) - lead, 0), start + len(body))
+        start = len(before)
+        edge = min(start + max(len(text) - lead, 0), start + len(body))
         stop = start + len(body)
         # The template's text already has every special token; adding them again would double the BOS.
         encoding = self.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
@@ -216,19 +233,27 @@ class ChatFormat:
             total += counts[name]
         return Encoded(tuple(ids), Spans(**bounds), rendered, tuple(map(tuple, offsets)))
 
-    def tokenize(self, instructions: str | Sequence[str], suffixes: str | Sequence[str] | None = None) -> Tokens:
-        """Left-padded ``Tokens`` of many prompts.
+    def tokenize(self, instructions: PromptsLike, suffixes: Sequence[str] | str | None = None) -> Tokens:
+        """Tokenize prompts into left-padded ``Tokens``.
 
         Args:
-            instructions: the requests.
-            suffixes: one per request (with its leading space), or None.
+            instructions: the requests, as ``data.prompts.as_prompts`` takes them (a string is one prompt).
+            suffixes: one per request (with its leading space), one string for all, or None.
+
+        Raises:
+            PromptError: no prompt, another number of suffixes than of prompts, or a prompt that does not fit.
         """
-        instructions = listed(instructions)
+        instructions = as_prompts(instructions)
+        suffixes = [suffixes] * len(instructions) if isinstance(suffixes, str) else suffixes
+        if suffixes is not None and len(suffixes) != len(instructions):
+            raise PromptError(
+                f"{len(suffixes)} suffixes for {len(instructions)} prompts: give one per prompt, or one for all"
+            )
         if not len(instructions):
             raise PromptError("no prompts were given")
         encoded = [
             self.encode(text, suffix)
-            for text, suffix in zip(instructions, listed(suffixes or [""] * len(instructions)), strict=True)
+            for text, suffix in zip(instructions, suffixes or [""] * len(instructions), strict=True)
         ]
         n_post = {e.spans.template_post[1] - e.spans.template_post[0] for e in encoded}
         if len(n_post) > 1:

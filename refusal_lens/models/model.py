@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..data.prompts import PromptsLike
 from ..errors import ConcurrentUseError, ModelError, PromptError
 from ..hooks.base import Intervention
 from ..hooks.readers import Cache, NextLogits, Reader, Rows
@@ -163,7 +164,7 @@ class HookedChatModel:
             raise ModelError(f"{self.name} has no hook point {name!r}{hint}")
 
     # -- tokens ---------------------------------------------------------------------------------------------
-    def tokenize(self, prompts: str | Sequence[str], suffixes: str | Sequence[str] | None = None) -> Tokens:
+    def tokenize(self, prompts: PromptsLike, suffixes: str | Sequence[str] | None = None) -> Tokens:
         """Chat-formatted, left-padded tokens of ``prompts`` with their spans, on the model's device."""
         tokens = self.chat.tokenize(prompts, suffixes)
         longest = tokens.ids.shape[1]
@@ -174,10 +175,10 @@ class HookedChatModel:
                 f"the tokenizer gives token {highest} and {self.name} has {self.d_vocab} embeddings: it is another "
                 "model's tokenizer"
             )
-        return Tokens(tokens.ids.to(self.device), tokens.mask.to(self.device), tokens.spans, tokens.indices)
+        return tokens.to(self.device)
 
     def batches(
-        self, prompts: str | Sequence[str] | Tokens, suffixes: str | Sequence[str] | None = None, max_tokens: int = 2048
+        self, prompts: PromptsLike | Tokens, suffixes: str | Sequence[str] | None = None, max_tokens: int = 2048
     ) -> Iterator[Tokens]:
         """Prompts in batches of similar length; ``Tokens.indices`` says where each row came from.
 
@@ -213,7 +214,7 @@ class HookedChatModel:
     @torch.inference_mode()
     def run(
         self,
-        prompts: str | Sequence[str] | Tokens,
+        prompts: PromptsLike | Tokens,
         suffixes: str | Sequence[str] | None = None,
         *,
         read: Reader | Sequence[Reader],
@@ -228,7 +229,7 @@ class HookedChatModel:
         Layers after the last hook point that is read are not run, unless a reader needs the logits.
 
         Args:
-            prompts: requests (a str is one), or tokens from ``tokenize``.
+            prompts: requests, as ``data.prompts.as_prompts`` takes them, or tokens from ``tokenize``.
             suffixes: one per prompt (with its leading space), or None.
             read: readers (``refusal_lens.hooks``); memory is one batch and what they keep.
             under: interventions that are active meanwhile, in addition to those of ``with model.hooks(...)``.
@@ -256,7 +257,7 @@ class HookedChatModel:
         active = list(under) if isinstance(under, (list, tuple)) else [under]
         return run_readers(self, prompts, suffixes, readers, active, pack, engine, progress, on_batch)
 
-    def last_logits(self, prompts: str | Sequence[str] | Tokens, suffixes: Any = None) -> Tensor:
+    def last_logits(self, prompts: PromptsLike | Tokens, suffixes: Any = None) -> Tensor:
         """Next-token logits after each prompt, [prompt, vocab], in the order given."""
         (found,) = self.run(prompts, suffixes, read=NextLogits())
         return found.to(self.device)
@@ -306,7 +307,7 @@ class HookedChatModel:
     @torch.inference_mode()
     def generate(
         self,
-        prompts: Sequence[str] | Tokens,
+        prompts: PromptsLike | Tokens,
         max_new_tokens: int = 64,
         suffixes: Sequence[str] | None = None,
         on_batch: Callable[[int], None] | None = None,

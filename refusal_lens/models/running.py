@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.prompts import PromptsLike, as_prompts
 from ..errors import ModelError, PromptError
 from ..hooks.base import HookFn, Hooks, Model
 from ..hooks.readers import Reader, Rows
 from ..progress import Progress, silent
 from .batching import plan
-from .chat import Tokens, listed
+from .chat import Tokens
 
 SHARD = 64  # prompts per item of an engine
 
@@ -107,7 +108,7 @@ class _Read:
     def prepare(self, model: Model) -> None:
         """Items share nothing."""
 
-    def run(self, model: Model, state: None, item: tuple[list[str], list[str] | None]) -> dict[str, Tensor]:
+    def run(self, model: Model, state: None, item: tuple[list[str], str | list[str] | None]) -> dict[str, Tensor]:
         """What each reader kept of the prompts of ``item``."""
         readers = [copy.copy(reader) for reader in self.readers]
         with torch.inference_mode():
@@ -117,7 +118,7 @@ class _Read:
 
 def run_readers(
     model: Model,
-    prompts: str | Sequence[str] | Tokens,
+    prompts: PromptsLike | Tokens,
     suffixes: str | Sequence[str] | None,
     readers: Sequence[Reader],
     under: Sequence[Any],
@@ -142,11 +143,14 @@ def run_readers(
             return Rows(readers, [reader.result() for reader in copies])
         if isinstance(prompts, Tokens):
             raise PromptError("an engine takes prompts as text, not tokens")
-        texts, after = list(listed(prompts)), None if suffixes is None else list(listed(suffixes))
+        texts = as_prompts(prompts)
         for reader in copies:
             reader.begin(model, tokens)
         starts = range(0, len(texts), SHARD)
-        items = [(texts[i : i + SHARD], None if after is None else after[i : i + SHARD]) for i in starts]
+        items = [
+            (texts[i : i + SHARD], suffixes if isinstance(suffixes, str | None) else list(suffixes[i : i + SHARD]))
+            for i in starts
+        ]
         work = _Read(tuple(readers), tuple(under), pack)
         found = engine.each("read", work, items, lambda index: advance(len(items[index][0])))
         for start, (some, _), values in zip(starts, items, found, strict=True):

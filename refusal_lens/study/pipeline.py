@@ -36,7 +36,7 @@ from ..records.base import Record, to_json
 from ..records.files import file_digest, locked, write_atomically
 from ..refusal.metric import keep_refused, refusal_metric
 from ..refusal.records import Completions, Metrics, RefusalTokens
-from ..refusal.replies import refusal_rates, sharded_complete
+from ..refusal.replies import complete, refusal_rates
 from ..refusal.tokens import find_refusal_tokens, given_refusal_tokens
 from ..stats import mean_interval
 from .config import StudyConfig
@@ -188,7 +188,8 @@ def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedCha
         def answer(name=name, prompts=prompts, conditions=conditions) -> list[Completions]:
             with progress(f"answer {name} prompts", len(prompts) * len(conditions)) as advance:
                 limit = config.max_new_tokens
-                return [sharded_complete(runner.engine, prompts, conditions, name, limit, on_batch=advance)]
+                m, engine = runner.model, runner.engine
+                return [complete(m, prompts, conditions, name, limit, engine=engine, on_batch=advance)]
 
         (completions[name],) = runner.stage(
             f"completions_{name}", [*inputs, config.max_new_tokens], {f"completions_{name}": Completions}, answer
