@@ -64,7 +64,7 @@ def random_model(
         bridge = TransformerBridge.boot_transformers(
             folder, hf_model=hf, tokenizer=tokenizer, dtype=dtype, device="cpu"
         )
-    keep_freed_memory()  # as load_model does
+    keep_freed_memory()  # as the command line does
     return HookedChatModel(bridge, tokenizer, name=f"random-{size}")
 
 

@@ -9,7 +9,7 @@ import torch
 from ..errors import ModelError, PromptError
 from ..hooks.conditions import Conditions
 from ..models.model import HookedChatModel
-from ..models.texts import Scored, _batch_nll, _batches
+from ..models.texts import Scored, batch_nll, scored_batches
 from .records import Losses
 
 
@@ -37,10 +37,10 @@ def losses(
     nll = torch.zeros(len(conditions), len(texts), dtype=torch.float64)
     for c, (name, edits) in enumerate(conditions.items()):
         with model.hooks(*edits):
-            for indices, tokens in _batches(model, texts):
-                nll[c, indices] = _batch_nll(model, tokens, [texts[i] for i in indices])
+            for tokens in scored_batches(model, texts):
+                nll[c, list(tokens.indices)] = batch_nll(model, tokens, [texts[i] for i in tokens.indices])
                 if on_batch:
-                    on_batch(len(indices))
+                    on_batch(len(tokens))
         if not bool(torch.isfinite(nll[c]).all()):
             raise ModelError(
                 f"{model.name} gives a NaN or infinite loss under {name}: load it in bfloat16 or float32, or use a "

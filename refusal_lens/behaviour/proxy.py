@@ -12,6 +12,7 @@ from ..models.model import HookedChatModel
 from ..refusal.metric import refusal_metric
 from ..refusal.phrases import is_refusal
 from ..refusal.records import RefusalTokens
+from ..refusal.replies import replies
 from .records import RefusalProxy
 
 
@@ -32,5 +33,5 @@ def refusal_proxy(
     names = tuple(name for name, texts in prompt_sets.items() for _ in texts)
     with model.hooks(*edits):
         metric = refusal_metric(model, prompts, refusal_tokens)
-        replies = model.generate(prompts, max_new_tokens)
-    return RefusalProxy(tuple(prompts), names, metric, torch.tensor([is_refusal(reply) for reply in replies]))
+        found = replies(model, prompts, max_new_tokens)
+    return RefusalProxy(tuple(prompts), names, metric, torch.tensor([is_refusal(reply) for reply in found]))

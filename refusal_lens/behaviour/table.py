@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ..data.prompts import _read_file, _texts
+from ..data.files import read_file
+from ..data.prompts import _texts
 from ..errors import PromptError
 from ..hooks.conditions import CONDITIONS, named_conditions
 from ..models.model import HookedChatModel
@@ -15,7 +16,7 @@ from ..records.direction import Direction
 from ..records.jsonlog import JsonLog, digest
 from ..refusal.phrases import is_refusal
 from ..refusal.records import Completion, Completions
-from ..refusal.replies import check_finite
+from ..refusal.replies import check_finite, replies
 from .judges.base import Judge, SubstringJudge, judge_completions
 from .judges.kappa import agreement
 from .records import EvaluationTable, Verdict
@@ -31,7 +32,7 @@ def read_prompts(source: str) -> tuple[str, list[str]]:
     path = Path(file)
     if not path.is_file():
         raise PromptError(f"there is no prompt file {file!r}; give a .txt, .csv, .json or .jsonl file")
-    document = _read_file(path)
+    document = read_file(path)
     if isinstance(document, dict):
         if "test" not in document:
             raise PromptError(f"{file} has no test split; give a list of prompts, or an object with a test list")
@@ -94,8 +95,8 @@ def evaluate_table(
                     batch = todo[start : start + batch_size]
                     with model.hooks(*active_edits):
                         check_finite(model, batch, condition)
-                        replies = model.generate(batch, max_new_tokens, batch_size=batch_size)
-                    log.add((keys[p], reply) for p, reply in zip(batch, replies, strict=True))
+                        found = replies(model, batch, max_new_tokens, batch_size=batch_size)
+                    log.add((keys[p], reply) for p, reply in zip(batch, found, strict=True))
                     advance(len(batch))
                 items += [Completion(p, log[keys[p]], condition, is_refusal(log[keys[p]])) for p in prompts]
         completions.append(Completions(tuple(items), name, max_new_tokens))

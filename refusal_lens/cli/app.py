@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import pydantic
 import typer
@@ -15,10 +15,12 @@ from rich.table import Table
 from .certify import certify
 from .evaluate import evaluate
 from .hijack import hijack
-from .interrupt import interruptible
 from .open_report import open_report
 from .sweep import sweep
 from .terminal import LogJson, Quiet, bars, console, error_console, log
+
+INTERRUPTED = 130  # 128 + SIGINT
+STOPPED = "refusal-lens: stopped; run the same command again to go on"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -202,15 +204,22 @@ app.command()(hijack)
 def main() -> None:
     """Entry point: what the user can put right is one sentence on stderr and exit code 2."""
     from ..errors import RefusalLensError
+    from ..models.allocator import keep_freed_memory
 
+    keep_freed_memory()  # this process is the command's own
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # ours say what is going on
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     try:
-        with interruptible():
-            app()
+        app()
+    except KeyboardInterrupt:
+        _stop()
+    except SystemExit as end:  # typer turns Ctrl-C into exit code 130 without a word
+        if end.code == INTERRUPTED:
+            _stop()
+        raise
     except (RefusalLensError, OSError, pydantic.ValidationError) as error:
         message = _sentence(error)
         log.write({"event": "error", "kind": type(error).__name__, "message": message})
@@ -220,6 +229,12 @@ def main() -> None:
     except Exception as error:  # a fault of ours: with its traceback
         log.write({"event": "error", "kind": type(error).__name__, "message": str(error)})
         raise
+
+
+def _stop() -> NoReturn:
+    """End after Ctrl-C; finished stages are on disk, and what is half written has another name."""
+    error_console.print(STOPPED, markup=False, highlight=False, soft_wrap=True)
+    raise SystemExit(INTERRUPTED) from None
 
 
 def _sentence(error: Exception) -> str:

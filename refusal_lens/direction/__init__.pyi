@@ -1,10 +1,12 @@
 from .extract import extract_directions as extract_directions
 from .extract import mean_activations as mean_activations
+from .find import find_direction as find_direction
 from .fine_tuning import fine_tuning_stability as fine_tuning_stability
 from .records import CandidateDirections as CandidateDirections
 from .records import DirectionTrace as DirectionTrace
 from .records import EffectMatrix as EffectMatrix
 from .records import FineTuning as FineTuning
+from .records import FoundDirection as FoundDirection
 from .records import NearMiss as NearMiss
 from .records import Selection as Selection
 from .records import SelectionScores as SelectionScores

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from ..errors import ModelError, PromptError
 from ..hooks.conditions import NECESSITY, SUFFICIENCY, named_conditions
 from ..models.model import HookedChatModel
-from ..models.texts import Scored, _batches
+from ..models.texts import Scored, scored_batches
 from ..records.direction import Direction
 from ..refusal.phrases import is_refusal
+from ..refusal.replies import replies
 from ..stats import Rate, rate
 from .extract import extract_directions
 from .records import FineTuning
@@ -92,9 +93,9 @@ def train(
 def completion_loss(model: HookedChatModel, texts: Sequence[Scored]) -> Tensor:
     """Mean cross-entropy, nats a token, of the tokens that count; with a gradient where one is on."""
     total, count = torch.zeros((), device=model.device), 0
-    for indices, tokens in _batches(model, texts):
+    for tokens in scored_batches(model, texts):
         logits = model.backend.logits(tokens.ids, tokens.mask, last_only=False)
-        for row, i in enumerate(indices):
+        for row, i in enumerate(tokens.indices):
             n = len(texts[i].ids) - texts[i].first
             total = total + nn.functional.cross_entropy(
                 logits[row, -n - 1 : -1].float(), tokens.ids[row, -n:], reduction="sum"
@@ -174,5 +175,4 @@ def _refused(
     max_new_tokens: int,
     judge: Callable[[str], bool],
 ) -> list[bool]:
-    with model.hooks(*edits):
-        return [judge(reply) for reply in model.generate(list(prompts), max_new_tokens)]
+    return [judge(reply) for reply in replies(model, prompts, max_new_tokens, under=edits)]

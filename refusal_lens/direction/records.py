@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import DirectionError, ResultError
 from ..records.base import Record
 from ..records.direction import Direction
+from ..refusal.records import RefusalTokens
 from ..stats import Interval, Rate, rate
 from ..tensors import unit
 
@@ -425,3 +426,32 @@ class SystemPrompts(Record):
                 for name, r in rates.items()
             ]
         )
+
+
+@dataclass(frozen=True)
+class FoundDirection(Record):
+    """The refusal direction of a model, and how it was found.
+
+    Attributes:
+        selection: scores of all candidates, the winner, and why each other one was dropped.
+        candidates: the mean differences.
+        refusal_tokens: tokens of the refusal metric.
+    """
+
+    selection: Selection
+    candidates: CandidateDirections
+    refusal_tokens: RefusalTokens
+
+    @property
+    def direction(self) -> Direction:
+        """The chosen direction."""
+        return self.selection.chosen
+
+    @property
+    def scores(self) -> SelectionScores:
+        """The paper's three scores of every candidate."""
+        return self.selection.scores
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per candidate, the best first: pos, layer, bypass, induce, kl."""
+        return self.selection.scores.to_frame()

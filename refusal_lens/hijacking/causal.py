@@ -19,7 +19,7 @@ from ..hooks.interchange import Interchange, InterchangeHeads, InterchangePatter
 from ..hooks.interventions import NormMatchedPlacebo
 from ..hooks.readout import Readout
 from ..models.backend import PrefixCache
-from ..models.batching import numbered, take
+from ..models.batching import numbered
 from ..models.chat import Tokens
 from ..models.model import HookedChatModel
 from ..records.direction import Direction
@@ -134,7 +134,7 @@ class _Bench:
         dirty = model.tokenize(suffixed.prompts, suffixed.suffixes)
         self.n, self.n_post = len(dirty), dirty.n_post
         self.pairs = [
-            _Pair(list(batch.indices), _Run.of(model, take(clean, list(batch.indices))), _Run.of(model, batch))
+            _Pair(list(batch.indices), _Run.of(model, clean.take(list(batch.indices))), _Run.of(model, batch))
             for batch in model.batches(dirty, max_tokens=1024)
         ]
 

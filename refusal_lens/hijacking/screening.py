@@ -21,7 +21,7 @@ from ..engines.base import Engine
 from ..errors import ResultError
 from ..hooks.attention import by_layer
 from ..models.backend import PrefixCache, SharedPrefix
-from ..models.chat import Encoded, Spans, Tokens
+from ..models.chat import Encoded, Spans, Tokens, padded
 from ..models.model import HookedChatModel
 from ..models.packing import Pack, pack_prompts, packed_logits, packing_holds, shared_prefix
 from ..records.base import Record, load_record
@@ -153,7 +153,7 @@ def _variants(
     """(refusal metric, strength) of variants of one prompt."""
     metric = torch.empty(len(encoded), dtype=torch.float64)
     strength = torch.full((len(encoded),), float("nan"), dtype=torch.float64)
-    packed = packing_holds(model, _batch(model, encoded[:3]))
+    packed = packing_holds(model)
     parts = _packed(model, encoded) if packed else _padded(model, encoded, batch_tokens)
     for part in parts:
         write = _TopWrite(model, heads, part)
@@ -303,14 +303,7 @@ def _shared(encoded: Sequence[Encoded]) -> int:
     return next((i for i, column in enumerate(columns) if len(set(column)) > 1), n)
 
 
-def _batch(model: HookedChatModel, encoded: Sequence[Encoded], shared: int = 0) -> Tokens:
+def _batch(model: HookedChatModel, encoded: Sequence[Encoded], shared: int) -> Tokens:
     """Prompts without their first ``shared`` tokens, padded."""
     rows = [e.ids[shared:] for e in encoded]
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), model.chat.pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row) :] = torch.tensor(row)
-        mask[i, width - len(row) :] = True
-    spans = tuple(e.spans for e in encoded)
-    return Tokens(ids.to(model.device), mask.to(model.device), spans, tuple(range(len(rows))))
+    return padded(rows, [e.spans for e in encoded], model.chat.pad_id).to(model.device)

@@ -1,4 +1,10 @@
 from .attention import AttentionKnockout as AttentionKnockout
+from .attention_readers import AttentionByRegion as AttentionByRegion
+from .attention_readers import Components as Components
+from .attention_readers import Heads as Heads
+from .attention_readers import Pattern as Pattern
+from .attention_readers import RegionShare as RegionShare
+from .attention_readers import Sources as Sources
 from .base import Intervention as Intervention
 from .base import write_sites as write_sites
 from .conditions import named_conditions as named_conditions
@@ -10,3 +16,9 @@ from .interventions import Ablate as Ablate
 from .interventions import Add as Add
 from .interventions import NormMatchedPlacebo as NormMatchedPlacebo
 from .orthogonalize import Orthogonalize as Orthogonalize
+from .readers import Activations as Activations
+from .readers import Cache as Cache
+from .readers import NextLogits as NextLogits
+from .readers import Reader as Reader
+from .readers import Residual as Residual
+from .readers import Rows as Rows

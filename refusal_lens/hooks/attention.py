@@ -47,6 +47,11 @@ class HeadsIntervention(HookIntervention):
     heads: tuple[Head, ...] | None
     instead: int | None = field(default=None, kw_only=True)
 
+    @property
+    def counts_positions(self) -> bool:
+        """Always: which tokens it concerns depends on the prompts."""
+        return True
+
     def by_layer(self, model: Model) -> dict[int, list[int]]:
         """The heads of each chosen layer.
 
@@ -111,7 +116,7 @@ class AttentionKnockout(HeadsIntervention):
 
     def hooks(self, model: Model) -> Hooks:
         """One hook per layer with such a head."""
-        where, found = Where(model, self, counts=True), Hooks()
+        where, found = Where(model, self), Hooks()
         for layer, heads in self.by_layer(model).items():
             scores = f"blocks.{layer}.attn.hook_attn_scores"
             before = model.backend.has_hook(scores)

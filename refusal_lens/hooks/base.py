@@ -39,15 +39,18 @@ class Batch(Protocol):
 
 @runtime_checkable
 class Model(Protocol):
-    """The part of ``HookedChatModel`` that interventions use: sizes, hook points, and the running batch."""
+    """The part of ``HookedChatModel`` that interventions, readers and passes use."""
 
     name: str
+    tl: Any
+    chat: Any
     backend: Any
+    running: Any
+    packs: bool | None
     n_layers: int
     n_heads: int
     d_model: int
     d_head: int
-    running: Any
 
     @property
     def device(self) -> Any:
@@ -62,6 +65,14 @@ class Model(Protocol):
 
     def hooks(self, *interventions: Any) -> AbstractContextManager:
         """Interventions active inside."""
+        ...
+
+    def tokenize(self, prompts: Any, suffixes: Any = None) -> Any:
+        """Tokens of chat-formatted prompts."""
+        ...
+
+    def logits(self, tokens: Any) -> Any:
+        """Logits of a batch."""
         ...
 
     def cache(self, tokens: Any, names: Any) -> dict[str, Any]:
@@ -107,6 +118,11 @@ class Intervention:
     def applied(self, model: Model) -> AbstractContextManager:
         """Context in which the intervention is active on ``model``."""
         return model.hooks(self)
+
+    @property
+    def counts_positions(self) -> bool:
+        """Whether it acts at some positions only, so that passes must know where their prompts stand."""
+        return self.positions is not None
 
     def placebo(self, seed: int) -> Intervention:
         """The control: the same kind of intervention along a random direction of equal norm."""
@@ -185,14 +201,10 @@ class Where:
 
     Prompts end together at the right of a batch, so that positions are counted from there: the same in a whole pass, in
     one that continues from cached keys and values, and in a decoding step.
-
-    Args:
-        counts: whether positions matter even where the intervention names none.
     """
 
-    def __init__(self, model: Model, intervention: Intervention, counts: bool = False):
+    def __init__(self, model: Model, intervention: Intervention):
         self.model, self.intervention = model, intervention
-        self.counts = counts or intervention.positions is not None
         self.met: dict[str, bool] = {}
         self._kept: dict[tuple, tuple[Any, Tensor | None]] = {}
 
@@ -296,7 +308,7 @@ class Scoped:
     where: Where
 
     def __call__(self, x: Tensor, hook: Any) -> Tensor:
-        if not self.where.counts:
+        if not self.where.intervention.counts_positions:
             return self.change(x)
         chosen = self.where.at(x.shape[1])
         return x if chosen is None else torch.where(chosen[..., None].to(x.device), self.change(x), x)
@@ -304,5 +316,7 @@ class Scoped:
 
 def scopes(pairs: Hooks) -> Iterator[Where]:
     """Where the hook functions of ``pairs`` act, for those that count positions."""
-    found = {id(w): w for _, fn in pairs if (w := getattr(fn, "where", None)) is not None and w.counts}
+    found = {
+        id(w): w for _, fn in pairs if (w := getattr(fn, "where", None)) is not None and w.intervention.counts_positions
+    }
     return iter(found.values())

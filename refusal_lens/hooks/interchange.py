@@ -63,6 +63,11 @@ class Interchange(HookIntervention):
         object.__setattr__(self, "direction", named(self.direction))
 
     @property
+    def counts_positions(self) -> bool:
+        """Always: it acts at the last positions of prompts."""
+        return True
+
+    @property
     def basis(self) -> Float[Tensor, "*k d_model"]:
         """The direction or the directions as vectors."""
         what = self.direction
@@ -78,7 +83,7 @@ class Interchange(HookIntervention):
         rows = basis[None] if basis.ndim == 1 else basis
         if not torch.allclose((rows @ rows.mT).double().cpu(), torch.eye(len(rows)).double(), atol=1e-3):
             raise InterventionError("the vectors of an interchange must be orthonormal; use tensors.orthonormal")
-        where = Where(model, self, counts=True)
+        where = Where(model, self)
         layers = layers_of(slice(1, None) if self.layers is None else self.layers, model.n_layers)
         return [
             (f"blocks.{n}.hook_resid_pre", at_last(where, self.values[n].shape[1], self._move(where, n)))
@@ -125,7 +130,7 @@ class InterchangeHeads(HeadsIntervention):
 
     def hooks(self, model: Model) -> Hooks:
         """One hook per layer with such a head."""
-        where = Where(model, self, counts=True)
+        where = Where(model, self)
         return [
             (
                 f"blocks.{layer}.attn.hook_z",
@@ -176,7 +181,7 @@ class InterchangeWrites(HeadsIntervention):
 
     def hooks(self, model: Model) -> Hooks:
         """Read z (and a post-norm's scale), and move hook_attn_out along r̂ by the difference."""
-        where, found = Where(model, self, counts=True), Hooks()
+        where, found = Where(model, self), Hooks()
         for layer, heads in self.by_layer(model).items():
             found += self._layer(model, where, layer, heads)
         return found
@@ -224,7 +229,7 @@ class InterchangePattern(HeadsIntervention):
 
     def hooks(self, model: Model) -> Hooks:
         """One hook per layer with such a head."""
-        where = Where(model, self, counts=True)
+        where = Where(model, self)
         return [
             (f"blocks.{layer}.attn.hook_pattern", self._edit(where, self.patterns[layer], heads))
             for layer, heads in self.by_layer(model).items()

@@ -207,6 +207,11 @@ class NormMatchedPlacebo(HookIntervention):
 
     changes: Mapping[str, Float[Tensor, "row last d_model"]]
 
+    @property
+    def counts_positions(self) -> bool:
+        """Always: it acts at the last positions of prompts."""
+        return True
+
     @classmethod
     def between(
         cls,
@@ -230,7 +235,7 @@ class NormMatchedPlacebo(HookIntervention):
 
     def hooks(self, model: Model) -> Hooks:
         """One hook per hook point of the chosen layers."""
-        where, layers = Where(model, self, counts=True), layers_of(self.layers, model.n_layers)
+        where, layers = Where(model, self), layers_of(self.layers, model.n_layers)
         return [
             (name, at_last(where, change.shape[1], self._push(where, change)))
             for name, change in self.changes.items()

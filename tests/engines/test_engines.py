@@ -16,8 +16,8 @@ from refusal_lens.engines.journal import Journal
 from refusal_lens.engines.local import LocalEngine
 from refusal_lens.errors import EngineError, ModelError
 from refusal_lens.hijacking.screening import sharded_screen
-from refusal_lens.refusal.metric import refusal_metric, sharded_metric
-from refusal_lens.refusal.replies import sharded_complete
+from refusal_lens.refusal.metric import refusal_metric
+from refusal_lens.refusal.replies import complete
 from refusal_lens.refusal.tokens import given_refusal_tokens
 from refusal_lens.study.config import StudyConfig
 from refusal_lens.study.pipeline import run_study
@@ -75,9 +75,11 @@ def test_sharded_work_is_the_unsharded_one(organism):
     prompts = [f"Tell me about the number {i}" + "!" * (i % 5) for i in range(70)]
     tokens = given_refusal_tokens(organism, [5])
     engine = LocalEngine(organism)
-    assert torch.allclose(sharded_metric(engine, prompts, tokens), refusal_metric(organism, prompts, tokens), atol=1e-5)
-    replies = sharded_complete(engine, prompts[:40], {"baseline": []}, "some", 4)
-    assert [item.response for item in replies.items] == organism.generate(prompts[:40], 4)
+    assert torch.allclose(
+        refusal_metric(organism, prompts, tokens, engine=engine), refusal_metric(organism, prompts, tokens), atol=1e-5
+    )
+    found = complete(organism, prompts[:40], {"baseline": []}, "some", 4, engine=engine)
+    assert [item.response for item in found.items] == organism.generate(prompts[:40], 4)
     suffixes = [" please", " now", " at once, my friend"]
     found = sharded_screen(engine, prompts[:2], suffixes, tokens)
     for s, suffix in enumerate(suffixes):

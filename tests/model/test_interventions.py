@@ -14,9 +14,8 @@ from refusal_lens.hooks.base import write_sites
 from refusal_lens.hooks.interchange import Interchange, InterchangeHeads, InterchangePattern, InterchangeWrites
 from refusal_lens.hooks.interventions import NormMatchedPlacebo
 from refusal_lens.hooks.readout import Readout
-from refusal_lens.models.batching import take
 from refusal_lens.models.packing import pack_tokens, packed_logits, packing_holds
-from refusal_lens.models.texts import _batches, completion_tokens
+from refusal_lens.models.texts import completion_tokens, scored_batches
 from refusal_lens.records.direction import Subspace
 from refusal_lens.tensors import orthonormal, random_unit
 
@@ -27,6 +26,11 @@ SOME = ("llama", "gpt_neox", "gemma2", "mixtral")
 LAYERS = (None, 1, slice(1, None), (0, 2))
 POSITIONS = (None, "prompt", "suffix", ("bos", "instruction"), slice(-4, None), slice(None, -3))
 STRENGTHS = (1.0, 0.5, 0.0)
+
+
+def close(found, expected):
+    """Equal to rounding in float32: in float64 what stands at padding is not a number (transformers' mask)."""
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
 def chosen(tokens, positions):
@@ -62,13 +66,14 @@ def around(model, names, intervention, run):
 
 def subspace_of(model, k=3):
     generator = torch.Generator().manual_seed(7)
-    return Subspace(orthonormal(torch.randn(k, model.d_model, generator=generator)), "pca", direction_of(model))
+    vectors = orthonormal(torch.randn(k, model.d_model, generator=generator)).to(model.dtype)
+    return Subspace(vectors, "pca", direction_of(model))
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("architecture", SOME)
 def test_ablation_removes_its_share_at_its_layers_and_positions(architecture, strength):
-    model = model_of(architecture)
+    model = model_of(architecture, torch.float32)
     tokens, subspace = model.tokenize(PROMPTS, SUFFIXES), subspace_of(model)
     kinds = {"direction": direction_of(model), "vector": 3 * subspace.vectors[0], "subspace": subspace}
     for layers in LAYERS:
@@ -78,19 +83,23 @@ def test_ablation_removes_its_share_at_its_layers_and_positions(architecture, st
                 sites = write_sites(model.n_layers)
                 before, after, _ = around(model, sites, edit, lambda: model.logits(tokens))
                 where = chosen(tokens, positions)
-                basis = what.unit[None] if kind == "direction" else subspace.vectors[: 1 if kind == "vector" else 3]
+                basis = (
+                    what.unit[None].to(model.dtype)
+                    if kind == "direction"
+                    else subspace.vectors[: 1 if kind == "vector" else 3]
+                )
                 for site in sites:
                     x, y = before[site][0], after[site][0]
                     acts = int(site.split(".")[1]) in (layers_in(layers, 3) if layers is not None else range(3))
                     expected = x - strength * (x @ basis.T) @ basis if acts else x
-                    torch.testing.assert_close(y[where], expected[where], rtol=0, atol=1e-12)
+                    close(y[where], expected[where])
                     assert torch.equal(y[~where], x[~where]), (site, positions)
 
 
 @pytest.mark.parametrize("strength", [1.0, -0.5])
 @pytest.mark.parametrize("architecture", SOME)
 def test_addition_adds_at_its_layers_and_positions(architecture, strength):
-    model = model_of(architecture)
+    model = model_of(architecture, torch.float32)
     tokens, direction = model.tokenize(PROMPTS, SUFFIXES), direction_of(model)
     sites = [f"blocks.{i}.hook_resid_pre" for i in range(3)]
     for layers in LAYERS:
@@ -102,14 +111,14 @@ def test_addition_adds_at_its_layers_and_positions(architecture, strength):
             for i, site in enumerate(sites):
                 moved = after[site][0] - before[site][0]
                 step = strength * 3.0 * direction.vector * (i in acts)
-                torch.testing.assert_close(moved[where], step.expand_as(moved[where]), rtol=0, atol=1e-9)
+                close(moved[where], step.expand_as(moved[where]))
                 assert not moved[~where].any()
 
 
 def test_candidates_share_a_batch_as_if_each_ran_alone():
-    model = model_of("llama")
+    model = model_of("llama", torch.float32)
     tokens = model.tokenize(PROMPTS, SUFFIXES)
-    twice = take(tokens, [0, 1, 2, 0, 1, 2])
+    twice = tokens.take([0, 1, 2, 0, 1, 2])
     vectors = torch.stack([random_unit(model.d_model, s, torch.float64) for s in (1, 2)])
     for together, alone in (
         (Ablate(vectors, per_candidate=True), [Ablate(v) for v in vectors]),
@@ -119,7 +128,7 @@ def test_candidates_share_a_batch_as_if_each_ran_alone():
             both = model.logits(twice)
         for half, edit in zip(both.split(3), alone, strict=True):
             with model.hooks(edit):
-                torch.testing.assert_close(half, model.logits(tokens), rtol=0, atol=1e-10)
+                close(half, model.logits(tokens))
     with pytest.raises(InterventionError, match="no equal parts for 2"), model.hooks(Add(vectors, layers=1)):
         model.logits(tokens)
 
@@ -127,7 +136,7 @@ def test_candidates_share_a_batch_as_if_each_ran_alone():
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
 def test_prompt_and_reply_split_a_generation(architecture):
     """The pass over the prompts is the prompt, every later step the reply; together they are everything."""
-    model = model_of(architecture)
+    model = model_of(architecture, torch.float32)
     tokens, site = model.tokenize(PROMPTS, SUFFIXES), "blocks.1.hook_resid_pre"
     for positions, acts in (("prompt", (True, False)), ("reply", (False, True)), (slice(-2, None), (True, False))):
         edit = Add(direction_of(model), 3.0, positions=positions)
@@ -154,8 +163,8 @@ def test_a_completion_that_is_scored_is_a_reply():
     model = model_of("llama")
     texts = completion_tokens(model, PROMPTS[:2], ["Sure thing", "No"])
     site = "blocks.1.hook_resid_pre"
-    for rows, tokens in _batches(model, texts):
-        counts = torch.tensor([len(texts[i].ids) - texts[i].first for i in rows])
+    for tokens in scored_batches(model, texts):
+        counts = torch.tensor([len(texts[i].ids) - texts[i].first for i in tokens.indices])
         for positions in ("reply", "prompt"):
             edit = Add(direction_of(model), positions=positions)
             before, after, _ = around(model, [site], edit, lambda tokens=tokens: model.logits(tokens))
@@ -166,7 +175,7 @@ def test_a_completion_that_is_scored_is_a_reply():
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
 def test_positions_are_the_same_behind_cached_keys(architecture):
-    model = model_of(architecture)
+    model = model_of(architecture, torch.float32)
     tokens = model.tokenize(PROMPTS, SUFFIXES)
     n = tokens.n_post
     tail = dataclasses.replace(tokens, ids=tokens.ids[:, -n:], mask=tokens.mask[:, -n:])
@@ -182,20 +191,20 @@ def test_positions_are_the_same_behind_cached_keys(architecture):
         before = model.prefix_cache(tokens.ids[:, :-n], mask=tokens.mask[:, :-n])
         with model.hooks(edit):
             split = model.logits(tail, prefix=before, prefix_mask=tokens.mask[:, :-n])
-        torch.testing.assert_close(split, whole, rtol=0, atol=1e-10)
+        close(split, whole)
         assert float((whole - model.logits(tokens)).abs().max()) > 1e-4, edit.label
 
 
 def test_rows_that_hold_several_prompts_are_padded_instead_or_refused():
     model = model_of("llama", torch.float32)
     tokens, edit = model.tokenize(PROMPTS), Ablate(direction_of(model), positions="instruction")
-    assert packing_holds(model, tokens)
+    assert packing_holds(model)
     with model.hooks(edit):
-        assert model.counts_positions and not packing_holds(model, tokens)
+        assert model.counts_positions and not packing_holds(model)
         with pytest.raises(InterventionError, match="counts positions"):
             packed_logits(model, pack_tokens(tokens))
         model.logits(tokens)
-    assert not model.counts_positions and model.running is None and packing_holds(model, tokens)
+    assert not model.counts_positions and model.running is None and packing_holds(model)
 
 
 # -- interchange ------------------------------------------------------------------------------------------------------
@@ -204,7 +213,7 @@ def test_rows_that_hold_several_prompts_are_padded_instead_or_refused():
 @pytest.mark.parametrize("strength", [1.0, 0.25])
 @pytest.mark.parametrize("architecture", SOME)
 def test_an_interchange_sets_the_coordinates_of_its_prompts(architecture, strength):
-    model = model_of(architecture)
+    model = model_of(architecture, torch.float32)
     subspace, direction = subspace_of(model), direction_of(model)
     sites = [f"blocks.{i}.hook_resid_pre" for i in range(3)]
     values = torch.randn(3, len(PROMPTS), 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -214,15 +223,15 @@ def test_an_interchange_sets_the_coordinates_of_its_prompts(architecture, streng
             for what, wanted in ((subspace, values), (direction, values[..., 0])):
                 edit = Interchange(what, wanted, layers=layers, positions=positions, strength=strength)
                 for rows in ([0, 1, 2], [2, 0]):  # batches in any order take the values of their own prompts
-                    batch = take(tokens, rows)
+                    batch = tokens.take(rows)
                     before, after, _ = around(model, sites, edit, lambda batch=batch: model.logits(batch))
-                    basis = subspace.vectors if what is subspace else direction.unit[None]
+                    basis = subspace.vectors if what is subspace else direction.unit[None].to(model.dtype)
                     for i, site in enumerate(sites):
                         x, y = before[site][0], after[site][0]
                         where = chosen(batch, positions)[:, -4:] & (i in (layers_in(layers, 3) if layers else (1, 2)))
                         goal = wanted[i][rows] if what is subspace else wanted[i][rows][..., None]
                         step = strength * (goal - x[:, -4:] @ basis.T) @ basis
-                        torch.testing.assert_close(y[:, -4:][where], (x[:, -4:] + step)[where], rtol=0, atol=1e-10)
+                        close(y[:, -4:][where], (x[:, -4:] + step)[where])
                         assert torch.equal(y[:, -4:][~where], x[:, -4:][~where])
                         assert torch.equal(y[:, :-4], x[:, :-4])
     few = Interchange(direction, values[:, :2, :, 0])
@@ -260,7 +269,7 @@ def test_interchange_is_that_of_transformer_lens():
 
 
 def test_heads_and_writes_are_set_at_their_strength():
-    model = model_of("qwen2")
+    model = model_of("qwen2", torch.float32)
     tokens, direction = model.tokenize(PROMPTS, SUFFIXES), direction_of(model)
     z, out = "blocks.1.attn.hook_z", "blocks.1.hook_attn_out"
     values = torch.randn(3, 3, 2, 4, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -290,7 +299,7 @@ def test_heads_and_writes_are_set_at_their_strength():
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
 def test_a_knockout_cuts_its_share_of_its_edges(architecture):
-    model = model_of(architecture)
+    model = model_of(architecture, torch.float32)
     tokens, site = model.tokenize(PROMPTS, SUFFIXES), "blocks.0.attn.hook_pattern"
     plain = model.cache(tokens, [site])[site]
     for positions in ("template_post", slice(-1, None), None):
@@ -365,7 +374,7 @@ def test_labels_say_what_acts_and_where():
 
 @pytest.mark.parametrize("architecture", ["llama-bias", "gemma2"])
 def test_weights_are_edited_by_layer_and_share(architecture):
-    model = model_of(architecture)
+    model = model_of(architecture, torch.float32)
     r = direction_of(model).unit
     before = {w.where: w.parameter.detach().clone() for w in model.writing_weights()}
     edit = Orthogonalize(direction_of(model), allow_gap=True, layers=slice(1, None), strength=0.25)
@@ -427,13 +436,9 @@ def test_a_scope_that_does_not_fit_is_one_clear_sentence():
         (Ablate(torch.ones(5)), DirectionError, "vectors of 5 entries"),
         (AttentionKnockout(((0, 7),)), InterventionError, "no head L0H7"),
         (Interchange(torch.ones(2, 32), torch.ones(3, 1, 1, 2)), InterventionError, "must be orthonormal"),
-        (3, InterventionError, "a int is no intervention"),
     ):
         with pytest.raises(error, match=message), model.hooks(edit):
             pass
-    for what in ("r", 3):
-        with pytest.raises(DirectionError, match="is no direction"):
-            Ablate(what)
     with pytest.raises(DirectionError, match="no vector to add"):
         Add(subspace_of(model))
     # Positions that nobody has are named when the context is left; without a pass nothing was asked.

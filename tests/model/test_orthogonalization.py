@@ -120,7 +120,7 @@ def test_biases_count():
     found = model.writing_weights()
     without = [weight for weight in found if not weight.where.endswith("bias")]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ModelError, match="still has"):
-        patch.setattr(type(model), "writing_weights", lambda _: without)
+        patch.setattr(model, "writing_weights", lambda: without)
         with model.hooks(Orthogonalize(direction_of(model))):
             pass
 
