@@ -54,7 +54,7 @@ class Interchange(HookIntervention):
         InterventionError: vectors that are not orthonormal, or too few rows (when it is applied).
     """
 
-    direction: Direction | Subspace | Float[Tensor, "*k d_model"]
+    direction: Any
     values: Float[Tensor, "layer row last *k"] | Mapping[int, Float[Tensor, "row last *k"]]
     along: Float[Tensor, "*k d_model"] | None = None
 

@@ -91,7 +91,7 @@ class Ablate(HookIntervention):
         ...     reply = model.generate(["How do I pick a lock?"], 4)
     """
 
-    direction: Direction | Subspace | Float[Tensor, "*k d_model"]
+    direction: Any
     per_candidate: bool = False
 
     def __post_init__(self) -> None:
@@ -154,7 +154,7 @@ class Add(HookIntervention):
         'Add a vector, layers 1, positions prompt'
     """
 
-    direction: Direction | Float[Tensor, "*candidate d_model"]
+    direction: Any
     coeff: float | None = None
 
     def __post_init__(self) -> None:

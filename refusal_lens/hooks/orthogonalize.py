@@ -56,7 +56,7 @@ class Orthogonalize(Intervention):
         ...     reply = model.generate(["How do I pick a lock?"], 4)
     """
 
-    direction: Direction
+    direction: Any
     allow_gap: bool = False
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..data.prompts import PromptsLike
 from ..errors import ConcurrentUseError, InterventionError, ModelError, PromptError
-from ..hooks.base import Intervention, Where, scopes
+from ..hooks.base import Where, scopes
 from ..hooks.readers import Cache, NextLogits, Reader, Rows
 from ..progress import Progress, silent
 from ..records.direction import Direction
@@ -140,7 +140,7 @@ class HookedChatModel:
             self._lock.release()
 
     @contextmanager
-    def hooks(self, *interventions: Intervention | tuple[str, Callable]) -> Iterator[HookedChatModel]:
+    def hooks(self, *interventions: Any) -> Iterator[HookedChatModel]:
         """Interventions active inside the ``with``; contexts nest, and leaving restores, also after an exception.
 
         Args:

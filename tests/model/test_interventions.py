@@ -30,7 +30,7 @@ STRENGTHS = (1.0, 0.5, 0.0)
 
 def close(found, expected):
     """Equal to rounding in float32: in float64 what stands at padding is not a number (transformers' mask)."""
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4, check_dtype=False)
 
 
 def chosen(tokens, positions):
@@ -66,8 +66,7 @@ def around(model, names, intervention, run):
 
 def subspace_of(model, k=3):
     generator = torch.Generator().manual_seed(7)
-    vectors = orthonormal(torch.randn(k, model.d_model, generator=generator)).to(model.dtype)
-    return Subspace(vectors, "pca", direction_of(model))
+    return Subspace(orthonormal(torch.randn(k, model.d_model, generator=generator)), "pca", direction_of(model))
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
@@ -83,13 +82,10 @@ def test_ablation_removes_its_share_at_its_layers_and_positions(architecture, st
                 sites = write_sites(model.n_layers)
                 before, after, _ = around(model, sites, edit, lambda: model.logits(tokens))
                 where = chosen(tokens, positions)
-                basis = (
-                    what.unit[None].to(model.dtype)
-                    if kind == "direction"
-                    else subspace.vectors[: 1 if kind == "vector" else 3]
-                )
+                basis = direction_of(model).unit[None] if kind == "direction" else subspace.vectors
+                basis = basis[:1] if kind == "vector" else basis
                 for site in sites:
-                    x, y = before[site][0], after[site][0]
+                    x, y = before[site][0].double(), after[site][0].double()
                     acts = int(site.split(".")[1]) in (layers_in(layers, 3) if layers is not None else range(3))
                     expected = x - strength * (x @ basis.T) @ basis if acts else x
                     close(y[where], expected[where])
@@ -225,9 +221,9 @@ def test_an_interchange_sets_the_coordinates_of_its_prompts(architecture, streng
                 for rows in ([0, 1, 2], [2, 0]):  # batches in any order take the values of their own prompts
                     batch = tokens.take(rows)
                     before, after, _ = around(model, sites, edit, lambda batch=batch: model.logits(batch))
-                    basis = subspace.vectors if what is subspace else direction.unit[None].to(model.dtype)
+                    basis = subspace.vectors if what is subspace else direction.unit[None]
                     for i, site in enumerate(sites):
-                        x, y = before[site][0], after[site][0]
+                        x, y = before[site][0].double(), after[site][0].double()
                         where = chosen(batch, positions)[:, -4:] & (i in (layers_in(layers, 3) if layers else (1, 2)))
                         goal = wanted[i][rows] if what is subspace else wanted[i][rows][..., None]
                         step = strength * (goal - x[:, -4:] @ basis.T) @ basis
@@ -248,12 +244,12 @@ def test_interchange_is_that_of_transformer_lens():
     at = torch.full((2,), tokens.ids.shape[1] - 1)
     for strength in (1.0, 0.3):
         theirs = oracle.SubspaceInterchange(basis.T, strength)
-        run = lambda edit: oracle.run_with_intervention(  # noqa: E731
-            model.tl, site, edit, tokens.ids, source, lambda ids: model.tl(ids)[:, -1], positions=at
+        expected = oracle.run_with_intervention(
+            model.tl, site, theirs, tokens.ids, source, lambda ids: model.tl(ids)[:, -1], positions=at
         )
         mine = Interchange(basis, {1: (source @ basis.T)[:, None]}, layers=1, strength=strength)
-        with model.hooks(mine), torch.no_grad():
-            torch.testing.assert_close(model.logits(tokens)[:, -1], run(theirs), rtol=0, atol=1e-9)
+        with model.hooks(mine):
+            torch.testing.assert_close(model.logits(tokens)[:, -1], expected.detach(), rtol=0, atol=1e-9)
         # Its placebo: as far, in a random subspace; ours made of the same displacement has the same norm.
         base = model.cache(tokens, [site])[site]
         placebo = oracle.NormMatchedPlacebo(theirs, oracle.random_basis(model.d_model, 3, 0))
@@ -272,29 +268,29 @@ def test_heads_and_writes_are_set_at_their_strength():
     model = model_of("qwen2", torch.float32)
     tokens, direction = model.tokenize(PROMPTS, SUFFIXES), direction_of(model)
     z, out = "blocks.1.attn.hook_z", "blocks.1.hook_attn_out"
-    values = torch.randn(3, 3, 2, 4, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = torch.randn(3, 3, 2, 4, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     plain = model.cache(tokens, [z, out])
     shape = (len(PROMPTS), -1, 4, 8)
     for strength in (1.0, 0.5):
         with model.hooks(InterchangeHeads(((1, 0), (1, 3)), values, positions=slice(-1, None), strength=strength)):
             x, y = plain[z].reshape(shape), model.cache(tokens, [z])[z].reshape(shape)
-        torch.testing.assert_close(y[:, -1, [0, 3]], torch.lerp(x[:, -1], values[1][:, 1], strength)[:, [0, 3]])
+        close(y[:, -1, [0, 3]], torch.lerp(x[:, -1], values[1][:, 1], strength)[:, [0, 3]])
         assert torch.equal(y[:, :-1], x[:, :-1]) and torch.equal(y[:, -1, 1:3], x[:, -1, 1:3])
         far = InterchangeHeads(((1, 0), (2, 3)), values, layers=1, strength=strength)
         with model.hooks(far.placebo(5)):
             moved = model.cache(tokens, [z])[z].reshape(shape)[:, -2:, 0] - x[:, -2:, 0]
-        torch.testing.assert_close(moved.norm(dim=-1), strength * (values[1][:, :, 0] - x[:, -2:, 0]).norm(dim=-1))
+        close(moved.norm(dim=-1), strength * (values[1][:, :, 0] - x[:, -2:, 0]).norm(dim=-1))
         readout = Readout.of(model, direction.unit)
-        along = torch.randn(3, 4, 3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        along = torch.randn(3, 4, 3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
         edit = InterchangeWrites(((1, 2),), readout, along, strength=strength)
         now = torch.einsum("bqd,d->bq", x[:, -2:, 2], readout.heads[1, 2])
         with model.hooks(edit):
             step = (model.cache(tokens, [out])[out] - plain[out])[:, -2:]
-        torch.testing.assert_close(step, (strength * (along[1, 2] - now))[..., None] * direction.unit)
+        close(step, (strength * (along[1, 2] - now))[..., None] * direction.unit)
         with model.hooks(edit.placebo(2)):
             other = (model.cache(tokens, [out])[out] - plain[out])[:, -2:]
-        torch.testing.assert_close(other.norm(dim=-1), step.norm(dim=-1))
-        assert float((other @ direction.unit).abs().max()) < 1e-12
+        close(other.norm(dim=-1), step.norm(dim=-1))
+        assert float((other.double() @ direction.unit).abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
@@ -312,7 +308,7 @@ def test_a_knockout_cuts_its_share_of_its_edges(architecture):
             expected = left / left.sum(-1, keepdim=True)
             # A row that saw the instruction only, e.g. padding, has nothing left; no real row is such a one.
             real = tokens.mask[:, None, :].expand(-1, 4, -1)
-            torch.testing.assert_close(found[:, 1][real[:, 1]], expected[:, 1][real[:, 1]], rtol=0, atol=1e-7)
+            torch.testing.assert_close(found[:, 1][real[:, 1]], expected[:, 1][real[:, 1]], rtol=0, atol=1e-6)
             assert torch.equal(found[:, [0, 2, 3]], plain[:, [0, 2, 3]])
     # In decoding steps too: nothing of a reply looks at the instruction any longer.
     seen = []
@@ -374,7 +370,7 @@ def test_labels_say_what_acts_and_where():
 
 @pytest.mark.parametrize("architecture", ["llama-bias", "gemma2"])
 def test_weights_are_edited_by_layer_and_share(architecture):
-    model = model_of(architecture, torch.float32)
+    model = model_of(architecture)
     r = direction_of(model).unit
     before = {w.where: w.parameter.detach().clone() for w in model.writing_weights()}
     edit = Orthogonalize(direction_of(model), allow_gap=True, layers=slice(1, None), strength=0.25)
@@ -435,10 +431,14 @@ def test_a_scope_that_does_not_fit_is_one_clear_sentence():
         (Add(direction.unit), InterventionError, "say where to add them"),
         (Ablate(torch.ones(5)), DirectionError, "vectors of 5 entries"),
         (AttentionKnockout(((0, 7),)), InterventionError, "no head L0H7"),
+        (3, InterventionError, "a int is no intervention"),
         (Interchange(torch.ones(2, 32), torch.ones(3, 1, 1, 2)), InterventionError, "must be orthonormal"),
     ):
         with pytest.raises(error, match=message), model.hooks(edit):
             pass
+    for what in ("r", 3):
+        with pytest.raises(DirectionError, match="is no direction"):
+            Ablate(what)
     with pytest.raises(DirectionError, match="no vector to add"):
         Add(subspace_of(model))
     # Positions that nobody has are named when the context is left; without a pass nothing was asked.
