@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 import torch
+from refusal_lens.models.checkpoints import check_folder
+from refusal_lens.models.gguf_header import check_gguf
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from refusal_lens import load_model
 from refusal_lens.direction.records import SelectionScores
 from refusal_lens.errors import ModelError, ResultError
-from refusal_lens.models.checkpoints import check_folder
-from refusal_lens.models.gguf_header import check_gguf
 from refusal_lens.records.base import Record, load_record
 from refusal_lens.records.direction import Direction
 from refusal_lens.study.folder import Study
