@@ -24,20 +24,14 @@ from .bridge import BridgeBackend
 from .chat import ChatFormat, Tokens
 from .health import check_activations, check_unhooked, check_weights
 from .hooked_transformer import HookedTransformerBackend
-from .writing_weights import WritingWeight, writing_weights
+from .writing_weights import WritingWeight, check_editable
 
 # resid_post against the sum of the writes, relative to the largest value: rounding of a few additions.
 SUM_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 
 
+# One per TransformerLens model, however many wrappers there are around it: hooks live on its modules.
 _LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
-_LOCKS_LOCK = threading.Lock()
-
-
-def _lock_of(tl: Any) -> threading.RLock:
-    """One lock for a TransformerLens model, however many wrappers there are around it: hooks live on its modules."""
-    with _LOCKS_LOCK:
-        return _LOCKS.setdefault(tl, threading.RLock())
 
 
 class _Stop(Exception):
@@ -75,12 +69,12 @@ class HookedChatModel:
             raise ModelError("this model has no tokenizer: pass tokenizer=...")
         self.name = name or str(getattr(tl.cfg, "model_name", "") or "model")
         self.chat = ChatFormat(self.tokenizer, system)
-        self._lock = _lock_of(tl)
+        self._lock = _LOCKS.setdefault(tl, threading.RLock())
         for size in ("n_layers", "n_heads", "d_model", "d_head", "d_vocab", "n_ctx"):
             setattr(self, size, getattr(self.backend, size))
         if check:
             self.check_unhooked()
-            check_weights(getattr(self.backend, "hf", self.tl), self.name)
+            check_weights(self.backend.module, self.name)
             self.check_writes()
 
     n_layers: int
@@ -95,6 +89,19 @@ class HookedChatModel:
             f"HookedChatModel({self.name!r}, {self.backend.kind}, n_layers={self.n_layers}, d_model={self.d_model}, "
             f"n_heads={self.n_heads}, {str(self.dtype).removeprefix('torch.')} on {self.device}, basis={self.basis!r})"
         )
+
+    def close(self) -> None:
+        """Leave the TransformerLens model as it was: contexts of ``hooks`` that are still open are left.
+
+        Between two passes nothing else is on it, so that wrappers of one model do not meet.
+        """
+        self.backend.close()
+
+    def __enter__(self) -> HookedChatModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # -- identity -------------------------------------------------------------------------------------------
     @property
@@ -112,7 +119,7 @@ class HookedChatModel:
         """Basis of the residual stream: "raw" is the model's own; processing that rotates or centres it gives
         another name, and directions do not carry over."""
         cfg = self.tl.cfg
-        centred = bool(getattr(self.tl, "compatibility_mode", False)) or self._writes_are_centred()
+        centred = self.backend.processed() or self._writes_are_centred()
         norm = str(getattr(cfg, "normalization_type", "") or "")
         # Centring changes nothing that an RMS-norm model's residual stream holds by default.
         return "centred" if centred and not norm.upper().startswith("RMS") else "raw"
@@ -370,10 +377,7 @@ class HookedChatModel:
     def eos_ids(self) -> list[int]:
         """Tokens that end a reply: the tokenizer's and the checkpoint's generation config's."""
         ids = {self.tokenizer.eos_token_id}
-        config = getattr(getattr(self.backend, "hf", None), "generation_config", None)
-        own = getattr(config, "eos_token_id", None)
-        ids |= set(own if isinstance(own, (list, tuple)) else [own])
-        return sorted(int(i) for i in ids if i is not None)
+        return sorted(int(i) for i in ids | self.backend.end_tokens() if i is not None)
 
     def writing_weights(self) -> list[WritingWeight]:
         """Every parameter that writes to the residual stream.
@@ -383,7 +387,9 @@ class HookedChatModel:
         """
         # Who asks for them may edit them, and both are cached at first use: they must be those of the whole weights.
         _ = self.fingerprint, self.basis
-        return writing_weights(self.backend, self.name)
+        found = self.backend.writing_weights(self.name)
+        check_editable(found, self.name)
+        return found
 
     # -- the check at load ----------------------------------------------------------------------------------
     def check_unhooked(self) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from refusal_lens.refusal.replies import sharded_complete
 from refusal_lens.refusal.tokens import given_refusal_tokens
 from refusal_lens.study.config import StudyConfig
 from refusal_lens.study.pipeline import run_study
+from tests.tiny import tiny_folder
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,39 @@ def test_ray_gives_the_same_bits_though_a_node_dies(small, local, tmp_path):
         cluster.shutdown()
 
 
+@dataclass(frozen=True)
+class Deadly:
+    """Work whose worker dies at its first try of item 2, and at every try of item 13."""
+
+    mark: Path
+
+    def prepare(self, model):
+        return 0.0
+
+    def run(self, model, state, item):
+        if item == 13 or (item == 2 and not self.mark.exists()):
+            self.mark.touch()
+            os._exit(1)
+        return torch.tensor([float(item)])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_item_whose_worker_dies_is_done_again_three_times_at_most(organism, tmp_path):
+    pytest.importorskip("ray")
+    from refusal_lens.engines.ray import RayEngine
+
+    engine = RayEngine(organism, {"source": "organism"}, workers=1)
+    try:
+        work = Deadly(tmp_path / "died")
+        assert [float(x) for x in engine.map("a", work, [1, 2, 3])] == [1, 2, 3]
+        assert work.mark.exists()
+        with pytest.raises(EngineError, match="item 1 lost its worker 4 times"):
+            engine.map("b", work, [1, 13])
+    finally:
+        engine.close()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_ray_passes_on_what_the_user_can_put_right(organism):
@@ -185,5 +221,17 @@ def test_ray_passes_on_what_the_user_can_put_right(organism):
         assert time.monotonic() - start < 500
     finally:
         engine.close()
+    absent = RayEngine(organism, {"source": "/no/such/model"}, workers=1)
+    try:
+        with pytest.raises(ModelError, match="there is no model at /no/such/model"):
+            absent.map("a", Square([]), [3])
+    finally:
+        absent.close()
+    other = RayEngine(organism, {"source": str(tiny_folder("llama"))}, workers=1)
+    try:
+        with pytest.raises(EngineError, match="give a model that is the same on every node"):
+            other.map("a", Square([]), [3])
+    finally:
+        other.close()
     with pytest.raises(EngineError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
         RayEngine(organism, {"source": "organism"}, address="127.0.0.1:1")
