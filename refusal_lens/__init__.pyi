@@ -5,7 +5,6 @@ from . import exactness as exactness
 from . import hijacking as hijacking
 from . import plots as plots
 from .attribution import direct_logit_attribution as direct_logit_attribution
-from .attribution import head_contributions as head_contributions
 from .data import Conversation as Conversation
 from .data import PromptSet as PromptSet
 from .data import SuffixSet as SuffixSet

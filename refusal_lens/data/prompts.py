@@ -104,6 +104,22 @@ def as_prompts(prompts: Any) -> list[str]:
     return items
 
 
+def as_suffixes(suffixes: Any, n: int) -> list[str]:
+    """One suffix per prompt: a string goes to all of them, None is no suffix.
+
+    Args:
+        suffixes: one per prompt (with its leading space), one string for all, or None.
+        n: number of prompts.
+
+    Raises:
+        PromptError: another number of suffixes than of prompts.
+    """
+    every = [suffixes or ""] * n if suffixes is None or isinstance(suffixes, str) else list(suffixes)
+    if len(every) != n:
+        raise PromptError(f"{len(every)} suffixes for {n} prompts: give one per prompt, or one for all")
+    return every
+
+
 @dataclass(frozen=True)
 class Prompts(Record, Sequence):
     """A sequence of requests, as the user would type them (no chat template)."""

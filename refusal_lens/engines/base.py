@@ -15,7 +15,7 @@ from torch import Tensor
 from ..models.model import HookedChatModel
 from .journal import Journal
 
-Value = Tensor | list[str]
+Value = Tensor | dict[str, Tensor] | list[str]
 
 
 @runtime_checkable
@@ -27,7 +27,7 @@ class Work(Protocol):
         ...
 
     def run(self, model: HookedChatModel, state: Any, item: Any) -> Value:
-        """The result of one item: a tensor or texts."""
+        """The result of one item: a tensor, named tensors or texts."""
         ...
 
 

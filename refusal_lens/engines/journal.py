@@ -28,26 +28,30 @@ class Journal:
         self._maps += 1
         return f"{self._maps:03d}-{label}"
 
-    def read(self, label: str, index: int) -> Tensor | list[str] | None:
+    def read(self, label: str, index: int) -> Tensor | dict[str, Tensor] | list[str] | None:
         """The result, or None when it isn't there."""
         if self.folder is None:
             return None
         stem = self.folder / f"{label}-{index:05d}"
         try:
-            return load(stem.with_suffix(".safetensors").read_bytes())["value"]
-        except (OSError, safetensors.SafetensorError, KeyError):
+            found = load(stem.with_suffix(".safetensors").read_bytes())
+            return found["value"] if set(found) == {"value"} else found
+        except (OSError, safetensors.SafetensorError):
             pass
         try:
             return json.loads(stem.with_suffix(".json").read_text("utf-8"))
         except (OSError, ValueError):
             return None
 
-    def write(self, label: str, index: int, value: Tensor | list[str]) -> None:
+    def write(self, label: str, index: int, value: Tensor | dict[str, Tensor] | list[str]) -> None:
         """Keep a result."""
         if self.folder is None:
             return
         stem = self.folder / f"{label}-{index:05d}"
         if isinstance(value, Tensor):
-            write_atomically(stem.with_suffix(".safetensors"), save({"value": value.contiguous()}))
+            value = {"value": value}
+        if isinstance(value, dict):
+            tensors = {name: x.contiguous() for name, x in value.items()}
+            write_atomically(stem.with_suffix(".safetensors"), save(tensors))
         else:
             write_atomically(stem.with_suffix(".json"), json.dumps(value, ensure_ascii=False).encode())

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..attribution.components import head_contributions
+from ..attribution.components import heads as head_contributions
 from ..attribution.ranking import choose_heads
 from ..attribution.sources import attention_patterns, source_contributions
 from ..attribution.token_records import SourceContributions

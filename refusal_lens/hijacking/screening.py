@@ -153,7 +153,7 @@ def _variants(
     """(refusal metric, strength) of variants of one prompt."""
     metric = torch.empty(len(encoded), dtype=torch.float64)
     strength = torch.full((len(encoded),), float("nan"), dtype=torch.float64)
-    packed = packing_holds(model, _batch(model, [e.ids for e in encoded[:3]]))
+    packed = packing_holds(model)
     parts = _packed(model, encoded) if packed else _padded(model, encoded, batch_tokens)
     for part in parts:
         write = _TopWrite(model, heads, part)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ..data.prompts import Conversation, PromptsLike, as_prompts
+from ..data.prompts import Conversation, PromptsLike, as_prompts, as_suffixes
 from ..errors import ModelError, PromptError
 from ..records.labels import REGIONS, visible
 
@@ -62,14 +62,21 @@ class Tokens:
         return self.mask.sum(-1)
 
     @property
-    def padded(self) -> bool:
-        """Whether any row has padding."""
-        return not bool(self.mask.all())
-
-    @property
     def n_post(self) -> int:
         """Number of post-instruction positions, the same for all rows (paper section 2.1)."""
         return self.spans[0].template_post[1] - self.spans[0].template_post[0]
+
+    def last(self, x: Tensor, n: int) -> Tensor:
+        """Activations [batch, pos, ...] at the last ``n`` positions of each prompt."""
+        return x[:, -n:]
+
+    def take(self, rows: Sequence[int]) -> Tokens:
+        """Some rows, with the padding they share removed."""
+        index = torch.as_tensor(list(rows), device=self.ids.device)
+        ids, mask = self.ids[index], self.mask[index]
+        start = ids.shape[1] - int(mask.sum(-1).max())
+        spans, indices = tuple(self.spans[i] for i in rows), tuple(self.indices[i] for i in rows)
+        return Tokens(ids[:, start:], mask[:, start:], spans, indices)
 
     def region(self, name: str) -> Bool[Tensor, "batch pos"]:
         """Mask of one region ("bos", "template_pre", "instruction", "suffix", "template_post"), padding included
@@ -78,6 +85,24 @@ class Tokens:
         index = torch.arange(self.mask.shape[1])[None, :] - offsets[:, None]
         bounds = torch.tensor([getattr(span, name) for span in self.spans])
         return ((index >= bounds[:, :1]) & (index < bounds[:, 1:])).to(self.mask.device)
+
+
+def padded(
+    rows: Sequence[Sequence[int]], spans: Sequence[Spans], pad_id: int, indices: Sequence[int] | None = None
+) -> Tokens:
+    """Left-padded ``Tokens`` of rows of token ids, on the CPU."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row) :] = torch.tensor(row)
+        mask[i, width - len(row) :] = True
+    return Tokens(ids, mask, tuple(spans), tuple(range(len(rows)) if indices is None else indices))
+
+
+def no_regions(length: int) -> Spans:
+    """Spans of text without a template, all of it instruction."""
+    return Spans((0, 0), (0, 0), (0, length), (length, length), (length, length))
 
 
 @dataclass(frozen=True)
@@ -215,16 +240,11 @@ class ChatFormat:
             PromptError: no prompt, another number of suffixes than of prompts, or a prompt that does not fit.
         """
         instructions = as_prompts(instructions)
-        suffixes = [suffixes] * len(instructions) if isinstance(suffixes, str) else suffixes
-        if suffixes is not None and len(suffixes) != len(instructions):
-            raise PromptError(
-                f"{len(suffixes)} suffixes for {len(instructions)} prompts: give one per prompt, or one for all"
-            )
         if not len(instructions):
             raise PromptError("no prompts were given")
         encoded = [
             self.encode(text, suffix)
-            for text, suffix in zip(instructions, suffixes or [""] * len(instructions), strict=True)
+            for text, suffix in zip(instructions, as_suffixes(suffixes, len(instructions)), strict=True)
         ]
         n_post = {e.spans.template_post[1] - e.spans.template_post[0] for e in encoded}
         if len(n_post) > 1:
@@ -232,14 +252,7 @@ class ChatFormat:
                 f"the number of post-instruction tokens differs between prompts ({sorted(n_post)}): the tokenizer "
                 "merges some prompts' ends with the template"
             )
-        longest = max(len(e.ids) for e in encoded)
-        pad = self.pad_id
-        ids = torch.full((len(encoded), longest), pad, dtype=torch.long)
-        mask = torch.zeros((len(encoded), longest), dtype=torch.bool)
-        for row, e in enumerate(encoded):
-            ids[row, longest - len(e.ids) :] = torch.tensor(e.ids)
-            mask[row, longest - len(e.ids) :] = True
-        return Tokens(ids, mask, tuple(e.spans for e in encoded), tuple(range(len(encoded))))
+        return padded([e.ids for e in encoded], [e.spans for e in encoded], self.pad_id)
 
     @property
     def pad_id(self) -> int:

@@ -34,7 +34,7 @@ from ..models.model import HookedChatModel
 from ..progress import Progress, silent
 from ..records.base import Record, to_json
 from ..records.files import file_digest, locked, write_atomically
-from ..refusal.metric import keep_refused, sharded_metric
+from ..refusal.metric import keep_refused, refusal_metric
 from ..refusal.records import Completions, Metrics, RefusalTokens
 from ..refusal.replies import refusal_rates, sharded_complete
 from ..refusal.tokens import find_refusal_tokens, given_refusal_tokens
@@ -168,7 +168,9 @@ def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedCha
         with progress("measure the refusal metric", total) as advance:
             for kind, prompts, conditions in (("harmful", harmful.test, needed), ("harmless", harmless.test, enough)):
                 for name, interventions in conditions.items():
-                    values[kind, name] = sharded_metric(runner.engine, prompts, tokens, interventions, on_batch=advance)
+                    values[kind, name] = refusal_metric(
+                        runner.model, prompts, tokens, under=interventions, engine=runner.engine, on_batch=advance
+                    )
         refused = values["harmful", "baseline"] > 0
         return [
             Metrics(

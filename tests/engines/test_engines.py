@@ -18,7 +18,7 @@ from refusal_lens.engines.journal import Journal
 from refusal_lens.engines.local import LocalEngine
 from refusal_lens.errors import EngineError, ModelError
 from refusal_lens.hijacking.screening import sharded_screen
-from refusal_lens.refusal.metric import refusal_metric, sharded_metric
+from refusal_lens.refusal.metric import refusal_metric
 from refusal_lens.refusal.replies import sharded_complete
 from refusal_lens.refusal.tokens import given_refusal_tokens
 from refusal_lens.study.config import StudyConfig
@@ -78,7 +78,9 @@ def test_sharded_work_is_the_unsharded_one(organism):
     prompts = [f"Tell me about the number {i}" + "!" * (i % 5) for i in range(70)]
     tokens = given_refusal_tokens(organism, [5])
     engine = LocalEngine(organism)
-    assert torch.allclose(sharded_metric(engine, prompts, tokens), refusal_metric(organism, prompts, tokens), atol=1e-5)
+    assert torch.allclose(
+        refusal_metric(organism, prompts, tokens, engine=engine), refusal_metric(organism, prompts, tokens), atol=1e-5
+    )
     replies = sharded_complete(engine, prompts[:40], {"baseline": []}, "some", 4)
     assert [item.response for item in replies.items] == organism.generate(prompts[:40], 4)
     suffixes = [" please", " now", " at once, my friend"]

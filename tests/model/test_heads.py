@@ -9,7 +9,7 @@ import torch
 from scipy import stats as scipy_stats
 
 from refusal_lens.attribution.causal import causal_check, random_heads
-from refusal_lens.attribution.components import head_contributions
+from refusal_lens.attribution.components import heads as head_contributions
 from refusal_lens.attribution.patching import attribution_patching, equal_length_pairs
 from refusal_lens.attribution.ranking import choose_heads, report_heads, top_heads
 from refusal_lens.attribution.records import CausalCheck, HeadReport, PatchingComparison
