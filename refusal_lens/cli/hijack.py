@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
+from .options import Model, OfRunDevice, OfRunDtype
 from .terminal import LogJson, Quiet, bars, console, error_console, log
+
+if TYPE_CHECKING:
+    from ..hijacking.records import HijackingReport
 
 N_CHOOSE = 32  # prompts that choose the top heads: validation prompts of RUN, then, where these are few, training ones
 
 
 def hijack(
-    model: Annotated[
-        str, typer.Argument(help="Hub id, folder, .gguf file, or 'organism' (the embedded model).")
-    ] = "organism",
+    model: Model = "organism",
     suffixes: Annotated[
         Path | None,
         typer.Option(help="Suffixes: .jsonl, .csv, .txt, nanoGCG or JailbreakBench .json (default: the organism's)."),
@@ -46,8 +48,8 @@ def hijack(
         int, typer.Option(min=0, help="Length of replies; 0 to judge by the refusal metric alone.")
     ] = 24,
     seed: Annotated[int, typer.Option(help="Seed of random suffixes, random heads and placebos.")] = 0,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 ... (default: that of RUN).")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda ... (default: that of RUN).")] = None,
+    dtype: OfRunDtype = None,
+    device: OfRunDevice = None,
     quiet: Quiet = False,
     log_json: LogJson = None,
 ) -> None:
@@ -116,23 +118,35 @@ def hijack(
     write_atomically(folder / "report.html", hijacking_page(report).render().encode())
     log.write({"event": "result", "suffixes": summary_frame(report).to_dict("records")})
     if not quiet:
-        shown = Table(
-            title=f"{loaded.name}: {report.plain.n} refused prompts, top heads {', '.join(report.head_labels)}",
-            caption="refused with the suffix and with random tokens; attention of the top heads to it, above random",
-            expand=True,
+        console.print(_findings(loaded.name, report))
+    page = (folder / "report.html").resolve()
+    console.print(f"report: {page}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _findings(model: str, report: HijackingReport) -> Table:
+    """One row per suffix: its number, its kind and as much of its text as the terminal holds."""
+    from ..hijacking.verdicts import summary_frame
+
+    shown = Table(
+        title=escape(f"{model}: {report.plain.n} refused prompts, top heads {', '.join(report.head_labels)}"),
+        caption="refused with the suffix and with random tokens; attention of the top heads to it, above random",
+        expand=True,
+    )
+    shown.add_column("", justify="right", no_wrap=True)
+    shown.add_column("kind", no_wrap=True)
+    shown.add_column("suffix", no_wrap=True, ratio=1, overflow="ellipsis")
+    for column in ("tokens", "refused", "random", "attention"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    shown.add_column("finding", no_wrap=True, min_width=26)
+    for number, row in enumerate(summary_frame(report).to_dict("records"), start=1):
+        shown.add_row(
+            str(number),
+            escape(row["kind"]),
+            escape(row["suffix"].strip()),
+            str(row["tokens"]),
+            f"{row['refused']:.0%}",
+            f"{row['refused_random']:.0%}",
+            f"{row['attention_rise']:+.2f}",
+            row["mechanism"],
         )
-        shown.add_column("suffix", no_wrap=True, ratio=1)
-        for column in ("tokens", "refused", "random", "attention"):
-            shown.add_column(column, justify="right", no_wrap=True)
-        shown.add_column("finding", no_wrap=True, min_width=26)
-        for row in summary_frame(report).to_dict("records"):
-            shown.add_row(
-                escape(row["suffix"].strip()),
-                str(row["tokens"]),
-                f"{row['refused']:.0%}",
-                f"{row['refused_random']:.0%}",
-                f"{row['attention_rise']:+.2f}",
-                row["mechanism"],
-            )
-        console.print(shown)
-    console.print(f"report: {(folder / 'report.html').resolve()}", soft_wrap=True)
+    return shown

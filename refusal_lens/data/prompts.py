@@ -13,9 +13,9 @@ import pandas as pd
 
 from ..errors import PromptError
 from ..records.base import Record
+from .paper import SIZES
 
 SPLITS = ("train", "val", "test")
-DEFAULT_SIZES = (128, 32, 100)  # the paper's train and validation sizes, and a test set of 100
 TEXT_COLUMNS = ("instruction", "prompt", "goal", "behavior", "request", "question", "text")
 
 
@@ -81,7 +81,7 @@ class PromptSet(Record):
 
     @classmethod
     def load(
-        cls, source: str | Path, name: str | None = None, sizes: Sequence[int] = DEFAULT_SIZES, seed: int = 0
+        cls, source: str | Path, name: str | None = None, sizes: Sequence[int] = SIZES, seed: int = 0
     ) -> PromptSet:
         """Read prompts and split them.
 
@@ -119,7 +119,7 @@ class PromptSet(Record):
         cls,
         document: Sequence[Any] | dict[str, Sequence[Any]],
         name: str,
-        sizes: Sequence[int] = DEFAULT_SIZES,
+        sizes: Sequence[int] = SIZES,
         seed: int = 0,
         where: str = "the given rows",
     ) -> PromptSet:

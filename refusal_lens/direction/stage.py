@@ -1,0 +1,108 @@
+"""Stages of a study: candidates, selection, trace, stability."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..engines.stage import Job, Stage
+from .records import CandidateDirections, DirectionTrace, Selection, Stability
+from .rule import SelectionRule
+from .section import direction_section
+
+if TYPE_CHECKING:
+    from ..data.prompts import PromptSet
+    from ..refusal.records import RefusalTokens
+
+Pair = tuple["PromptSet", "PromptSet"]
+RULE = ("max_kl", "min_induce", "layer_cutoff")
+
+
+def _rule(job: Job) -> SelectionRule:
+    return SelectionRule(*(getattr(job.config, name) for name in RULE))
+
+
+def _candidates(job: Job, prompts: Pair) -> CandidateDirections:
+    from .extract import extract_directions
+
+    harmful, harmless = prompts
+    with job.progress("extract directions", len(harmful.train) + len(harmless.train)) as advance:
+        return extract_directions(job.model, harmful.train, harmless.train, advance, job.engine)
+
+
+def _selection(job: Job, candidates: CandidateDirections, prompts: Pair, tokens: RefusalTokens) -> Selection:
+    from .select import select_direction
+
+    config, rule = job.config, _rule(job)
+    harmful, harmless = prompts
+    depth = candidates.n_layers if config.full_grid else rule.cut(candidates.n_layers)
+    with job.progress("select the direction", 3 * len(candidates.positions) * depth) as advance:
+        return select_direction(
+            job.model,
+            candidates,
+            harmful.val,
+            harmless.val,
+            refusal_tokens=tokens,
+            rule=rule,
+            coeff=config.coeff,
+            full_grid=config.full_grid,
+            relax=config.relax,
+            on_step=advance,
+            engine=job.engine,
+        )
+
+
+def _trace(job: Job, selection: Selection, prompts: Pair) -> DirectionTrace:
+    from .trace import trace_direction
+
+    sets = {"harmful": prompts[0].test, "harmless": prompts[1].test}
+    with job.progress("trace the direction", len(sets) * min(map(len, sets.values()))) as advance:
+        return trace_direction(job.model, sets, selection.chosen, on_batch=advance)
+
+
+def _stability(job: Job, prompts: Pair, tokens: RefusalTokens) -> Stability:
+    from .stability import selection_stability
+
+    harmful, harmless = prompts
+    n = job.config.stability
+    train, val = (harmful.train.texts, harmless.train.texts), (harmful.val.texts, harmless.val.texts)
+    with job.progress("draw the training prompts again", n) as advance:
+        return selection_stability(job.model, train, val, tokens, resamples=n, rule=_rule(job), on_step=advance)
+
+
+def _section(study: Any) -> Any:
+    return direction_section(study.selection, study.candidates, study.stability)
+
+
+CANDIDATES = Stage(
+    "candidates",
+    {"candidates": CandidateDirections},
+    _candidates,
+    "mean differences at all positions and layers, float64",
+    needs=("prompts",),
+)
+SELECTION = Stage(
+    "selection",
+    {"selection": Selection},
+    _selection,
+    "scores, reasons, the chosen direction",
+    needs=("candidates", "prompts", "refusal_tokens"),
+    uses=(*RULE, "coeff", "relax", "full_grid"),
+    section=_section,
+)
+TRACE = Stage(
+    "trace",
+    {"trace": DirectionTrace},
+    _trace,
+    "cosine and projection by layer, per prompt",
+    needs=("selection", "prompts"),
+)
+STABILITY = Stage(
+    "stability",
+    {"stability": Stability},
+    _stability,
+    "the selection over other draws of the training prompts (`--stability`)",
+    needs=("prompts", "refusal_tokens"),
+    uses=(*RULE, "stability"),
+    when="stability",
+    optional=True,
+)
