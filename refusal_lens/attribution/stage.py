@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..data.prompts import PromptSet
+from ..direction.records import Selection
 from ..engines.stage import Job, Stage
 from ..records.labels import Head
+from ..refusal.records import RefusalTokens
 from .records import CausalCheck, HeadReport, LogitAttribution
 from .section import Inside, inside_section
 from .token_records import AttentionPatterns, Propagation, SourceContributions
 
-if TYPE_CHECKING:
-    from ..data.prompts import PromptSet
-    from ..direction.records import Selection
-    from ..refusal.records import RefusalTokens
-
-Pair = tuple["PromptSet", "PromptSet"]
+Pair = tuple[PromptSet, PromptSet]
 TOP = 8  # heads, as in the paper; as many as a layer has where it has fewer
 # Whole attention patterns that are kept: of the strongest heads, as many as fit (about 3 MB of a page).
 PATTERN_CELLS, PATTERN_TOKENS, PATTERN_HEADS = 60_000, 96, 64

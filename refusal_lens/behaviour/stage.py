@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..data.prompts import PromptSet
+from ..direction.records import Selection
 from ..engines.stage import Job, Stage, made_elsewhere
 from ..refusal.records import Completions, Metrics, RefusalTokens
 from ..stats import mean_interval
 from .records import EvaluationTable
 from .section import effect_section, evaluation_section
-
-if TYPE_CHECKING:
-    from ..data.prompts import PromptSet
-    from ..direction.records import Selection
 
 
 def _conditions(job: Job, selection: Selection) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

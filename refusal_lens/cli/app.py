@@ -17,7 +17,7 @@ from .interrupt import interruptible
 from .open_report import open_report
 from .run import run
 from .sweep import sweep
-from .terminal import LogJson, console, error_console, log
+from .terminal import LogJson, error_console, log, say
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,8 +57,7 @@ def report(
     """
     from ..study.folder import Study
 
-    page = Study.load(folder).report().resolve()
-    console.print(f"report: {page}", soft_wrap=True, markup=False, highlight=False)
+    say("report", Study.load(folder).report())
 
 
 app.command("open")(open_report)

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from .terminal import LogJson, Quiet, bars, console, log
+from .terminal import LogJson, Quiet, bars, console, log, say
 
 
 def certify(
@@ -47,6 +47,6 @@ def certify(
     if not quiet:
         console.print(table)
     if out is not None:
-        console.print(f"certificate: {found.save(out).resolve()}", soft_wrap=True, markup=False, highlight=False)
+        say("certificate", found.save(out))
     if not found.passed:
         raise typer.Exit(1)

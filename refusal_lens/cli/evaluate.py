@@ -12,7 +12,7 @@ from rich.table import Table
 from ..behaviour.judges.forms import FORMS
 from ..records.labels import CONDITIONS
 from .options import OfRunDevice, OfRunDtype
-from .terminal import LogJson, Quiet, bars, console, log
+from .terminal import LogJson, Quiet, bars, console, load_like, log, say
 
 
 def evaluate(
@@ -50,7 +50,6 @@ def evaluate(
     """
     from ..behaviour.judges.naming import judge_named
     from ..behaviour.table import evaluate_table, read_prompts
-    from ..models.load import load_model
     from ..records.files import locked
     from ..study.folder import Study
 
@@ -61,17 +60,9 @@ def evaluate(
         sets = {"harmful": list(study.harmful.test), "harmless": list(study.harmless.test)}
     if limit:
         sets = {name: texts[:limit] for name, texts in sets.items()}
-    settings = study.provenance["settings"]
     folder = out or study.folder / "evaluation"
     with bars(quiet) as progress, locked(folder, ("replies", "verdicts")):
-        with progress("load the model", 0):
-            loaded = load_model(
-                model or settings["model"],
-                dtype=dtype or settings.get("dtype"),
-                device=device or settings.get("device"),
-                device_map=settings.get("device_map"),
-                system=settings.get("system"),
-            )
+        loaded = load_like(study, progress, model, dtype, device)
         table = evaluate_table(
             loaded,
             study.selection.chosen,
@@ -95,10 +86,6 @@ def evaluate(
     if not quiet:
         console.print(shown)
         for a in table.agreements:
-            line = (
-                f"{a.first} and {a.second}: agree on {a.agreed}, Cohen's kappa {a.kappa:.2f}, "
-                f"{len(a.disagreements)} disagreements"
-            )
-            console.print(line, markup=False, highlight=False)
-    place = (folder / "table.safetensors").resolve()
-    console.print(f"table: {place}", soft_wrap=True, markup=False, highlight=False)
+            shares = f"agree on {a.agreed}, Cohen's kappa {a.kappa:.2f}, {len(a.disagreements)} disagreements"
+            say(f"{a.first} and {a.second}", shares)
+    say("table", folder / "table.safetensors")

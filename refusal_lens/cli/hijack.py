@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from .options import Model, OfRunDevice, OfRunDtype
-from .terminal import LogJson, Quiet, bars, console, error_console, log
-
-if TYPE_CHECKING:
-    from ..hijacking.records import HijackingReport
+from .terminal import LogJson, Quiet, bars, console, error_console, load_like, log, say
 
 N_CHOOSE = 32  # prompts that choose the top heads: validation prompts of RUN, then, where these are few, training ones
 
@@ -63,14 +61,12 @@ def hijack(
 
       refusal-lens hijack model.gguf --suffixes many.txt --direction runs/mine --harmful advbench.csv --detail 5
     """
-    from ..behaviour.table import read_prompts
     from ..data.organism import suffixes as embedded
     from ..data.suffixes import SuffixSet
     from ..errors import PromptError
-    from ..hijacking.investigation import Settings, investigate
+    from ..hijacking.investigation import Settings
     from ..hijacking.section import hijacking_page
     from ..hijacking.verdicts import summary_frame
-    from ..models.load import load_model
     from ..records.files import locked, write_atomically
     from ..study.folder import Study
 
@@ -79,51 +75,47 @@ def hijack(
     found = SuffixSet.load(suffixes or embedded(), kind)
     study = Study.load(direction)
     folder = out or study.folder / "suffixes"
-    settings = study.provenance["settings"]
+    settings = Settings(top or None, max_new_tokens, causal=causal, shuffled=shuffled)
+    settings = replace(settings, detail=detail or None, prompts=prompts, seed=seed)
+    texts = _prompts(study, harmful, harmless, borderline)
+    with bars(quiet) as progress, locked(folder, ("screen", "suffixes")):
+        loaded = load_like(study, progress, model, dtype, device)
+        report = _investigated(loaded, study, found, texts, settings=settings, folder=folder, progress=progress)
+    write_atomically(folder / "report.html", hijacking_page(report).render().encode())
+    log.write({"event": "result", "suffixes": summary_frame(report).to_dict("records")})
+    if not quiet:
+        console.print(_findings(loaded.name, report))
+    say("report", folder / "report.html")
+
+
+def _prompts(study: Any, harmful: str | None, harmless: int, borderline: Path | None) -> dict[str, list[str]]:
+    """Prompts to report on, without those that chose the direction or the heads."""
+    from ..behaviour.table import read_prompts
+
     asked = list(study.harmful.test) if harmful is None else list(read_prompts(harmful)[1])
     known = {*study.harmful.train, *study.harmful.val}
     if seen := known & set(asked):
         asked = [text for text in asked if text not in known]
         error_console.print(f"{len(seen)} prompts left out: RUN found its direction and heads on them")
-    with bars(quiet) as progress, locked(folder, ("screen", "suffixes")):
-        with progress("load the model", 0):
-            loaded = load_model(
-                model,
-                dtype=dtype or settings.get("dtype"),
-                device=device or settings.get("device"),
-                device_map=settings.get("device_map"),
-                system=settings.get("system"),
-            )
-        report = investigate(
-            loaded,
-            asked,
-            found,
-            study.selection.chosen,
-            harmless=list(study.harmless.test)[:harmless],
-            head_prompts=[*study.harmful.val, *study.harmful.train][:N_CHOOSE],
-            refusal_tokens=study.refusal_tokens,
-            borderline=list(read_prompts(str(borderline))[1]) if borderline else (),
-            settings=Settings(
-                top=top or None,
-                max_new_tokens=max_new_tokens,
-                causal=causal,
-                detail=detail or None,
-                prompts=prompts,
-                shuffled=shuffled,
-                seed=seed,
-            ),
-            folder=folder,
-            progress=progress,
-        )
-    write_atomically(folder / "report.html", hijacking_page(report).render().encode())
-    log.write({"event": "result", "suffixes": summary_frame(report).to_dict("records")})
-    if not quiet:
-        console.print(_findings(loaded.name, report))
-    page = (folder / "report.html").resolve()
-    console.print(f"report: {page}", soft_wrap=True, markup=False, highlight=False)
+    edge = list(read_prompts(str(borderline))[1]) if borderline else []
+    return {"prompts": asked, "harmless": list(study.harmless.test)[:harmless], "borderline": edge}
 
 
-def _findings(model: str, report: HijackingReport) -> Table:
+def _investigated(model: Any, study: Any, suffixes: Any, texts: dict[str, list[str]], **how: Any) -> Any:
+    from ..hijacking.investigation import investigate
+
+    return investigate(
+        model,
+        suffixes=suffixes,
+        direction=study.selection.chosen,
+        head_prompts=[*study.harmful.val, *study.harmful.train][:N_CHOOSE],
+        refusal_tokens=study.refusal_tokens,
+        **texts,
+        **how,
+    )
+
+
+def _findings(model: str, report: Any) -> Table:
     """One row per suffix: its number, its kind and as much of its text as the terminal holds."""
     from ..hijacking.verdicts import summary_frame
 

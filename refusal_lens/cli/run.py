@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ..study.config import StudyConfig
 from .options import Address, EngineName, Out, Workers, takes_settings
-from .terminal import LogJson, Quiet, bars, console, log
+from .terminal import LogJson, Quiet, bars, console, log, say
 
 
 @takes_settings
@@ -62,8 +62,8 @@ def run(
             found = studies.run_stage(only, config, out, progress, engine=make)
         log.write({"event": "result", "folder": str(out.resolve()), "stage": only})
         if not quiet:
-            console.print(str(found)[:2000], soft_wrap=True, markup=False, highlight=False)
-        console.print(f"{only} is in {out.resolve()}", soft_wrap=True, markup=False, highlight=False)
+            say(only, str(found)[:2000])
+        say(only, out)
         return
     with bars(quiet) as progress:
         study = studies.run_study(config, out, progress, engine=make)
@@ -71,11 +71,10 @@ def run(
     if not quiet:
         console.print(findings(study.summary))
         for name, why in study.missing.items():
-            console.print(f"not to be had on this model: {name} ({why})", soft_wrap=True, markup=False, highlight=False)
-    page = (study.folder / "report.html").resolve()
-    console.print(f"report: {page}", soft_wrap=True, markup=False, highlight=False)
+            say(f"not to be had on this model: {name}", why)
+    say("report", study.folder / "report.html")
     if not quiet:
-        console.print(f"open it with: refusal-lens open {study.folder}", soft_wrap=True, markup=False, highlight=False)
+        say("open it with", f"refusal-lens open {study.folder}")
 
 
 def _show_stages(config: StudyConfig, out: Path) -> None:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .options import Address, EngineName, Workers
-from .terminal import LogJson, Quiet, bars, console, log
+from .terminal import LogJson, Quiet, bars, console, log, say
 
 
 def sweep(
@@ -66,7 +66,6 @@ def sweep(
             ]
             table.add_row(escape(name), f"({place['pos']}, {place['layer']})", *cells, "")
         console.print(table)
-    page = (out / "report.html").resolve()
-    console.print(f"report: {page}", soft_wrap=True, markup=False, highlight=False)
+    say("report", out / "report.html")
     if any(item.error for item in found.values()):
         raise typer.Exit(1)

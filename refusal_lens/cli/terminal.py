@@ -30,6 +30,27 @@ error_console = Console(stderr=True)
 console = Console()
 
 
+def say(what: str, value: object) -> None:
+    """One line, of a result or its place, as it is: paths and prompts may hold what looks like markup."""
+    shown = value.resolve() if isinstance(value, Path) else value
+    console.print(f"{what}: {shown}", soft_wrap=True, markup=False, highlight=False)
+
+
+def load_like(study: Any, progress: Any, model: str | None, dtype: str | None, device: str | None) -> Any:
+    """The model of a study, or ``model``, loaded as the study loaded its own where nothing else is given."""
+    from ..models.load import load_model
+
+    settings = study.provenance["settings"]
+    with progress("load the model", 0):
+        return load_model(
+            model or settings["model"],
+            dtype=dtype or settings.get("dtype"),
+            device=device or settings.get("device"),
+            device_map=settings.get("device_map"),
+            system=settings.get("system"),
+        )
+
+
 class Log:
     """JSON lines about a run, for batch jobs: one object a line, each written at once. Closed until ``open``."""
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..data.prompts import PromptSet
 from ..engines.stage import Job, Stage
+from ..refusal.records import RefusalTokens
 from .records import CandidateDirections, DirectionTrace, Selection, Stability
 from .rule import SelectionRule
 from .section import direction_section
 
-if TYPE_CHECKING:
-    from ..data.prompts import PromptSet
-    from ..refusal.records import RefusalTokens
-
-Pair = tuple["PromptSet", "PromptSet"]
+Pair = tuple[PromptSet, PromptSet]
 RULE = ("max_kl", "min_induce", "layer_cutoff")
 
 

@@ -6,10 +6,11 @@ too (by a report, by the docs), so a stage imports what measures inside its ``ru
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..progress import Progress
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from .base import Engine
 
 
-class Job(Protocol):
+class Job(ABC):
     """What a stage works with.
 
     Attributes:
@@ -32,18 +33,18 @@ class Job(Protocol):
     progress: Progress
 
     @property
+    @abstractmethod
     def model(self) -> HookedChatModel:
         """The model, loaded when a stage first needs it."""
-        ...
 
     @property
+    @abstractmethod
     def engine(self) -> Engine:
         """Where sharded work runs."""
-        ...
 
+    @abstractmethod
     def input(self, name: str) -> Any:
         """What the study reads from outside: "prompts" (harmful and harmless ``PromptSet``) or "suffixes"."""
-        ...
 
 
 @dataclass(frozen=True)

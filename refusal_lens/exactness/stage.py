@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..direction.records import Selection
 from ..engines.stage import Job, Stage
 from .records import Certificate
 from .section import certificate_section
-
-if TYPE_CHECKING:
-    from ..direction.records import Selection
 
 
 def _certificate(job: Job, selection: Selection) -> Certificate:

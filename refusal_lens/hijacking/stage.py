@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..data.prompts import PromptSet
+from ..direction.records import Selection
 from ..engines.stage import Job, Stage, made_elsewhere
+from ..refusal.records import RefusalTokens
 from .records import HijackingReport
 from .section import hijacking_section
-
-if TYPE_CHECKING:
-    from ..data.prompts import PromptSet
-    from ..direction.records import Selection
-    from ..refusal.records import RefusalTokens
 
 MAX_NEW_TOKENS = 24  # of replies to suffixed prompts at most
 

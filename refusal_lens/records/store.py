@@ -25,6 +25,7 @@ from .base import Record, load_record
 from .files import write_atomically
 
 R = TypeVar("R", bound=Record)
+BATCH = 64  # entries: few files for thousands of replies, and little to write again for one more
 # What reading a file of unknown origin may raise: such a file is worth no more than a missing one.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError)
 
@@ -119,12 +120,17 @@ class Store:
         return found
 
     def add(self, name: str, entries: Mapping[str, Any]) -> None:
-        """Keep one batch of ``entries`` (content key -> plain JSON), one file per batch."""
+        """Keep ``entries`` (content key -> plain JSON); files hold at least ``BATCH`` of them, the last one aside."""
         if self.folder is None or not entries:
             return
-        last = self._batches(name)[-1:]
-        number = int(last[0].stem.rpartition("-")[2]) + 1 if last else 0
-        content = json.dumps(entries, indent=1, ensure_ascii=False).encode()
+        number, kept = 0, {}
+        for path in self._batches(name)[-1:]:
+            number = int(path.stem.rpartition("-")[2])
+            with suppress(*UNREADABLE):
+                kept = dict(json.loads(path.read_text("utf-8")))
+            if not 0 < len(kept) < BATCH:
+                number, kept = number + 1, {}
+        content = json.dumps({**kept, **entries}, indent=1, ensure_ascii=False).encode()
         write_atomically(self.folder / f"{name}-{number:06d}.json", content)
 
     def _batches(self, name: str) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from ..data.paper import LAYER_CUTOFF, MAX_KL, MIN_INDUCE, SIZES
 from ..errors import PromptError, SettingError
 
+BOUNDS = (("above", "above", operator.gt), ("least", "at least", operator.ge), ("most", "at most", operator.le))
 SPLITS = ("n_train", "n_val", "n_test")
 
 
@@ -87,12 +89,9 @@ class StudyConfig:
         for field in dataclasses.fields(self):
             value, limits = getattr(self, field.name), field.metadata
             for number in value if isinstance(value, tuple) else (value,):
-                if "above" in limits and not number > limits["above"]:
-                    raise SettingError(f"{field.name} is {number}; it must be above {limits['above']}")
-                if "least" in limits and number < limits["least"]:
-                    raise SettingError(f"{field.name} is {number}; it must be at least {limits['least']}")
-                if "most" in limits and number > limits["most"]:
-                    raise SettingError(f"{field.name} is {number}; it must be at most {limits['most']}")
+                for bound, words, holds in BOUNDS:
+                    if bound in limits and not holds(number, limits[bound]):
+                        raise SettingError(f"{field.name} is {number}; it must be {words} {limits[bound]}")
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> StudyConfig:

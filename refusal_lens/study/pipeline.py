@@ -21,7 +21,7 @@ from ..direction.records import Selection
 from ..engines.base import Engine
 from ..engines.choice import MakeEngine
 from ..engines.local import LocalEngine
-from ..engines.stage import Stage
+from ..engines.stage import Job, Stage
 from ..errors import ModelError
 from ..models.load import load_model, source_digest
 from ..models.model import HookedChatModel
@@ -154,8 +154,8 @@ class _Mark:
     records: tuple[Any, ...] | None = field(default=None, repr=False)
 
 
-class _Run:
-    """One run into a folder: the ``Job`` of its stages."""
+class _Run(Job):
+    """One run into a folder."""
 
     def __init__(
         self,
@@ -176,7 +176,7 @@ class _Run:
         self._items = Store(None), ""
         self._inputs: dict[str, Any] = {}
 
-    # -- what stages work with (engines.stage.Job) --
+    # -- what stages work with --
 
     @property
     def model(self) -> HookedChatModel:
