@@ -42,21 +42,23 @@ def _heads(job: Job, prompts: Pair, selection: Selection) -> HeadReport:
         )
 
 
-def _causal(job: Job, prompts: Pair, selection: Selection, tokens: RefusalTokens, heads: HeadReport) -> CausalCheck:
+def _causal(
+    job: Job, prompts: Pair, selection: Selection, refusal_tokens: RefusalTokens, heads: HeadReport
+) -> CausalCheck:
     from .causal import causal_check
 
     some, contrast = (p.test.texts[: job.config.inside_prompts] for p in prompts)
     with job.progress("replace heads", 0):
-        return causal_check(job.model, some, contrast, selection.chosen, heads, tokens)
+        return causal_check(job.model, some, contrast, selection.chosen, heads, refusal_tokens)
 
 
-def _logits(job: Job, prompts: Pair, tokens: RefusalTokens) -> LogitAttribution:
+def _logits(job: Job, prompts: Pair, refusal_tokens: RefusalTokens) -> LogitAttribution:
     from .logits import compliance_tokens, direct_logit_attribution
 
     harmful, harmless = prompts
     with job.progress("attribute logits", 0):
-        against = compliance_tokens(job.model, harmless.val.texts, tokens)
-        return direct_logit_attribution(job.model, harmful.test.texts, tokens, against)
+        against = compliance_tokens(job.model, harmless.val.texts, refusal_tokens)
+        return direct_logit_attribution(job.model, harmful.test.texts, refusal_tokens, against)
 
 
 def _propagation(job: Job, prompts: Pair, selection: Selection) -> Propagation:
@@ -85,27 +87,17 @@ def _section(study: Any) -> Any:
     return inside_section(study.trace, Inside(**study.inside) if study.inside else None)
 
 
-def _stage(name: str, kind: type, run: Any, holds: str, *needs: str, **more: Any) -> Stage:
-    found = {f"inside/{name}": kind}
-    return Stage(name, found, run, holds, needs=("prompts", *needs), when="attribution", optional=True, **more)
+def _stage(name: str, kind: type, run: Any, holds: str, **more: Any) -> Stage:
+    return Stage(name, {f"inside/{name}": kind}, run, holds, when="attribution", optional=True, **more)
 
 
 SOME = ("inside_prompts",)
 STAGES = (
-    _stage("heads", HeadReport, _heads, "what each head writes along the direction", "selection"),
-    _stage(
-        "causal",
-        CausalCheck,
-        _causal,
-        "what the model does without the top heads",
-        "selection",
-        "refusal_tokens",
-        "heads",
-        uses=SOME,
-    ),
-    _stage("logits", LogitAttribution, _logits, "direct logit attribution", "refusal_tokens"),
-    _stage("propagation", Propagation, _propagation, "the direction by layer and token", "selection", uses=SOME),
-    _stage("sources", SourceContributions, _sources, "what heads take from each token", "selection", uses=SOME),
-    _stage("patterns", AttentionPatterns, _patterns, "attention patterns", "heads", "sources", section=_section),
+    _stage("heads", HeadReport, _heads, "what each head writes along the direction"),
+    _stage("causal", CausalCheck, _causal, "what the model does without the top heads", uses=SOME),
+    _stage("logits", LogitAttribution, _logits, "direct logit attribution"),
+    _stage("propagation", Propagation, _propagation, "the direction by layer and token", uses=SOME),
+    _stage("sources", SourceContributions, _sources, "what heads take from each token", uses=SOME),
+    _stage("patterns", AttentionPatterns, _patterns, "attention patterns", section=_section),
 )
 INSIDE = tuple(stage.name for stage in STAGES)

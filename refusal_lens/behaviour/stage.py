@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..data.prompts import PromptSet
-from ..direction.records import Selection
 from ..engines.stage import Job, Stage, made_elsewhere
 from ..refusal.records import Completions, Metrics, RefusalTokens
 from ..stats import mean_interval
@@ -14,7 +13,7 @@ from .records import EvaluationTable
 from .section import effect_section, evaluation_section
 
 
-def _conditions(job: Job, selection: Selection) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def _conditions(job: Job, selection: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Conditions for harmful prompts, and for harmless ones."""
     from ..hooks.conditions import necessity_conditions, sufficiency_conditions
 
@@ -22,7 +21,7 @@ def _conditions(job: Job, selection: Selection) -> tuple[Mapping[str, Any], Mapp
     return necessity_conditions(direction, seed), sufficiency_conditions(direction, seed)
 
 
-def _metrics(job: Job, prompts: tuple[PromptSet, PromptSet], tokens: RefusalTokens, selection: Selection) -> Metrics:
+def _metrics(job: Job, prompts: tuple[PromptSet, PromptSet], refusal_tokens: RefusalTokens, selection: Any) -> Metrics:
     from ..refusal.metric import sharded_metric
 
     harmful, harmless = (p.test for p in prompts)
@@ -32,7 +31,7 @@ def _metrics(job: Job, prompts: tuple[PromptSet, PromptSet], tokens: RefusalToke
     with job.progress("measure the refusal metric", total) as advance:
         for kind, texts, conditions in (("harmful", harmful, needed), ("harmless", harmless, enough)):
             for name, interventions in conditions.items():
-                values[kind, name] = sharded_metric(job.engine, texts, tokens, interventions, on_batch=advance)
+                values[kind, name] = sharded_metric(job.engine, texts, refusal_tokens, interventions, on_batch=advance)
     refused = values["harmful", "baseline"] > 0
     return Metrics(
         {name: mean_interval(values["harmful", name][refused].tolist()) for name in needed},
@@ -45,7 +44,7 @@ def _replies(kind: int) -> Stage:
     """Replies of the harmful (0) or the harmless (1) test prompts."""
     name = ("harmful", "harmless")[kind]
 
-    def run(job: Job, prompts: tuple[PromptSet, PromptSet], selection: Selection) -> Completions:
+    def run(job: Job, prompts: tuple[PromptSet, PromptSet], selection: Any) -> Completions:
         from ..refusal.replies import sharded_complete
 
         texts, conditions = prompts[kind].test, _conditions(job, selection)[kind]
@@ -58,7 +57,6 @@ def _replies(kind: int) -> Stage:
         {f"completions_{name}": Completions},
         run,
         f"replies to {name} prompts by condition, with verdicts",
-        needs=("prompts", "selection"),
         uses=("seed", "max_new_tokens"),
         section=_effects if kind else None,
     )
@@ -72,14 +70,7 @@ def _evaluation(study: Any) -> Any:
     return evaluation_section(study.evaluation) if study.evaluation is not None else None
 
 
-METRICS = Stage(
-    "metrics",
-    {"metrics": Metrics},
-    _metrics,
-    "refusal metric by condition",
-    needs=("prompts", "refusal_tokens", "selection"),
-    uses=("seed",),
-)
+METRICS = Stage("metrics", {"metrics": Metrics}, _metrics, "refusal metric by condition", uses=("seed",))
 REPLIES = (_replies(0), _replies(1))
 EVALUATION = Stage(
     "evaluation",

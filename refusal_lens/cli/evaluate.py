@@ -18,8 +18,7 @@ from .terminal import LogJson, Quiet, bars, console, load_like, log, say
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Result folder of `refusal-lens run`: its direction and prompts.")],
     prompts: Annotated[
-        list[str] | None,
-        typer.Argument(help="Prompt files, as FILE or NAME=FILE; by default the test prompts of RUN."),
+        list[str] | None, typer.Argument(help="Prompt files, as FILE or NAME=FILE; by default the test prompts of RUN.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Hub id, folder or .gguf; by default the model of RUN.")] = None,
     condition: Annotated[

@@ -28,8 +28,7 @@ def hijack(
     out: Annotated[Path | None, typer.Option(help="Result folder; by default `suffixes` in RUN.")] = None,
     kind: Annotated[str, typer.Option(help="Kind of suffixes whose file names none.")] = "adversarial",
     harmful: Annotated[
-        str | None,
-        typer.Option(help="File of harmful prompts to report on (default: the test prompts of RUN)."),
+        str | None, typer.Option(help="File of harmful prompts to report on (default: the test prompts of RUN).")
     ] = None,
     prompts: Annotated[int, typer.Option(min=2, help="Of these, the first refused ones to report on.")] = 128,
     harmless: Annotated[int, typer.Option(min=0, help="Harmless test prompts of RUN at most.")] = 64,

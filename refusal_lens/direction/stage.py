@@ -27,7 +27,7 @@ def _candidates(job: Job, prompts: Pair) -> CandidateDirections:
         return extract_directions(job.model, harmful.train, harmless.train, advance, job.engine)
 
 
-def _selection(job: Job, candidates: CandidateDirections, prompts: Pair, tokens: RefusalTokens) -> Selection:
+def _selection(job: Job, candidates: CandidateDirections, prompts: Pair, refusal_tokens: RefusalTokens) -> Selection:
     from .select import select_direction
 
     config, rule = job.config, _rule(job)
@@ -39,7 +39,7 @@ def _selection(job: Job, candidates: CandidateDirections, prompts: Pair, tokens:
             candidates,
             harmful.val,
             harmless.val,
-            refusal_tokens=tokens,
+            refusal_tokens=refusal_tokens,
             rule=rule,
             coeff=config.coeff,
             full_grid=config.full_grid,
@@ -57,14 +57,14 @@ def _trace(job: Job, selection: Selection, prompts: Pair) -> DirectionTrace:
         return trace_direction(job.model, sets, selection.chosen, on_batch=advance)
 
 
-def _stability(job: Job, prompts: Pair, tokens: RefusalTokens) -> Stability:
+def _stability(job: Job, prompts: Pair, refusal_tokens: RefusalTokens) -> Stability:
     from .stability import selection_stability
 
     harmful, harmless = prompts
     n = job.config.stability
     train, val = (harmful.train.texts, harmless.train.texts), (harmful.val.texts, harmless.val.texts)
     with job.progress("draw the training prompts again", n) as advance:
-        return selection_stability(job.model, train, val, tokens, resamples=n, rule=_rule(job), on_step=advance)
+        return selection_stability(job.model, train, val, refusal_tokens, resamples=n, rule=_rule(job), on_step=advance)
 
 
 def _section(study: Any) -> Any:
@@ -76,30 +76,21 @@ CANDIDATES = Stage(
     {"candidates": CandidateDirections},
     _candidates,
     "mean differences at all positions and layers, float64",
-    needs=("prompts",),
 )
 SELECTION = Stage(
     "selection",
     {"selection": Selection},
     _selection,
     "scores, reasons, the chosen direction",
-    needs=("candidates", "prompts", "refusal_tokens"),
     uses=(*RULE, "coeff", "relax", "full_grid"),
     section=_section,
 )
-TRACE = Stage(
-    "trace",
-    {"trace": DirectionTrace},
-    _trace,
-    "cosine and projection by layer, per prompt",
-    needs=("selection", "prompts"),
-)
+TRACE = Stage("trace", {"trace": DirectionTrace}, _trace, "cosine and projection by layer, per prompt")
 STABILITY = Stage(
     "stability",
     {"stability": Stability},
     _stability,
     "the selection over other draws of the training prompts (`--stability`)",
-    needs=("prompts", "refusal_tokens"),
     uses=(*RULE, "stability"),
     when="stability",
     optional=True,

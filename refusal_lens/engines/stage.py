@@ -6,9 +6,11 @@ too (by a report, by the docs), so a stage imports what measures inside its ``ru
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,11 +59,10 @@ class Stage:
     Attributes:
         name: of the stage; its record is ``Study.NAME``.
         makes: file in the result folder, without ending -> class of the record; ``dict`` for plain JSON.
-        run: (job, one argument per needed stage, in order) -> the record, or one record per file. A stage with several
-            files is given to others as a tuple.
+        run: (job, one argument per stage that it needs, by that stage's name) -> the record, or one record per file. A
+            stage with several files is given to others as a tuple.
         holds: what the files hold, for docs/result_folder.md.
         version: raise it when the meaning of the result changes.
-        needs: names of stages.
         uses: names of settings (fields of ``StudyConfig``).
         inputs: see ``Job.input``.
         when: setting without which the stage is left out.
@@ -78,7 +79,6 @@ class Stage:
     run: Callable[..., Any]
     holds: str = ""
     version: int = 1
-    needs: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     when: str = ""
@@ -88,7 +88,12 @@ class Stage:
     command: str = ""
     section: Callable[[Any], Any] | None = None
 
+    @cached_property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the stages whose records ``run`` takes."""
+        return tuple(inspect.signature(self.run).parameters)[1:]
 
-def made_elsewhere(*_: Any) -> Any:
+
+def made_elsewhere(job: Job) -> Any:
     """``run`` of a stage that another command makes."""
     raise NotImplementedError("another command makes this")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..direction.records import Selection
 from ..engines.stage import Job, Stage
 from .records import Certificate
 from .section import certificate_section
 
 
-def _certificate(job: Job, selection: Selection) -> Certificate:
+def _certificate(job: Job, selection: Any) -> Certificate:
     from .identities import certify
 
     with job.progress("certify", 0):
@@ -26,7 +25,6 @@ CERTIFICATE = Stage(
     {"certificate": Certificate},
     _certificate,
     "the identities as measured on this model",
-    needs=("selection",),
     optional=True,
     since=2,
     section=_section,

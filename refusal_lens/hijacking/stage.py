@@ -15,7 +15,7 @@ MAX_NEW_TOKENS = 24  # of replies to suffixed prompts at most
 
 
 def _attacks(
-    job: Job, prompts: tuple[PromptSet, PromptSet], tokens: RefusalTokens, selection: Selection
+    job: Job, prompts: tuple[PromptSet, PromptSet], refusal_tokens: RefusalTokens, selection: Selection
 ) -> HijackingReport:
     from .investigation import Settings, investigate
 
@@ -26,11 +26,9 @@ def _attacks(
         job.input("suffixes"),
         selection.chosen,
         harmless=harmless.test.texts[: config.suffix_prompts],
-        refusal_tokens=tokens,
+        refusal_tokens=refusal_tokens,
         settings=Settings(
-            prompts=config.suffix_prompts,
-            max_new_tokens=min(config.max_new_tokens, MAX_NEW_TOKENS),
-            seed=config.seed,
+            prompts=config.suffix_prompts, max_new_tokens=min(config.max_new_tokens, MAX_NEW_TOKENS), seed=config.seed
         ),
         folder=job.folder / "attacks",
         progress=job.progress,
@@ -47,7 +45,6 @@ ATTACKS = Stage(
     _attacks,
     "what suffixes do (`--suffixes`; the embedded model's own by default); beside it one file per suffix, one per "
     "screened prompt",
-    needs=("prompts", "refusal_tokens", "selection"),
     uses=("suffix_prompts", "max_new_tokens", "seed"),
     inputs=("suffixes",),
     when="suffixes",

@@ -21,7 +21,7 @@ def _tokens(job: Job) -> RefusalTokens:
         return find_refusal_tokens(model, *some, on_batch=advance)
 
 
-def _prompts(job: Job, tokens: RefusalTokens) -> tuple[PromptSet, ...]:
+def _prompts(job: Job, refusal_tokens: RefusalTokens) -> tuple[PromptSet, ...]:
     """Training and validation prompts that the model refuses (harmful) or answers (harmless)."""
     from .metric import keep_refused
 
@@ -29,7 +29,7 @@ def _prompts(job: Job, tokens: RefusalTokens) -> tuple[PromptSet, ...]:
     pairs = {split: (getattr(harmful, split), getattr(harmless, split)) for split in ("train", "val")}
     with job.progress("filter the prompts", sum(len(p) for pair in pairs.values() for p in pair)) as advance:
         splits = {
-            split: keep_refused(job.model, *pair, tokens, on_batch=advance, engine=job.engine)
+            split: keep_refused(job.model, *pair, refusal_tokens, on_batch=advance, engine=job.engine)
             for split, pair in pairs.items()
         }
     made = []
@@ -58,7 +58,6 @@ STAGES = (
         {"prompts_harmful": PromptSet, "prompts_harmless": PromptSet},
         _prompts,
         "the prompts as used, by split, with what was dropped",
-        needs=("refusal_tokens",),
         inputs=("prompts",),
     ),
 )
