@@ -12,9 +12,9 @@ from ..errors import PromptError
 from ..records.base import Record
 from .files import read_file
 from .organism import instructions
+from .paper import SIZES
 
 SPLITS = ("train", "val", "test")
-DEFAULT_SIZES = (128, 32, 100)  # the paper's train and validation sizes, and a test set of 100
 TEXT_COLUMNS = ("instruction", "prompt", "goal", "behavior", "request", "question", "text", "forbidden_prompt")
 
 
@@ -163,7 +163,7 @@ class PromptSet(Record):
 
     @classmethod
     def load(
-        cls, source: str | Path, name: str | None = None, sizes: Sequence[int] = DEFAULT_SIZES, seed: int = 0
+        cls, source: str | Path, name: str | None = None, sizes: Sequence[int] = SIZES, seed: int = 0
     ) -> PromptSet:
         """Read prompts and split them.
 
@@ -201,7 +201,7 @@ class PromptSet(Record):
         cls,
         document: Sequence[Any] | dict[str, Sequence[Any]],
         name: str,
-        sizes: Sequence[int] = DEFAULT_SIZES,
+        sizes: Sequence[int] = SIZES,
         seed: int = 0,
         where: str = "the given rows",
     ) -> PromptSet:
@@ -252,7 +252,7 @@ def load_prompts(
     harmful: str | Path = "organism",
     harmless: str | Path | None = None,
     *,
-    sizes: Sequence[int] = DEFAULT_SIZES,
+    sizes: Sequence[int] = SIZES,
     seed: int = 0,
 ) -> PromptPair:
     """Read harmful and harmless requests and split each into train, val and test.

@@ -117,7 +117,7 @@ def test_the_embedded_model_is_studied_in_full(monkeypatch, tmp_path, arguments,
     seen = {}
 
     def stop(config, out, progress, engine):
-        seen.update(config.model_dump())
+        seen.update(vars(config))
         raise ResultError("enough")
 
     monkeypatch.setattr("refusal_lens.study.run_study", stop)

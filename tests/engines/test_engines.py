@@ -14,10 +14,10 @@ import torch
 
 from refusal_lens.data.organism import instructions
 from refusal_lens.engines.choice import named_engine
-from refusal_lens.engines.journal import Journal
 from refusal_lens.engines.local import LocalEngine
 from refusal_lens.errors import EngineError, ModelError
 from refusal_lens.hijacking.screening import sharded_screen
+from refusal_lens.records.store import Store
 from refusal_lens.refusal.metric import refusal_metric
 from refusal_lens.refusal.replies import sharded_complete
 from refusal_lens.refusal.tokens import given_refusal_tokens
@@ -52,26 +52,18 @@ def test_items_come_in_order_and_the_state_is_made_once(organism):
 
 def test_finished_items_are_not_run_again(organism, tmp_path):
     engine, work = LocalEngine(organism), Square([])
-    engine.journal = Journal(tmp_path)
+    engine.keep(Store(tmp_path), "key")
     with pytest.raises(ModelError, match="negative"):
         engine.map("a", work, [3, 1, -2, 5])
     again = LocalEngine(organism)
-    again.journal = Journal(tmp_path)
+    again.keep(Store(tmp_path), "key")
     work.asked.clear()
     assert [float(x) for x in again.map("a", work, [3, 1, 2, 5])] == [19, 11, 14, 35]
     assert work.asked == ["prepare", 2, 5]
-
-
-def test_a_journal_keeps_texts_and_tensors_and_skips_torn_files(tmp_path):
-    journal = Journal(tmp_path)
-    journal.write("texts", 0, ["a", "ü"])
-    journal.write("numbers", 1, torch.tensor([1.5], dtype=torch.float64))
-    assert journal.read("texts", 0) == ["a", "ü"]
-    assert torch.equal(journal.read("numbers", 1), torch.tensor([1.5], dtype=torch.float64))
-    assert journal.read("texts", 1) is None
-    for file in tmp_path.iterdir():
-        file.write_bytes(file.read_bytes()[:7])
-    assert journal.read("texts", 0) is None and journal.read("numbers", 1) is None
+    work.asked.clear()
+    again.keep(Store(tmp_path), "another key")
+    again.map("a", work, [3])
+    assert work.asked == [3], "kept for other inputs"
 
 
 def test_sharded_work_is_the_unsharded_one(organism):
@@ -118,7 +110,13 @@ def local(small, one_thread, tmp_path_factory):
 
 
 def _records(study):
-    skip = {"study.json", "report.html", "summary.json", "model.json"}  # with the time, or made of the others
+    skip = {
+        "study.json",
+        "report.html",
+        "summary.json",
+        "model.json",
+        "seconds.json",
+    }  # with the time, or made of the others
     return {p.name: p.read_bytes() for p in study.folder.iterdir() if p.is_file() and p.name not in skip}
 
 

@@ -18,6 +18,7 @@ import pytest
 from refusal_lens.errors import ResultError
 from refusal_lens.records.files import locked, write_atomically
 
+from .crash import content
 from .outcomes import ROOT, record
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -107,7 +108,7 @@ def test_a_dead_owner_does_not_block(tmp_path):
     """The system frees the lock of a killed process; its file and its unfinished ones are removed."""
     out = tmp_path / "run"
     code = (
-        "import sys, time, pathlib; from refusal_lens.storage import locked\n"
+        "import sys, time, pathlib; from refusal_lens.records.files import locked\n"
         "with locked(pathlib.Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE, env=ENVIRONMENT)
@@ -258,4 +259,4 @@ def _run(out: Path, code: str = COMMAND[2], **how: object) -> subprocess.Complet
 
 
 def _content(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return content(folder)

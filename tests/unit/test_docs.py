@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import re
 from pathlib import Path
@@ -32,6 +33,14 @@ def test_every_page_is_in_the_navigation():
     nav = (ROOT / "mkdocs.yml").read_text("utf-8")
     pages = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")}
     assert {page for page in pages if page not in nav} == set()
+
+
+def test_the_table_of_files_is_that_of_the_stages():
+    spec = importlib.util.spec_from_file_location("document_folder", ROOT / "scripts" / "document_folder.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    text = script.PAGE.read_text("utf-8")
+    assert "| `selection` | `selection` | " in text and script.documented(text) == text
 
 
 def test_links_between_files_lead_somewhere():
