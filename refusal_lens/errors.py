@@ -46,3 +46,7 @@ class ResultError(RefusalLensError):
 
 class EngineError(RefusalLensError):
     """The Ray cluster can't be reached, has no room, or lost its workers."""
+
+
+class SettingError(RefusalLensError):
+    """A setting of a study has a value that it can't have."""

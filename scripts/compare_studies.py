@@ -27,9 +27,9 @@ RENAMED_RECORDS: dict[str, str] = {}
 # (old class, old field) -> new field.
 RENAMED_FIELDS: dict[tuple[str, str], str] = {}
 # Digests of inputs, by which work is resumed: what they are made of is not a result.
-DIGESTS = {("SuffixResult", "key"), ("SuffixResult", "tested"), ("_Row", "key")}
+DIGESTS = {("SuffixResult", "key"), ("SuffixResult", "tested")}
 # Bookkeeping of a run: marks of stages, kept items, one column per prompt of a screen.
-LEFT_OUT = ("study.json", "report.html", "report.md", "stages", "items", "screen", "store")
+LEFT_OUT = ("study.json", "report.html", "report.md", "stages", "items", "screen", "seconds.json")
 
 
 def records(folder: Path) -> dict[str, Path]:

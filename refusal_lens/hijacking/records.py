@@ -152,7 +152,6 @@ class SuffixResult(Record):
         tokens: token forensics, or None likewise.
         patterns: attention of one head on some prompts, each plain and then suffixed: of the top heads, the one whose
             attention to the suffix rises most above that to random tokens.
-        key, tested: digests of the inputs of what is seen and of the tests, for resuming.
     """
 
     suffix: Suffix
@@ -167,8 +166,6 @@ class SuffixResult(Record):
     causal: CausalTests | None = None
     tokens: TokenEffects | None = None
     patterns: tuple[AttentionPatterns, ...] = ()
-    key: str = ""
-    tested: str = ""
 
     @property
     def metric_drop(self) -> Interval:

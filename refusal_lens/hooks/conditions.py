@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from ..errors import RefusalLensError
 from ..records.direction import Direction
+from ..records.labels import CONDITIONS
 from .base import Intervention
 from .interventions import Ablate, Add
 from .orthogonalize import Orthogonalize
 
 Conditions = Mapping[str, Sequence[Intervention]]
-EFFECTS = ("ablation", "addition", "subtraction", "orthogonalized")
-CONDITIONS = ("baseline", *EFFECTS, *(f"random_{name}" for name in EFFECTS))
 NECESSITY = ("baseline", "ablation", "random_ablation")  # on harmful prompts: is the direction necessary for refusals?
 SUFFICIENCY = ("baseline", "addition", "random_addition")  # on harmless prompts: is it sufficient?
 

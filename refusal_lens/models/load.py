@@ -147,7 +147,9 @@ def _check_config(name: str, folder: str | Path, config: Any) -> None:
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if isinstance(layers, int) and layers > MAX_LAYERS:
         raise ModelError(f"the config of {name} has num_hidden_layers {layers}: it is damaged; download it again")
-    for index in Path(folder).glob("*.index.json") if isinstance(folder, Path) else ():
+    if not isinstance(folder, Path):
+        return
+    for index in folder.glob("*.index.json"):
         try:
             shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:

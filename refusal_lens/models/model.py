@@ -28,16 +28,10 @@ from .health import check_unhooked, check_weights, check_writes
 from .hooked_transformer import HookedTransformerBackend
 from .identity import basis_of, check_direction, fingerprint_of
 from .running import one_pass, run_readers, running
-from .writing_weights import WritingWeight, writing_weights
+from .writing_weights import WritingWeight, check_editable
 
+# One per TransformerLens model, however many wrappers there are around it: hooks live on its modules.
 _LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
-_LOCKS_LOCK = threading.Lock()
-
-
-def _lock_of(tl: Any) -> threading.RLock:
-    """One lock for a TransformerLens model, however many wrappers there are around it: hooks live on its modules."""
-    with _LOCKS_LOCK:
-        return _LOCKS.setdefault(tl, threading.RLock())
 
 
 class HookedChatModel:
@@ -74,12 +68,12 @@ class HookedChatModel:
         self.running: Tokens | None = None  # the padded batch under way, for interventions that ask for positions
         self._places: list[Where] = []
         self.packs: bool | None = None  # whether packed prompts give the same; measured at first use
-        self._lock = _lock_of(tl)
+        self._lock = _LOCKS.setdefault(tl, threading.RLock())
         for size in ("n_layers", "n_heads", "d_model", "d_head", "d_vocab", "n_ctx"):
             setattr(self, size, getattr(self.backend, size))
         if check:
             self.check_unhooked()
-            check_weights(getattr(self.backend, "hf", self.tl), self.name)
+            check_weights(self.backend.module, self.name)
             self.check_writes()
 
     n_layers: int
@@ -94,6 +88,19 @@ class HookedChatModel:
             f"HookedChatModel({self.name!r}, {self.backend.kind}, n_layers={self.n_layers}, d_model={self.d_model}, "
             f"n_heads={self.n_heads}, {str(self.dtype).removeprefix('torch.')} on {self.device}, basis={self.basis!r})"
         )
+
+    def close(self) -> None:
+        """Leave the TransformerLens model as it was: contexts of ``hooks`` that are still open are left.
+
+        Between two passes nothing else is on it, so that wrappers of one model do not meet.
+        """
+        self.backend.close()
+
+    def __enter__(self) -> HookedChatModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # -- identity -------------------------------------------------------------------------------------------
     @property
@@ -375,7 +382,9 @@ class HookedChatModel:
         """
         # Who asks for them may edit them, and both are cached at first use: they must be those of the whole weights.
         _ = self.fingerprint, self.basis
-        return writing_weights(self.backend, self.name)
+        found = self.backend.writing_weights(self.name)
+        check_editable(found, self.name)
+        return found
 
     # -- the check at load ----------------------------------------------------------------------------------
     def check_unhooked(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,10 +39,16 @@ class Record:
         super().__init_subclass__(**kwargs)
         _REGISTRY[cls.__name__] = cls
 
-    def save(self, path: str | Path) -> Path:
-        """Write the record; the suffix (``.safetensors`` or ``.json``) is put on if missing, and returned."""
+    def save(self, path: str | Path, keys: Sequence[str] = ()) -> Path:
+        """Write the record; the suffix (``.safetensors`` or ``.json``) is put on if missing, and returned.
+
+        Args:
+            path: where.
+            keys: content keys that ``Store`` files it under.
+        """
         tensors: dict[str, Tensor] = {}
-        document = {"schema": SCHEMA_VERSION, "record": _encode(self, "", tensors)}
+        filed = {"keys": list(keys)} if keys else {}
+        document = {"schema": SCHEMA_VERSION, **filed, "record": _encode(self, "", tensors)}
         target = _with_suffix(Path(path), ".safetensors" if tensors else ".json")
         if tensors:
             header = {"refusal_lens": json.dumps(document, allow_nan=False)}
@@ -60,11 +67,11 @@ class Record:
         return load_record(path, cls)
 
 
-def load_record(path: str | Path, kind: type[R]) -> R:
+def load_record(path: str | Path, kind: type[R], key: str | None = None) -> R:
     """Read a record of one kind from its file (the suffix may be left out).
 
     Raises:
-        ResultError: if the file is missing, broken, or holds another kind of record.
+        ResultError: if the file is missing, broken, holds another kind of record, or is not filed under ``key``.
     """
     target, document, tensors = _read(Path(path))
     try:
@@ -73,6 +80,8 @@ def load_record(path: str | Path, kind: type[R]) -> R:
                 f"{target} has schema {document['schema']}, and this version reads 1 to {SCHEMA_VERSION}: a newer "
                 "refusal_lens wrote it, or the file is damaged"
             )
+        if key is not None and key not in document.get("keys", ()):
+            raise ResultError(f"{target} was made from other inputs")
         record = _decode(document["record"], tensors)
     except ResultError:
         raise

@@ -1,7 +1,9 @@
-"""TODO."""
+"""Names of heads, regions and conditions (read without torch, for the command line's help)."""
 
 from __future__ import annotations
 
+EFFECTS = ("ablation", "addition", "subtraction", "orthogonalized")
+CONDITIONS = ("baseline", *EFFECTS, *(f"random_{name}" for name in EFFECTS))  # each beside a random direction
 REGIONS = ("bos", "template_pre", "instruction", "suffix", "template_post")
 
 

@@ -96,7 +96,7 @@ def complete(
     """Reply to ``prompts`` under each condition, and judge the replies.
 
     Args:
-        conditions: name -> interventions (see ``necessity_conditions``).
+        conditions: name -> interventions (see ``hooks.named_conditions``).
         prompt_set: label of the prompts, e.g. "harmful".
         max_new_tokens: length limit of each reply.
         judge: reply -> refused; the paper's substrings by default.
