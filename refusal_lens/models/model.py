@@ -93,7 +93,7 @@ class HookedChatModel:
     def close(self) -> None:
         """Leave the TransformerLens model as it was: contexts of ``hooks`` that are still open are left.
 
-        Between two passes nothing else is on it, so that wrappers of one model do not meet.
+        Between two passes nothing else of a wrapper is on it; what TransformerLens notes in its passes stays.
         """
         self.backend.close()
 
@@ -410,6 +410,8 @@ class HookedChatModel:
             ModelError: naming the layer and hook that does not fit.
         """
         tokens = self.tokenize(["Hello there, how are you?"])
+        # A few tokens cost what reading the weights costs; the first one's activations are the largest.
+        tokens = Tokens(tokens.ids[:, :4], tokens.mask[:, :4], tokens.spans, tokens.indices)
         sites = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
         names = [f"blocks.{layer}.{site}" for layer in range(self.n_layers) for site in sites]
         for name in names:
