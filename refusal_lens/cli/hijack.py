@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -123,9 +122,8 @@ def _findings(model: str, report: Any) -> Table:
         title=escape(f"{model}: {report.plain.n} refused prompts, top heads {', '.join(report.head_labels)}"),
         caption="refused with the suffix and with random tokens; rise of the top heads' attention to it above random",
         expand=True,
-        box=SIMPLE_HEAD,
+        box=None,
         padding=(0, 1, 0, 0),
-        show_edge=False,
     )
     shown.add_column("#", justify="right", no_wrap=True, min_width=2)
     shown.add_column("kind", no_wrap=True, min_width=11, max_width=16)
