@@ -40,5 +40,9 @@ class ResultError(RefusalLensError):
     """A result file or folder is missing, broken, or of another study."""
 
 
+class LabelError(RefusalLensError):
+    """A record has no such axis, label, condition or figure; the message lists those it has."""
+
+
 class EngineError(RefusalLensError):
     """The Ray cluster can't be reached, has no room, or lost its workers."""

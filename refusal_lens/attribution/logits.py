@@ -21,7 +21,7 @@ from ..refusal.records import RefusalTokens
 from ..refusal.tokens import given_refusal_tokens
 from ..tensors import wide
 from .components import PARTS_TOLERANCE, Collected, decompose, texts
-from .records import ComponentContributions, LogitAttribution
+from .records import ComponentContributions, DirectLogitAttribution
 
 TokensLike = RefusalTokens | Sequence[int | str]
 
@@ -51,7 +51,7 @@ def direct_logit_attribution(
     *,
     suffixes: Sequence[str] | None = None,
     check: bool = True,
-) -> LogitAttribution:
+) -> DirectLogitAttribution:
     """What every component adds to the mean logit of ``answer`` minus that of ``against``, at the last position.
 
     Args:
@@ -102,7 +102,7 @@ def direct_logit_attribution(
         ends.put(batch, {"before_cap": before @ weights, "measured": logits @ weights})
     n = len(tokens)
     parts: dict[str, Any] = dict(rows.rows)
-    return LogitAttribution(
+    return DirectLogitAttribution(
         ComponentContributions(**parts, prompts=texts(prompts, suffixes)),
         norm_bias=torch.full((n,), norm_bias, dtype=rows.dtype),
         unembed_bias=torch.full((n,), float(offsets @ weights), dtype=rows.dtype),

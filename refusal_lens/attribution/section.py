@@ -8,23 +8,22 @@ import torch
 
 from ..direction.figures import plot_trace
 from ..direction.records import DirectionTrace
-from ..direction.tables import trace_frame
 from ..records.labels import Head, head_label
 from ..report.page import Figure, Item, Note, Option, Picker, Section, Widget
 from ..stats import mean_interval
+from .causal_records import CausalCheck
 from .figures import (
     plot_attention,
     plot_causal_check,
     plot_components,
     plot_head,
     plot_head_contributions,
-    plot_head_report,
     plot_head_tokens,
     plot_propagation,
     plot_sources_by_region,
+    plot_top_heads,
 )
-from .records import CausalCheck, HeadReport, LogitAttribution
-from .tables import propagation_frame, sources_frame
+from .records import DirectLogitAttribution, TopHeads
 from .token_records import AttentionPatterns, Propagation, SourceContributions
 from .views import MAX_TOKENS, attention_notice, attention_props, tokens_props
 
@@ -38,15 +37,15 @@ EXACT = "none applies: these are exact parts of one sum"
 class Inside:
     """What the stage "inside" of a study measured."""
 
-    heads: HeadReport
+    heads: TopHeads
     causal: CausalCheck
-    logits: LogitAttribution
+    logits: DirectLogitAttribution
     propagation: Propagation
     sources: SourceContributions
     patterns: AttentionPatterns
 
 
-def heads_to_show(heads: HeadReport, n_tokens: int) -> tuple[Head, ...]:
+def heads_to_show(heads: TopHeads, n_tokens: int) -> tuple[Head, ...]:
     """The heads whose whole attention pattern on a prompt of so many tokens is worth its place in the page: as many of
     the strongest as fit, and always the chosen ones."""
     fit = MAX_CELLS // min(n_tokens, MAX_TOKENS) ** 2
@@ -76,7 +75,7 @@ def inside_section(trace: DirectionTrace, inside: Inside | None) -> Section:
         "standard deviation.",
         n=f"{trace.cosine.shape[-1]} held-out prompts of each kind",
         control="harmless prompts",
-        data=trace_frame(trace),
+        data=trace.to_frame(),
         wide=False,
     )
     if inside is None:
@@ -84,7 +83,7 @@ def inside_section(trace: DirectionTrace, inside: Inside | None) -> Section:
         return Section("inside", "Inside the model", (missing,), (first,))
     heads = inside.heads
     text = (
-        f"The heads were chosen on {heads.n_selection} validation prompts and are reported on {heads.n_report} "
+        f"The heads were chosen on {heads.n_selection} validation prompts and are reported on {heads.n_reported} "
         f"held-out ones. {causal_sentence(inside.causal)}",
         "Attribution says what a head writes along the direction; the causal check says what the model does without "
         f"it. Predicted and measured changes of single heads correlate with Spearman {inside.causal.spearman:.2f} "
@@ -94,7 +93,7 @@ def inside_section(trace: DirectionTrace, inside: Inside | None) -> Section:
     return Section("inside", "Inside the model", text, items)
 
 
-def _logits(logits: LogitAttribution) -> Figure:
+def _logits(logits: DirectLogitAttribution) -> Figure:
     return Figure(
         "dla",
         plot_components(logits),
@@ -109,7 +108,7 @@ def _logits(logits: LogitAttribution) -> Figure:
 
 def _heads(inside: Inside) -> tuple[Item, ...]:
     heads, causal = inside.heads, inside.causal
-    n = f"{heads.n_report} held-out harmful prompts, heads chosen on {heads.n_selection} others"
+    n = f"{heads.n_reported} held-out harmful prompts, heads chosen on {heads.n_selection} others"
     return (
         Figure(
             "head-map",
@@ -118,14 +117,14 @@ def _heads(inside: Inside) -> tuple[Item, ...]:
             "or pick it from the list below, to see it up close.",
             n=n,
             control="the same heads on harmless prompts, in the figures below",
-            data=heads.report.to_frame(),
+            data=heads.reported.to_frame(),
             picks="heads",
-            wide=heads.report.mean.shape[1] > 12,
+            wide=heads.reported.mean.shape[1] > 12,
         ),
         head_picker(inside),
         Figure(
             "head-report",
-            plot_head_report(heads),
+            plot_top_heads(heads),
             "The chosen heads on held-out harmful prompts and on harmless ones, with 95% bootstrap intervals.",
             n=n,
             control="harmless prompts",
@@ -137,7 +136,7 @@ def _heads(inside: Inside) -> tuple[Item, ...]:
             plot_causal_check(causal),
             "Left: change of the refusal metric when heads are replaced. Right: predicted against measured change, "
             "one point a head. 95% bootstrap intervals.",
-            n=f"{causal.n_report} held-out harmful prompts",
+            n=f"{causal.n_reported} held-out harmful prompts",
             control="random heads of the same layers",
             data=causal.to_frame(),
         ),
@@ -146,7 +145,7 @@ def _heads(inside: Inside) -> tuple[Item, ...]:
 
 def head_picker(inside: Inside) -> Picker:
     """Every head, strongest first: what it writes on each prompt, from which tokens, and where it looks."""
-    mean = inside.heads.report.mean
+    mean = inside.heads.reported.mean
     options = []
     for rank, head in enumerate(inside.heads.ranked()):
         label = head_label(*head)
@@ -166,8 +165,8 @@ def _not_stored(label: str) -> Note:
 def _head_items(inside: Inside, head: Head) -> tuple[Item, ...]:
     heads, sources, patterns = inside.heads, inside.sources, inside.patterns
     label = head_label(*head)
-    found = mean_interval(heads.report.values[head].tolist())
-    n = f"{heads.n_report} held-out harmful prompts"
+    found = mean_interval(heads.reported.values[head].tolist())
+    n = f"{heads.n_reported} held-out harmful prompts"
     contrast = "none: the study has no harmless prompts here"
     if heads.contrast is not None:
         other = mean_interval(heads.contrast.values[head].tolist())
@@ -234,7 +233,7 @@ def _tokens(inside: Inside) -> tuple[Item, ...]:
             "direction appears, and how it travels.",
             n=f"{propagation.projection.shape[-2]} held-out harmful prompts",
             control="harmless prompts, in the trace above (last position)",
-            data=propagation_frame(propagation),
+            data=propagation.to_frame(),
         ),
         Figure(
             "sources",
@@ -242,7 +241,7 @@ def _tokens(inside: Inside) -> tuple[Item, ...]:
             "Where the top heads take what they write along the direction, by region of the prompt.",
             n=f"{len(sources.tokens)} held-out harmful prompts",
             control=EXACT,
-            data=sources_frame(sources, heads.heads),
+            data=sources.to_frame(heads.heads),
             wide=False,
         ),
         Widget(

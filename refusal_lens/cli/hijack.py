@@ -67,7 +67,6 @@ def hijack(
     from ..errors import PromptError
     from ..hijacking.investigation import Settings, investigate
     from ..hijacking.section import hijacking_page
-    from ..hijacking.verdicts import summary_frame
     from ..models.load import load_model
     from ..records.files import locked, write_atomically
     from ..study.folder import Study
@@ -114,7 +113,7 @@ def hijack(
             progress=progress,
         )
     write_atomically(folder / "report.html", hijacking_page(report).render().encode())
-    log.write({"event": "result", "suffixes": summary_frame(report).to_dict("records")})
+    log.write({"event": "result", "suffixes": report.results_frame().to_dict("records")})
     if not quiet:
         shown = Table(
             title=f"{loaded.name}: {report.plain.n} refused prompts, top heads {', '.join(report.head_labels)}",
@@ -125,7 +124,7 @@ def hijack(
         for column in ("tokens", "refused", "random", "attention"):
             shown.add_column(column, justify="right", no_wrap=True)
         shown.add_column("finding", no_wrap=True, min_width=26)
-        for row in summary_frame(report).to_dict("records"):
+        for row in report.results_frame().to_dict("records"):
             shown.add_row(
                 escape(row["suffix"].strip()),
                 str(row["tokens"]),

@@ -9,7 +9,6 @@ from .records import NearMiss as NearMiss
 from .records import Selection as Selection
 from .records import SelectionScores as SelectionScores
 from .records import Stability as Stability
-from .records import Subspace as Subspace
 from .records import SubspaceEffects as SubspaceEffects
 from .records import SystemPrompts as SystemPrompts
 from .select import SelectionRule as SelectionRule

@@ -1,12 +1,9 @@
-"""Records about directions beyond the chosen one: stability, subspaces, effects on other ground.
-
-No model is imported here, so that plots and reports can read them.
-"""
+"""Results about the direction: candidates, selection, trace, stability, subspaces, transfer, fine-tuning."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
@@ -16,14 +13,16 @@ from torch import Tensor
 from ..errors import DirectionError, ResultError
 from ..records.base import Record
 from ..records.direction import Direction
-from ..stats import Interval, Rate, rate
+from ..records.labels import index_of
+from ..stats import Interval, Rate, columns, rate
 from ..tensors import unit
 
+SCORES = ("bypass", "induce", "kl")
 MAX_GRID = 1 << 20  # positions x layers: far above any model
 
 
 @dataclass(frozen=True)
-class CandidateDirections(Record):
+class CandidateDirections(Record, axes={"pos": "positions"}):
     """Mean differences at all post-instruction positions and layers (paper section 2.3).
 
     Attributes:
@@ -56,10 +55,10 @@ class CandidateDirections(Record):
         return self.mean_diff.shape[1]
 
     def direction(self, pos: int, layer: int, coeff: float = 1.0, relaxed: str = "") -> Direction:
-        """The candidate at (pos, layer) as a ``Direction``.
+        """The candidate at (pos, layer).
 
         Raises:
-            DirectionError: if its mean difference is zero or not finite (e.g. identical tokens at layer 0).
+            DirectionError: its mean difference is zero or not finite (e.g. identical tokens at layer 0).
         """
         r = self.mean_diff[self.positions.index(pos), layer]
         norm = float(r.norm())
@@ -69,7 +68,7 @@ class CandidateDirections(Record):
 
 
 @dataclass(frozen=True)
-class SelectionScores(Record):
+class SelectionScores(Record, axes={"pos": "positions"}):
     """The paper's three scores of every candidate (section 2.3); NaN where not computed or not a number.
 
     Attributes:
@@ -89,11 +88,11 @@ class SelectionScores(Record):
 
     @classmethod
     def from_records(cls, rows: list[dict], n_layers: int | None = None) -> SelectionScores:
-        """Take the official code's ``direction_evaluations.json`` rows as they are.
+        """Read the rows of the official code's ``direction_evaluations.json``.
 
         Args:
             rows: each with position, layer, refusal_score (bypass), steering_score (induce), kl_div_score.
-            n_layers: number of layers of the model; the highest layer in the rows plus one if not given.
+            n_layers: of the model; the highest layer in the rows plus one if not given.
 
         Raises:
             ResultError: if a row lacks a field or lies outside the grid.
@@ -114,24 +113,18 @@ class SelectionScores(Record):
         return cls(*grids)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a candidate: pos, layer, bypass, induce, kl."""
-        rows = [
-            {
-                "pos": pos,
-                "layer": layer,
-                "bypass": float(self.bypass[i, layer]),
-                "induce": float(self.induce[i, layer]),
-                "kl": float(self.kl[i, layer]),
-            }
+        """One row per candidate: pos, layer, bypass, induce, kl."""
+        grids = {name: getattr(self, name).tolist() for name in SCORES}
+        return pd.DataFrame(
+            {"pos": pos, "layer": layer, **{name: grid[i][layer] for name, grid in grids.items()}}
             for i, pos in enumerate(self.positions)
             for layer in range(self.bypass.shape[1])
-        ]
-        return pd.DataFrame(rows)
+        )
 
 
 @dataclass(frozen=True)
 class NearMiss(Record):
-    """A candidate that the rule dropped, and the change that would have kept it."""
+    """A candidate that the rule dropped, and the changes that would keep it."""
 
     pos: int
     layer: int
@@ -160,7 +153,7 @@ class Selection(Record):
         baseline_harmful: mean refusal metric on the harmful validation prompts without intervention.
         baseline_harmless: the same on the harmless ones.
         thresholds: the rule's thresholds as used.
-        near_misses: nearest dropped candidates (filled when nothing passed).
+        near_misses: nearest dropped candidates, if nothing passed.
         n_harmful, n_harmless: number of validation prompts after filtering.
     """
 
@@ -176,13 +169,19 @@ class Selection(Record):
     n_harmless: int = 0
 
     def score(self, name: str) -> float:
-        """``bypass``, ``induce`` or ``kl`` of the chosen candidate."""
-        grid = getattr(self.scores, name)
+        """``bypass``, ``induce`` or ``kl`` of the chosen candidate; LabelError for another name."""
+        grid = getattr(self.scores, SCORES[index_of(SCORES, name, "score", "a Selection")])
         return float(grid[self.scores.positions.index(self.chosen.pos), self.chosen.layer])
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per candidate: pos, layer, the three scores, and the reason that dropped it ("" for none)."""
+        frame = self.scores.to_frame()
+        frame["reason"] = [reason for row in self.reasons for reason in row]
+        return frame
 
 
 @dataclass(frozen=True)
-class DirectionTrace(Record):
+class DirectionTrace(Record, axes={"condition": "conditions"}):
     """Cosine and projection of the last position's residual stream on r̂, by layer (paper Fig. 5).
 
     Attributes:
@@ -195,6 +194,21 @@ class DirectionTrace(Record):
     projection: Float[Tensor, "condition layer prompt"]
     conditions: tuple[str, ...]
     direction: Direction | None = field(default=None)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per condition and layer: mean and standard deviation over prompts."""
+        return pd.DataFrame(
+            {
+                "condition": condition,
+                "layer": layer,
+                "cosine_mean": float(self.cosine[i, layer].mean()),
+                "cosine_sd": float(self.cosine[i, layer].std(correction=0)),
+                "projection_mean": float(self.projection[i, layer].mean()),
+                "n": self.cosine.shape[-1],
+            }
+            for i, condition in enumerate(self.conditions)
+            for layer in range(self.cosine.shape[1])
+        )
 
 
 @dataclass(frozen=True)
@@ -243,30 +257,18 @@ class Stability(Record):
         return Interval(float(pairs.mean()), low, high, len(pairs))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a candidate that won."""
-        reference = self.reference.label
-        return pd.DataFrame(
-            [
-                {
-                    "candidate": label,
-                    "share": r.rate,
-                    "low": r.low,
-                    "high": r.high,
-                    "n": r.n,
-                    "whole": label == reference,
-                }
-                for label, r in self.wins.items()
-            ]
-        )
+        """One row per candidate that won: its share of the resamples; ``whole``: whether all prompts choose it."""
+        rows = ({"candidate": label, **columns(r, "share"), "n": r.n} for label, r in self.wins.items())
+        return pd.DataFrame({**row, "whole": row["candidate"] == self.reference.label} for row in rows)
 
 
 @dataclass(frozen=True)
-class SubspaceEffects(Record):
-    """Ablating the first 1, 2, ... directions of subspaces: refusal metric on harmful, KL on harmless prompts.
+class SubspaceEffects(Record, renamed={"sizes": "ks"}):
+    """Effects of ablating the first k directions of subspaces.
 
     Attributes:
         kinds: the subspaces, the random one last.
-        sizes: numbers of directions.
+        ks: numbers of directions.
         bypass: mean refusal metric on harmful prompts by [kind][size], bootstrap 95% intervals.
         kl: mean KL(baseline || ablated) of the next token on harmless prompts, nats.
         baseline: refusal metric on harmful prompts without intervention.
@@ -274,36 +276,24 @@ class SubspaceEffects(Record):
     """
 
     kinds: tuple[str, ...]
-    sizes: tuple[int, ...]
+    ks: tuple[int, ...]
     bypass: tuple[tuple[Interval, ...], ...]
     kl: tuple[tuple[Interval, ...], ...]
     baseline: Interval
     leading_cosine: tuple[float, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a subspace and size."""
+        """One row per subspace and number of directions."""
         return pd.DataFrame(
-            [
-                {
-                    "kind": kind,
-                    "k": size,
-                    "bypass": b.mean,
-                    "bypass_low": b.low,
-                    "bypass_high": b.high,
-                    "kl": kl.mean,
-                    "kl_low": kl.low,
-                    "kl_high": kl.high,
-                    "n": b.n,
-                }
-                for kind, row, kls in zip(self.kinds, self.bypass, self.kl, strict=True)
-                for size, b, kl in zip(self.sizes, row, kls, strict=True)
-            ]
+            {"kind": kind, "k": k, **columns(b, "bypass", "bypass_"), **columns(kl, "kl", "kl_"), "n": b.n}
+            for kind, row, kls in zip(self.kinds, self.bypass, self.kl, strict=True)
+            for k, b, kl in zip(self.ks, row, kls, strict=True)
         )
 
 
 @dataclass(frozen=True)
 class EffectMatrix(Record):
-    """Change of each ground's metric when each direction is ablated (or added), with its random control.
+    """Change of each ground's metric when each direction is ablated (or added), beside a random control.
 
     Attributes:
         effect: "ablation" or "addition".
@@ -323,25 +313,19 @@ class EffectMatrix(Record):
     cosines: tuple[tuple[float, ...], ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a direction and ground."""
+        """One row per direction and ground."""
         return pd.DataFrame(
-            [
-                {
-                    "effect": self.effect,
-                    "direction": direction,
-                    "prompts": ground,
-                    "baseline": self.baseline[j].mean,
-                    "change": self.change[i][j].mean,
-                    "low": self.change[i][j].low,
-                    "high": self.change[i][j].high,
-                    "random": self.control[i][j].mean,
-                    "random_low": self.control[i][j].low,
-                    "random_high": self.control[i][j].high,
-                    "n": self.change[i][j].n,
-                }
-                for i, direction in enumerate(self.directions)
-                for j, ground in enumerate(self.grounds)
-            ]
+            {
+                "effect": self.effect,
+                "direction": direction,
+                "prompts": ground,
+                "baseline": self.baseline[j].mean,
+                **columns(self.change[i][j], "change"),
+                **columns(self.control[i][j], "random", "random_"),
+                "n": self.change[i][j].n,
+            }
+            for i, direction in enumerate(self.directions)
+            for j, ground in enumerate(self.grounds)
         )
 
 
@@ -369,24 +353,20 @@ class FineTuning(Record):
     n_benign: int
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a step, prompt set and condition."""
+        """One row per step, prompt set and condition."""
         return pd.DataFrame(
-            [
-                {
-                    "step": step,
-                    "loss": self.loss[i],
-                    "cosine": self.cosine[i],
-                    "prompts": kind,
-                    "condition": condition,
-                    "refused": r.rate,
-                    "low": r.low,
-                    "high": r.high,
-                    "n": r.n,
-                }
-                for i, step in enumerate(self.steps)
-                for kind, rates in (("harmful", self.harmful[i]), ("harmless", self.harmless[i]))
-                for condition, r in rates.items()
-            ]
+            {
+                "step": step,
+                "loss": self.loss[i],
+                "cosine": self.cosine[i],
+                "prompts": kind,
+                "condition": condition,
+                **columns(r, "refused"),
+                "n": r.n,
+            }
+            for i, step in enumerate(self.steps)
+            for kind, rates in (("harmful", self.harmful[i]), ("harmless", self.harmless[i]))
+            for condition, r in rates.items()
         )
 
 
@@ -410,40 +390,9 @@ class SystemPrompts(Record):
         return float(values.mean()), float(values.std(ddof=0))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a system prompt and condition."""
+        """One row per system prompt and condition."""
         return pd.DataFrame(
-            [
-                {
-                    "system": system or "(none)",
-                    "condition": name,
-                    "rate": r.rate,
-                    "low": r.low,
-                    "high": r.high,
-                    "n": r.n,
-                }
-                for system, rates in zip(self.systems, self.rates, strict=True)
-                for name, r in rates.items()
-            ]
+            {"system": system or "(none)", "condition": name, **columns(r, "rate"), "n": r.n}
+            for system, rates in zip(self.systems, self.rates, strict=True)
+            for name, r in rates.items()
         )
-
-
-@dataclass(frozen=True)
-class Subspace(Record):
-    """Orthonormal directions, the most important first.
-
-    Attributes:
-        vectors: [k, d_model], float64, rows orthonormal.
-        kind: "pca", "repeated" or "random".
-        reference: the direction whose position, layer, basis and model it shares.
-    """
-
-    vectors: Float[Tensor, "k d_model"]
-    kind: str
-    reference: Direction
-
-    def first(self, k: int) -> Subspace:
-        """Its first ``k`` directions."""
-        return replace(self, vectors=self.vectors[:k])
-
-    def __len__(self) -> int:
-        return len(self.vectors)

@@ -9,12 +9,12 @@ import torch
 from ..errors import DirectionError
 from ..hooks.interventions import AblateSubspace
 from ..models.model import HookedChatModel
-from ..records.direction import Direction
+from ..records.direction import Direction, Subspace
 from ..refusal.records import RefusalTokens
 from ..stats import Interval, mean_interval
 from ..tensors import kl_divergence, orthonormal, refusal_log_odds
 from .extract import extract_directions
-from .records import Subspace, SubspaceEffects
+from .records import SubspaceEffects
 from .stability import prompt_activations
 
 

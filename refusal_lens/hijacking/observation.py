@@ -22,7 +22,7 @@ from ..refusal.metric import refusal_metric
 from ..refusal.phrases import is_refusal
 from ..refusal.records import RefusalTokens
 from ..tensors import cosine, wide
-from .records import Observation, Split
+from .observation_records import Observation, Split
 
 _SUFFIX = REGIONS.index("suffix")
 

@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..direction.records import Subspace
-from ..records.direction import Direction
+from ..records.direction import Direction, Subspace
 from ..tensors import orthonormal, project_out, unit
 from .base import Hooks, Model, write_sites
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from ..attribution.records import CausalCheck, HeadReport, LogitAttribution
+from ..attribution.causal_records import CausalCheck
+from ..attribution.records import DirectLogitAttribution, TopHeads
 from ..attribution.section import Inside, inside_section
 from ..attribution.token_records import AttentionPatterns, Propagation, SourceContributions
 from ..behaviour.records import EvaluationTable
@@ -21,7 +22,7 @@ from ..direction.section import direction_section
 from ..errors import RefusalLensError, ResultError
 from ..exactness.records import Certificate
 from ..exactness.section import certificate_section
-from ..hijacking.records import HijackingReport
+from ..hijacking.records import Investigation
 from ..hijacking.section import hijacking_section, suffix_findings
 from ..records.base import Record, load_record
 from ..records.files import file_digest, write_atomically
@@ -37,9 +38,9 @@ ATTACKS = "attacks"  # what the run itself found about suffixes; `refusal-lens h
 # Folders inside a result folder that a run writes.
 PARTS = ("stages", "inside", "items", ATTACKS, f"{ATTACKS}/screen", f"{ATTACKS}/suffixes")
 INSIDE = {
-    "heads": HeadReport,
+    "heads": TopHeads,
     "causal": CausalCheck,
-    "logits": LogitAttribution,
+    "logits": DirectLogitAttribution,
     "propagation": Propagation,
     "sources": SourceContributions,
     "patterns": AttentionPatterns,
@@ -183,13 +184,13 @@ class Study:
         return self._of_this_direction(self._optional("evaluation/table", EvaluationTable))
 
     @cached_property
-    def suffixes(self) -> HijackingReport | None:
+    def suffixes(self) -> Investigation | None:
         """What ``refusal-lens hijack`` left in the folder, else what the run itself looked into; None if nothing, or of
         another direction."""
-        left = self._of_this_direction(self._optional("suffixes/report", HijackingReport))
+        left = self._of_this_direction(self._optional("suffixes/report", Investigation))
         if left is not None or not self._setting("suffixes", None):
             return left
-        return self._of_this_direction(self._optional(f"{ATTACKS}/report", HijackingReport))
+        return self._of_this_direction(self._optional(f"{ATTACKS}/report", Investigation))
 
     def _of_this_direction(self, record: Any) -> Any:
         """None for a record that an earlier run's direction gave: it says nothing of this one."""

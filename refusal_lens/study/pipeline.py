@@ -28,7 +28,7 @@ from ..engines.local import LocalEngine
 from ..exactness.identities import certify
 from ..exactness.records import Certificate
 from ..hijacking.investigation import Settings, investigate
-from ..hijacking.records import HijackingReport
+from ..hijacking.records import Investigation
 from ..hooks.conditions import necessity_conditions, sufficiency_conditions
 from ..models.model import HookedChatModel
 from ..progress import Progress, silent
@@ -237,7 +237,7 @@ def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedCha
             "seed": config.seed,
         }
 
-        def look_at_suffixes() -> list[HijackingReport]:
+        def look_at_suffixes() -> list[Investigation]:
             return [
                 investigate(
                     runner.model,
@@ -253,7 +253,7 @@ def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedCha
             ]
 
         key = [*inputs, to_json(suffixes), chosen]
-        runner.stage("suffixes", key, {f"{ATTACKS}/report": HijackingReport}, look_at_suffixes)
+        runner.stage("suffixes", key, {f"{ATTACKS}/report": Investigation}, look_at_suffixes)
 
     def certificate() -> list[Certificate]:
         with progress("certify", 0):
