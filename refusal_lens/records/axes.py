@@ -75,8 +75,8 @@ class Labelled:
 
     def _index(self, axis: str, label: Any) -> int:
         labels = self.labels_of(axis)
-        numbered = not any(isinstance(item, int) for item in labels[:1])
-        if numbered and isinstance(label, int) and -len(labels) <= label < len(labels):
+        counted = labels == range(len(labels)) or not any(isinstance(item, int) for item in labels[:1])
+        if counted and isinstance(label, int) and -len(labels) <= label < len(labels):
             return label % len(labels)
         return index_of(labels, label, axis, f"a {type(self).__name__}")
 

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
-from refusal_lens.attribution.causal_records import CausalCheck, PatchingComparison
+from refusal_lens.attribution.causal_records import CONDITIONS, CausalCheck, PatchingComparison
 from refusal_lens.attribution.figures import (
     plot_causal_check,
     plot_components,
@@ -22,7 +22,6 @@ from refusal_lens.attribution.figures import (
 )
 from refusal_lens.attribution.ranking import confirm_heads
 from refusal_lens.attribution.records import (
-    CONDITIONS,
     ComponentContributions,
     DirectLogitAttribution,
     HeadContributions,
