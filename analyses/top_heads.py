@@ -7,10 +7,6 @@ Heads are chosen on the validation prompts and reported on the test prompts.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from refusal_lens import HookedChatModel, load_model
 from refusal_lens.attribution.causal import causal_check
 from refusal_lens.attribution.figures import (
     plot_causal_check,
@@ -24,34 +20,12 @@ from refusal_lens.attribution.ranking import top_heads
 from refusal_lens.attribution.sources import attention_patterns, source_contributions
 from refusal_lens.attribution.views import attention_view, tokens_view
 from refusal_lens.report.views import circuitsvis_script
-from refusal_lens.study.config import StudyConfig
-from refusal_lens.study.folder import Study
-from refusal_lens.study.pipeline import run_study
 
-
-def arguments(description: str, name: str) -> argparse.Namespace:
-    """MODEL, prompts and the output folder."""
-    parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("model", nargs="?", default="organism", help="hub id, folder, .gguf file or 'organism'")
-    parser.add_argument("--harmful", help="harmful prompts (as for `refusal-lens run`)")
-    parser.add_argument("--harmless", help="harmless prompts")
-    parser.add_argument("--prompts", type=int, default=100, help="test prompts of each kind at most")
-    parser.add_argument("--out", type=Path, default=Path("runs") / "analyses" / name, help="output folder")
-    return parser.parse_args()
-
-
-def prepared(args: argparse.Namespace) -> tuple[HookedChatModel, Study]:
-    """The model, and its direction from a study in the output folder (found once, then read)."""
-    model = load_model(args.model)
-    config = StudyConfig(
-        model=args.model, harmful=args.harmful, harmless=args.harmless, relax=True, max_new_tokens=24,
-        sizes=(128, 32, args.prompts),
-    )  # fmt: skip
-    return model, run_study(config, args.out / "study", model=model)
+from .common import parser, prepared
 
 
 def main() -> None:
-    args = arguments(__doc__, "top_heads")
+    args = parser(__doc__, "top_heads").parse_args()
     model, study = prepared(args)
     direction, tokens = study.selection.chosen, study.refusal_tokens
     test, contrast = study.harmful.test.texts, study.harmless.test.texts

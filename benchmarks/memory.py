@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from refusal_lens.attribution.components import head_contributions
+from refusal_lens.attribution.components import heads as head_contributions
 from refusal_lens.direction.extract import extract_directions
 from refusal_lens.direction.select import SelectionRule, select_direction
 from refusal_lens.refusal.records import RefusalTokens

@@ -12,7 +12,7 @@ import torch
 from transformers import GenerationConfig
 
 from refusal_lens import Ablate, HookedChatModel
-from refusal_lens.attribution.components import head_contributions
+from refusal_lens.attribution.components import heads as head_contributions
 from refusal_lens.attribution.sources import source_contributions
 from refusal_lens.direction.extract import extract_directions
 from refusal_lens.direction.records import CandidateDirections, Selection, SelectionScores

@@ -5,11 +5,13 @@ from . import exactness as exactness
 from . import hijacking as hijacking
 from . import plots as plots
 from .attribution import direct_logit_attribution as direct_logit_attribution
-from .attribution import head_contributions as head_contributions
+from .data import Conversation as Conversation
 from .data import PromptSet as PromptSet
 from .data import SuffixSet as SuffixSet
+from .data import load_prompts as load_prompts
 from .data import organism as organism
 from .direction import extract_directions as extract_directions
+from .direction import find_direction as find_direction
 from .direction import select_direction as select_direction
 from .errors import RefusalLensError as RefusalLensError
 from .exactness import certify as certify

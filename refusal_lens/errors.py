@@ -40,6 +40,10 @@ class ResultError(RefusalLensError):
     """A result file or folder is missing, broken, or of another study."""
 
 
+class SettingError(RefusalLensError):
+    """A setting of a study has a value that it can't have."""
+
+
 class LabelError(RefusalLensError):
     """A record has no such axis, label, condition or figure; the message lists those it has."""
 

@@ -35,9 +35,9 @@ RENAMED_FIELDS: dict[tuple[str, str], str] = {
     ("SubspaceEffects", "sizes"): "ks",
 }
 # Digests of inputs, by which work is resumed: what they are made of is not a result.
-DIGESTS = {("SuffixResult", "key"), ("SuffixResult", "tested"), ("_Row", "key")}
+DIGESTS = {("SuffixResult", "key"), ("SuffixResult", "tested")}
 # Bookkeeping of a run: marks of stages, kept items, one column per prompt of a screen.
-LEFT_OUT = ("study.json", "report.html", "report.md", "stages", "items", "screen", "store")
+LEFT_OUT = ("study.json", "report.html", "report.md", "stages", "items", "screen", "seconds.json")
 
 
 def records(folder: Path) -> dict[str, Path]:

@@ -2,7 +2,7 @@ from .causal import causal_check as causal_check
 from .causal_records import CausalCheck as CausalCheck
 from .causal_records import PatchingComparison as PatchingComparison
 from .components import component_contributions as component_contributions
-from .components import head_contributions as head_contributions
+from .components import heads as heads
 from .components import neuron_contributions as neuron_contributions
 from .logits import compliance_tokens as compliance_tokens
 from .logits import direct_logit_attribution as direct_logit_attribution

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from ..errors import PromptError
 from ..hooks.attention import ReplaceHeads
+from ..hooks.base import Model
+from ..hooks.readers import Cache, Kept, check_position
 from ..hooks.readout import Readout
 from ..models.chat import Tokens
 from ..models.model import HookedChatModel
@@ -20,7 +23,7 @@ from ..records.labels import Head
 from ..refusal.records import RefusalTokens
 from ..tensors import refusal_log_odds, wide
 from .causal_records import CausalCheck
-from .components import Collected, check_position, texts
+from .components import texts
 from .records import TopHeads
 
 
@@ -39,7 +42,7 @@ def causal_check(
 ) -> CausalCheck:
     """Ablate the heads (mean and resample), keep only them, and do the same with random heads of their layers.
 
-    Replacements act at the last ``n_last`` positions only, which is where ``head_contributions`` reads: what a head
+    Replacements act at the last ``n_last`` positions only, which is where ``heads`` reads: what a head
     does at earlier tokens is not tested. Mean ablation puts the mean z over ``reference``, resampling that of a
     random reference prompt; keep-only mean-ablates every other head of the model.
 
@@ -112,13 +115,9 @@ def last_z(
     tokens = model.tokenize(list(prompts))
     check_position(tokens, -n_last)
     names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.n_layers)]
-    out = torch.empty(model.n_layers, len(tokens), n_last, model.n_heads, model.d_head, dtype=wide_dtype(model))
-    for batch in model.batches(tokens):
-        cached = model.cache(batch, names, positions=slice(-n_last, None))
-        for layer, name in enumerate(names):
-            z = cached[name]
-            out[layer, list(batch.indices)] = wide(z).reshape(*z.shape[:2], model.n_heads, model.d_head).to(out)
-    return out
+    (found,) = model.run(tokens, read=Cache(names, slice(-n_last, None)))
+    shape = (len(tokens), n_last, model.n_heads, model.d_head)
+    return torch.stack([wide(found[name]).reshape(shape).to(wide_dtype(model)) for name in names])
 
 
 def wide_dtype(model: HookedChatModel) -> torch.dtype:
@@ -173,21 +172,31 @@ class _Bench:
         return out
 
 
+class _Gap(Kept[Tensor]):
+    """(mean reference z - z) · W_O r̂ at the last position; a post-norm's scale is kept frozen."""
+
+    def __init__(self, readout: Readout, mean: Tensor, heads: Sequence[Head]):
+        self.readout, self.mean, self.heads, self.where = readout, mean, heads, slice(-1, None)
+        layers = sorted({layer for layer, _ in heads})
+        self.names = [f"blocks.{layer}.attn.hook_z" for layer in layers]
+        self.names += [site for layer in layers if (site := readout.scale_sites[layer])]
+
+    def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
+        rows = []
+        for layer, head in self.heads:
+            z = wide(self.kept[f"blocks.{layer}.attn.hook_z"][:, 0]).reshape(len(batch), -1, model.d_head)[:, head]
+            gap = (self.mean[layer, 0, -1, head].to(z) - z) @ self.readout.heads[layer, head].to(z)
+            site = self.readout.scale_sites[layer]
+            rows.append(gap if site is None else gap / wide(self.kept[site][:, 0, 0]).to(gap))
+        return {"gap": torch.stack(rows)}
+
+    def result(self) -> Tensor:
+        return self.rows["gap"].mean(-1)
+
+
 def _predicted(
     model: HookedChatModel, tokens: Tokens, direction: Direction, mean: Tensor, heads: Sequence[Head]
 ) -> Float[Tensor, "head"]:
-    """(mean reference z - z) · W_O r̂ at the last position, mean over prompts; a post-norm's scale is kept frozen."""
-    readout = Readout.of(model, direction.unit)
-    names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.n_layers)]
-    names += [site for site in readout.scale_sites if site]
-    found = Collected(model, len(tokens))
-    for batch in model.batches(tokens):
-        cached = model.cache(batch, names, positions=slice(-1, None))
-        rows = []
-        for layer, head in heads:
-            z = wide(cached[f"blocks.{layer}.attn.hook_z"][:, 0]).reshape(len(batch), -1, model.d_head)[:, head]
-            gap = (mean[layer, 0, -1, head].to(z) - z) @ readout.heads[layer, head].to(z)
-            site = readout.scale_sites[layer]
-            rows.append(gap if site is None else gap / wide(cached[site][:, 0, 0]).to(gap))
-        found.put(batch, {"gap": torch.stack(rows)})
-    return found.rows["gap"].mean(-1)
+    """Predicted change of r̂ · x at the last position by mean ablation of each head, mean over prompts."""
+    (gap,) = model.run(tokens, read=_Gap(Readout.of(model, direction.unit), mean, heads))
+    return gap

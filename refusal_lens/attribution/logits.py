@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ModelError, PromptError
-from ..hooks.readout import Readout, through_norm
+from ..hooks.attention_readers import PARTS_TOLERANCE, Components, Parts
+from ..hooks.base import Model
+from ..hooks.readout import through_norm
 from ..models.model import HookedChatModel
 from ..refusal.records import RefusalTokens
 from ..refusal.tokens import given_refusal_tokens
 from ..tensors import wide
-from .components import PARTS_TOLERANCE, Collected, decompose, texts
+from .components import texts
 from .records import ComponentContributions, DirectLogitAttribution
 
 TokensLike = RefusalTokens | Sequence[int | str]
@@ -69,55 +71,72 @@ def direct_logit_attribution(
     wanted, other = _tokens(model, answer), None if against is None else _tokens(model, against)
     if other is not None and (both := set(wanted.ids) & set(other.ids)):
         raise PromptError(f"the token ids {sorted(both)} are in answer and in against; leave them out of one")
-    dtype = torch.promote_types(model.dtype, torch.float32)
-    backend, norm = model.backend, model.backend.final_norm()
-    ids = torch.tensor([*wanted.ids, *(other.ids if other else ())], device=model.device)
-    shares = [1 / len(wanted.ids) for _ in wanted.ids]
-    shares += [] if other is None else [-1 / len(other.ids) for _ in other.ids]
-    weights = torch.tensor(shares, dtype=dtype, device=model.device)
-    columns = backend.unembed_weight().detach()[:, ids].to(dtype)
-    b_u = backend.unembed_bias()
-    offsets = torch.zeros(len(ids), dtype=dtype, device=model.device) if b_u is None else b_u[ids].to(dtype)
-    difference = columns @ weights
-    readout = Readout.of(model, through_norm(difference, norm))
-    norm_bias = 0.0 if norm.bias is None else float(norm.bias.to(dtype) @ difference)
-    cap = backend.logit_cap()
-
-    tokens = model.tokenize(prompts, suffixes)
-    rows, ends = Collected(model, len(tokens)), Collected(model, len(tokens))
-    scale_site, out_site = f"{norm.site}.hook_scale", f"{norm.site}.hook_out"
-    has_out = backend.has_hook(out_site)
-    for batch in model.batches(tokens):
-        extra = [scale_site, *([out_site] if has_out else [])]
-        found, cached = decompose(model, batch, readout, -1, check, extra)
-        scale = wide(cached[scale_site][:, 0, 0]).to(dtype)
-        rows.put(batch, {name: x / scale for name, x in found.items()})
-        logits = model.logits(batch)[:, -1][:, ids].to(dtype)
-        if has_out:
-            before = wide(cached[out_site][:, 0]).to(dtype) @ columns + offsets
-        else:
-            before = cap * torch.atanh(logits / cap) if cap else logits
-        if check:
-            _check_readout(model, cap * torch.tanh(before / cap) if cap else before, logits)
-        ends.put(batch, {"before_cap": before @ weights, "measured": logits @ weights})
-    n = len(tokens)
-    parts: dict[str, Any] = dict(rows.rows)
+    reader = _LogitParts(model, wanted, other, check)
+    (found,) = model.run(prompts, suffixes, read=reader)
+    n, dtype = found["resid"].shape[-1], found["resid"].dtype
+    parts: dict[str, Any] = {name: found[name] for name in Parts._fields}
     return DirectLogitAttribution(
         ComponentContributions(**parts, prompts=texts(prompts, suffixes)),
-        norm_bias=torch.full((n,), norm_bias, dtype=rows.dtype),
-        unembed_bias=torch.full((n,), float(offsets @ weights), dtype=rows.dtype),
-        **ends.rows,
-        cap=cap,
+        norm_bias=torch.full((n,), reader.norm_bias, dtype=dtype),
+        unembed_bias=torch.full((n,), float(reader.offsets @ reader.weights), dtype=dtype),
+        before_cap=found["before_cap"],
+        measured=found["measured"],
+        cap=reader.cap,
         answer=wanted.texts,
         against=() if other is None else other.texts,
     )
+
+
+class _LogitParts(Components):
+    """Components along the readout of a logit difference, divided by the final norm's scale, and the logits."""
+
+    needs_logits: ClassVar[bool] = True
+
+    def __init__(self, model: HookedChatModel, answer: RefusalTokens, against: RefusalTokens | None, check: bool):
+        dtype = torch.promote_types(model.dtype, torch.float32)
+        backend, norm = model.backend, model.backend.final_norm()
+        self.ids = torch.tensor([*answer.ids, *(against.ids if against else ())], device=model.device)
+        shares = [1 / len(answer.ids) for _ in answer.ids]
+        shares += [] if against is None else [-1 / len(against.ids) for _ in against.ids]
+        self.weights = torch.tensor(shares, dtype=dtype, device=model.device)
+        self.columns = backend.unembed_weight().detach()[:, self.ids].to(dtype)
+        b_u = backend.unembed_bias()
+        zeros = torch.zeros(len(self.ids), dtype=dtype, device=model.device)
+        self.offsets = zeros if b_u is None else b_u[self.ids].to(dtype)
+        difference = self.columns @ self.weights
+        super().__init__(through_norm(difference, norm), -1, check)
+        self.norm_bias = 0.0 if norm.bias is None else float(norm.bias.to(dtype) @ difference)
+        self.cap = backend.logit_cap()
+        self.scale_site, self.out_site = f"{norm.site}.hook_scale", f"{norm.site}.hook_out"
+        self.has_out = backend.has_hook(self.out_site)
+
+    def begin(self, model: Model, tokens: Any) -> None:
+        super().begin(model, tokens)
+        self.names = [*self.names, self.scale_site, *([self.out_site] if self.has_out else [])]
+
+    def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
+        assert logits is not None
+        cap = self.cap
+        scale = wide(self.kept[self.scale_site][:, 0, 0]).to(self.columns)
+        rows = {name: x / scale for name, x in super().values(model, batch, None).items()}
+        measured = logits[:, self.ids].to(self.columns)
+        if self.has_out:
+            before = wide(self.kept[self.out_site][:, 0]).to(self.columns) @ self.columns + self.offsets
+        else:
+            before = cap * torch.atanh(measured / cap) if cap else measured
+        if self.check:
+            _check_readout(model, cap * torch.tanh(before / cap) if cap else before, measured)
+        return rows | {"before_cap": before @ self.weights, "measured": measured @ self.weights}
+
+    def result(self) -> Any:
+        return self.rows
 
 
 def _tokens(model: HookedChatModel, tokens: TokensLike) -> RefusalTokens:
     return tokens if isinstance(tokens, RefusalTokens) else given_refusal_tokens(model, tokens)
 
 
-def _check_readout(model: HookedChatModel, ours: Float[Tensor, "b n"], theirs: Float[Tensor, "b n"]) -> None:
+def _check_readout(model: Model, ours: Float[Tensor, "b n"], theirs: Float[Tensor, "b n"]) -> None:
     gap = float(((ours - theirs).abs() / theirs.abs().clamp_min(1)).max())
     tolerance = PARTS_TOLERANCE.get(model.dtype, 4e-2)
     if not gap <= tolerance:

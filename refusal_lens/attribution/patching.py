@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..errors import PromptError
 from ..hooks.attention import ReplaceHeads
-from ..models.batching import take
 from ..models.chat import Tokens
 from ..models.model import HookedChatModel
 from ..records.labels import Head
@@ -69,7 +68,7 @@ def attribution_patching(
     ends = torch.zeros(2, dtype=torch.float64)
     names = [f"blocks.{layer}.attn.hook_z" for layer in sorted({layer for layer, _ in chosen})]
     for rows in _groups(sides[1]):
-        good, bad = take(sides[0], rows), take(sides[1], rows)
+        good, bad = sides[0].take(rows), sides[1].take(rows)
         cached = model.cache(good, names)
         metrics = [refusal_log_odds(model.logits(side)[:, -1], refusal_tokens.ids).cpu() for side in (good, bad)]
         ends += torch.stack(metrics).sum(-1)
@@ -118,7 +117,7 @@ def _estimate(model: HookedChatModel, clean: Tokens, corrupt: Tokens, refusal_to
 
     total = torch.zeros(model.n_layers, model.n_heads, dtype=wide_dtype(model))
     for rows in _groups(corrupt):
-        good, bad = take(clean, rows), take(corrupt, rows)
+        good, bad = clean.take(rows), corrupt.take(rows)
         scores = model.backend.attribution_patch(good.ids, bad.ids, metric)
         for (layer, head), score in scores.items():
             total[layer, head] += len(rows) * score

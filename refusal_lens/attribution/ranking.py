@@ -13,7 +13,7 @@ from ..models.model import HookedChatModel
 from ..records.direction import Direction
 from ..records.labels import Head
 from ..stats import benjamini_hochberg
-from .components import head_contributions
+from .components import heads as contributions
 from .records import HeadContributions, TopHeads
 
 
@@ -72,6 +72,6 @@ def top_heads(
     Args:
         contrast: prompts of the other kind (harmless), for the test over heads.
     """
-    chosen, reported = (head_contributions(model, list(prompts), direction) for prompts in (selection, report))
-    other = None if contrast is None else head_contributions(model, list(contrast), direction)
+    chosen, reported = (contributions(model, list(prompts), direction) for prompts in (selection, report))
+    other = None if contrast is None else contributions(model, list(contrast), direction)
     return confirm_heads(chosen, reported, other, top)

@@ -1,5 +1,9 @@
 from . import organism as organism
+from .prompts import Conversation as Conversation
+from .prompts import PromptPair as PromptPair
 from .prompts import Prompts as Prompts
 from .prompts import PromptSet as PromptSet
+from .prompts import as_prompts as as_prompts
+from .prompts import load_prompts as load_prompts
 from .suffixes import Suffix as Suffix
 from .suffixes import SuffixSet as SuffixSet

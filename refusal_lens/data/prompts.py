@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-import pandas as pd
-
 from ..errors import PromptError
 from ..records.base import Record
+from .files import read_file
+from .organism import instructions
+from .paper import SIZES
 
 SPLITS = ("train", "val", "test")
-DEFAULT_SIZES = (128, 32, 100)  # the paper's train and validation sizes, and a test set of 100
-TEXT_COLUMNS = ("instruction", "prompt", "goal", "behavior", "request", "question", "text")
+TEXT_COLUMNS = ("instruction", "prompt", "goal", "behavior", "request", "question", "text", "forbidden_prompt")
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,89 @@ PRESETS = {
     "jailbreakbench-benign": Preset("JailbreakBench/JBB-Behaviors", "behaviors", "benign", "Goal"),
     "alpaca": Preset("tatsu-lab/alpaca", None, "train", "instruction", empty_column="input"),
 }
+
+
+class Conversation(str):
+    """The turns of a conversation up to a user's request, taken wherever a prompt is taken.
+
+    As text it is its transcript. Its last user turn is the instruction; what comes before belongs to the template.
+
+    Args:
+        messages: mappings with role and content, the last one the user's.
+
+    Raises:
+        PromptError: no messages, a message without role or content, or a last turn that is not the user's.
+
+    Example:
+        >>> from refusal_lens.data import Conversation
+        >>> Conversation([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"},
+        ...               {"role": "user", "content": "How are you?"}])
+        'user: Hello\nassistant: Hi\nuser: How are you?'
+    """
+
+    messages: tuple[Mapping[str, str], ...]
+
+    def __new__(cls, messages: Sequence[Mapping[str, str]]) -> Conversation:
+        turns = tuple(messages)
+        if not turns or not all(
+            isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+            for turn in turns
+        ):
+            raise PromptError("a conversation is a list of messages, each with a role and a content of text")
+        if turns[-1]["role"] != "user":
+            raise PromptError(f"a conversation must end with the user's turn, not with one of {turns[-1]['role']!r}")
+        made = super().__new__(cls, "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns))
+        made.messages = turns
+        return made
+
+    def __getnewargs__(self) -> tuple[Any]:
+        return (self.messages,)
+
+
+def as_prompts(prompts: Any) -> list[str]:
+    """Whatever holds requests as a list: a string is one prompt, and so is a list of messages.
+
+    Args:
+        prompts: a string, a list of strings or of conversations, ``Prompts``, or the messages of one conversation.
+
+    Raises:
+        PromptError: a ``PromptSet`` (its split must be named), nothing, or something that is no text.
+
+    Example:
+        >>> from refusal_lens.data.prompts import as_prompts
+        >>> as_prompts("Hello")
+        ['Hello']
+    """
+    if isinstance(prompts, str):
+        return [prompts]
+    if isinstance(prompts, (PromptSet, PromptPair)):
+        what = "harmful.test" if isinstance(prompts, PromptPair) else "test"
+        raise PromptError(f"{type(prompts).__name__} holds several splits of prompts: name one, for example .{what}")
+    if isinstance(prompts, Mapping) or not isinstance(prompts, Sequence):
+        raise PromptError(f"prompts are a string or a list of strings, not {type(prompts).__name__}")
+    items = list(prompts)
+    if items and isinstance(items[0], Mapping):
+        return [Conversation(items)]
+    items = [item if isinstance(item, str) or not isinstance(item, Sequence) else Conversation(item) for item in items]
+    if odd := [item for item in items if not isinstance(item, str)]:
+        raise PromptError(f"a prompt is text or a list of messages, not {type(odd[0]).__name__}")
+    return items
+
+
+def as_suffixes(suffixes: Any, n: int) -> list[str]:
+    """One suffix per prompt: a string goes to all of them, None is no suffix.
+
+    Args:
+        suffixes: one per prompt (with its leading space), one string for all, or None.
+        n: number of prompts.
+
+    Raises:
+        PromptError: another number of suffixes than of prompts.
+    """
+    every = [suffixes or ""] * n if suffixes is None or isinstance(suffixes, str) else list(suffixes)
+    if len(every) != n:
+        raise PromptError(f"{len(every)} suffixes for {n} prompts: give one per prompt, or one for all")
+    return every
 
 
 @dataclass(frozen=True)
@@ -81,7 +163,7 @@ class PromptSet(Record):
 
     @classmethod
     def load(
-        cls, source: str | Path, name: str | None = None, sizes: Sequence[int] = DEFAULT_SIZES, seed: int = 0
+        cls, source: str | Path, name: str | None = None, sizes: Sequence[int] = SIZES, seed: int = 0
     ) -> PromptSet:
         """Read prompts and split them.
 
@@ -100,9 +182,9 @@ class PromptSet(Record):
         text, path = str(source), Path(source)
         label = name or (path.name.split(".")[0] if path.suffix else text.split("/")[-1])
         if path.is_file():
-            document = _read_file(path)
+            document = read_file(path)
         elif parts := _split_files(path):
-            document = {split: _read_file(file) for split, file in parts.items()}
+            document = {split: read_file(file) for split, file in parts.items()}
         elif text.lower() in PRESETS:
             document = _read_preset(PRESETS[text.lower()])
         elif "/" in text and not path.suffix and not path.is_absolute() and not text.startswith("."):
@@ -119,7 +201,7 @@ class PromptSet(Record):
         cls,
         document: Sequence[Any] | dict[str, Sequence[Any]],
         name: str,
-        sizes: Sequence[int] = DEFAULT_SIZES,
+        sizes: Sequence[int] = SIZES,
         seed: int = 0,
         where: str = "the given rows",
     ) -> PromptSet:
@@ -147,27 +229,62 @@ class PromptSet(Record):
         return cls(name, chosen["train"], chosen["val"], chosen["test"], tuple(notes))
 
 
+@dataclass(frozen=True)
+class PromptPair(Record):
+    """Harmful and harmless requests, each in three splits.
+
+    Attributes:
+        harmful, harmless: the two sets.
+    """
+
+    harmful: PromptSet
+    harmless: PromptSet
+
+    def __iter__(self) -> Iterator[PromptSet]:
+        return iter((self.harmful, self.harmless))
+
+
+# Whatever is taken as prompts; ``as_prompts`` makes a list of it, and says of a ``PromptSet`` that it needs a split.
+PromptsLike = str | Sequence[str] | Sequence[Mapping[str, str]] | PromptSet | PromptPair
+
+
+def load_prompts(
+    harmful: str | Path = "organism",
+    harmless: str | Path | None = None,
+    *,
+    sizes: Sequence[int] = SIZES,
+    seed: int = 0,
+) -> PromptPair:
+    """Read harmful and harmless requests and split each into train, val and test.
+
+    Args:
+        harmful: as in ``PromptSet.load``; "organism" for the embedded model's own requests of both kinds.
+        harmless: likewise.
+        sizes: prompts wanted in train, val and test.
+        seed: of the shuffle.
+
+    Raises:
+        PromptError: only one of the two, or a source that can't be read.
+
+    Example:
+        >>> import refusal_lens as rl
+        >>> data = rl.load_prompts("organism", sizes=(8, 4, 4))
+        >>> len(data.harmful.train), len(data.harmless.test)
+        (8, 4)
+    """
+    if str(harmful) == "organism" and harmless is None:
+        harmful, harmless = instructions().values()
+    if harmless is None:
+        raise PromptError(f"give harmless prompts beside {str(harmful)!r}: load_prompts(harmful, harmless)")
+    sources = (("harmful", harmful), ("harmless", harmless))
+    return PromptPair(*(PromptSet.load(source, name, sizes, seed) for name, source in sources))
+
+
 def _split_files(stem: Path) -> dict[str, Path] | None:
     if not stem.parent.is_dir():
         return None
     found = {s: sorted(stem.parent.glob(f"{stem.name}_{s}.*")) for s in SPLITS}
     return {s: files[0] for s, files in found.items()} if all(found.values()) else None
-
-
-def _read_file(path: Path) -> Any:
-    try:
-        if path.suffix == ".csv":
-            return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
-        content = path.read_text("utf-8-sig")
-        if path.suffix == ".json":
-            return json.loads(content)
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in content.splitlines() if line.strip()]
-        if path.suffix == ".txt":
-            return content.splitlines()
-    except (OSError, ValueError, RecursionError) as error:
-        raise PromptError(f"{path} can't be read as {path.suffix[1:]}: {str(error).splitlines()[0]}") from error
-    raise PromptError(f"{path} has the ending {path.suffix!r}; use .txt, .csv, .json or .jsonl")
 
 
 def _read_preset(preset: Preset) -> list[str]:

@@ -6,16 +6,14 @@ JailbreakBench.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from ..errors import PromptError
 from ..records.base import Record
+from .files import read_file
 
 ATTACK_KINDS = ("adversarial", "gcg", "adaptive", "jailbreakbench")
 BENIGN_KINDS = ("random_words", "greeting", "style", "fluent", "benign")
@@ -95,7 +93,7 @@ class SuffixSet(Record):
         path = Path(source)
         if not path.is_file():
             raise PromptError(f"there is no suffix file {path}; give a .jsonl, .csv, .txt or .json file")
-        return cls.from_rows(_read(path), path.stem, kind, separator, str(path))
+        return cls.from_rows(read_file(path), path.stem, kind, separator, str(path))
 
     @classmethod
     def from_rows(
@@ -134,24 +132,6 @@ class SuffixSet(Record):
 
 
 # -- files ----------------------------------------------------------------------------------------------------------
-
-
-def _read(path: Path) -> Any:
-    try:
-        if path.suffix == ".csv":
-            return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
-        content = path.read_text("utf-8-sig")
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in content.splitlines() if line.strip()]
-        if path.suffix == ".json":
-            return json.loads(content)
-        if path.suffix == ".txt":
-            return [line for line in content.splitlines() if line.strip()]
-    except (OSError, ValueError, RecursionError) as error:
-        raise PromptError(
-            f"{path} can't be read as {path.suffix[1:]}: {(str(error).splitlines() or ['?'])[0]}"
-        ) from error
-    raise PromptError(f"{path} has the ending {path.suffix!r}; use .jsonl, .csv, .txt or .json")
 
 
 def _rows(document: Any, kind: str, where: str, notes: list[str]) -> list[tuple[str, Any]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -12,79 +11,50 @@ from torch import Tensor
 
 from ..engines.base import Engine
 from ..engines.local import LocalEngine
-from ..models.backend import SharedPrefix
+from ..hooks.base import Hooks, Model
+from ..hooks.readers import Reader
 from ..models.health import check_activations
 from ..models.model import HookedChatModel
-from ..models.packing import Pack, pack_tokens, packing_holds, read_resid, shared_prefix
 from .records import CandidateDirections
 
-SHARD = 64  # prompts an item: what one worker sums at a time
+
+class _Sum(Reader[Tensor]):
+    """Sum of resid_pre over prompts, in float64: memory is one batch and one sum."""
+
+    can_pack: ClassVar[bool] = True
+
+    def begin(self, model: Model, tokens: Any) -> None:
+        super().begin(model, tokens)
+        self.n_post = tokens.n_post
+
+    def hooks(self, model: Model, batch: Any) -> Hooks:
+        self.layers: list[Tensor] = []
+
+        def add(x: Tensor, hook: Any) -> None:
+            self.layers.append(batch.last(x, self.n_post).double().sum(0).to(model.device))
+
+        return [(f"blocks.{layer}.hook_resid_pre", add) for layer in range(model.n_layers)]
+
+    def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
+        return {"sum": torch.stack(self.layers, 1)}
+
+    def put(self, indices: Sequence[int], values: dict[str, Tensor]) -> None:
+        self.rows["sum"] = self.rows.get("sum", 0) + values["sum"].cpu()
+
+    def result(self) -> Float[Tensor, "pos layer d_model"]:
+        return self.rows["sum"]
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """Sums of resid_pre over prompts, [pos, layer, d_model] in float64.
-
-    Attributes:
-        sample: prompts on which it is tried whether the model can run packed ones.
-    """
-
-    sample: tuple[str, ...]
-
-    def prepare(self, model: HookedChatModel) -> bool:
-        """Whether prompts can be packed."""
-        return packing_holds(model, model.tokenize(self.sample))
-
-    def run(self, model: HookedChatModel, state: bool, item: Sequence[str]) -> Float[Tensor, "pos layer d_model"]:
-        """The sum over the prompts of ``item``; memory is one batch and one sum."""
-        tokens = model.tokenize(item)
-        shape = (tokens.n_post, model.n_layers, model.d_model)
-        total = torch.zeros(shape, dtype=torch.float64, device=model.device)
-        if state:
-            pack = pack_tokens(tokens, model.chat.pad_id)
-            prefix = shared_prefix(pack)
-            for some in pack.passes():
-                self._add(model, pack.rows(some), prefix, total)
-            return total.cpu()
-        names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.n_layers)]
-        for batch in model.batches(tokens):
-            cached = model.cache(batch, names, positions=slice(-tokens.n_post, None))
-            for layer, name in enumerate(names):
-                total[:, layer] += cached[name].double().sum(0).to(total)
-        return total.cpu()
-
-    def _add(self, model: HookedChatModel, pack: Pack, prefix: SharedPrefix | None, total: Tensor) -> None:
-        post = pack.end[:, None] + torch.arange(1 - len(total), 1, device=pack.end.device)
-
-        def add(layer: int, x: Tensor) -> None:
-            # A model spread over devices has its layers' streams elsewhere.
-            total[:, layer] += x[pack.row[:, None].to(x.device), post.to(x.device)].double().sum(0).to(total)
-
-        read_resid(model, pack, model.n_layers, add, prefix)
-
-
-def _means(
+def _mean(
     model: HookedChatModel,
-    sets: Sequence[Sequence[str]],
+    prompts: Sequence[str],
     on_batch: Callable[[int], None] | None,
     engine: Engine | None,
-) -> list[Float[Tensor, "pos layer d_model"]]:
-    """Mean resid_pre of each set of prompts, as one work: what items share is made once."""
-    texts = [list(prompts) for prompts in sets]
-    for some in texts:
-        model.tokenize(some[:1])  # an empty list is refused here, in one sentence
-    items = [(k, some[i : i + SHARD]) for k, some in enumerate(texts) for i in range(0, len(some), SHARD)]
-    done = None if on_batch is None else (lambda index: on_batch(len(items[index][1])))
-    work = _Sums(tuple(text for some in texts for text in some[:3]))
-    totals: list[Any] = [0] * len(texts)
-    found = (engine or LocalEngine(model)).each("sums", work, [some for _, some in items], done)
-    for (k, _), sums in zip(items, found, strict=True):
-        totals[k] = totals[k] + sums
-    for total in totals:
-        check_activations(
-            model.name, {f"blocks.{layer}.hook_resid_pre": total[:, layer] for layer in range(model.n_layers)}
-        )
-    return [total / len(some) for total, some in zip(totals, texts, strict=True)]
+) -> Float[Tensor, "pos layer d_model"]:
+    (total,) = model.run(list(prompts), read=_Sum(), pack=True, engine=engine or LocalEngine(model), on_batch=on_batch)
+    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.n_layers)]
+    check_activations(model.name, {name: total[:, layer] for layer, name in enumerate(names)})
+    return total / len(prompts)
 
 
 def mean_activations(
@@ -105,7 +75,7 @@ def mean_activations(
     Raises:
         ModelError: an activation is NaN or infinite; with the name of its hook point.
     """
-    return _means(model, [prompts], on_batch, engine)[0]
+    return _mean(model, prompts, on_batch, engine)
 
 
 def extract_directions(
@@ -123,7 +93,7 @@ def extract_directions(
         on_batch: called with the number of prompts done after each batch.
         engine: where the work runs; this process if None.
     """
-    means = _means(model, (harmful, harmless), on_batch, engine)
+    means = [_mean(model, prompts, on_batch, engine) for prompts in (harmful, harmless)]
     return CandidateDirections(
         mean_diff=means[0] - means[1],
         harmful_mean=means[0],

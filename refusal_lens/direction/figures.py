@@ -9,7 +9,8 @@ from plotly.subplots import make_subplots
 
 from ..records.base import figure as registered
 from ..report import style
-from .records import DirectionTrace, EffectMatrix, FineTuning, Selection, Stability, SubspaceEffects, SystemPrompts
+from .effect_records import EffectMatrix, FineTuning, SubspaceEffects, SystemPrompts
+from .records import DirectionTrace, FoundDirection, Selection, Stability
 
 
 @registered("resamples won", Stability)
@@ -140,10 +141,12 @@ _SCORES = {
 }
 
 
-@registered("scores by layer", Selection)
-def plot_selection(selection: Selection, pos_labels: Sequence[str] = ()) -> go.Figure:
+@registered("scores by layer", Selection, FoundDirection)
+def plot_selection(selection: Selection | FoundDirection, pos_labels: Sequence[str] = ()) -> go.Figure:
     """The three scores by layer, one line per position, thresholds dashed, the chosen candidate starred (paper
     appendix C)."""
+    if isinstance(selection, FoundDirection):
+        pos_labels, selection = pos_labels or selection.candidates.pos_labels, selection.selection
     figure = make_subplots(rows=1, cols=3, subplot_titles=list(_SCORES.values()), horizontal_spacing=0.07)
     limits = {
         "bypass": ("baseline", selection.baseline_harmful),

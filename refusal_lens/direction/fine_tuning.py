@@ -18,8 +18,8 @@ from ..models.texts import Scored, _batches
 from ..records.direction import Direction
 from ..refusal.phrases import is_refusal
 from ..stats import Rate, rate
+from .effect_records import FineTuning
 from .extract import extract_directions
-from .records import FineTuning
 
 HARMFUL = ("baseline", "ablation", "random_ablation")
 HARMLESS = ("baseline", "addition", "random_addition")

@@ -136,7 +136,7 @@ class _Scores:
         """Prompts laid out, the harmless ones' residual streams and next-token logits without intervention."""
         sets = (self.harmful, self.harmless, self.harmful + self.harmless)
         tokens = [model.tokenize(prompts) for prompts in sets]
-        kind = _Packed if packing_holds(model, tokens[1]) else _Padded
+        kind = _Packed if packing_holds(model) else _Padded
         harmful, harmless, both = (kind(model, some) for some in tokens)
         return _State(harmful, harmless, both, (harmful.before(), harmless.before(self.depth)))
 

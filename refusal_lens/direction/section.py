@@ -7,6 +7,7 @@ import math
 import pandas as pd
 
 from ..report.page import RANDOM_DIRECTION, Figure, Item, Section, Table, plain
+from .effect_records import EffectMatrix, FineTuning, SubspaceEffects, SystemPrompts
 from .figures import (
     plot_effects,
     plot_fine_tuning,
@@ -16,16 +17,7 @@ from .figures import (
     plot_system_prompts,
     plot_trace,
 )
-from .records import (
-    CandidateDirections,
-    DirectionTrace,
-    EffectMatrix,
-    FineTuning,
-    Selection,
-    Stability,
-    SubspaceEffects,
-    SystemPrompts,
-)
+from .records import CandidateDirections, DirectionTrace, Selection, Stability
 
 
 def stability_section(record: Stability) -> Section:

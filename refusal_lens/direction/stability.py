@@ -10,31 +10,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import PromptError, SelectionError
+from ..errors import SelectionError
+from ..hooks.readers import Activations
 from ..models.model import HookedChatModel
 from ..records.direction import Direction
 from ..refusal.records import RefusalTokens
 from .extract import extract_directions
 from .records import CandidateDirections, Stability
-from .select import SelectionRule, select_direction
+from .rule import SelectionRule
+from .select import select_direction
 
 
 def prompt_activations(
     model: HookedChatModel, prompts: Sequence[str], on_batch: Callable[[int], None] | None = None
 ) -> Float[Tensor, "prompt pos layer d_model"]:
     """resid_pre of every prompt at its post-instruction positions and all layers, float32 on the CPU."""
-    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.n_layers)]
-    out: Tensor | None = None
-    for batch in model.batches(list(prompts)):
-        cached = model.cache(batch, names, positions=slice(-batch.n_post, None))
-        values = torch.stack([cached[name].float() for name in names], 2).cpu()
-        out = torch.empty(len(prompts), *values.shape[1:]) if out is None else out
-        out[list(batch.indices)] = values
-        if on_batch:
-            on_batch(len(batch))
-    if out is None:
-        raise PromptError("no prompts were given")
-    return out
+    (found,) = model.run(list(prompts), read=Activations(), on_batch=on_batch)
+    return found.float()
 
 
 def selection_stability(

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The residual stream along a direction, layer by layer."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from ..hooks.readers import Residual
 from ..models.model import HookedChatModel
 from ..records.direction import Direction
-from ..tensors import cosine
 from .records import DirectionTrace
 
 
@@ -24,17 +24,7 @@ def trace_direction(
     """
     model.check_direction(direction)
     n = min(len(prompts) for prompts in prompt_sets.values())
-    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.n_layers)]
-    names.append(f"blocks.{model.n_layers - 1}.hook_resid_post")
-    shape = (len(prompt_sets), len(names), n)
-    cosines, projections = torch.empty(shape), torch.empty(shape)
-    for c, prompts in enumerate(prompt_sets.values()):
-        for batch in model.batches(list(prompts)[:n]):
-            cached = model.cache(batch, names, positions=slice(-1, None))
-            for layer, name in enumerate(names):
-                x = cached[name][:, 0].float()
-                cosines[c, layer, list(batch.indices)] = cosine(x, direction.unit).cpu()
-                projections[c, layer, list(batch.indices)] = (x @ direction.unit.to(x)).cpu()
-            if on_batch:
-                on_batch(len(batch))
+    reader = Residual(direction)
+    found = [model.run(list(some)[:n], read=reader, on_batch=on_batch)[reader] for some in prompt_sets.values()]
+    cosines, projections = (torch.stack([getattr(x, name).float() for x in found]) for name in ("cosine", "projection"))
     return DirectionTrace(cosines, projections, tuple(prompt_sets), direction)

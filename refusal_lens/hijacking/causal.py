@@ -16,7 +16,6 @@ from ..hooks.attention import KnockOut, PatchComponent, PatchPattern, Push, Repl
 from ..hooks.base import Intervention
 from ..hooks.readout import Readout
 from ..models.backend import PrefixCache
-from ..models.batching import take
 from ..models.chat import Tokens
 from ..models.model import HookedChatModel
 from ..records.direction import Direction
@@ -130,7 +129,7 @@ class _Bench:
         dirty = model.tokenize(suffixed.prompts, suffixed.suffixes)
         self.n, self.n_post = len(dirty), dirty.n_post
         self.pairs = [
-            _Pair(list(batch.indices), _Run.of(model, take(clean, list(batch.indices))), _Run.of(model, batch))
+            _Pair(list(batch.indices), _Run.of(model, clean.take(list(batch.indices))), _Run.of(model, batch))
             for batch in model.batches(dirty, max_tokens=1024)
         ]
 

@@ -159,7 +159,6 @@ class SuffixResult(Record):
         tokens: token forensics, or None likewise.
         patterns: attention of one head on some prompts, each plain and then suffixed: of the top heads, the one whose
             attention to the suffix rises most above that to random tokens.
-        key, tested: digests of the inputs of the observations and of the tests, for resuming.
     """
 
     suffix: Suffix
@@ -174,8 +173,6 @@ class SuffixResult(Record):
     causal: CausalTests | None = None
     tokens: TokenEffects | None = None
     patterns: tuple[AttentionPatterns, ...] = ()
-    key: str = ""
-    tested: str = ""
 
     @property
     def metric_drop(self) -> Interval:

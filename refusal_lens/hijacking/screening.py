@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,14 +17,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..engines.base import Engine
-from ..errors import ResultError
 from ..hooks.attention import by_layer
 from ..models.backend import PrefixCache, SharedPrefix
 from ..models.chat import Encoded, Spans, Tokens
 from ..models.model import HookedChatModel
 from ..models.packing import Pack, pack_prompts, packed_logits, packing_holds, shared_prefix
-from ..records.base import Record, load_record
+from ..records.base import Record
 from ..records.labels import Head
+from ..records.store import Store, content_key
 from ..refusal.records import RefusalTokens
 from ..tensors import refusal_log_odds, wide
 
@@ -82,15 +81,6 @@ class Screened(Record):
     strength: Float[Tensor, "suffix prompt"]
 
 
-@dataclass(frozen=True)
-class _Row(Record):
-    """One prompt's column, as kept between runs."""
-
-    metric: Float[Tensor, "suffix"]
-    strength: Float[Tensor, "suffix"]
-    key: str
-
-
 def screen(
     model: HookedChatModel,
     prompts: Sequence[str],
@@ -99,8 +89,7 @@ def screen(
     heads: Sequence[Head] = (),
     on_prompt: Callable[[int], None] | None = None,
     batch_tokens: int = 2048,
-    folder: Path | None = None,
-    key: Callable[[str], str] = str,
+    store: Store | None = None,
 ) -> Screened:
     """Refusal metric and strength of every suffix behind every prompt.
 
@@ -108,32 +97,24 @@ def screen(
         heads: whose write the strength is a share of.
         on_prompt: called with 1 after each prompt.
         batch_tokens: padded tokens a batch at most, where suffixes can't be packed.
-        folder: keep each prompt's numbers here, one file a prompt, and take those that are there.
-        key: prompt -> digest of all that decides its numbers; files with another key are made again.
+        store: keeps each prompt's numbers, and gives those of an earlier run with the same inputs.
     """
-    columns = []
+    store, columns = store or Store(None), []
+    inputs = content_key(
+        "screen", model.fingerprint, str(model.dtype), model.chat.render("{}"), suffixes, refusal_tokens, heads
+    )
     for i, prompt in enumerate(prompts):
-        path = None if folder is None else folder / f"{i:05d}"
-        row = _kept(path, key(prompt))
-        if row is None:
+        name, key = f"screen/{i:05d}", content_key(inputs, prompt)
+        column = store.get(name, key)
+        if column is None:
             encoded = [model.chat.encode(prompt, suffix) for suffix in suffixes]
-            row = _Row(*_variants(model, encoded, refusal_tokens, tuple(heads), batch_tokens), key(prompt))
-            if path is not None:
-                row.save(path)
-        columns.append(row)
+            numbers = _variants(model, encoded, refusal_tokens, tuple(heads), batch_tokens)
+            column = store.put(name, torch.stack(numbers), key)
+        columns.append(column)
         if on_prompt:
             on_prompt(1)
-    return Screened(torch.stack([c.metric for c in columns], 1), torch.stack([c.strength for c in columns], 1))
-
-
-def _kept(path: Path | None, key: str) -> _Row | None:
-    if path is None:
-        return None
-    try:
-        found = load_record(path, _Row)
-    except ResultError:  # not there
-        return None
-    return found if found.key == key else None
+    metric, strength = torch.stack(columns, -1)
+    return Screened(metric, strength)
 
 
 def metric_of(
@@ -153,7 +134,7 @@ def _variants(
     """(refusal metric, strength) of variants of one prompt."""
     metric = torch.empty(len(encoded), dtype=torch.float64)
     strength = torch.full((len(encoded),), float("nan"), dtype=torch.float64)
-    packed = packing_holds(model, _batch(model, [e.ids for e in encoded[:3]]))
+    packed = packing_holds(model)
     parts = _packed(model, encoded) if packed else _padded(model, encoded, batch_tokens)
     for part in parts:
         write = _TopWrite(model, heads, part)

@@ -4,6 +4,12 @@ from .attention import PatchPattern as PatchPattern
 from .attention import Push as Push
 from .attention import ReplaceHeads as ReplaceHeads
 from .attention import SetComponent as SetComponent
+from .attention_readers import AttentionByRegion as AttentionByRegion
+from .attention_readers import Components as Components
+from .attention_readers import Heads as Heads
+from .attention_readers import Pattern as Pattern
+from .attention_readers import RegionShare as RegionShare
+from .attention_readers import Sources as Sources
 from .base import Intervention as Intervention
 from .base import write_sites as write_sites
 from .conditions import named_conditions as named_conditions
@@ -14,3 +20,9 @@ from .interventions import AblateSubspace as AblateSubspace
 from .interventions import Add as Add
 from .orthogonalize import Orthogonalize as Orthogonalize
 from .orthogonalize import orthogonalized as orthogonalized
+from .readers import Activations as Activations
+from .readers import Cache as Cache
+from .readers import NextLogits as NextLogits
+from .readers import Reader as Reader
+from .readers import Residual as Residual
+from .readers import Rows as Rows

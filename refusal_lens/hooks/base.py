@@ -12,10 +12,14 @@ Hooks = list[tuple[str, HookFn]]
 
 @runtime_checkable
 class Model(Protocol):
-    """The part of ``HookedChatModel`` that interventions use: sizes, hook points, and the check of a direction."""
+    """The part of ``HookedChatModel`` that interventions, readers and passes use."""
 
     name: str
+    tl: Any
+    chat: Any
     backend: Any
+    running: Any
+    packs: bool | None
     n_layers: int
     n_heads: int
     d_model: int
@@ -34,6 +38,14 @@ class Model(Protocol):
 
     def hooks(self, *interventions: Any) -> AbstractContextManager:
         """Interventions active inside."""
+        ...
+
+    def tokenize(self, prompts: Any, suffixes: Any = None) -> Any:
+        """Tokens of chat-formatted prompts."""
+        ...
+
+    def logits(self, tokens: Any) -> Any:
+        """Logits of a batch."""
         ...
 
     def cache(self, tokens: Any, names: Any) -> dict[str, Any]:

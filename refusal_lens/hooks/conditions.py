@@ -7,14 +7,13 @@ from contextlib import ExitStack, contextmanager
 
 from ..errors import RefusalLensError
 from ..records.direction import Direction
+from ..records.labels import CONDITIONS
 from .base import Intervention, Model
 from .interventions import Ablate, Add
 from .orthogonalize import Orthogonalize
 
 Edit = Intervention | Orthogonalize
 Conditions = Mapping[str, Sequence[Edit]]
-EFFECTS = ("ablation", "addition", "subtraction", "orthogonalized")
-CONDITIONS = ("baseline", *EFFECTS, *(f"random_{name}" for name in EFFECTS))
 
 
 def necessity_conditions(direction: Direction, seed: int = 0) -> dict[str, list[Intervention]]:

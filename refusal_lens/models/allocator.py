@@ -15,17 +15,22 @@ _kept = False  # whether this process asked for it
 
 
 def keep_freed_memory(keep: bool = True) -> bool:
-    """Let glibc keep what tensors free, instead of giving it back to the system and asking anew.
+    """Let glibc keep what tensors free, instead of returning it to the system and requesting it anew.
 
-    A pass allocates and frees tensors of tens of MB. By default the system must clear new pages for each of them, which
-    took a fifth of the time of a pass of the 0.5B model on two cores. The setting holds for the whole process, which
-    then keeps the memory of its peak; the command line sets it for its own process, a notebook may.
+    Worth it on a CPU: a pass allocates and frees tensors of tens of MB, and the system clears new pages for each, which
+    took a fifth of the time of a pass of a 0.5B model on two cores. The setting holds for the whole process, which then
+    keeps the memory of its peak. The command line sets it for its own process; loading a model never does.
 
     Args:
-        keep: False for glibc's defaults, for weights, which are better given back.
+        keep: False for glibc's defaults.
 
     Returns:
         Whether it was set; False with another C library or system.
+
+    Example:
+        >>> import refusal_lens as rl
+        >>> rl.models.keep_freed_memory() in (True, False)
+        True
     """
     global _kept
     if platform.libc_ver()[0] != "glibc":

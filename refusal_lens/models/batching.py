@@ -1,25 +1,75 @@
-"""TODO."""
+"""How prompts go through the model: batches of similar length, or rows that hold several prompts each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
-import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from ..hooks.base import Model
+from .backend import SharedPrefix
 from .chat import Tokens
+from .packing import Pack, pack_tokens, packed_logits, packing_holds, shared_prefix
 
 # Of one batch on a CPU: about what another pass costs. On a GPU a pass costs more than any padding.
 PADDING_TOKENS = 96
 
 
-def take(tokens: Tokens, rows: Sequence[int]) -> Tokens:
-    """Some rows of ``tokens``, with the padding they share removed."""
-    index = torch.as_tensor(list(rows), device=tokens.ids.device)
-    ids, mask = tokens.ids[index], tokens.mask[index]
-    start = ids.shape[1] - int(mask.sum(-1).max())
-    return Tokens(
-        ids[:, start:],
-        mask[:, start:],
-        tuple(tokens.spans[i] for i in rows),
-        tuple(tokens.indices[i] for i in rows),
-    )
+class Pass(NamedTuple):
+    """Prompts that go through the model together.
+
+    Attributes:
+        batch: the prompts.
+        logits: runs them under the hooks that are active then; next-token logits.
+    """
+
+    batch: Tokens | Pack
+    logits: Callable[[], Float[Tensor, "prompt vocab"]]
+
+
+def plan(model: Model, tokens: Tokens, pack: bool = False) -> Iterator[Pass]:
+    """The passes that all prompts need; with ``pack`` packed ones, if they give the same on this model."""
+    if not pack or not packing_holds(model):
+        for batch in length_batches(tokens):
+            yield Pass(batch, partial(_padded_logits, model, batch))
+        return
+    whole = pack_tokens(tokens, model.chat.pad_id)
+    prefix = shared_prefix(whole)
+    for some in whole.passes():
+        rows = whole.rows(some)
+        yield Pass(rows, partial(_packed_logits, model, rows, prefix))
+
+
+def _padded_logits(model: Model, batch: Tokens) -> Tensor:
+    return model.backend.logits(batch.ids, batch.mask)[:, -1]
+
+
+def _packed_logits(model: Model, rows: Pack, prefix: SharedPrefix | None) -> Tensor:
+    return packed_logits(model, rows, prefix=prefix)[0]
+
+
+def length_batches(tokens: Tokens, max_tokens: int = 2048) -> Iterator[Tokens]:
+    """Prompts in batches of similar length; ``Tokens.indices`` says where each row came from.
+
+    On a CPU a batch ends before its padding reaches ``PADDING_TOKENS``, too.
+
+    Args:
+        max_tokens: padded tokens per batch at most (always at least one prompt).
+    """
+    lengths = tokens.lengths.tolist()
+    order = sorted(range(len(tokens)), key=lambda i: lengths[i])
+    room = PADDING_TOKENS if tokens.ids.device.type == "cpu" else math.inf
+    start = 0
+    while start < len(order):
+        stop, real = start + 1, lengths[order[start]]
+        while stop < len(order):
+            width, rows = lengths[order[stop]], stop - start
+            if (rows + 1) * width > max_tokens or rows * width - real > room:
+                break
+            stop, real = stop + 1, real + width
+        yield tokens.take(order[start:stop])
+        start = stop

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ..data.prompts import Conversation, PromptsLike, as_prompts, as_suffixes
 from ..errors import ModelError, PromptError
 from ..records.labels import REGIONS, visible
 
@@ -61,14 +62,21 @@ class Tokens:
         return self.mask.sum(-1)
 
     @property
-    def padded(self) -> bool:
-        """Whether any row has padding."""
-        return not bool(self.mask.all())
-
-    @property
     def n_post(self) -> int:
         """Number of post-instruction positions, the same for all rows (paper section 2.1)."""
         return self.spans[0].template_post[1] - self.spans[0].template_post[0]
+
+    def last(self, x: Tensor, n: int) -> Tensor:
+        """Activations [batch, pos, ...] at the last ``n`` positions of each prompt."""
+        return x[:, -n:]
+
+    def take(self, rows: Sequence[int]) -> Tokens:
+        """Some rows, with the padding they share removed."""
+        index = torch.as_tensor(list(rows), device=self.ids.device)
+        ids, mask = self.ids[index], self.mask[index]
+        start = ids.shape[1] - int(mask.sum(-1).max())
+        spans, indices = tuple(self.spans[i] for i in rows), tuple(self.indices[i] for i in rows)
+        return Tokens(ids[:, start:], mask[:, start:], spans, indices)
 
     def region(self, name: str) -> Bool[Tensor, "batch pos"]:
         """Mask of one region ("bos", "template_pre", "instruction", "suffix", "template_post"), padding included
@@ -77,6 +85,24 @@ class Tokens:
         index = torch.arange(self.mask.shape[1])[None, :] - offsets[:, None]
         bounds = torch.tensor([getattr(span, name) for span in self.spans])
         return ((index >= bounds[:, :1]) & (index < bounds[:, 1:])).to(self.mask.device)
+
+
+def padded(
+    rows: Sequence[Sequence[int]], spans: Sequence[Spans], pad_id: int, indices: Sequence[int] | None = None
+) -> Tokens:
+    """Left-padded ``Tokens`` of rows of token ids, on the CPU."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row) :] = torch.tensor(row)
+        mask[i, width - len(row) :] = True
+    return Tokens(ids, mask, tuple(spans), tuple(range(len(rows)) if indices is None else indices))
+
+
+def no_regions(length: int) -> Spans:
+    """Spans of text without a template, all of it instruction."""
+    return Spans((0, 0), (0, 0), (0, length), (length, length), (length, length))
 
 
 @dataclass(frozen=True)
@@ -109,7 +135,9 @@ class ChatFormat:
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(f"{type(tokenizer).__name__} gives no character offsets; load the model's fast tokenizer")
         self.tokenizer, self.system = tokenizer, system
-        self._encode = lru_cache(maxsize=65536)(self._encode_uncached)
+        # A conversation equals its transcript as text, so types are told apart.
+        self._encode = lru_cache(maxsize=65536, typed=True)(self._encode_uncached)
+        self._frame = lru_cache(maxsize=4096, typed=True)(self._frame_uncached)
         rendered = self.render(_SENTINEL)
         if rendered.count(_SENTINEL) != 1:
             raise ModelError(
@@ -127,14 +155,27 @@ class ChatFormat:
             )
 
     def render(self, content: str) -> str:
-        """The conversation with one user turn, up to where the model's reply begins."""
-        messages = [{"role": "user", "content": content}]
-        if self.system is not None:
+        """Render one user turn, or a ``Conversation``, up to where the model's reply begins."""
+        messages = (
+            list(content.messages) if isinstance(content, Conversation) else [{"role": "user", "content": content}]
+        )
+        if self.system is not None and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self.system})
         try:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # jinja2 errors of the template itself, e.g. "system role not supported"
             raise ModelError(f"the chat template refused this conversation: {error}") from error
+
+    def _frame_uncached(self, prompt: str) -> tuple[str, str, str]:
+        """What the template puts before the last user turn, that turn, and what comes after it."""
+        if not isinstance(prompt, Conversation):
+            return self.before, prompt, self.after
+        *earlier, last = prompt.messages
+        rendered = self.render(Conversation([*earlier, {"role": "user", "content": _SENTINEL}]))
+        if rendered.count(_SENTINEL) != 1:
+            raise PromptError(f"the chat template drops or repeats the last turn of the conversation {prompt[:60]!r}")
+        before, after = rendered.split(_SENTINEL)
+        return before, last["content"], after
 
     def encode(self, instruction: str, suffix: str = "") -> Encoded:
         """Token ids and spans of ``instruction`` (and ``suffix``, which brings its own leading space).
@@ -146,17 +187,19 @@ class ChatFormat:
         return self._encode(instruction, suffix)
 
     def _encode_uncached(self, instruction: str, suffix: str) -> Encoded:
-        content = instruction + suffix
+        before, text, after = self._frame(instruction)
+        content = text + suffix
         if not content.strip():
             raise PromptError("an empty prompt has no instruction; remove it")
-        rendered = self.render(content)
-        body = rendered[len(self.before) : len(rendered) - len(self.after)]
-        fits = rendered.startswith(self.before) and rendered.endswith(self.after)
+        earlier = instruction.messages[:-1] if isinstance(instruction, Conversation) else ()
+        rendered = self.render(Conversation([*earlier, {"role": "user", "content": content}]))
+        body = rendered[len(before) : len(rendered) - len(after)]
+        fits = rendered.startswith(before) and rendered.endswith(after)
         if not fits or body not in (content, content.strip(), content.lstrip(), content.rstrip()):
             raise PromptError(f"the chat template changes the user's text {content[:60]!r}; its spans are unknown")
         lead = len(content) - len(content.lstrip()) if body[:1] != content[:1] else 0
-        start = len(self.before)
-        edge = min(start + max(len(instruction) - lead, 0), start + len(body))
+        start = len(before)
+        edge = min(start + max(len(text) - lead, 0), start + len(body))
         stop = start + len(body)
         # The template's text already has every special token; adding them again would double the BOS.
         encoding = self.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
@@ -186,18 +229,22 @@ class ChatFormat:
             total += counts[name]
         return Encoded(tuple(ids), Spans(**bounds), rendered, tuple(map(tuple, offsets)))
 
-    def tokenize(self, instructions: Sequence[str], suffixes: Sequence[str] | None = None) -> Tokens:
-        """Left-padded ``Tokens`` of many prompts.
+    def tokenize(self, instructions: PromptsLike, suffixes: Sequence[str] | str | None = None) -> Tokens:
+        """Tokenize prompts into left-padded ``Tokens``.
 
         Args:
-            instructions: the requests.
-            suffixes: one per request (with its leading space), or None.
+            instructions: the requests, as ``data.prompts.as_prompts`` takes them (a string is one prompt).
+            suffixes: one per request (with its leading space), one string for all, or None.
+
+        Raises:
+            PromptError: no prompt, another number of suffixes than of prompts, or a prompt that does not fit.
         """
+        instructions = as_prompts(instructions)
         if not len(instructions):
             raise PromptError("no prompts were given")
         encoded = [
             self.encode(text, suffix)
-            for text, suffix in zip(instructions, suffixes or [""] * len(instructions), strict=True)
+            for text, suffix in zip(instructions, as_suffixes(suffixes, len(instructions)), strict=True)
         ]
         n_post = {e.spans.template_post[1] - e.spans.template_post[0] for e in encoded}
         if len(n_post) > 1:
@@ -205,14 +252,7 @@ class ChatFormat:
                 f"the number of post-instruction tokens differs between prompts ({sorted(n_post)}): the tokenizer "
                 "merges some prompts' ends with the template"
             )
-        longest = max(len(e.ids) for e in encoded)
-        pad = self.pad_id
-        ids = torch.full((len(encoded), longest), pad, dtype=torch.long)
-        mask = torch.zeros((len(encoded), longest), dtype=torch.bool)
-        for row, e in enumerate(encoded):
-            ids[row, longest - len(e.ids) :] = torch.tensor(e.ids)
-            mask[row, longest - len(e.ids) :] = True
-        return Tokens(ids, mask, tuple(e.spans for e in encoded), tuple(range(len(encoded))))
+        return padded([e.ids for e in encoded], [e.spans for e in encoded], self.pad_id)
 
     @property
     def pad_id(self) -> int:

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
+from ..hooks.base import Model
+
+# resid_post against the sum of the writes, relative to the largest value: rounding of a few additions.
+SUM_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 
 
 def active_hooks(tl: Any) -> tuple[str, ...]:
@@ -62,3 +66,42 @@ def check_activations(model: str, cached: Mapping[str, Tensor]) -> None:
                 f"{model}: {name} holds NaN or infinite values; load the model in a wider dtype "
                 "(dtype='bfloat16' or 'float32')"
             )
+
+
+def check_writes(model: Model) -> float:
+    """Verify that resid_post = resid_pre + attn_out + mlp_out at every layer, and that layers join up.
+
+    Returns:
+        The largest relative error.
+
+    Raises:
+        ModelError: naming the layer and hook that does not fit.
+    """
+    tokens = model.tokenize(["Hello there, how are you?"])
+    sites = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
+    names = [f"blocks.{layer}.{site}" for layer in range(model.n_layers) for site in sites]
+    for name in names:
+        if not model.backend.has_hook(name):
+            raise ModelError(
+                f"{model.name} has no hook point {name!r}, so its residual stream can't be followed; "
+                "this architecture is not supported"
+            )
+    cached = model.cache(tokens, names)
+    check_activations(model.name, cached)
+    tolerance, worst, previous = SUM_TOLERANCE.get(model.dtype, 1e-2), 0.0, None
+    for layer in range(model.n_layers):
+        pre, attn, mlp, post = (cached[f"blocks.{layer}.{site}"].double() for site in sites)
+        error = float((pre + attn + mlp - post).abs().max() / post.abs().max())
+        if not error <= tolerance:  # also true for NaN
+            raise ModelError(
+                f"{model.name}, layer {layer}: resid_pre + attn_out + mlp_out misses resid_post by {error:.2g} of "
+                f"its largest value (limit {tolerance:g} in {model.dtype}): some write to the residual stream is "
+                "not hooked"
+            )
+        worst = max(worst, error)
+        if previous is not None and not torch.equal(previous, pre):
+            gap = float((previous - pre).abs().max() / pre.abs().max())
+            if not gap <= tolerance:
+                raise ModelError(f"{model.name}: resid_post of layer {layer - 1} is not resid_pre of layer {layer}")
+        previous = post
+    return worst

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,10 @@ import torch
 
 from ..errors import ModelError
 from .allocator import loading
-from .checkpoints import check_folder
-from .gguf_header import check_gguf
 from .model import HookedChatModel
 
 SMALL_MODEL = 50_000_000  # below this many parameters float32 costs nothing and is exact
+MAX_LAYERS = 1_000  # transformers builds all layers of a config before it reads a weight
 
 
 def load_model(
@@ -30,6 +30,8 @@ def load_model(
 ) -> HookedChatModel:
     """Load a chat model with hook points.
 
+    Nothing of the process is changed, installed or started. Of a vision-language checkpoint the text model is loaded.
+
     Args:
         source: "organism" (the embedded model), a Hugging Face id, a local folder, a .gguf file (dequantized by
             transformers), or a ``TransformerBridge`` or ``HookedTransformer`` that you already have.
@@ -42,28 +44,29 @@ def load_model(
 
     Raises:
         ModelError: with the remedy, when the source can't be loaded or is not a chat model.
+
+    Example:
+        >>> import refusal_lens as rl
+        >>> model = rl.load_model("organism")
+        >>> model.n_layers, model.d_model, model.basis
+        (5, 144, 'raw')
     """
     if not isinstance(source, (str, Path)):
         return HookedChatModel(source, tokenizer, system=system)
-    from transformer_lens.model_bridge import TransformerBridge
-
     folder, name, gguf = _resolve(source)
-    if gguf:
-        check_gguf(Path(folder) / gguf)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(device)
     with loading():
-        kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code, "gguf_file": gguf}
         if gguf:
-            kwargs["gguf_file"] = gguf
+            _check_gguf(Path(folder) / gguf)
         tok = tokenizer or _load(name, "tokenizer", folder, **kwargs)
         if not getattr(tok, "chat_template", None):
             raise ModelError(
                 f"{name} has a tokenizer without a chat template: it is a base model or its folder is incomplete; "
                 "use the chat ('instruct') version"
             )
-        config = None if gguf else _load(name, "config", folder, **kwargs)
-        if config is not None and isinstance(folder, Path):
-            check_folder(folder, config)
+        config = _load(name, "config", folder, **kwargs)
+        _check_config(name, folder, config)
         hf = _load(
             name,
             "model",
@@ -71,25 +74,117 @@ def load_model(
             dtype=_dtype(dtype, device, config, gguf),
             device_map=device_map,
             attn_implementation="eager",
+            quantization_config=_dequantize() if gguf else None,
             **kwargs,
-        ).eval()
-        if not hf.config.architectures:
-            hf.config.architectures = [type(hf).__name__]
-        hf.requires_grad_(False)
+        )
         if device_map is None:
             hf.to(device)
         if not getattr(tok, "name_or_path", ""):
             tok.name_or_path = str(folder)
+        return HookedChatModel(_boot(name, folder, hf, tok, None if device_map else device), tok, name, system)
+
+
+def _boot(name: str, folder: str | Path, hf: Any, tokenizer: Any, device: str | None) -> Any:
+    """A bridge around ``hf``, or around its text model: TransformerLens installs packages for other modalities."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    text = _text_model(name, hf).eval()
+    if not text.config.architectures:
+        text.config.architectures = [type(text).__name__]
+    try:
+        bridge = TransformerBridge.boot_transformers(
+            str(folder), hf_model=text, tokenizer=tokenizer, dtype=text.dtype, device=device
+        )
+    except Exception as error:
+        raise ModelError(f"TransformerLens can't wrap {name} ({type(hf).__name__}): {_first_line(error)}") from error
+    bridge.original_model.requires_grad_(False)  # transformer-lens 3.9 switches it on again
+    return bridge
+
+
+def _text_model(name: str, hf: Any) -> Any:
+    """The language model of a vision-language model, on the same weights; ``hf`` itself where it is one."""
+    import transformers
+
+    text = hf.config.get_text_config()
+    if text is hf.config:
+        return hf
+    alone: Any = None
+    if type(text) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        with torch.device("meta"):
+            alone = transformers.AutoModelForCausalLM.from_config(text, dtype=hf.dtype, attn_implementation="eager")
+    decoder = hf.get_decoder()
+    if alone is None or type(alone.base_model) is not type(decoder):
+        raise ModelError(
+            f"{name} is a {type(hf).__name__}, and transformers can't run its text model alone: give a text checkpoint"
+        )
+    setattr(alone, alone.base_model_prefix, decoder)
+    alone.set_output_embeddings(hf.get_output_embeddings())
+    alone.config.name_or_path, alone.config.architectures = hf.config.name_or_path, [type(alone).__name__]
+    alone.generation_config = hf.generation_config
+    return alone
+
+
+def _device(asked: str | None) -> str:
+    """Where the model goes.
+
+    Raises:
+        ModelError: torch knows no such device, or this machine has none.
+    """
+    device = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises each, by kind of device
+        raise ModelError(f"there is no device {device!r} on this machine ({_first_line(error)}); use 'cpu'") from error
+    return device
+
+
+def _check_config(name: str, folder: str | Path, config: Any) -> None:
+    """Refuse an index that points out of its folder, and a config that would be built for hours.
+
+    Raises:
+        ModelError: naming the file or the number.
+    """
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > MAX_LAYERS:
+        raise ModelError(f"the config of {name} has num_hidden_layers {layers}: it is damaged; download it again")
+    if not isinstance(folder, Path):
+        return
+    for index in folder.glob("*.index.json"):
         try:
-            bridge = TransformerBridge.boot_transformers(
-                str(folder), hf_model=hf, tokenizer=tok, dtype=hf.dtype, device=None if device_map else device
-            )
-        except Exception as error:
-            raise ModelError(
-                f"TransformerLens can't wrap {name} ({type(hf).__name__}): {_first_line(error)}"
-            ) from error
-        bridge.original_model.requires_grad_(False)  # transformer-lens 3.9 switches it on again
-        return HookedChatModel(bridge, tok, name=name, system=system)
+            shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            raise ModelError(f"{index} is not an index of weight files ({type(error).__name__})") from error
+        for shard in shards:
+            if not isinstance(shard, str) or Path(shard).name != shard or not (index.parent / shard).is_file():
+                raise ModelError(f"{index} points to {shard!r}, which is no file of this folder")
+
+
+def _check_gguf(path: Path) -> None:
+    """Read the header with transformers' strict reader: the package gguf's own, used for some architectures, takes
+    what lies past the end of the file for empty and may never come back.
+
+    Raises:
+        ModelError: the header is broken.
+    """
+    try:
+        from transformers.integrations.gguf.reader import read_gguf_metadata
+    except ImportError:  # before 5.2x
+        return
+    try:
+        metadata, tensors = read_gguf_metadata(str(path))
+        blocks = metadata.get(f"{metadata['general.architecture']}.block_count", 0)
+        if blocks > len(tensors):
+            raise ValueError(f"it claims {blocks} layers and has {len(tensors)} tensors")
+    except Exception as error:  # whatever the bytes lead to
+        raise ModelError(f"{path} is not a usable GGUF file: {_first_line(error)}; download it again") from error
+
+
+def _dequantize() -> Any:
+    """Ask for plain weights by name: with the package ``kernels`` transformers would leave them packed."""
+    import transformers
+
+    config = getattr(transformers, "GgufConfig", None)
+    return config(dequantize=True) if config else None  # before 5.2x weights are always dequantized
 
 
 def _resolve(source: str | Path) -> tuple[str | Path, str, str | None]:
@@ -136,6 +231,11 @@ def source_digest(source: str | Path) -> str:
 
 
 def _load(name: str, what: str, folder: str | Path, **kwargs: Any) -> Any:
+    """The tokenizer, config or model by transformers.
+
+    Raises:
+        ModelError: with transformers' own reason, or because weights are missing, which it would make up.
+    """
     import transformers
 
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
@@ -145,7 +245,9 @@ def _load(name: str, what: str, folder: str | Path, **kwargs: Any) -> Any:
         "model": transformers.AutoModelForCausalLM,
     }[what]
     try:
-        return auto.from_pretrained(str(folder), **kwargs)
+        if what != "model":
+            return auto.from_pretrained(str(folder), **kwargs)
+        model, info = auto.from_pretrained(str(folder), output_loading_info=True, **kwargs)
     except Exception as error:  # transformers raises many kinds, for offline, gated, unknown and broken alike
         offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
         hint = " (HF_HUB_OFFLINE is set)" if offline and not Path(folder).exists() else ""
@@ -153,6 +255,12 @@ def _load(name: str, what: str, folder: str | Path, **kwargs: Any) -> Any:
             f"the {what} of {name!r} can't be loaded{hint}: {_first_line(error)}; check the name, the network, or "
             "give a local folder"
         ) from error
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"the weights of {name!r} lack {missing[0]} and {len(missing) - 1} more that its config asks for: "
+            "download them again"
+        )
+    return model
 
 
 def _first_line(error: Exception) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,33 +13,24 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..errors import ConcurrentUseError, DirectionError, ModelError, PromptError
+from ..errors import ConcurrentUseError, ModelError, PromptError
 from ..hooks.base import Intervention
+from ..hooks.readers import Cache, NextLogits, Reader, Rows
+from ..progress import Progress, silent
 from ..records.direction import Direction
 from .backend import Backend, PrefixCache
-from .batching import PADDING_TOKENS, take
+from .batching import length_batches
 from .bridge import BridgeBackend
 from .chat import ChatFormat, Tokens
-from .health import check_activations, check_unhooked, check_weights
+from .generation import end_tokens, generate
+from .health import check_unhooked, check_weights, check_writes
 from .hooked_transformer import HookedTransformerBackend
-from .writing_weights import WritingWeight, writing_weights
+from .identity import basis_of, check_direction, fingerprint_of
+from .running import one_pass, run_readers, running
+from .writing_weights import WritingWeight, check_editable
 
-# resid_post against the sum of the writes, relative to the largest value: rounding of a few additions.
-SUM_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
-
-
+# One per TransformerLens model, however many wrappers there are around it: hooks live on its modules.
 _LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
-_LOCKS_LOCK = threading.Lock()
-
-
-def _lock_of(tl: Any) -> threading.RLock:
-    """One lock for a TransformerLens model, however many wrappers there are around it: hooks live on its modules."""
-    with _LOCKS_LOCK:
-        return _LOCKS.setdefault(tl, threading.RLock())
-
-
-class _Stop(Exception):
-    """Ends a forward pass whose remaining layers nobody reads."""
 
 
 class HookedChatModel:
@@ -75,12 +64,14 @@ class HookedChatModel:
             raise ModelError("this model has no tokenizer: pass tokenizer=...")
         self.name = name or str(getattr(tl.cfg, "model_name", "") or "model")
         self.chat = ChatFormat(self.tokenizer, system)
-        self._lock = _lock_of(tl)
+        self.running: Tokens | None = None  # the padded batch under way, for interventions that ask for positions
+        self.packs: bool | None = None  # whether packed prompts give the same; measured at first use
+        self._lock = _LOCKS.setdefault(tl, threading.RLock())
         for size in ("n_layers", "n_heads", "d_model", "d_head", "d_vocab", "n_ctx"):
             setattr(self, size, getattr(self.backend, size))
         if check:
             self.check_unhooked()
-            check_weights(getattr(self.backend, "hf", self.tl), self.name)
+            check_weights(self.backend.module, self.name)
             self.check_writes()
 
     n_layers: int
@@ -95,6 +86,19 @@ class HookedChatModel:
             f"HookedChatModel({self.name!r}, {self.backend.kind}, n_layers={self.n_layers}, d_model={self.d_model}, "
             f"n_heads={self.n_heads}, {str(self.dtype).removeprefix('torch.')} on {self.device}, basis={self.basis!r})"
         )
+
+    def close(self) -> None:
+        """Leave the TransformerLens model as it was: contexts of ``hooks`` that are still open are left.
+
+        Between two passes nothing else is on it, so that wrappers of one model do not meet.
+        """
+        self.backend.close()
+
+    def __enter__(self) -> HookedChatModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # -- identity -------------------------------------------------------------------------------------------
     @property
@@ -111,24 +115,12 @@ class HookedChatModel:
     def basis(self) -> str:
         """Basis of the residual stream: "raw" is the model's own; processing that rotates or centres it gives
         another name, and directions do not carry over."""
-        cfg = self.tl.cfg
-        centred = bool(getattr(self.tl, "compatibility_mode", False)) or self._writes_are_centred()
-        norm = str(getattr(cfg, "normalization_type", "") or "")
-        # Centring changes nothing that an RMS-norm model's residual stream holds by default.
-        return "centred" if centred and not norm.upper().startswith("RMS") else "raw"
-
-    def _writes_are_centred(self) -> bool:
-        rows = self.backend.embed_weight()[:256].float()
-        return bool(rows.mean(-1).abs().max() < 1e-5 * rows.abs().max())
+        return basis_of(self.tl, self.backend)
 
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits of sizes and sampled weights (in bfloat16, so that dtype does not matter)."""
-        digest = hashlib.sha256(repr((self.n_layers, self.n_heads, self.d_model, self.d_vocab)).encode())
-        embed, middle = self.backend.embed_weight(), self.backend.output_weight(self.n_layers // 2)
-        for sample in (embed[:: max(1, len(embed) // 64)], middle[0], middle[-1]):
-            digest.update(sample.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint_of(self.backend)
 
     def check_direction(self, direction: Direction) -> None:
         """Refuse a direction of another model or basis.
@@ -136,27 +128,11 @@ class HookedChatModel:
         Raises:
             DirectionError: with both identities in the message.
         """
-        if direction.unit.shape != (self.d_model,):
-            raise DirectionError(
-                f"the direction has {direction.unit.shape[-1]} entries and {self.name} has d_model {self.d_model}: "
-                "it belongs to another model; extract one from this model"
-            )
-        if direction.model and direction.model != self.fingerprint:
-            raise DirectionError(
-                f"the direction belongs to the model with fingerprint {direction.model}, not to {self.name} "
-                f"({self.fingerprint}); extract one from this model, or set its model to '' to transfer it on purpose"
-            )
-        if direction.basis != self.basis:
-            raise DirectionError(
-                f"the direction lives in the basis {direction.basis!r} and {self.name} is loaded in {self.basis!r}; "
-                "load the model without weight processing (no folding, no centring)"
-            )
-        if not 0 <= direction.layer < self.n_layers:
-            raise DirectionError(f"layer {direction.layer} does not exist in {self.name} (n_layers {self.n_layers})")
+        check_direction(self, direction)
 
     # -- use by one thread ----------------------------------------------------------------------------------
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Hooks live on the modules, so two threads would see each other's interventions."""
         if not self._lock.acquire(blocking=False):
             raise ConcurrentUseError(
@@ -184,7 +160,7 @@ class HookedChatModel:
             pairs += [item] if isinstance(item, tuple) else item.hooks(self)
         for name, _ in pairs:
             self._check_hook(name)
-        with self._exclusive(), self.backend.hooks(pairs):
+        with self.exclusive(), self.backend.hooks(pairs):
             yield self
 
     def _check_hook(self, name: str) -> None:
@@ -194,7 +170,7 @@ class HookedChatModel:
             raise ModelError(f"{self.name} has no hook point {name!r}{hint}")
 
     # -- tokens ---------------------------------------------------------------------------------------------
-    def tokenize(self, prompts: Sequence[str], suffixes: Sequence[str] | None = None) -> Tokens:
+    def tokenize(self, prompts: str | Sequence[str], suffixes: str | Sequence[str] | None = None) -> Tokens:
         """Chat-formatted, left-padded tokens of ``prompts`` with their spans, on the model's device."""
         tokens = self.chat.tokenize(prompts, suffixes)
         longest = tokens.ids.shape[1]
@@ -208,31 +184,17 @@ class HookedChatModel:
         return Tokens(tokens.ids.to(self.device), tokens.mask.to(self.device), tokens.spans, tokens.indices)
 
     def batches(
-        self, prompts: Sequence[str] | Tokens, suffixes: Sequence[str] | None = None, max_tokens: int = 2048
+        self, prompts: str | Sequence[str] | Tokens, suffixes: str | Sequence[str] | None = None, max_tokens: int = 2048
     ) -> Iterator[Tokens]:
         """Prompts in batches of similar length; ``Tokens.indices`` says where each row came from.
-
-        On a CPU a batch ends before its padding reaches ``PADDING_TOKENS``, too.
 
         Args:
             prompts: requests, or tokens from ``tokenize``.
             suffixes: one per prompt, or None.
-            max_tokens: padded tokens a batch at most (always at least one prompt).
+            max_tokens: padded tokens per batch at most (always at least one prompt).
         """
         tokens = prompts if isinstance(prompts, Tokens) else self.tokenize(prompts, suffixes)
-        lengths = tokens.lengths.tolist()
-        order = sorted(range(len(tokens)), key=lambda i: lengths[i])
-        room = PADDING_TOKENS if self.device.type == "cpu" else math.inf
-        start = 0
-        while start < len(order):
-            stop, real = start + 1, lengths[order[start]]
-            while stop < len(order):
-                width, rows = lengths[order[stop]], stop - start
-                if (rows + 1) * width > max_tokens or rows * width - real > room:
-                    break
-                stop, real = stop + 1, real + width
-            yield take(tokens, order[start:stop])
-            start = stop
+        return length_batches(tokens, max_tokens)
 
     # -- running --------------------------------------------------------------------------------------------
     @torch.inference_mode()
@@ -252,17 +214,59 @@ class HookedChatModel:
             prefix: keys and values from ``prefix_cache``; then ``tokens`` are without the prefix.
             prefix_mask: True at real tokens of the prefix, where its rows have padding.
         """
-        with self._exclusive():
+        with self.exclusive(), running(self, tokens):
             return self.backend.logits(tokens.ids, tokens.mask, last_only, prefix, start, prefix_mask)
 
     @torch.inference_mode()
-    def last_logits(self, prompts: Sequence[str] | Tokens, suffixes: Sequence[str] | None = None) -> Tensor:
+    def run(
+        self,
+        prompts: str | Sequence[str] | Tokens,
+        suffixes: str | Sequence[str] | None = None,
+        *,
+        read: Reader | Sequence[Reader],
+        under: Any = (),
+        pack: bool = False,
+        engine: Any = None,
+        progress: Progress = silent,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> Rows:
+        """Read whatever ``read`` names, all of it in one pass per batch of prompts.
+
+        Layers after the last hook point that is read are not run, unless a reader needs the logits.
+
+        Args:
+            prompts: requests (a str is one), or tokens from ``tokenize``.
+            suffixes: one per prompt (with its leading space), or None.
+            read: readers (``refusal_lens.hooks``); memory is one batch and what they keep.
+            under: interventions that are active meanwhile, in addition to those of ``with model.hooks(...)``.
+            pack: run several prompts per row, where all readers and the model allow it: faster, equal to rounding.
+            engine: spread the prompts over its workers, 64 per item; None runs them here in batches of similar length.
+            progress: shows how far it is.
+            on_batch: called with a number of prompts when they are done.
+
+        Returns:
+            ``rows[reader]``: what each reader found, in prompt order and on the CPU.
+
+        Raises:
+            ModelError: a hook point that did not fire.
+            DirectionError: a direction of another model.
+
+        Example:
+            >>> import refusal_lens as rl
+            >>> from refusal_lens.hooks import NextLogits
+            >>> model = rl.load_model("organism")
+            >>> logits = NextLogits()
+            >>> model.run("How do I bake bread?", read=logits)[logits].shape[0]
+            1
+        """
+        readers = [read] if isinstance(read, Reader) else list(read)
+        active = list(under) if isinstance(under, (list, tuple)) else [under]
+        return run_readers(self, prompts, suffixes, readers, active, pack, engine, progress, on_batch)
+
+    def last_logits(self, prompts: str | Sequence[str] | Tokens, suffixes: Any = None) -> Tensor:
         """Next-token logits after each prompt, [prompt, vocab], in the order given."""
-        rows: dict[int, Tensor] = {}
-        for batch in self.batches(prompts, suffixes):
-            for index, row in zip(batch.indices, self.logits(batch)[:, -1], strict=True):
-                rows[index] = row
-        return torch.stack([rows[i] for i in range(len(rows))])
+        (found,) = self.run(prompts, suffixes, read=NextLogits())
+        return found.to(self.device)
 
     @torch.inference_mode()
     def cache(
@@ -273,9 +277,9 @@ class HookedChatModel:
         prefix: PrefixCache | None = None,
         prefix_mask: Bool[Tensor, "batch prefix"] | None = None,
     ) -> dict[str, Tensor]:
-        """Activations at the named hook points only, under whatever interventions are active.
+        """Activations of one batch at the named hook points only, on their device, under the active interventions.
 
-        Layers after the last named one are not run.
+        Layers after the last named one are not run. (``run`` with a ``Cache`` takes any number of prompts.)
 
         Args:
             tokens: one batch (or prompts, tokenized as one batch).
@@ -284,27 +288,17 @@ class HookedChatModel:
             prefix, prefix_mask: as in ``logits``; activations are of ``tokens`` alone.
         """
         batch = tokens if isinstance(tokens, Tokens) else self.tokenize(tokens)
-        wanted = list(dict.fromkeys(names))
-        stored: dict[str, Tensor] = {}
-
-        def keep(name: str) -> Callable:
-            def hook_fn(x: Tensor, hook: Any) -> None:
-                stored[name] = (x if positions is None else x[:, positions]).clone()
-                if len(stored) == len(wanted) and stops_early:
-                    raise _Stop
-
-            return hook_fn
-
-        stops_early = all(name.startswith("blocks.") for name in wanted)
-        try:
-            with self.hooks(*[(name, keep(name)) for name in wanted]):
-                self.backend.logits(batch.ids, batch.mask, prefix=prefix, prefix_mask=prefix_mask)
-        except _Stop:
-            pass
-        missing = [name for name in wanted if name not in stored]
-        if missing:
-            raise ModelError(f"the hook point {missing[0]!r} exists but did not fire in {self.name}")
-        return {name: stored[name] for name in wanted}
+        reader = Cache(list(dict.fromkeys(names)))
+        reader.where = positions
+        with running(self, batch):
+            hooks = reader.hooks(self, batch)
+            one_pass(
+                self,
+                hooks,
+                lambda: self.backend.logits(batch.ids, batch.mask, prefix=prefix, prefix_mask=prefix_mask),
+                logits=False,
+            )
+        return {name: reader.kept[name] for name in reader.names}
 
     @torch.inference_mode()
     def prefix_cache(
@@ -313,7 +307,7 @@ class HookedChatModel:
         mask: Bool[Tensor, "batch pos"] | None = None,
     ) -> PrefixCache:
         """Keys and values of a shared prefix, or of one prefix a row, under the active interventions."""
-        with self._exclusive():
+        with self.exclusive():
             return self.backend.prefix_cache(ids, mask)
 
     @torch.inference_mode()
@@ -340,40 +334,12 @@ class HookedChatModel:
             seed: of the sampling; the caller's random state is left alone.
         """
         tokens = prompts if isinstance(prompts, Tokens) else self.tokenize(prompts, suffixes)
-        if self.n_ctx and tokens.ids.shape[1] + max_new_tokens > self.n_ctx:
-            raise PromptError(
-                f"{tokens.ids.shape[1]} prompt tokens and {max_new_tokens} new ones exceed the context of "
-                f"{self.n_ctx}: ask for fewer new tokens"
-            )
-        order = sorted(range(len(tokens)), key=lambda i: int(tokens.lengths[i]))
-        replies: dict[int, str] = {}
-        with self._exclusive(), torch.random.fork_rng(enabled=temperature > 0):
-            if temperature > 0:
-                torch.manual_seed(seed)
-            for begin in range(0, len(order), batch_size):
-                batch = take(tokens, order[begin : begin + batch_size])
-                new = self.backend.generate(
-                    batch.ids, batch.mask, max_new_tokens, self.eos_ids, self.chat.pad_id, temperature
-                )
-                for index, row in zip(batch.indices, new, strict=True):
-                    replies[index] = self.tokenizer.decode(self._until_end(row), skip_special_tokens=True)
-                if on_batch:
-                    on_batch(len(batch))
-        return [replies[i] for i in range(len(replies))]
-
-    def _until_end(self, row: Tensor) -> list[int]:
-        ids = row.tolist()
-        ends = [i for i, token in enumerate(ids) if token in self.eos_ids]
-        return ids[: ends[0]] if ends else ids
+        return generate(self, tokens, max_new_tokens, on_batch, batch_size, temperature, seed)
 
     @cached_property
     def eos_ids(self) -> list[int]:
         """Tokens that end a reply: the tokenizer's and the checkpoint's generation config's."""
-        ids = {self.tokenizer.eos_token_id}
-        config = getattr(getattr(self.backend, "hf", None), "generation_config", None)
-        own = getattr(config, "eos_token_id", None)
-        ids |= set(own if isinstance(own, (list, tuple)) else [own])
-        return sorted(int(i) for i in ids if i is not None)
+        return end_tokens(self.tokenizer, self.backend)
 
     def writing_weights(self) -> list[WritingWeight]:
         """Every parameter that writes to the residual stream.
@@ -383,7 +349,9 @@ class HookedChatModel:
         """
         # Who asks for them may edit them, and both are cached at first use: they must be those of the whole weights.
         _ = self.fingerprint, self.basis
-        return writing_weights(self.backend, self.name)
+        found = self.backend.writing_weights(self.name)
+        check_editable(found, self.name)
+        return found
 
     # -- the check at load ----------------------------------------------------------------------------------
     def check_unhooked(self) -> None:
@@ -403,34 +371,7 @@ class HookedChatModel:
         Raises:
             ModelError: naming the layer and hook that does not fit.
         """
-        tokens = self.tokenize(["Hello there, how are you?"])
-        sites = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
-        names = [f"blocks.{layer}.{site}" for layer in range(self.n_layers) for site in sites]
-        for name in names:
-            if not self.backend.has_hook(name):
-                raise ModelError(
-                    f"{self.name} has no hook point {name!r}, so its residual stream can't be followed; "
-                    "this architecture is not supported"
-                )
-        cached = self.cache(tokens, names)
-        check_activations(self.name, cached)
-        tolerance, worst, previous = SUM_TOLERANCE.get(self.dtype, 1e-2), 0.0, None
-        for layer in range(self.n_layers):
-            pre, attn, mlp, post = (cached[f"blocks.{layer}.{site}"].double() for site in sites)
-            error = float((pre + attn + mlp - post).abs().max() / post.abs().max())
-            if not error <= tolerance:  # also true for NaN
-                raise ModelError(
-                    f"{self.name}, layer {layer}: resid_pre + attn_out + mlp_out misses resid_post by {error:.2g} of "
-                    f"its largest value (limit {tolerance:g} in {self.dtype}): some write to the residual stream is "
-                    "not hooked"
-                )
-            worst = max(worst, error)
-            if previous is not None and not torch.equal(previous, pre):
-                gap = float((previous - pre).abs().max() / pre.abs().max())
-                if not gap <= tolerance:
-                    raise ModelError(f"{self.name}: resid_post of layer {layer - 1} is not resid_pre of layer {layer}")
-            previous = post
-        return worst
+        return check_writes(self)
 
 
 def backend_of(tl: Any) -> Backend:

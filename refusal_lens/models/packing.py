@@ -7,19 +7,17 @@ template and system prompt of all prompts but one. Several rows, each under seve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..hooks.base import Model
 from .backend import SharedPrefix
-from .batching import take
 from .chat import Tokens
-from .model import SUM_TOLERANCE, HookedChatModel
+from .health import SUM_TOLERANCE, active_hooks
 
 # Longer rows pay for attention between prompts, which the mask discards; shorter ones need more padding.
 PACK_TOKENS = 128
@@ -64,6 +62,12 @@ class Pack:
         own = (self.whose[:, :, None] == self.whose[:, None]) & (order[:, None] >= order)
         prefix = (self.whose >= 0)[:, :, None].expand(-1, -1, self.shared)
         return torch.cat([prefix, own], -1)
+
+    def last(self, x: Float[Tensor, "row pos *rest"], n: int) -> Float[Tensor, "prompt n *rest"]:
+        """Activations at the last ``n`` positions of each prompt."""
+        # A model spread over devices has its layers' streams elsewhere.
+        at = self.end[:, None] + torch.arange(1 - n, 1, device=self.end.device)
+        return x[self.row[:, None].to(x.device), at.to(x.device)]
 
     def rows(self, some: slice) -> Pack:
         """Some of the rows, with their prompts."""
@@ -153,7 +157,7 @@ def shared_prefix(pack: Pack) -> SharedPrefix | None:
 
 @torch.inference_mode()
 def packed_logits(
-    model: HookedChatModel,
+    model: Model,
     pack: Pack,
     copies: int = 1,
     start: Start | None = None,
@@ -174,47 +178,21 @@ def packed_logits(
         )
 
 
-class _Enough(Exception):
-    """Ends a pass whose remaining layers nobody reads."""
-
-
-@torch.inference_mode()
-def read_resid(
-    model: HookedChatModel,
-    pack: Pack,
-    depth: int,
-    read: Callable[[int, Tensor], None],
-    prefix: SharedPrefix | None = None,
-) -> None:
-    """``read(layer, resid_pre [row, pos, d_model])`` of the first ``depth`` layers; later layers are not run."""
-
-    def at(layer: int, x: Tensor) -> None:
-        read(layer, x)
-        if layer == depth - 1:
-            raise _Enough
-
-    with suppress(_Enough), model.hooks(*_at_resid(depth, at)):
-        packed_logits(model, pack, prefix=prefix)
-
-
-def _at_resid(depth: int, read: Callable[[int, Tensor], None]) -> list[tuple[str, Callable]]:
-    def at(layer: int) -> tuple[str, Callable]:
-        return f"blocks.{layer}.hook_resid_pre", lambda x, hook: read(layer, x)
-
-    return [at(layer) for layer in range(depth)]
-
-
 class RestartedPack:
     """A pack with the residual streams that stand before an intervention, from which its pass restarts."""
 
-    def __init__(self, model: HookedChatModel, pack: Pack):
+    def __init__(self, model: Model, pack: Pack):
         self.model, self.pack = model, pack
         self._resid: list[Tensor] = []
 
     def before(self, depth: int = 0) -> Float[Tensor, "prompt vocab"]:
         """Logits after each prompt without the intervention; resid_pre of the first ``depth`` layers is kept."""
         kept: list[list[Tensor]] = [[] for _ in range(depth)]
-        with self.model.hooks(*_at_resid(depth, lambda layer, x: kept[layer].append(x.clone()))):
+        hooks = [
+            (f"blocks.{layer}.hook_resid_pre", lambda x, hook, into=into: into.append(x.clone()))
+            for layer, into in enumerate(kept)
+        ]
+        with self.model.hooks(*hooks):
             found = _in_order(self.logits())
         self._resid = [torch.cat(layer) for layer in kept]
         return found
@@ -238,25 +216,24 @@ def _in_order(found: Iterable[tuple[Pack, Tensor]]) -> Float[Tensor, "prompt voc
     return torch.stack([rows[i] for i in range(len(rows))])
 
 
-_HOLDS: WeakKeyDictionary[HookedChatModel, bool] = WeakKeyDictionary()
+# Of different lengths and beginnings: what packing is tried on, whatever is asked later.
+TRIAL = ("Hello", "How do I bake bread?", "Name three rivers of Europe and say where each of them ends.")
 
 
-def packing_holds(model: HookedChatModel, tokens: Tokens) -> bool:
-    """Whether packed logits are those of the prompts alone on this model: measured on three prompts, once a model.
+def packing_holds(model: Model) -> bool:
+    """Whether packed logits are those of the prompts alone on this model: measured on three prompts, once per model.
 
     Attention that reads anything but the mask and the position ids (ALiBi, windows, recurrences) would differ. Hooks
     that are active from outside may count positions, so with them the answer is no.
     """
-    if not model.backend.supports_prefix or any(point.fwd_hooks for point in model.tl.hook_dict.values()):
+    if not model.backend.supports_prefix or active_hooks(model.tl):
         return False
-    if model not in _HOLDS:
-        _HOLDS[model] = _measure(model, tokens)
-    return _HOLDS[model]
+    if model.packs is None:
+        model.packs = _measure(model, model.tokenize(TRIAL))
+    return model.packs
 
 
-def _measure(model: HookedChatModel, tokens: Tokens) -> bool:
-    by_length = sorted(range(len(tokens)), key=lambda i: int(tokens.lengths[i]))
-    some = take(tokens, [by_length[0], by_length[len(by_length) // 2], by_length[-1]])
+def _measure(model: Model, some: Tokens) -> bool:
     try:
         # A row of one prompt and a row of two, so that prompts in a row, rows of a batch and padding are tried.
         whole = RestartedPack(model, pack_tokens(some, row_tokens=int(some.lengths.sum()) // 2))
@@ -264,6 +241,6 @@ def _measure(model: HookedChatModel, tokens: Tokens) -> bool:
         packed, restarted = (_in_order(whole.logits(1, start)) for start in (0, model.n_layers // 2))
     except (TypeError, RuntimeError, IndexError):  # the model's forward takes no such mask or positions
         return False
-    alone = torch.cat([model.logits(take(some, [i]))[:, -1] for i in range(len(some))]).double()
+    alone = torch.cat([model.logits(some.take([i]))[:, -1] for i in range(len(some))]).double()
     limit = SUM_TOLERANCE.get(model.dtype, 1e-2) * float(alone.abs().max())
     return all(float((x.double() - alone).abs().max()) <= limit for x in (packed, restarted))

@@ -79,10 +79,16 @@ class Record(Labelled):
         if "__repr__" not in vars(cls):  # the decorator of dataclasses would print tensors
             cls.__repr__ = Record.__repr__  # type: ignore[method-assign]
 
-    def save(self, path: str | Path) -> Path:
-        """Write the record; the suffix (``.safetensors`` or ``.json``) is appended if missing. Returns the path."""
+    def save(self, path: str | Path, keys: Sequence[str] = ()) -> Path:
+        """Write the record; the suffix (``.safetensors`` or ``.json``) is appended if missing. Returns the path.
+
+        Args:
+            path: where.
+            keys: content keys that ``Store`` files it under.
+        """
         tensors: dict[str, Tensor] = {}
-        document = {"schema": SCHEMA_VERSION, "record": _encode(self, "", tensors)}
+        filed = {"keys": list(keys)} if keys else {}
+        document = {"schema": SCHEMA_VERSION, **filed, "record": _encode(self, "", tensors)}
         target = _with_suffix(Path(path), ".safetensors" if tensors else ".json")
         if tensors:
             header = {"refusal_lens": json.dumps(document, allow_nan=False)}
@@ -214,11 +220,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:59] + "…"
 
 
-def load_record(path: str | Path, kind: type[R]) -> R:
+def load_record(path: str | Path, kind: type[R], key: str | None = None) -> R:
     """Read a record of one kind from its file (the suffix may be left out).
 
     Raises:
-        ResultError: if the file is missing, broken, or holds another kind of record.
+        ResultError: the file is missing, broken, holds another kind of record, or is not filed under ``key``.
     """
     target, document, tensors = _read(Path(path))
     try:
@@ -227,6 +233,8 @@ def load_record(path: str | Path, kind: type[R]) -> R:
                 f"{target} has schema {document['schema']}, and this version reads 1 to {SCHEMA_VERSION}: a newer "
                 "refusal_lens wrote it, or the file is damaged"
             )
+        if key is not None and key not in document.get("keys", ()):
+            raise ResultError(f"{target} was made from other inputs")
         record = _decode(document["record"], tensors)
     except ResultError:
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -87,3 +88,17 @@ class Subspace(Record):
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+
+def as_direction(value: Any) -> Direction:
+    """The direction in whatever holds one: a ``Direction``, or what ``find_direction`` or a selection returned.
+
+    Raises:
+        DirectionError: something that holds no direction.
+    """
+    found = value if isinstance(value, Direction) else getattr(value, "direction", None)
+    if not isinstance(found, Direction):
+        raise DirectionError(
+            f"a {type(value).__name__} holds no direction: give a Direction, or what find_direction returned"
+        )
+    return found

@@ -1,4 +1,4 @@
-"""Names of regions, heads and tokens, as every table and figure shows them."""
+"""Names of heads, regions, conditions and tokens (read without torch, for the command line's help)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from ..errors import LabelError
 
+EFFECTS = ("ablation", "addition", "subtraction", "orthogonalized")
+CONDITIONS = ("baseline", *EFFECTS, *(f"random_{name}" for name in EFFECTS))  # each beside a random direction
 REGIONS = ("bos", "template_pre", "instruction", "suffix", "template_post")
 Head = tuple[int, int]
 

@@ -4,70 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..engines.base import Engine
 from ..engines.local import LocalEngine
 from ..errors import ModelError
-from ..hooks.base import Intervention
+from ..hooks.base import Intervention, Model
+from ..hooks.readers import Reader
 from ..models.model import HookedChatModel
 from ..tensors import refusal_log_odds
 from .records import RefusalTokens
 
-SHARD = 64  # prompts an item: what one worker scores at a time
+
+@dataclass(eq=False)
+class RefusalMetric(Reader[Tensor]):
+    """log p - log(1 - p) of the refusal tokens after each prompt, for ``model.run``."""
+
+    tokens: RefusalTokens
+    needs_logits: ClassVar[bool] = True
+    can_pack: ClassVar[bool] = True
+
+    def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
+        assert logits is not None
+        return {"metric": refusal_log_odds(logits, self.tokens.ids)}
+
+    def result(self) -> Float[Tensor, "prompt"]:
+        return self.rows["metric"]
 
 
 def refusal_metric(
     model: HookedChatModel,
-    prompts: Sequence[str],
+    prompts: str | Sequence[str],
     refusal_tokens: RefusalTokens,
-    suffixes: Sequence[str] | None = None,
+    suffixes: str | Sequence[str] | None = None,
+    under: Sequence[Intervention] = (),
+    engine: Engine | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Float[Tensor, "prompt"]:
     """log p - log(1 - p) of the refusal tokens after each prompt, float64, natural log (paper section 2.3).
 
-    Interventions active on the model act. Memory does not grow with the number of prompts.
+    Memory does not grow with the number of prompts.
+
+    Args:
+        suffixes: one per prompt (with its leading space), or None.
+        under: interventions, in addition to those that are active on the model.
+        engine: spread the prompts over its workers; this process if None.
+        on_batch: called with a number of prompts when they are done.
+
+    Example:
+        >>> import refusal_lens as rl
+        >>> model = rl.load_model("organism")
+        >>> rl.refusal_metric(model, "How do I bake bread?", rl.refusal.given_refusal_tokens(model, ["I"])).shape
+        torch.Size([1])
     """
-    out = torch.empty(len(prompts), dtype=torch.float64)
-    for batch in model.batches(list(prompts), suffixes):
-        out[list(batch.indices)] = refusal_log_odds(model.logits(batch)[:, -1], refusal_tokens.ids).cpu()
-        if on_batch:
-            on_batch(len(batch))
-    return out
-
-
-@dataclass(frozen=True)
-class _Metric:
-    """The refusal metric of some prompts, as work for an engine."""
-
-    tokens: RefusalTokens
-    interventions: tuple[Intervention, ...]
-
-    def prepare(self, model: HookedChatModel) -> None:
-        """Items share nothing."""
-
-    def run(self, model: HookedChatModel, state: None, item: Sequence[str]) -> Float[Tensor, "prompt"]:
-        """The metric of each prompt of ``item``."""
-        with model.hooks(*self.interventions):
-            return refusal_metric(model, item, self.tokens)
-
-
-def sharded_metric(
-    engine: Engine,
-    prompts: Sequence[str],
-    refusal_tokens: RefusalTokens,
-    interventions: Sequence[Intervention] = (),
-    on_batch: Callable[[int], None] | None = None,
-) -> Float[Tensor, "prompt"]:
-    """``refusal_metric`` under interventions, in items of ``SHARD`` prompts over an engine."""
-    texts = list(prompts)
-    items = [texts[i : i + SHARD] for i in range(0, len(texts), SHARD)]
-    done = None if on_batch is None else (lambda index: on_batch(len(items[index])))
-    found = engine.map("metric", _Metric(refusal_tokens, tuple(interventions)), items, done)
-    return torch.cat([torch.as_tensor(values) for values in found])
+    reader = RefusalMetric(refusal_tokens)
+    return model.run(prompts, suffixes, read=reader, under=under, engine=engine, on_batch=on_batch)[reader]
 
 
 def keep_refused(
@@ -84,7 +78,10 @@ def keep_refused(
         ModelError: when it leaves none of a kind.
     """
     engine = engine or LocalEngine(model)
-    scores = [sharded_metric(engine, prompts, refusal_tokens, on_batch=on_batch) for prompts in (harmful, harmless)]
+    scores = [
+        refusal_metric(model, list(prompts), refusal_tokens, engine=engine, on_batch=on_batch)
+        for prompts in (harmful, harmless)
+    ]
     refused = [p for p, s in zip(harmful, scores[0], strict=True) if s > 0]
     answered = [p for p, s in zip(harmless, scores[1], strict=True) if s < 0]
     if not refused:

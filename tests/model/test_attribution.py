@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from refusal_lens.attribution.components import component_contributions, head_contributions, neuron_contributions
+from refusal_lens.attribution.components import component_contributions, neuron_contributions
+from refusal_lens.attribution.components import heads as head_contributions
 from refusal_lens.attribution.logits import compliance_tokens, direct_logit_attribution
 from refusal_lens.attribution.records import ComponentContributions, DirectLogitAttribution
 from refusal_lens.errors import DirectionError, ModelError, PromptError, ResultError

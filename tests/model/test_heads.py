@@ -10,7 +10,7 @@ from scipy import stats as scipy_stats
 
 from refusal_lens.attribution.causal import causal_check, random_heads
 from refusal_lens.attribution.causal_records import CausalCheck, PatchingComparison
-from refusal_lens.attribution.components import head_contributions
+from refusal_lens.attribution.components import heads as head_contributions
 from refusal_lens.attribution.patching import attribution_patching, equal_length_pairs
 from refusal_lens.attribution.ranking import choose_heads, confirm_heads, top_heads
 from refusal_lens.attribution.records import TopHeads
@@ -58,9 +58,9 @@ def test_chosen_on_one_split_and_reported_on_another(planted, tmp_path):
     # The numbers come from the report split and nowhere else.
     report = head_contributions(model, REPORT, direction).values[PLANTED]
     first = found.to_frame().iloc[0]
-    assert abs(first["report"] - float(report.mean())) < 1e-6 and first["low"] <= first["report"] <= first["high"]
+    assert abs(first["reported"] - float(report.mean())) < 1e-6 and first["low"] <= first["reported"] <= first["high"]
     assert abs(first["selection"] - float(head_contributions(model, SELECT, direction).mean[PLANTED])) < 1e-6
-    assert first["report"] > 1 and first["contrast"] < -1
+    assert first["reported"] > 1 and first["contrast"] < -1
     assert 0 < found.share <= 1
     again = TopHeads.load(found.save(tmp_path / "heads"))
     assert again.heads == found.heads and again.n_reported == found.n_reported

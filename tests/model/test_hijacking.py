@@ -28,6 +28,7 @@ from refusal_lens.hooks.attention import KnockOut, PatchComponent, PatchPattern,
 from refusal_lens.hooks.readout import Readout
 from refusal_lens.records.base import load_record
 from refusal_lens.records.labels import REGIONS
+from refusal_lens.records.store import Store
 from refusal_lens.refusal.metric import refusal_metric
 from refusal_lens.refusal.records import RefusalTokens
 
@@ -287,15 +288,15 @@ def test_a_screen_that_was_killed_goes_on_where_it_stopped(tmp_path, monkeypatch
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        screen(model, prompts, suffixes, TOKENS, TOP, kill, folder=tmp_path)
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+        screen(model, prompts, suffixes, TOKENS, TOP, kill, store=Store(tmp_path))
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "screen").iterdir()}
     assert len(kept) == 2
-    found = screen(model, prompts, suffixes, TOKENS, TOP, folder=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3 and all(p.stat().st_mtime_ns == t for p, t in kept.items())
+    found = screen(model, prompts, suffixes, TOKENS, TOP, store=Store(tmp_path))
+    assert len(list((tmp_path / "screen").iterdir())) == 3 and all(p.stat().st_mtime_ns == t for p, t in kept.items())
     fresh = screen(model, prompts, suffixes, TOKENS, TOP)
     assert torch.equal(found.metric, fresh.metric) and torch.equal(found.strength, fresh.strength)
     # Other inputs: nothing old is taken.
-    other = screen(model, prompts, [" b", SUFFIX], TOKENS, TOP, folder=tmp_path, key=lambda p: f"other {p}")
+    other = screen(model, prompts, [" b", SUFFIX], TOKENS, TOP, store=Store(tmp_path))
     assert not torch.equal(other.metric, fresh.metric)
 
 

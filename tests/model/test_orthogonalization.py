@@ -119,7 +119,7 @@ def test_biases_count():
     found = model.writing_weights()
     without = [weight for weight in found if not weight.where.endswith("bias")]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ModelError, match="still has"):
-        patch.setattr(module, "writing_weights", lambda _: without)
+        patch.setattr(model, "writing_weights", lambda: without)
         with orthogonalized(model, direction_of(model)):
             pass
 

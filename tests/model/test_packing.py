@@ -21,7 +21,7 @@ WINDOWED = {"gemma2", "gemma3"}
 def test_packed_logits_are_those_of_the_prompts_alone(architecture):
     model = tiny_model(architecture)
     tokens = model.tokenize(PROMPTS)
-    assert packing_holds(model, tokens) == (architecture not in WINDOWED)
+    assert packing_holds(model) == (architecture not in WINDOWED)
     if architecture in WINDOWED:
         return
     alone = torch.cat([model.logits(model.tokenize([p]))[:, -1] for p in PROMPTS])
@@ -38,10 +38,9 @@ def test_packed_logits_are_those_of_the_prompts_alone(architecture):
 
 def test_hooks_from_outside_and_other_backends_are_not_packed():
     model = tiny_model("qwen2")
-    tokens = model.tokenize(PROMPTS)
     with model.hooks(("blocks.0.hook_resid_pre", lambda x, hook: None)):
-        assert not packing_holds(model, tokens)
-    assert packing_holds(model, tokens)
+        assert not packing_holds(model)
+    assert packing_holds(model)
 
 
 def test_rows_take_interventions_of_their_own():

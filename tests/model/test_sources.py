@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from refusal_lens.attribution.components import head_contributions
+from refusal_lens.attribution.components import heads as head_contributions
 from refusal_lens.attribution.sources import attention_patterns, propagation, source_contributions
 from refusal_lens.attribution.token_records import Propagation, SourceContributions
 from refusal_lens.errors import ModelError, PromptError

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from refusal_lens import HookedChatModel, orthogonalized
+from refusal_lens import Ablate, HookedChatModel, orthogonalized
 from refusal_lens.errors import ModelError
 from refusal_lens.exactness.identities import certify
 from refusal_lens.study.config import StudyConfig
@@ -62,3 +64,72 @@ def test_weights_come_back_after_an_exception_in_an_edit():
         assert not torch.equal(model.last_logits(PROMPTS), plain)
         raise Boom
     assert torch.equal(model.last_logits(PROMPTS), plain)
+
+
+def state_of(tl: Any) -> dict[tuple[str, str], Any]:
+    """Everything that hangs on the modules of a model: attributes by identity, hooks by their functions."""
+    found: dict[tuple[str, str], Any] = {}
+    for name, module in tl.named_modules():
+        for key, value in module.__dict__.items():
+            if key == "context_level":  # TransformerLens's own counter, made by its first context
+                continue
+            if isinstance(value, dict):
+                found[name, key] = {inner: id(one) for inner, one in value.items()}
+            else:
+                found[name, key] = value if isinstance(value, (bool, int, str)) else id(value)
+    return found
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_wrapping_leaves_no_trace(training):
+    bridge = tiny_bridge("llama")
+    bridge.train(training)
+    before = state_of(bridge)
+    with HookedChatModel(bridge, tiny_tokenizer()) as model:
+        direction = direction_of(model)
+        assert state_of(bridge) == before, "wrapped"
+        with model.hooks(Ablate(direction)):
+            ablated = model.last_logits(PROMPTS)
+        model.generate(PROMPTS, 3)
+        assert state_of(bridge) == before, "used"
+        twin = HookedChatModel(bridge, tiny_tokenizer(), system="Be kind.")
+        with twin.hooks(Ablate(direction)), model.hooks():  # each pass enters the same preparations
+            twin.last_logits(PROMPTS)
+        twin.close()
+        with model.hooks(Ablate(direction)):
+            assert torch.equal(model.last_logits(PROMPTS), ablated)
+        forgotten = model.hooks(Ablate(direction))
+        forgotten.__enter__()
+        assert state_of(bridge) != before
+    assert state_of(bridge) == before and bridge.training is training
+    forgotten.__exit__(None, None, None)
+    assert state_of(bridge) == before, "left twice"
+
+
+def test_a_pass_inside_a_pass_and_a_failed_one_leave_no_trace():
+    model = tiny_model("gemma3")
+    before, plain, inner = state_of(model.tl), model.last_logits(PROMPTS), []
+
+    def again(x: torch.Tensor, hook: Any) -> None:
+        if not inner:
+            inner.append(None)
+            inner[0] = model.last_logits(PROMPTS)
+
+    with model.hooks(("blocks.2.hook_resid_post", again)):
+        assert torch.equal(model.last_logits(PROMPTS), plain)
+    assert torch.equal(inner[0], plain) and state_of(model.tl) == before
+    with pytest.raises(Boom), model.hooks(("blocks.1.hook_mlp_out", _boom)):
+        model.generate(PROMPTS, 3)
+    assert state_of(model.tl) == before
+
+
+def test_a_restart_before_any_other_pass_is_right():
+    tokens = tiny_model("gpt_neox").tokenize(PROMPTS)
+    name = "blocks.1.hook_resid_pre"
+    resid = tiny_model("gpt_neox").cache(tokens, [name])[name]
+    fresh = HookedChatModel(tiny_bridge("gpt_neox"), tiny_tokenizer(), check=False)
+    assert torch.allclose(fresh.logits(tokens, start=(1, resid)), fresh.logits(tokens), atol=1e-5)
+
+
+def _boom(x: torch.Tensor, hook: Any) -> None:
+    raise Boom

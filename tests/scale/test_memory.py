@@ -10,7 +10,7 @@ import torch
 from benchmarks.live import LiveBytes
 from benchmarks.measure import LinearFlops
 from refusal_lens import load_model
-from refusal_lens.attribution.components import head_contributions
+from refusal_lens.attribution.components import heads as head_contributions
 from refusal_lens.attribution.sources import source_contributions
 from refusal_lens.direction.extract import mean_activations
 from refusal_lens.engines.local import LocalEngine

@@ -10,7 +10,7 @@ import torch
 
 from refusal_lens.attribution.figures import plot_attention, plot_head, plot_head_tokens
 from refusal_lens.attribution.ranking import confirm_heads
-from refusal_lens.attribution.section import heads_to_show
+from refusal_lens.attribution.stage import kept_patterns
 from refusal_lens.attribution.token_records import AttentionPatterns
 from refusal_lens.attribution.views import attention_notice, attention_props, thinned
 from refusal_lens.exactness.figures import plot_certificate
@@ -49,8 +49,8 @@ def test_whole_patterns_of_as_many_heads_as_the_page_can_hold():
     assert ranked[:2] == report.heads and set(ranked) == everything and len(ranked) == len(everything)
     others = [abs(float(report.reported.mean[head])) for head in ranked[2:]]
     assert others == sorted(others, reverse=True)
-    assert heads_to_show(report, 10) == ranked
-    assert heads_to_show(report, 150) == ranked[: max(2, 60_000 // 96**2)]
+    assert kept_patterns(report, 10) == ranked
+    assert kept_patterns(report, 150) == ranked[: max(2, 60_000 // 96**2)]
 
 
 def test_a_head_shows_every_prompt_and_its_tokens_add_up():

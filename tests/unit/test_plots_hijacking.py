@@ -123,7 +123,7 @@ def result(suffixed=SUFFIXED, tests=None, kind="adversarial", text=" x </script>
     )
     return SuffixResult(
         Suffix(kind, text), (3,) * N, suffixed, RANDOM, None, part, part, torch.full((LAYERS, HEADS), 0.5),
-        paired_p((RANDOM.metric - suffixed.metric).tolist()), tests, tokens, patterns, "k",
+        paired_p((RANDOM.metric - suffixed.metric).tolist()), tests, tokens, patterns,
     )  # fmt: skip
 
 

@@ -1,10 +1,12 @@
 """From every kind of file to disjoint splits; bad files end in one sentence."""
 
 import json
+import pickle
 
 import pytest
 
-from refusal_lens.data.prompts import PromptSet
+from refusal_lens.data.files import read_file
+from refusal_lens.data.prompts import Conversation, PromptSet, as_prompts, load_prompts
 from refusal_lens.errors import PromptError
 
 TEXTS = [f"Request number {i}" for i in range(40)]
@@ -54,7 +56,7 @@ def test_few_prompts_are_split_in_proportion_and_said():
     ("name", "content", "message"),
     [
         ("p.txt", "", "empty"),
-        ("p.txt", "\n \n\n", "no valid row"),
+        ("p.txt", "\n \n\n", "is empty"),
         ("p.json", "[]", "empty"),
         ("p.json", "{broken", "can't be read as json"),
         ("p.json", '{"train": ["a"]}', "no val or test split"),
@@ -76,3 +78,36 @@ def test_missing_file_and_unreachable_data_set(tmp_path):
         PromptSet.load(tmp_path / "nowhere.json")
     with pytest.raises(PromptError, match=r"can.t be loaded .*local file"):
         PromptSet.load("no-such-person/no-such-data-set")
+
+
+def test_whatever_holds_requests_becomes_a_list():
+    data = load_prompts(sizes=(4, 2, 2))
+    assert as_prompts("Hello there") == ["Hello there"]
+    assert as_prompts(data.harmful.test) == list(data.harmful.test)
+    with pytest.raises(PromptError, match=r"name one, for example \.test"):
+        as_prompts(data.harmful)
+    with pytest.raises(PromptError, match=r"\.harmful\.test"):
+        as_prompts(data)
+    with pytest.raises(PromptError, match="not int"):
+        as_prompts(["Hello", 3])
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    with pytest.raises(PromptError, match="must end with the user's turn"):
+        as_prompts(turns)
+    (one,) = as_prompts([*turns, {"role": "user", "content": "How are you?"}])
+    assert isinstance(one, Conversation) and pickle.loads(pickle.dumps(one)).messages == one.messages
+
+
+def test_rows_of_every_file_are_kept_whole(tmp_path):
+    (tmp_path / "commas.csv").write_text("prompt\nBake bread, then eat a slice\nPlant a tree, then water it\n")
+    rows = read_file(tmp_path / "commas.csv")
+    assert [row["prompt"] for row in rows] == ["Bake bread, then eat a slice", "Plant a tree, then water it"]
+    (tmp_path / "quoted.csv").write_text('prompt\n"Bake bread, then\neat a slice"\nPlant a tree\n')
+    assert [row["prompt"] for row in read_file(tmp_path / "quoted.csv")] == [
+        "Bake bread, then\neat a slice",
+        "Plant a tree",
+    ]
+    (tmp_path / "separator.jsonl").write_text('{"prompt": "one line\u2028and another"}\n{"prompt": "two"}\n', "utf-8")
+    assert [row["prompt"] for row in read_file(tmp_path / "separator.jsonl")] == ["one line\u2028and another", "two"]
+    (tmp_path / "wide.csv").write_text("prompt,kind\na,b,c\n")
+    with pytest.raises(PromptError, match="row 2 has 3 columns"):
+        read_file(tmp_path / "wide.csv")

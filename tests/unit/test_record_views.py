@@ -15,7 +15,8 @@ from torch import Tensor
 from refusal_lens.attribution.causal_records import CausalCheck
 from refusal_lens.attribution.records import DirectLogitAttribution, HeadContributions, TopHeads
 from refusal_lens.attribution.token_records import AttentionPatterns, Propagation, SourceContributions
-from refusal_lens.direction.records import CandidateDirections, DirectionTrace, Selection, SubspaceEffects
+from refusal_lens.direction.effect_records import SubspaceEffects
+from refusal_lens.direction.records import CandidateDirections, DirectionTrace, Selection
 from refusal_lens.errors import LabelError
 from refusal_lens.exactness.records import Certificate
 from refusal_lens.records.base import Record, load_record

@@ -1,0 +1,299 @@
+"""Readers: what to read in a pass, as values: ``model.run(prompts, read=[Residual(direction), NextLogits()])``.
+
+A reader names its hook points for one batch (``hooks``), reduces what they showed (``values``) and puts the batches
+together (``put``, ``result``). ``model.run`` owns the rest: tokens, batches, the end of the pass, prompt order. Any
+object of this shape can be read; an analysis with a need of its own defines its reader beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import PromptError
+from ..records.direction import Direction
+from ..tensors import cosine, wide
+from .base import Hooks, Model
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Batch(Protocol):
+    """The prompts of one pass: padded ``Tokens``, or a ``Pack`` of rows that hold several prompts."""
+
+    indices: tuple[int, ...]
+
+    def last(self, x: Tensor, n: int) -> Tensor:
+        """Activations [row, pos, ...] at the last ``n`` positions of each prompt: [prompt, n, ...]."""
+        ...
+
+
+class Reader(Generic[T]):
+    """What to read. ``run`` reads with a copy, so a reader itself stays a value and may be used again.
+
+    Attributes:
+        needs_logits: whether ``values`` uses the logits; without them a pass ends after the last hook that is read.
+        can_pack: whether it can read rows that hold several prompts, through ``Batch.last``.
+        axis: of the prompts in ``values``: the last one for numbers, the first one for raw activations.
+    """
+
+    needs_logits: ClassVar[bool] = False
+    can_pack: ClassVar[bool] = False
+    axis: ClassVar[int] = -1
+    rows: dict[str, Tensor]
+    n: int
+
+    def begin(self, model: Model, tokens: Any) -> None:
+        """Prepare for all prompts of a run (``Tokens``), inside of its interventions."""
+        self.n, self.rows = len(tokens), {}
+
+    def hooks(self, model: Model, batch: Any) -> Hooks:
+        """(hook name, function) pairs for one batch; what the functions return is ignored."""
+        return []
+
+    def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
+        """What the batch gave, after its pass; ``logits`` [prompt, vocab] are those of the last position."""
+        raise NotImplementedError
+
+    def put(self, indices: Sequence[int], values: dict[str, Tensor]) -> None:
+        """Put a batch's values where its prompts stood, on the CPU."""
+        for name, x in values.items():
+            axis = self.axis % x.ndim
+            if name not in self.rows:
+                self.rows[name] = torch.empty(*x.shape[:axis], self.n, *x.shape[axis + 1 :], dtype=x.dtype)
+            self.rows[name][(slice(None),) * axis + (list(indices),)] = x.cpu()
+
+    def result(self) -> T:
+        """What all prompts gave, in their order."""
+        raise NotImplementedError
+
+
+class Rows:
+    """Results of ``model.run``: ``rows[reader]``, or one after another in the order of ``read``."""
+
+    def __init__(self, readers: Sequence[Reader], results: Sequence[Any]):
+        self._readers, self._results = tuple(readers), tuple(results)
+
+    def __getitem__(self, reader: Reader[T]) -> T:
+        return next(found for known, found in zip(self._readers, self._results, strict=True) if known is reader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._results)
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def __repr__(self) -> str:
+        return f"Rows({', '.join(type(reader).__name__ for reader in self._readers)})"
+
+
+def vector_of(model: Model, vector: Direction | Tensor) -> Float[Tensor, "d_model"]:
+    """A direction's unit vector, refused on another model; any other vector as it is."""
+    if not isinstance(vector, Direction):
+        return vector
+    model.check_direction(vector)
+    return vector.unit
+
+
+def at(pos: int) -> slice:
+    """Position ``pos`` (counted from the end) as a slice that keeps the axis.
+
+    Raises:
+        PromptError: a position counted from the start, which padding would shift.
+    """
+    if pos >= 0:
+        raise PromptError(f"position {pos} counts from the start; count from the end (-1 is the last token)")
+    return slice(pos, pos + 1 or None)
+
+
+def check_position(tokens: Any, pos: int) -> None:
+    """Refuse a position before the first token of the shortest prompt."""
+    at(pos)
+    if -pos > int(tokens.lengths.min()):
+        raise PromptError(
+            f"position {pos} lies before the first token of a prompt of {int(tokens.lengths.min())} tokens"
+        )
+
+
+def resid_sites(n_layers: int) -> list[str]:
+    """resid_pre of every layer and resid_post of the last one."""
+    return [f"blocks.{layer}.hook_resid_pre" for layer in range(n_layers)] + [f"blocks.{n_layers - 1}.hook_resid_post"]
+
+
+class Kept(Reader[T]):
+    """A reader that keeps some positions of its hook points until the pass has ended.
+
+    Attributes:
+        names: hook points, from ``begin`` on.
+        where: positions to keep (axis 1); None keeps all.
+        kept: hook point -> activations, after a pass.
+    """
+
+    names: Sequence[str]
+    where: slice | None
+    kept: dict[str, Tensor]
+
+    def hooks(self, model: Model, batch: Any) -> Hooks:
+        self.kept = {}
+        return [(name, partial(self._keep, name)) for name in self.names]
+
+    def _keep(self, name: str, x: Tensor, hook: Any) -> None:
+        self.kept[name] = (x if self.where is None else x[:, self.where]).clone()
+
+
+@dataclass(eq=False)
+class Cache(Kept[dict[str, Tensor]]):
+    """Raw activations by TransformerLens's hook names, as ``run_with_cache`` gives them: prompts on the first axis.
+
+    Attributes:
+        names: e.g. ``blocks.3.hook_resid_pre``.
+        positions: keep these positions only, counted from the end (``slice(-5, None)``); with None all positions are
+            kept, prompts end at the last position, and what is padding in shorter ones is 0.
+    """
+
+    names: Sequence[str]
+    positions: slice | None = None
+    axis: ClassVar[int] = 0
+
+    def begin(self, model: Model, tokens: Any) -> None:
+        super().begin(model, tokens)
+        self.names, self.where, self.width = list(dict.fromkeys(self.names)), self.positions, tokens.ids.shape[1]
+
+    def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
+        if self.positions is not None:
+            return self.kept
+        missing, found = self.width - batch.ids.shape[1], {}
+        for name, x in self.kept.items():
+            # [batch head dest src] of patterns and scores, else [batch pos ...].
+            axes = (2, 3) if name.endswith(("hook_pattern", "hook_attn_scores")) else (1,)
+            for axis in axes:
+                shape = [n if i in (0, axis) else 1 for i, n in enumerate(x.shape)]
+                x = x.masked_fill(~batch.mask.to(x.device).view(shape), 0)
+            sizes = [n + missing if axis in axes else n for axis, n in enumerate(x.shape)]
+            found[name] = x.new_zeros(sizes)
+            found[name][tuple(slice(missing if axis in axes else 0, None) for axis in range(x.ndim))] = x
+        return found
+
+    def result(self) -> dict[str, Tensor]:
+        return {name: self.rows[name] for name in self.names}
+
+
+@dataclass(eq=False)
+class NextLogits(Reader[Tensor]):
+    """Next-token logits after each prompt, [prompt, vocab]."""
+
+    needs_logits: ClassVar[bool] = True
+    can_pack: ClassVar[bool] = True
+    axis: ClassVar[int] = 0
+
+    def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
+        assert logits is not None
+        return {"logits": logits}
+
+    def result(self) -> Float[Tensor, "prompt vocab"]:
+        return self.rows["logits"]
+
+
+@dataclass(eq=False)
+class Activations(Reader[Tensor]):
+    """resid_pre of every layer at the last positions, float32 or better, [prompt, pos, layer, d_model].
+
+    Attributes:
+        n_last: number of positions; the post-instruction ones if None.
+    """
+
+    n_last: int | None = None
+    can_pack: ClassVar[bool] = True
+    axis: ClassVar[int] = 0
+
+    def begin(self, model: Model, tokens: Any) -> None:
+        super().begin(model, tokens)
+        self.count = tokens.n_post if self.n_last is None else self.n_last
+        check_position(tokens, -self.count)
+
+    def hooks(self, model: Model, batch: Any) -> Hooks:
+        self.layers: list[Tensor] = []
+
+        def keep(x: Tensor, hook: Any) -> None:
+            self.layers.append(wide(batch.last(x, self.count).clone()).to(model.device))
+
+        return [(f"blocks.{layer}.hook_resid_pre", keep) for layer in range(model.n_layers)]
+
+    def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
+        return {"resid": torch.stack(self.layers, 2)}
+
+    def result(self) -> Float[Tensor, "prompt pos layer d_model"]:
+        return self.rows["resid"]
+
+
+class Projections(NamedTuple):
+    """The residual stream on a vector, by layer (resid_pre of each, then resid_post of the last).
+
+    Attributes:
+        projection: x · r̂.
+        cosine: of x and r̂.
+        highest: largest x · r̂ over the region, or at the position itself.
+    """
+
+    projection: Float[Tensor, "site prompt"]
+    cosine: Float[Tensor, "site prompt"]
+    highest: Float[Tensor, "site prompt"]
+
+
+@dataclass(eq=False)
+class Residual(Reader[Projections]):
+    """The residual stream on a direction at every layer: at one position, or at the last token of a region.
+
+    Attributes:
+        vector: a direction (its unit vector counts) or a vector.
+        positions: counted from the end, or the name of a region that every prompt has, such as "instruction".
+    """
+
+    vector: Direction | Tensor
+    positions: int | str = -1
+
+    def begin(self, model: Model, tokens: Any) -> None:
+        super().begin(model, tokens)
+        dtype = torch.promote_types(model.dtype, torch.float32)
+        self.r = vector_of(model, self.vector).to(model.device, dtype)
+        if isinstance(self.positions, int):
+            check_position(tokens, self.positions)
+
+    def hooks(self, model: Model, batch: Any) -> Hooks:
+        self.found: list[tuple[Tensor, Tensor, Tensor]] = []
+        if isinstance(self.positions, int):
+            read = self._at_position
+        else:
+            inside = batch.region(self.positions)
+            last = torch.where(inside, torch.arange(inside.shape[1], device=inside.device), -1).amax(-1)
+            if int(last.min()) < 0:
+                raise PromptError(f"a prompt has no {self.positions}: read another region, or only prompts with one")
+            read = partial(self._at_region, inside, last, torch.arange(len(batch), device=last.device))
+        return [(name, read) for name in resid_sites(model.n_layers)]
+
+    def _at_position(self, x: Tensor, hook: Any) -> None:
+        assert isinstance(self.positions, int)
+        here = wide(x[:, self.positions].clone()).to(self.r)
+        along = here @ self.r
+        self.found.append((along, cosine(here, self.r), along))
+
+    def _at_region(self, inside: Tensor, last: Tensor, rows: Tensor, x: Tensor, hook: Any) -> None:
+        along = wide(x).to(self.r) @ self.r
+        here = wide(x[rows, last]).to(self.r)
+        self.found.append((here @ self.r, cosine(here, self.r), along.masked_fill(~inside, float("-inf")).amax(-1)))
+
+    def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
+        return {
+            name: torch.stack(column)
+            for name, column in zip(Projections._fields, zip(*self.found, strict=True), strict=True)
+        }
+
+    def result(self) -> Projections:
+        return Projections(**self.rows)

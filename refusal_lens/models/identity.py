@@ -1,0 +1,59 @@
+"""Whose direction is it: the basis of a model's residual stream and the fingerprint of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+
+from ..errors import DirectionError
+from ..records.direction import Direction
+
+
+def basis_of(tl: Any, backend: Any) -> str:
+    """ "raw" for the model's own basis; processing that rotates or centres it gives another name."""
+    centred = backend.processed() or _writes_are_centred(backend)
+    norm = str(getattr(tl.cfg, "normalization_type", "") or "")
+    # Centring changes nothing that an RMS-norm model's residual stream holds by default.
+    return "centred" if centred and not norm.upper().startswith("RMS") else "raw"
+
+
+def _writes_are_centred(backend: Any) -> bool:
+    rows = backend.embed_weight()[:256].float()
+    return bool(rows.mean(-1).abs().max() < 1e-5 * rows.abs().max())
+
+
+def fingerprint_of(backend: Any) -> str:
+    """16 hex digits of sizes and sampled weights (in bfloat16, so that dtype does not matter)."""
+    sizes = (backend.n_layers, backend.n_heads, backend.d_model, backend.d_vocab)
+    digest = hashlib.sha256(repr(sizes).encode())
+    embed, middle = backend.embed_weight(), backend.output_weight(backend.n_layers // 2)
+    for sample in (embed[:: max(1, len(embed) // 64)], middle[0], middle[-1]):
+        digest.update(sample.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_direction(model: Any, direction: Direction) -> None:
+    """Refuse a direction of another model or basis.
+
+    Raises:
+        DirectionError: with both identities in the message.
+    """
+    if direction.unit.shape != (model.d_model,):
+        raise DirectionError(
+            f"the direction has {direction.unit.shape[-1]} entries and {model.name} has d_model {model.d_model}: "
+            "it belongs to another model; extract one from this model"
+        )
+    if direction.model and direction.model != model.fingerprint:
+        raise DirectionError(
+            f"the direction belongs to the model with fingerprint {direction.model}, not to {model.name} "
+            f"({model.fingerprint}); extract one from this model, or set its model to '' to transfer it on purpose"
+        )
+    if direction.basis != model.basis:
+        raise DirectionError(
+            f"the direction lives in the basis {direction.basis!r} and {model.name} is loaded in {model.basis!r}; "
+            "load the model without weight processing (no folding, no centring)"
+        )
+    if not 0 <= direction.layer < model.n_layers:
+        raise DirectionError(f"layer {direction.layer} does not exist in {model.name} (n_layers {model.n_layers})")
