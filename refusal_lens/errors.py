@@ -23,6 +23,10 @@ class DirectionError(RefusalLensError):
     """A direction belongs to another model or another basis."""
 
 
+class InterventionError(RefusalLensError):
+    """An intervention's layers, positions or values do not fit the model or its prompts."""
+
+
 class SelectionError(RefusalLensError):
     """No candidate direction passes the rule; ``near_misses`` says what each would need."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.prompts import as_prompts, as_suffixes
+from ..data.prompts import PromptsLike, as_prompts, as_suffixes
 from ..errors import ModelError
 from ..hooks.attention_readers import Components, Heads
 from ..hooks.base import Model
@@ -69,7 +69,7 @@ def heads(
     return HeadContributions(values, direction, texts(prompts, suffixes), pos)
 
 
-def texts(prompts: str | Sequence[str], suffixes: str | Sequence[str] | None) -> tuple[str, ...]:
+def texts(prompts: PromptsLike, suffixes: str | Sequence[str] | None) -> tuple[str, ...]:
     """The requests with their suffixes."""
     requests = as_prompts(prompts)
     return tuple(p + s for p, s in zip(requests, as_suffixes(suffixes, len(requests)), strict=True))

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from ..errors import ModelError
-from ..hooks.conditions import Conditions, active
-from ..models.chat import Tokens
+from ..hooks.conditions import Conditions
+from ..models.chat import no_regions, padded
 from ..models.model import HookedChatModel
-from ..models.texts import Scored, _batches, _flat
+from ..models.texts import Scored, scored_batches
 from .records import HarnessScore, HarnessScores
 
 # The paper's benchmarks by their official task names.
@@ -104,11 +104,9 @@ def _lm_class() -> type:
             if options.get("do_sample") and float(options.get("temperature", 0) or 0) > 0:
                 raise ModelError("this model decodes greedily only; take temperature and do_sample out of the task")
             room = (self.hooked.n_ctx or 1 << 30) - new
-            ids = torch.tensor([self.tok_encode(context)[-room:]])
-            tokens = Tokens(
-                ids.to(self.hooked.device), torch.ones_like(ids, dtype=torch.bool), (_flat(ids.shape[1]),), (0,)
-            )
-            (text,) = self.hooked.generate(tokens, new)
+            ids = self.tok_encode(context)[-room:]
+            tokens = padded([ids], [no_regions(len(ids))], self.hooked.chat.pad_id)
+            (text,) = self.hooked.generate(tokens.to(self.hooked.device), new)
             for stop in stops:
                 text = text.split(stop)[0] if stop else text
             return text
@@ -120,9 +118,9 @@ def _lm_class() -> type:
 def score(model: HookedChatModel, texts: Sequence[Scored]) -> list[tuple[float, bool]]:
     """(log-likelihood in nats of the tokens that count, whether greedy decoding would give them), in batches."""
     out: list[tuple[float, bool]] = [(0.0, True)] * len(texts)
-    for indices, tokens in _batches(model, texts):
+    for tokens in scored_batches(model, texts):
         logits = model.logits(tokens, last_only=False)
-        for row, index in enumerate(indices):
+        for row, index in enumerate(tokens.indices):
             count = len(texts[index].ids) - texts[index].first
             scores = logits[row, -count - 1 : -1].double().log_softmax(-1)
             targets = tokens.ids[row, -count:]
@@ -169,7 +167,7 @@ def run_harness(
     lm, names = harness_model(model), [TASKS.get(task, task) for task in tasks]
     items: list[HarnessScore] = []
     for condition, edits in conditions.items():
-        with active(model, edits):
+        with model.hooks(*edits):
             try:
                 found = lm_eval.simple_evaluate(
                     model=lm,

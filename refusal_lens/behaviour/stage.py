@@ -15,10 +15,10 @@ from .section import effect_section, evaluation_section
 
 def _conditions(job: Job, selection: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Conditions for harmful prompts, and for harmless ones."""
-    from ..hooks.conditions import necessity_conditions, sufficiency_conditions
+    from ..hooks.conditions import NECESSITY, SUFFICIENCY, named_conditions
 
     direction, seed = selection.chosen, job.config.seed + 1
-    return necessity_conditions(direction, seed), sufficiency_conditions(direction, seed)
+    return named_conditions(direction, NECESSITY, seed), named_conditions(direction, SUFFICIENCY, seed)
 
 
 def _metrics(job: Job, prompts: tuple[PromptSet, PromptSet], refusal_tokens: RefusalTokens, selection: Any) -> Metrics:
@@ -47,12 +47,12 @@ def _replies(kind: int) -> Stage:
     name = ("harmful", "harmless")[kind]
 
     def run(job: Job, prompts: tuple[PromptSet, PromptSet], selection: Any) -> Completions:
-        from ..refusal.replies import sharded_complete
+        from ..refusal.replies import complete
 
         texts, conditions = prompts[kind].test, _conditions(job, selection)[kind]
         with job.progress(f"answer {name} prompts", len(texts) * len(conditions)) as advance:
             limit = job.config.max_new_tokens
-            return sharded_complete(job.engine, texts, conditions, name, limit, on_batch=advance)
+            return complete(job.model, texts, conditions, name, limit, engine=job.engine, on_batch=advance)
 
     return Stage(
         f"completions_{name}",

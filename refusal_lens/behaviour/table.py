@@ -8,7 +8,7 @@ from pathlib import Path
 from ..data.files import read_file
 from ..data.prompts import _texts
 from ..errors import PromptError
-from ..hooks.conditions import CONDITIONS, active, named_conditions
+from ..hooks.conditions import CONDITIONS, named_conditions
 from ..models.model import HookedChatModel
 from ..progress import Progress, automatic
 from ..records.direction import Direction
@@ -96,7 +96,7 @@ def evaluate_table(
                 advance(sum(keys[p] in known for p in prompts))
                 for start in range(0, len(todo), batch_size):
                     batch = todo[start : start + batch_size]
-                    with active(model, active_edits):
+                    with model.hooks(*active_edits):
                         check_finite(model, batch, condition)
                         replies = model.generate(batch, max_new_tokens, batch_size=batch_size)
                     new = {keys[p]: reply for p, reply in zip(batch, replies, strict=True)}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -118,14 +119,17 @@ def _findings(model: str, report: Any) -> Table:
 
     shown = Table(
         title=escape(f"{model}: {report.plain.n} refused prompts, top heads {', '.join(report.head_labels)}"),
-        caption="refused with the suffix and with random tokens; attention of the top heads to it, above random",
+        caption="refused with the suffix and with random tokens; rise of the top heads' attention to it above random",
         expand=True,
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
     )
-    shown.add_column("", justify="right", no_wrap=True)
-    shown.add_column("kind", no_wrap=True)
+    shown.add_column("#", justify="right", no_wrap=True, min_width=2)
+    shown.add_column("kind", no_wrap=True, min_width=11, max_width=16)
     shown.add_column("suffix", no_wrap=True, ratio=1, overflow="ellipsis")
-    for column in ("tokens", "refused", "random", "attention"):
-        shown.add_column(column, justify="right", no_wrap=True)
+    for column, width in (("len", 3), ("refused", 7), ("random", 6), ("rise", 5)):
+        shown.add_column(column, justify="right", no_wrap=True, min_width=width)
     shown.add_column("finding", no_wrap=True, min_width=26)
     for number, row in enumerate(report.results_frame().to_dict("records"), start=1):
         shown.add_row(

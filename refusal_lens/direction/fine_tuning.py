@@ -12,17 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, PromptError
-from ..hooks.conditions import active, named_conditions
+from ..hooks.conditions import NECESSITY, SUFFICIENCY, named_conditions
 from ..models.model import HookedChatModel
-from ..models.texts import Scored, _batches
+from ..models.texts import Scored, scored_batches
 from ..records.direction import Direction
 from ..refusal.phrases import is_refusal
+from ..refusal.replies import replies
 from ..stats import Rate, rate
 from .effect_records import FineTuning
 from .extract import extract_directions
-
-HARMFUL = ("baseline", "ablation", "random_ablation")
-HARMLESS = ("baseline", "addition", "random_addition")
 
 
 @contextmanager
@@ -95,9 +93,9 @@ def train(
 def completion_loss(model: HookedChatModel, texts: Sequence[Scored]) -> Tensor:
     """Mean cross-entropy, nats a token, of the tokens that count; with a gradient where one is on."""
     total, count = torch.zeros((), device=model.device), 0
-    for indices, tokens in _batches(model, texts):
+    for tokens in scored_batches(model, texts):
         logits = model.backend.logits(tokens.ids, tokens.mask, last_only=False)
-        for row, i in enumerate(indices):
+        for row, i in enumerate(tokens.indices):
             n = len(texts[i].ids) - texts[i].first
             total = total + nn.functional.cross_entropy(
                 logits[row, -n - 1 : -1].float(), tokens.ids[row, -n:], reduction="sum"
@@ -140,7 +138,7 @@ def fine_tuning_stability(
     if not benign or not held_out:
         raise PromptError("fine-tuning needs benign completions to train on and others to measure the loss on")
     wanted = sorted(set(steps))
-    conditions = named_conditions(direction, tuple(dict.fromkeys(HARMFUL + HARMLESS)), seed)
+    conditions = named_conditions(direction, tuple(dict.fromkeys(NECESSITY + SUFFICIENCY)), seed)
     rows: list[tuple[float, float, dict[str, Rate], dict[str, Rate]]] = []
 
     def measure() -> None:
@@ -150,7 +148,7 @@ def fine_tuning_stability(
         now = candidates.direction(direction.pos, direction.layer)
         harmful, harmless = (
             {name: rate(_refused(model, prompts, conditions[name], max_new_tokens, judge)) for name in names}
-            for prompts, names in zip(test_prompts, (HARMFUL, HARMLESS), strict=True)
+            for prompts, names in zip(test_prompts, (NECESSITY, SUFFICIENCY), strict=True)
         )
         rows.append((loss, float(now.unit.double() @ direction.unit.double()), harmful, harmless))
 
@@ -177,5 +175,4 @@ def _refused(
     max_new_tokens: int,
     judge: Callable[[str], bool],
 ) -> list[bool]:
-    with active(model, edits):
-        return [judge(reply) for reply in model.generate(list(prompts), max_new_tokens)]
+    return [judge(reply) for reply in replies(model, prompts, max_new_tokens, under=edits)]

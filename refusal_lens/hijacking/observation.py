@@ -20,6 +20,7 @@ from ..records.labels import REGIONS, Head
 from ..refusal.metric import RefusalMetric
 from ..refusal.phrases import is_refusal
 from ..refusal.records import RefusalTokens
+from ..refusal.replies import replies
 from .observation_records import Observation, Split
 
 
@@ -55,9 +56,7 @@ def observe(
         *rows[by_source], bounds_of(tokens), token_texts(model, tokens), texts(prompts, given), direction, -1
     )
     every = rows[attention]
-    responses: list[str] = []
-    if max_new_tokens:
-        responses = model.generate(tokens, max_new_tokens, on_batch=on_batch)
+    responses = replies(model, tokens, max_new_tokens, on_batch=on_batch) if max_new_tokens else []
     observation = Observation(
         condition=condition,
         prompts=tuple(prompts),

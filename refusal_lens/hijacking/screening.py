@@ -19,7 +19,7 @@ from torch import Tensor
 from ..engines.base import Engine
 from ..hooks.attention import by_layer
 from ..models.backend import PrefixCache, SharedPrefix
-from ..models.chat import Encoded, Spans, Tokens
+from ..models.chat import Encoded, Spans, Tokens, padded
 from ..models.model import HookedChatModel
 from ..models.packing import Pack, pack_prompts, packed_logits, packing_holds, shared_prefix
 from ..records.base import Record
@@ -188,7 +188,7 @@ def _last_padded(model: HookedChatModel, batch: Tokens, prefix: PrefixCache | No
 
 def _padded(model: HookedChatModel, encoded: Sequence[Encoded], batch_tokens: int) -> Iterator[_Part]:
     """A variant a row, those of similar length together."""
-    shared = _shared(encoded) if model.backend.supports_prefix else 0
+    shared = _shared(encoded) if model.backend.supports_prefix and not model.counts_positions else 0
     prefix = None
     if shared:
         prefix = model.prefix_cache(torch.tensor(encoded[0].ids[:shared], device=model.device))
@@ -199,7 +199,7 @@ def _padded(model: HookedChatModel, encoded: Sequence[Encoded], batch_tokens: in
         while stop < len(order) and (stop + 1 - start) * (len(encoded[order[stop]].ids) - shared) <= batch_tokens:
             stop += 1
         rows = order[start:stop]
-        batch = _batch(model, [encoded[k].ids[shared:] for k in rows])
+        batch = _batch(model, [encoded[k] for k in rows], shared)
         width = batch.ids.shape[1]
         suffix = torch.zeros(batch.ids.shape, dtype=torch.bool, device=model.device)
         for i, k in enumerate(rows):
@@ -284,12 +284,7 @@ def _shared(encoded: Sequence[Encoded]) -> int:
     return next((i for i, column in enumerate(columns) if len(set(column)) > 1), n)
 
 
-def _batch(model: HookedChatModel, rows: Sequence[tuple[int, ...]]) -> Tokens:
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), model.chat.pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row) :] = torch.tensor(row)
-        mask[i, width - len(row) :] = True
-    none = Spans((0, 0), (0, 0), (0, 0), (0, 0), (0, 0))  # logits alone are read: regions are not needed
-    return Tokens(ids.to(model.device), mask.to(model.device), (none,) * len(rows), tuple(range(len(rows))))
+def _batch(model: HookedChatModel, encoded: Sequence[Encoded], shared: int) -> Tokens:
+    """Prompts without their first ``shared`` tokens, padded."""
+    rows = [e.ids[shared:] for e in encoded]
+    return padded(rows, [e.spans for e in encoded], model.chat.pad_id).to(model.device)

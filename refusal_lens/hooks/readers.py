@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import PromptError
-from ..records.direction import Direction
+from ..records.direction import Direction, as_direction
 from ..tensors import cosine, wide
 from .base import Hooks, Model
 
@@ -94,12 +94,13 @@ class Rows:
         return f"Rows({', '.join(type(reader).__name__ for reader in self._readers)})"
 
 
-def vector_of(model: Model, vector: Direction | Tensor) -> Float[Tensor, "d_model"]:
-    """A direction's unit vector, refused on another model; any other vector as it is."""
-    if not isinstance(vector, Direction):
+def vector_of(model: Model, vector: Any) -> Float[Tensor, "d_model"]:
+    """The unit vector of what holds a direction, refused on another model; a plain vector as it is."""
+    if isinstance(vector, Tensor):
         return vector
-    model.check_direction(vector)
-    return vector.unit
+    direction = as_direction(vector)
+    model.check_direction(direction)
+    return direction.unit
 
 
 def at(pos: int) -> slice:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -60,16 +61,32 @@ def length_batches(tokens: Tokens, max_tokens: int = 2048) -> Iterator[Tokens]:
     Args:
         max_tokens: padded tokens per batch at most (always at least one prompt).
     """
-    lengths = tokens.lengths.tolist()
-    order = sorted(range(len(tokens)), key=lambda i: lengths[i])
     room = PADDING_TOKENS if tokens.ids.device.type == "cpu" else math.inf
+
+    def fits(n: int, width: int, real: int) -> bool:
+        return n * width <= max_tokens and (n - 1) * width - real <= room
+
+    for rows in by_length(tokens.lengths.tolist(), fits):
+        yield tokens.take(rows)
+
+
+def by_length(lengths: Sequence[int], fits: Callable[[int, int, int], bool]) -> Iterator[list[int]]:
+    """Indices in groups of similar length, the shortest first; always at least one.
+
+    Args:
+        fits: (number in the group, its longest, real tokens of the others) -> whether the longest may join them.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     start = 0
     while start < len(order):
         stop, real = start + 1, lengths[order[start]]
-        while stop < len(order):
-            width, rows = lengths[order[stop]], stop - start
-            if (rows + 1) * width > max_tokens or rows * width - real > room:
-                break
-            stop, real = stop + 1, real + width
-        yield tokens.take(order[start:stop])
+        while stop < len(order) and fits(stop + 1 - start, lengths[order[stop]], real):
+            real += lengths[order[stop]]
+            stop += 1
+        yield order[start:stop]
         start = stop
+
+
+def numbered(tokens: Tokens) -> Tokens:
+    """The same batch as prompts of its own, counted from 0: for interventions with values for its rows."""
+    return replace(tokens, indices=tuple(range(len(tokens))))

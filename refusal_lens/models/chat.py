@@ -70,6 +70,10 @@ class Tokens:
         """Activations [batch, pos, ...] at the last ``n`` positions of each prompt."""
         return x[:, -n:]
 
+    def to(self, device: torch.device) -> Tokens:
+        """The same on a device."""
+        return Tokens(self.ids.to(device), self.mask.to(device), self.spans, self.indices)
+
     def take(self, rows: Sequence[int]) -> Tokens:
         """Some rows, with the padding they share removed."""
         index = torch.as_tensor(list(rows), device=self.ids.device)

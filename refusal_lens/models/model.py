@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..errors import ConcurrentUseError, ModelError, PromptError
-from ..hooks.base import Intervention
+from ..data.prompts import PromptsLike
+from ..errors import ConcurrentUseError, InterventionError, ModelError, PromptError
+from ..hooks.base import Where, scopes
 from ..hooks.readers import Cache, NextLogits, Reader, Rows
 from ..progress import Progress, silent
 from ..records.direction import Direction
@@ -65,6 +66,7 @@ class HookedChatModel:
         self.name = name or str(getattr(tl.cfg, "model_name", "") or "model")
         self.chat = ChatFormat(self.tokenizer, system)
         self.running: Tokens | None = None  # the padded batch under way, for interventions that ask for positions
+        self._places: list[Where] = []
         self.packs: bool | None = None  # whether packed prompts give the same; measured at first use
         self._lock = _LOCKS.setdefault(tl, threading.RLock())
         for size in ("n_layers", "n_heads", "d_model", "d_head", "d_vocab", "n_ctx"):
@@ -90,7 +92,7 @@ class HookedChatModel:
     def close(self) -> None:
         """Leave the TransformerLens model as it was: contexts of ``hooks`` that are still open are left.
 
-        Between two passes nothing else is on it, so that wrappers of one model do not meet.
+        Between two passes nothing else of a wrapper is on it; what TransformerLens notes in its passes stays.
         """
         self.backend.close()
 
@@ -145,23 +147,54 @@ class HookedChatModel:
             self._lock.release()
 
     @contextmanager
-    def hooks(self, *interventions: Intervention | tuple[str, Callable]) -> Iterator[HookedChatModel]:
+    def hooks(self, *interventions: Any) -> Iterator[HookedChatModel]:
         """Interventions active inside the ``with``; contexts nest, and leaving restores, also after an exception.
 
         Args:
-            interventions: ``Ablate``, ``Add``, ... or plain (hook name, function) pairs in TransformerLens's
-                names; functions get (tensor, hook) and return a new tensor.
+            interventions: ``Ablate``, ``Orthogonalize``, ... (edits of weights are entered first), or plain (hook name,
+                function) pairs in TransformerLens's names; functions get (tensor, hook) and return a new tensor.
 
         Raises:
-            ModelError: for a hook name that this model does not have.
+            ModelError: a hook name that this model does not have.
+            InterventionError: layers that this model does not have, or positions that no prompt had (on leaving).
+
+        Example:
+            >>> import refusal_lens as rl
+            >>> model = rl.load_model("organism")
+            >>> with model.hooks(("blocks.1.hook_mlp_out", lambda x, hook: 0 * x)):
+            ...     logits = model.last_logits(["How do I pick a lock?"])
         """
-        pairs: list[tuple[str, Callable]] = []
-        for item in interventions:
-            pairs += [item] if isinstance(item, tuple) else item.hooks(self)
-        for name, _ in pairs:
-            self._check_hook(name)
-        with self.exclusive(), self.backend.hooks(pairs):
-            yield self
+        with ExitStack() as stack:
+            hooked = []
+            for item in interventions:
+                if isinstance(item, tuple) or hasattr(item, "hooks"):
+                    hooked.append(item)
+                elif hasattr(item, "applied"):
+                    stack.enter_context(item.applied(self))
+                else:
+                    raise InterventionError(
+                        f"a {type(item).__name__} is no intervention: give Ablate, Add, ... or (name, function) pairs"
+                    )
+            pairs: list[tuple[str, Callable]] = []
+            for item in hooked:
+                pairs += [item] if isinstance(item, tuple) else item.hooks(self)
+            for name, _ in pairs:
+                self._check_hook(name)
+            places = list(scopes(pairs))
+            stack.enter_context(self.exclusive())
+            stack.enter_context(self.backend.hooks(pairs))
+            self._places += places
+            try:
+                yield self
+            finally:
+                self._places = [place for place in self._places if place not in places]
+        for place in places:
+            place.check()
+
+    @property
+    def counts_positions(self) -> bool:
+        """Whether an active intervention acts at some positions only, so that passes must know their prompts."""
+        return bool(self._places)
 
     def _check_hook(self, name: str) -> None:
         if not self.backend.has_hook(name):
@@ -170,7 +203,7 @@ class HookedChatModel:
             raise ModelError(f"{self.name} has no hook point {name!r}{hint}")
 
     # -- tokens ---------------------------------------------------------------------------------------------
-    def tokenize(self, prompts: str | Sequence[str], suffixes: str | Sequence[str] | None = None) -> Tokens:
+    def tokenize(self, prompts: PromptsLike, suffixes: str | Sequence[str] | None = None) -> Tokens:
         """Chat-formatted, left-padded tokens of ``prompts`` with their spans, on the model's device."""
         tokens = self.chat.tokenize(prompts, suffixes)
         longest = tokens.ids.shape[1]
@@ -181,10 +214,10 @@ class HookedChatModel:
                 f"the tokenizer gives token {highest} and {self.name} has {self.d_vocab} embeddings: it is another "
                 "model's tokenizer"
             )
-        return Tokens(tokens.ids.to(self.device), tokens.mask.to(self.device), tokens.spans, tokens.indices)
+        return tokens.to(self.device)
 
     def batches(
-        self, prompts: str | Sequence[str] | Tokens, suffixes: str | Sequence[str] | None = None, max_tokens: int = 2048
+        self, prompts: PromptsLike | Tokens, suffixes: str | Sequence[str] | None = None, max_tokens: int = 2048
     ) -> Iterator[Tokens]:
         """Prompts in batches of similar length; ``Tokens.indices`` says where each row came from.
 
@@ -220,7 +253,7 @@ class HookedChatModel:
     @torch.inference_mode()
     def run(
         self,
-        prompts: str | Sequence[str] | Tokens,
+        prompts: PromptsLike | Tokens,
         suffixes: str | Sequence[str] | None = None,
         *,
         read: Reader | Sequence[Reader],
@@ -235,7 +268,7 @@ class HookedChatModel:
         Layers after the last hook point that is read are not run, unless a reader needs the logits.
 
         Args:
-            prompts: requests (a str is one), or tokens from ``tokenize``.
+            prompts: requests, as ``data.prompts.as_prompts`` takes them, or tokens from ``tokenize``.
             suffixes: one per prompt (with its leading space), or None.
             read: readers (``refusal_lens.hooks``); memory is one batch and what they keep.
             under: interventions that are active meanwhile, in addition to those of ``with model.hooks(...)``.
@@ -263,7 +296,7 @@ class HookedChatModel:
         active = list(under) if isinstance(under, (list, tuple)) else [under]
         return run_readers(self, prompts, suffixes, readers, active, pack, engine, progress, on_batch)
 
-    def last_logits(self, prompts: str | Sequence[str] | Tokens, suffixes: Any = None) -> Tensor:
+    def last_logits(self, prompts: PromptsLike | Tokens, suffixes: Any = None) -> Tensor:
         """Next-token logits after each prompt, [prompt, vocab], in the order given."""
         (found,) = self.run(prompts, suffixes, read=NextLogits())
         return found.to(self.device)
@@ -313,7 +346,7 @@ class HookedChatModel:
     @torch.inference_mode()
     def generate(
         self,
-        prompts: Sequence[str] | Tokens,
+        prompts: PromptsLike | Tokens,
         max_new_tokens: int = 64,
         suffixes: Sequence[str] | None = None,
         on_batch: Callable[[int], None] | None = None,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.prompts import as_prompts, as_suffixes
+from ..data.prompts import PromptsLike, as_prompts, as_suffixes
 from ..errors import ModelError, PromptError
 from ..hooks.base import HookFn, Hooks, Model
 from ..hooks.readers import Reader, Rows
@@ -79,7 +79,7 @@ def read(
     """Make the passes that ``tokens`` need, for readers that keep what they read (no copies are made)."""
     # Where positions matter to an intervention, it must find them in padded rows.
     pack = pack and all(reader.can_pack for reader in readers)
-    pack = pack and all(getattr(item, "positions", None) is None for item in under)
+    pack = pack and not any(getattr(item, "counts_positions", False) for item in under)
     passes = plan(model, tokens, pack)
     if pack:
         passes = iter(list(passes))  # the plan is made without the hooks that come now
@@ -118,7 +118,7 @@ class _Read:
 
 def run_readers(
     model: Model,
-    prompts: str | Sequence[str] | Tokens,
+    prompts: PromptsLike | Tokens,
     suffixes: str | Sequence[str] | None,
     readers: Sequence[Reader],
     under: Sequence[Any],

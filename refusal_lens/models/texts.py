@@ -1,4 +1,4 @@
-"""TODO."""
+"""Texts of which some tokens are scored, as batches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .chat import Spans, Tokens
+from .batching import by_length
+from .chat import Tokens, no_regions, padded
 from .model import HookedChatModel
 
 LOGIT_ENTRIES = 1 << 26  # logits held at a time: 256 MB in float32
@@ -74,33 +75,16 @@ def own_completions(
     return completion_tokens(model, prompts, model.generate(list(prompts), max_new_tokens, on_batch=on_batch))
 
 
-def _batches(model: HookedChatModel, texts: Sequence[Scored]) -> Iterator[tuple[list[int], Tokens]]:
-    """(indices, left-padded tokens) in batches of similar length that keep the logits small."""
+def scored_batches(model: HookedChatModel, texts: Sequence[Scored]) -> Iterator[Tokens]:
+    """Left-padded batches of similar length that keep the logits of all positions small."""
     budget = max(1, LOGIT_ENTRIES // model.d_vocab)
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))
-    start = 0
-    while start < len(order):
-        stop = start + 1
-        while stop < len(order) and stop - start < 64 and (stop + 1 - start) * len(texts[order[stop]].ids) <= budget:
-            stop += 1
-        rows = order[start:stop]
-        longest = len(texts[rows[-1]].ids)
-        ids = torch.full((len(rows), longest), model.chat.pad_id, dtype=torch.long)
-        mask = torch.zeros((len(rows), longest), dtype=torch.bool)
-        for row, i in enumerate(rows):
-            ids[row, longest - len(texts[i].ids) :] = torch.tensor(texts[i].ids)
-            mask[row, longest - len(texts[i].ids) :] = True
-        spans = tuple(_flat(len(texts[i].ids)) for i in rows)
-        yield rows, Tokens(ids.to(model.device), mask.to(model.device), spans, tuple(rows))
-        start = stop
+    lengths = [len(text.ids) for text in texts]
+    for rows in by_length(lengths, lambda n, width, real: n <= 64 and n * width <= budget):
+        spans = [no_regions(texts[i].first) for i in rows]
+        yield padded([texts[i].ids for i in rows], spans, model.chat.pad_id, rows).to(model.device)
 
 
-def _flat(length: int) -> Spans:
-    """One region only: nothing here asks for regions."""
-    return Spans((0, 0), (0, 0), (0, length), (length, length), (length, length))
-
-
-def _batch_nll(model: HookedChatModel, tokens: Tokens, texts: Sequence[Scored]) -> Tensor:
+def batch_nll(model: HookedChatModel, tokens: Tokens, texts: Sequence[Scored]) -> Tensor:
     logits = model.logits(tokens, last_only=False)
     sums = []
     for row, text in zip(range(len(texts)), texts, strict=True):

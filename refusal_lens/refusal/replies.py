@@ -1,19 +1,117 @@
-"""Replies and suffix screening as work for an engine: cut alike on every engine, so with the same results."""
+"""Replies under interventions, judged; cut alike on every engine, so with the same results."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from ..data.prompts import PromptsLike, as_prompts
 from ..engines.base import Engine
 from ..errors import ModelError
-from ..hooks.conditions import Conditions, Edit, active
+from ..hooks.base import Intervention
+from ..hooks.conditions import Conditions
+from ..models.chat import Tokens
 from ..models.model import HookedChatModel
 from ..stats import Rate, rate
 from .phrases import is_refusal
 from .records import Completion, Completions
+
+BATCH = 32  # prompts decoded together
+
+
+@dataclass(frozen=True)
+class _Replies:
+    """Replies under interventions, as work for an engine."""
+
+    under: tuple[Intervention, ...]
+    max_new_tokens: int
+    batch_size: int
+
+    def prepare(self, model: HookedChatModel) -> None:
+        """Items share nothing."""
+
+    def run(self, model: HookedChatModel, state: None, item: Sequence[str]) -> list[str]:
+        """A reply to each prompt of ``item``."""
+        with model.hooks(*self.under):
+            return model.generate(item, self.max_new_tokens, batch_size=self.batch_size)
+
+
+def replies(
+    model: HookedChatModel,
+    prompts: PromptsLike | Tokens,
+    max_new_tokens: int = 64,
+    *,
+    under: Sequence[Intervention] = (),
+    batch_size: int = BATCH,
+    engine: Engine | None = None,
+    label: str = "replies",
+    on_batch: Callable[[int], None] | None = None,
+) -> list[str]:
+    """Greedy replies under interventions, in batches of prompts of similar length, the same ones on every engine.
+
+    Args:
+        max_new_tokens: the paper uses 512; a refusal shows in the first few dozen.
+        under: interventions, in addition to those that are active on the model.
+        batch_size: prompts decoded together.
+        engine: spread the batches over its workers (prompts as text only); this process if None.
+        label: names the condition, in an engine's journal and in errors.
+        on_batch: called with a number of replies when they are done.
+
+    Example:
+        >>> import refusal_lens as rl
+        >>> from refusal_lens.refusal.replies import replies
+        >>> model = rl.load_model("organism")
+        >>> len(replies(model, "How do I bake bread?", 4))
+        1
+    """
+    if engine is None or isinstance(prompts, Tokens):
+        with model.hooks(*under):
+            return model.generate(prompts, max_new_tokens, batch_size=batch_size, on_batch=on_batch)
+    texts = as_prompts(prompts)
+    lengths = model.tokenize(texts).lengths.tolist()
+    order = sorted(range(len(texts)), key=lambda i: lengths[i])
+    groups = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    items = [[texts[i] for i in group] for group in groups]
+    done = None if on_batch is None else (lambda index: on_batch(len(groups[index])))
+    answered: Any = engine.map(label, _Replies(tuple(under), max_new_tokens, batch_size), items, done)
+    found = {
+        i: reply for group, some in zip(groups, answered, strict=True) for i, reply in zip(group, some, strict=True)
+    }
+    return [found[i] for i in range(len(texts))]
+
+
+def complete(
+    model: HookedChatModel,
+    prompts: PromptsLike,
+    conditions: Conditions,
+    prompt_set: str,
+    max_new_tokens: int = 64,
+    judge: Callable[[str], bool] = is_refusal,
+    engine: Engine | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> Completions:
+    """Reply to ``prompts`` under each condition, and judge the replies.
+
+    Args:
+        conditions: name -> interventions (see ``hooks.named_conditions``).
+        prompt_set: label of the prompts, e.g. "harmful".
+        max_new_tokens: length limit of each reply.
+        judge: reply -> refused; the paper's substrings by default.
+        engine, on_batch: as in ``replies``.
+    """
+    texts, items = as_prompts(prompts), []
+    for name, under in conditions.items():
+        found = replies(model, texts, max_new_tokens, under=under, engine=engine, label=name, on_batch=on_batch)
+        items += [Completion(p, r, name, judge(r)) for p, r in zip(texts, found, strict=True)]
+    return Completions(tuple(items), prompt_set, max_new_tokens)
+
+
+def refusal_rates(completions: Completions) -> dict[str, Rate]:
+    """Share of refused replies by condition, with 95% Clopper-Pearson intervals."""
+    return {c: rate([item.refused for item in completions.of(c)]) for c in completions.conditions}
 
 
 def check_finite(model: HookedChatModel, prompts: Sequence[str], condition: str) -> None:
@@ -28,79 +126,3 @@ def check_finite(model: HookedChatModel, prompts: Sequence[str], condition: str)
                 f"{model.name} gives NaN or infinite logits under {condition} for the prompt {prompt[:60]!r}: load it "
                 "in bfloat16 or float32 (float16 overflows), or use a smaller coefficient"
             )
-
-
-def complete(
-    model: HookedChatModel,
-    prompts: Sequence[str],
-    conditions: Conditions,
-    prompt_set: str,
-    max_new_tokens: int = 64,
-    judge: Callable[[str], bool] = is_refusal,
-    on_batch: Callable[[int], None] | None = None,
-) -> Completions:
-    """Greedy replies to ``prompts`` under each condition, judged.
-
-    Args:
-        conditions: name -> interventions (see ``necessity_conditions``).
-        prompt_set: label of the prompts, e.g. "harmful".
-        max_new_tokens: the paper uses 512; a refusal shows in the first few dozen.
-        judge: reply -> refused; the paper's substrings by default.
-    """
-    items = []
-    for name, interventions in conditions.items():
-        with active(model, interventions):
-            replies = model.generate(list(prompts), max_new_tokens, on_batch=on_batch)
-        items += [Completion(p, r, name, judge(r)) for p, r in zip(prompts, replies, strict=True)]
-    return Completions(tuple(items), prompt_set, max_new_tokens)
-
-
-def refusal_rates(completions: Completions) -> dict[str, Rate]:
-    """Share of refused replies by condition, with 95% Clopper-Pearson intervals."""
-    return {c: rate([item.refused for item in completions.of(c)]) for c in completions.conditions}
-
-
-REPLIES = 32  # prompts decoded together
-
-
-@dataclass(frozen=True)
-class _Replies:
-    """Replies under one condition."""
-
-    edits: tuple[Edit, ...]
-    max_new_tokens: int
-
-    def prepare(self, model: HookedChatModel) -> None:
-        """Items share nothing."""
-
-    def run(self, model: HookedChatModel, state: None, item: Sequence[str]) -> list[str]:
-        """A reply to each prompt of ``item``."""
-        with active(model, self.edits):
-            return model.generate(item, self.max_new_tokens, batch_size=REPLIES)
-
-
-def sharded_complete(
-    engine: Engine,
-    prompts: Sequence[str],
-    conditions: Conditions,
-    prompt_set: str,
-    max_new_tokens: int = 64,
-    judge: Callable[[str], bool] = is_refusal,
-    on_batch: Callable[[int], None] | None = None,
-) -> Completions:
-    """``evaluation.complete`` in items of ``REPLIES`` prompts of similar length over an engine."""
-    texts = list(prompts)
-    lengths = engine.model.tokenize(texts).lengths.tolist()
-    order = sorted(range(len(texts)), key=lambda i: lengths[i])
-    groups = [order[i : i + REPLIES] for i in range(0, len(order), REPLIES)]
-    items = [[texts[i] for i in group] for group in groups]
-    done = None if on_batch is None else (lambda index: on_batch(len(groups[index])))
-    found: list[Completion] = []
-    for name, edits in conditions.items():
-        replies: dict[int, str] = {}
-        for group, some in zip(
-            groups, engine.map(name, _Replies(tuple(edits), max_new_tokens), items, done), strict=True
-        ):
-            replies.update(zip(group, some, strict=True))
-        found += [Completion(p, replies[i], name, judge(replies[i])) for i, p in enumerate(texts)]
-    return Completions(tuple(found), prompt_set, max_new_tokens)

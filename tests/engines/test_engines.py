@@ -19,7 +19,7 @@ from refusal_lens.errors import EngineError, ModelError
 from refusal_lens.hijacking.screening import sharded_screen
 from refusal_lens.records.store import Store
 from refusal_lens.refusal.metric import refusal_metric
-from refusal_lens.refusal.replies import sharded_complete
+from refusal_lens.refusal.replies import complete
 from refusal_lens.refusal.tokens import given_refusal_tokens
 from refusal_lens.study.config import StudyConfig
 from refusal_lens.study.pipeline import run_study
@@ -73,8 +73,8 @@ def test_sharded_work_is_the_unsharded_one(organism):
     assert torch.allclose(
         refusal_metric(organism, prompts, tokens, engine=engine), refusal_metric(organism, prompts, tokens), atol=1e-5
     )
-    replies = sharded_complete(engine, prompts[:40], {"baseline": []}, "some", 4)
-    assert [item.response for item in replies.items] == organism.generate(prompts[:40], 4)
+    found = complete(organism, prompts[:40], {"baseline": []}, "some", 4, engine=engine)
+    assert [item.response for item in found.items] == organism.generate(prompts[:40], 4)
     suffixes = [" please", " now", " at once, my friend"]
     found = sharded_screen(engine, prompts[:2], suffixes, tokens)
     for s, suffix in enumerate(suffixes):

@@ -17,7 +17,7 @@ from refusal_lens.behaviour.records import EvaluationTable
 from refusal_lens.behaviour.table import evaluate_table, read_prompts
 from refusal_lens.cli import evaluate as command
 from refusal_lens.errors import ModelError, PromptError, RefusalLensError
-from refusal_lens.hooks.conditions import CONDITIONS, active, named_conditions
+from refusal_lens.hooks.conditions import CONDITIONS, named_conditions
 from refusal_lens.records.store import Store
 from refusal_lens.refusal.replies import complete, refusal_rates
 from tests.tiny import tiny_model
@@ -70,11 +70,11 @@ def test_subtraction_takes_away_once_what_addition_adds():
     plain = model.cache(tokens, [name])[name]
     for condition, coeff in (("addition", 3.0), ("subtraction", -1.0)):
         for prefix, r in (("", direction), ("random_", direction.random_control(5))):
-            with active(model, edits[prefix + condition]):
+            with model.hooks(*edits[prefix + condition]):
                 assert torch.allclose(model.cache(tokens, [name])[name], plain + coeff * r.vector)
-    with active(model, edits["ablation"]):
+    with model.hooks(*edits["ablation"]):
         ablated = model.last_logits(["Hi"])
-    with active(model, edits["orthogonalized"]):
+    with model.hooks(*edits["orthogonalized"]):
         assert torch.allclose(model.last_logits(["Hi"]), ablated, atol=2e-6)
     with pytest.raises(RefusalLensError, match="no condition 'ablate'"):
         named_conditions(direction, ["ablate"])

@@ -8,14 +8,15 @@ import pytest
 import torch
 from scipy import stats as scipy_stats
 
-from refusal_lens.attribution.causal import causal_check, random_heads
+from refusal_lens.attribution.causal import causal_check
 from refusal_lens.attribution.causal_records import CausalCheck, PatchingComparison
 from refusal_lens.attribution.components import heads as head_contributions
 from refusal_lens.attribution.patching import attribution_patching, equal_length_pairs
 from refusal_lens.attribution.ranking import choose_heads, confirm_heads, top_heads
 from refusal_lens.attribution.records import TopHeads
 from refusal_lens.errors import ModelError, PromptError
-from refusal_lens.hooks.attention import ReplaceHeads
+from refusal_lens.hooks.attention import random_heads
+from refusal_lens.hooks.interchange import InterchangeHeads
 from refusal_lens.models.backend import Backend
 from refusal_lens.refusal.metric import refusal_metric
 from refusal_lens.refusal.tokens import given_refusal_tokens
@@ -125,7 +126,7 @@ def test_the_predicted_change_is_the_change_of_the_projection(planted):
         changes = []
         for prompt in REPORT:
             before = model.cache([prompt], [name])[name][0, -1] @ direction.unit.float()
-            with model.hooks(ReplaceHeads((head,), values)):
+            with model.hooks(InterchangeHeads((head,), values)):
                 changes.append(model.cache([prompt], [name])[name][0, -1] @ direction.unit.float() - before)
         predicted = float(found.predicted[found.singles.index(head)])
         assert abs(float(torch.stack(changes).mean()) - predicted) < 1e-4
@@ -148,7 +149,7 @@ def test_replacement_touches_its_heads_and_positions_only(planted):
     values = torch.full((model.n_layers, 1, 2, model.n_heads, model.d_head), 7.0)
     before = model.cache(REPORT[:1], [site])[site]
     kept = before.clone()
-    with model.hooks(ReplaceHeads(((1, 0), (1, 3)), values)):
+    with model.hooks(InterchangeHeads(((1, 0), (1, 3)), values)):
         after = model.cache(REPORT[:1], [site])[site]
     assert torch.equal(before, kept)
     assert torch.equal(after[:, :-2], before[:, :-2]) and torch.equal(after[:, -2:, 1:3], before[:, -2:, 1:3])

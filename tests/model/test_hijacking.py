@@ -24,7 +24,9 @@ from refusal_lens.hijacking.observation import observe, split_drop
 from refusal_lens.hijacking.observation_records import SuffixResult
 from refusal_lens.hijacking.records import Investigation
 from refusal_lens.hijacking.screening import screen, without_token
-from refusal_lens.hooks.attention import KnockOut, PatchComponent, PatchPattern, Push, ReplaceHeads, SetComponent
+from refusal_lens.hooks.attention import AttentionKnockout
+from refusal_lens.hooks.interchange import Interchange, InterchangeHeads, InterchangePattern, InterchangeWrites
+from refusal_lens.hooks.interventions import NormMatchedPlacebo
 from refusal_lens.hooks.readout import Readout
 from refusal_lens.records.base import load_record
 from refusal_lens.records.labels import REGIONS
@@ -125,7 +127,7 @@ def test_knock_out_cuts_exactly_these_edges(architecture):
     model = model_of(architecture)
     tokens = model.tokenize([PROMPT], [SUFFIX])
     dest, src = tokens.region("template_post"), tokens.region("suffix")
-    cut = KnockOut(TOP, dest, src)
+    cut = AttentionKnockout(TOP)
     with model.hooks(cut):
         logits = model.logits(tokens)
         sources = source_contributions(model, [PROMPT], direction_of(model), suffixes=[SUFFIX])
@@ -161,7 +163,7 @@ def test_with_every_edge_to_the_suffix_cut_only_positions_tell(architecture):
 
     def metric(suffix):
         tokens = model.tokenize([PROMPT], [suffix])
-        with model.hooks(KnockOut(EVERY, tokens.region("template_post"), tokens.region("suffix"))):
+        with model.hooks(AttentionKnockout()):
             return model.logits(tokens)[0, -1]
 
     torch.testing.assert_close(metric(" abcdef"), metric(" uvwxyz"), rtol=0, atol=1e-9)
@@ -173,13 +175,13 @@ def test_generation_under_a_cut_meets_longer_rows():
     model = model_of("llama", torch.float32)
     prompts = [PROMPT, "Hi there, you"]
     tokens = model.tokenize(prompts, [SUFFIX] * 2)
-    cut = KnockOut(EVERY, tokens.region("template_post"), tokens.region("suffix"))
+    cut = AttentionKnockout()
     with model.hooks(cut):
         first = model.logits(tokens)[:, -1].argmax(-1).tolist()
         replies = model.generate(tokens, 3)
     assert len(replies) == 2
     alone = model.tokenize([PROMPT], [SUFFIX])
-    with model.hooks(KnockOut(EVERY, alone.region("template_post"), alone.region("suffix"))):
+    with model.hooks(cut):
         assert int(model.logits(alone)[0, -1].argmax()) == first[0]  # padded = alone
 
 
@@ -233,19 +235,17 @@ def test_restoring_the_direction_sets_it_and_the_placebo_makes_the_same_moves():
     names = [f"blocks.{i}.hook_resid_pre" for i in range(3)]
     last = slice(-clean.n_post, None)
     wanted = torch.stack([model.cache(clean, [n], last)[n] @ r for n in names])
-    steps: dict[int, torch.Tensor] = {}
-    with model.hooks(SetComponent(r, wanted, steps)):
+    with model.hooks(Interchange(r, wanted)):
         found = model.cache(dirty, names[1:], last)
     for layer, name in enumerate(names[1:], start=1):
         torch.testing.assert_close(found[name] @ r, wanted[layer], rtol=0, atol=1e-9)
-    assert set(steps) == {1, 2}
     test = _Bench(model, plain, suffixed, direction_of(model), TOKENS, 0).restore()
-    with model.hooks(SetComponent(r, wanted, {})):
+    with model.hooks(Interchange(r, wanted)):
         metric = refusal_metric(model, [PROMPT], TOKENS, [SUFFIX])
     assert float(test.metric[0]) == pytest.approx(float(metric[0]), abs=1e-9)
     change = {names[1]: torch.ones(1, clean.n_post, model.d_model).double()}
     before = model.cache(dirty, names[1:2])[names[1]]
-    with model.hooks(Push(change)):
+    with model.hooks(NormMatchedPlacebo(change)):
         after = model.cache(dirty, names[1:2])[names[1]]
     torch.testing.assert_close(after[:, last] - before[:, last], change[names[1]])
     assert torch.equal(after[:, : -clean.n_post], before[:, : -clean.n_post])
@@ -336,10 +336,10 @@ def test_causal_tests_on_padded_batches_and_their_record(monkeypatch):
 def test_a_component_patch_needs_the_norms_scale(architecture):
     model = model_of(architecture)
     readout = Readout.of(model, direction_of(model).unit)
-    hooks = PatchComponent(((0, 0),), readout, torch.zeros(3, 4, 1, 2)).hooks(model)
+    hooks = InterchangeWrites(((0, 0),), readout, torch.zeros(3, 4, 1, 2)).hooks(model)
     assert [name.split(".")[-1] for name, _ in hooks] == ["hook_z", "hook_scale", "hook_attn_out"]
-    assert isinstance(ReplaceHeads(((0, 0),), torch.zeros(1, 1, 1, 4, 8)).hooks(model), list)
-    assert len(PatchPattern(((0, 0),), {0: torch.zeros(1, 4, 2, 5)}, torch.zeros(1, 5).long()).hooks(model)) == 1
+    assert len(InterchangeHeads(((0, 0),), torch.zeros(1, 1, 1, 4, 8)).hooks(model)) == 1
+    assert len(InterchangePattern(((0, 0),), {0: torch.zeros(1, 4, 2, 5)}, torch.zeros(1, 5).long()).hooks(model)) == 1
 
 
 # -- bad input ----------------------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from refusal_lens.direction.trace import trace_direction
 from refusal_lens.direction.transfer import Ground, base_chat_trace, effect_matrix, system_prompt_table
 from refusal_lens.errors import DirectionError, ModelError, PromptError, RefusalLensError
 from refusal_lens.hooks.base import write_sites
-from refusal_lens.hooks.interventions import AblateSubspace
 from refusal_lens.records.direction import Subspace
 from refusal_lens.refusal.metric import refusal_metric
 from refusal_lens.refusal.tokens import find_refusal_tokens
@@ -72,10 +71,10 @@ def test_ablating_a_subspace_of_one_is_ablating_the_direction():
     one = Subspace(direction.unit[None], "pca", direction)
     with model.hooks(Ablate(direction)):
         expected = model.last_logits(TEXTS[:1])
-    with model.hooks(AblateSubspace(one)):
+    with model.hooks(Ablate(one)):
         assert torch.allclose(model.last_logits(TEXTS[:1]), expected, atol=1e-12)
     three = random_subspace(direction, 3, 0)
-    with model.hooks(AblateSubspace(three)):
+    with model.hooks(Ablate(three)):
         for x in model.cache(TEXTS[:1], write_sites(3)).values():
             assert float((x @ three.vectors.T).abs().max()) < 1e-12
         nested = model.last_logits(TEXTS[:1])
