@@ -48,5 +48,9 @@ class SettingError(RefusalLensError):
     """A setting of a study has a value that it can't have."""
 
 
+class LabelError(RefusalLensError):
+    """A record has no such axis, label, condition or figure; the message lists those it has."""
+
+
 class EngineError(RefusalLensError):
     """The Ray cluster can't be reached, has no room, or lost its workers."""
