@@ -20,12 +20,11 @@ from ..hooks.readers import Cache, NextLogits, Reader, Rows
 from ..progress import Progress, silent
 from ..records.direction import Direction
 from .backend import Backend, PrefixCache
+from .backends import backend_of
 from .batching import length_batches
-from .bridge import BridgeBackend
 from .chat import ChatFormat, Tokens
 from .generation import end_tokens, generate
 from .health import check_unhooked, check_weights, check_writes
-from .hooked_transformer import HookedTransformerBackend
 from .identity import basis_of, check_direction, fingerprint_of
 from .running import one_pass, run_readers, running
 from .writing_weights import WritingWeight, check_editable
@@ -405,19 +404,3 @@ class HookedChatModel:
             ModelError: naming the layer and hook that does not fit.
         """
         return check_writes(self)
-
-
-def backend_of(tl: Any) -> Backend:
-    """Wrap a TransformerLens model by its kind.
-
-    Raises:
-        ModelError: for anything else.
-    """
-    kinds = {"TransformerBridge": BridgeBackend, "HookedTransformer": HookedTransformerBackend}
-    for cls in type(tl).__mro__:
-        if cls.__name__ in kinds:
-            return kinds[cls.__name__](tl)
-    raise ModelError(
-        f"a {type(tl).__name__} is neither a TransformerBridge nor a HookedTransformer; use load_model for a "
-        "Hugging Face id, a folder or a .gguf file"
-    )
