@@ -47,12 +47,12 @@ def _replies(kind: int) -> Stage:
     name = ("harmful", "harmless")[kind]
 
     def run(job: Job, prompts: tuple[PromptSet, PromptSet], selection: Any) -> Completions:
-        from ..refusal.replies import sharded_complete
+        from ..refusal.replies import complete
 
         texts, conditions = prompts[kind].test, _conditions(job, selection)[kind]
         with job.progress(f"answer {name} prompts", len(texts) * len(conditions)) as advance:
             limit = job.config.max_new_tokens
-            return sharded_complete(job.engine, texts, conditions, name, limit, on_batch=advance)
+            return complete(job.model, texts, conditions, name, limit, engine=job.engine, on_batch=advance)
 
     return Stage(
         f"completions_{name}",
