@@ -44,9 +44,13 @@ class ResultError(RefusalLensError):
     """A result file or folder is missing, broken, or of another study."""
 
 
-class EngineError(RefusalLensError):
-    """The Ray cluster can't be reached, has no room, or lost its workers."""
-
-
 class SettingError(RefusalLensError):
     """A setting of a study has a value that it can't have."""
+
+
+class LabelError(RefusalLensError):
+    """A record has no such axis, label, condition or figure; the message lists those it has."""
+
+
+class EngineError(RefusalLensError):
+    """The Ray cluster can't be reached, has no room, or lost its workers."""

@@ -23,8 +23,9 @@ from ..records.direction import Direction
 from ..records.labels import Head
 from ..refusal.records import RefusalTokens
 from ..tensors import refusal_log_odds, wide
+from .causal_records import CausalCheck
 from .components import texts
-from .records import CausalCheck, HeadReport
+from .records import TopHeads
 
 
 def causal_check(
@@ -32,7 +33,7 @@ def causal_check(
     prompts: Sequence[str],
     reference: Sequence[str],
     direction: Direction,
-    heads: HeadReport | Sequence[Head],
+    heads: TopHeads | Sequence[Head],
     refusal_tokens: RefusalTokens,
     *,
     suffixes: Sequence[str] | None = None,
@@ -60,8 +61,8 @@ def causal_check(
     """
     model.check_direction(direction)
     asked = texts(prompts, suffixes)
-    named = heads.heads if isinstance(heads, HeadReport) else tuple((layer, head) for layer, head in heads)
-    if isinstance(heads, HeadReport) and (shared := set(heads.selection.prompts) & set(asked)):
+    named = heads.heads if isinstance(heads, TopHeads) else tuple((layer, head) for layer, head in heads)
+    if isinstance(heads, TopHeads) and (shared := set(heads.chosen_on.prompts) & set(asked)):
         raise PromptError(f"{len(shared)} prompt(s) chose the heads; test them on other prompts")
     tokens = model.tokenize(prompts, suffixes)
     if not 1 <= n_last <= tokens.n_post:
@@ -102,7 +103,7 @@ def causal_check(
         spearman=float("nan") if rank is None else float(rank.statistic),
         p_value=float("nan") if rank is None else float(rank.pvalue),
         prompts=asked,
-        n_selection=heads.n_selection if isinstance(heads, HeadReport) else 0,
+        n_selection=heads.n_selection if isinstance(heads, TopHeads) else 0,
         n_reference=len(reference),
         n_last=n_last,
     )

@@ -17,7 +17,7 @@ from ..records.labels import Head
 from ..refusal.records import RefusalTokens
 from ..tensors import refusal_log_odds
 from .causal import wide_dtype
-from .records import PatchingComparison
+from .causal_records import PatchingComparison
 
 
 def equal_length_pairs(

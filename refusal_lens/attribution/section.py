@@ -8,23 +8,22 @@ import torch
 
 from ..direction.figures import plot_trace
 from ..direction.records import DirectionTrace
-from ..direction.tables import trace_frame
 from ..records.labels import Head, head_label
 from ..report.page import Figure, Item, Note, Option, Picker, Section, Widget
 from ..stats import mean_interval
+from .causal_records import CausalCheck
 from .figures import (
     plot_attention,
     plot_causal_check,
     plot_components,
     plot_head,
     plot_head_contributions,
-    plot_head_report,
     plot_head_tokens,
     plot_propagation,
     plot_sources_by_region,
+    plot_top_heads,
 )
-from .records import CausalCheck, HeadReport, LogitAttribution
-from .tables import propagation_frame, sources_frame
+from .records import DirectLogitAttribution, TopHeads
 from .token_records import AttentionPatterns, Propagation, SourceContributions
 from .views import attention_notice, attention_props, tokens_props
 
@@ -37,9 +36,9 @@ EXACT = "none applies: these are exact parts of one sum"
 class Inside:
     """What a study measured inside the model; None where the model lacks what it takes."""
 
-    heads: HeadReport | None = None
+    heads: TopHeads | None = None
     causal: CausalCheck | None = None
-    logits: LogitAttribution | None = None
+    logits: DirectLogitAttribution | None = None
     propagation: Propagation | None = None
     sources: SourceContributions | None = None
     patterns: AttentionPatterns | None = None
@@ -48,14 +47,14 @@ class Inside:
 def causal_sentence(causal: CausalCheck) -> str:
     """Whether the top heads carry refusal, in words that follow the intervals."""
     top, random = causal.change("mean_ablation"), causal.change("random_mean_ablation")
-    verdict = (
+    shown = (
         "the intervals do not overlap: these heads carry refusal."
         if top.high < random.low
         else "the intervals overlap: that these heads carry refusal is not shown."
     )
     return (
         f"Replacing the outputs of the top {len(causal.heads)} heads by their mean over harmless prompts changes the "
-        f"refusal metric by {top}; the same for random heads of the same layers by {random}: {verdict}"
+        f"refusal metric by {top}; the same for random heads of the same layers by {random}: {shown}"
     )
 
 
@@ -68,7 +67,7 @@ def inside_section(trace: DirectionTrace, inside: Inside | None) -> Section:
         "standard deviation.",
         n=f"{trace.cosine.shape[-1]} held-out prompts of each kind",
         control="harmless prompts",
-        data=trace_frame(trace),
+        data=trace.to_frame(),
         wide=False,
     )
     if inside is None:
@@ -79,7 +78,7 @@ def inside_section(trace: DirectionTrace, inside: Inside | None) -> Section:
     heads = inside.heads
     if heads is not None:
         text.append(
-            f"The heads were chosen on {heads.n_selection} validation prompts and are reported on {heads.n_report} "
+            f"The heads were chosen on {heads.n_selection} validation prompts and are reported on {heads.n_reported} "
             "held-out ones." + (f" {causal_sentence(inside.causal)}" if inside.causal is not None else "")
         )
     if inside.causal is not None:
@@ -95,7 +94,7 @@ def inside_section(trace: DirectionTrace, inside: Inside | None) -> Section:
     return Section("inside", "Inside the model", tuple(text), (*items, *_tokens(inside)))
 
 
-def _logits(logits: LogitAttribution) -> Figure:
+def _logits(logits: DirectLogitAttribution) -> Figure:
     return Figure(
         "dla",
         plot_components(logits),
@@ -108,9 +107,9 @@ def _logits(logits: LogitAttribution) -> Figure:
     )
 
 
-def _heads(inside: Inside, heads: HeadReport) -> list[Item]:
+def _heads(inside: Inside, heads: TopHeads) -> list[Item]:
     causal = inside.causal
-    n = f"{heads.n_report} held-out harmful prompts, heads chosen on {heads.n_selection} others"
+    n = f"{heads.n_reported} held-out harmful prompts, heads chosen on {heads.n_selection} others"
     items: list[Item] = [
         Figure(
             "head-map",
@@ -119,14 +118,14 @@ def _heads(inside: Inside, heads: HeadReport) -> list[Item]:
             "or pick it from the list below, to see it up close.",
             n=n,
             control="the same heads on harmless prompts, in the figures below",
-            data=heads.report.to_frame(),
+            data=heads.reported.to_frame(),
             picks="heads",
-            wide=heads.report.mean.shape[1] > 12,
+            wide=heads.reported.mean.shape[1] > 12,
         ),
         head_picker(inside, heads),
         Figure(
             "head-report",
-            plot_head_report(heads),
+            plot_top_heads(heads),
             "The chosen heads on held-out harmful prompts and on harmless ones, with 95% bootstrap intervals.",
             n=n,
             control="harmless prompts",
@@ -141,7 +140,7 @@ def _heads(inside: Inside, heads: HeadReport) -> list[Item]:
                 plot_causal_check(causal),
                 "Left: change of the refusal metric when heads are replaced. Right: predicted against measured change, "
                 "one point a head. 95% bootstrap intervals.",
-                n=f"{causal.n_report} held-out harmful prompts",
+                n=f"{causal.n_reported} held-out harmful prompts",
                 control="random heads of the same layers",
                 data=causal.to_frame(),
             )
@@ -149,9 +148,9 @@ def _heads(inside: Inside, heads: HeadReport) -> list[Item]:
     return items
 
 
-def head_picker(inside: Inside, heads: HeadReport) -> Picker:
+def head_picker(inside: Inside, heads: TopHeads) -> Picker:
     """Every head, strongest first: what it writes on each prompt, from which tokens, and where it looks."""
-    mean = heads.report.mean
+    mean = heads.reported.mean
     options = []
     for rank, head in enumerate(heads.ranked()):
         label = head_label(*head)
@@ -168,11 +167,11 @@ def _not_stored(label: str) -> Note:
     )
 
 
-def _head_items(inside: Inside, heads: HeadReport, head: Head) -> tuple[Item, ...]:
+def _head_items(inside: Inside, heads: TopHeads, head: Head) -> tuple[Item, ...]:
     sources, patterns = inside.sources, inside.patterns
     label = head_label(*head)
-    found = mean_interval(heads.report.values[head].tolist())
-    n = f"{heads.n_report} held-out harmful prompts"
+    found = mean_interval(heads.reported.values[head].tolist())
+    n = f"{heads.n_reported} held-out harmful prompts"
     contrast = "none: the study has no harmless prompts here"
     if heads.contrast is not None:
         other = mean_interval(heads.contrast.values[head].tolist())
@@ -243,7 +242,7 @@ def _tokens(inside: Inside) -> list[Item]:
                 "direction appears, and how it travels.",
                 n=f"{propagation.projection.shape[-2]} held-out harmful prompts",
                 control="harmless prompts, in the trace above (last position)",
-                data=propagation_frame(propagation),
+                data=propagation.to_frame(),
             )
         )
     if heads is None or sources is None:
@@ -255,7 +254,7 @@ def _tokens(inside: Inside) -> list[Item]:
             "Where the top heads take what they write along the direction, by region of the prompt.",
             n=f"{len(sources.tokens)} held-out harmful prompts",
             control=EXACT,
-            data=sources_frame(sources, heads.heads),
+            data=sources.to_frame(heads.heads),
             wide=False,
         )
     )
@@ -264,7 +263,7 @@ def _tokens(inside: Inside) -> list[Item]:
     return items
 
 
-def _attention(heads: HeadReport, sources: SourceContributions, patterns: AttentionPatterns) -> tuple[Item, ...]:
+def _attention(heads: TopHeads, sources: SourceContributions, patterns: AttentionPatterns) -> tuple[Item, ...]:
     """The top heads on one prompt: where they look, and what each token gives."""
     notice = attention_notice(patterns)
     top = [i for i, head in enumerate(patterns.heads) if head in heads.heads]

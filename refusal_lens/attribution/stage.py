@@ -9,7 +9,8 @@ from ..direction.records import Selection
 from ..engines.stage import Job, Stage
 from ..records.labels import Head
 from ..refusal.records import RefusalTokens
-from .records import CausalCheck, HeadReport, LogitAttribution
+from .causal_records import CausalCheck
+from .records import DirectLogitAttribution, TopHeads
 from .section import Inside, inside_section
 from .token_records import AttentionPatterns, Propagation, SourceContributions
 
@@ -19,14 +20,14 @@ TOP = 8  # heads, as in the paper; as many as a layer has where it has fewer
 PATTERN_CELLS, PATTERN_TOKENS, PATTERN_HEADS = 60_000, 96, 64
 
 
-def kept_patterns(heads: HeadReport, n_tokens: int) -> tuple[Head, ...]:
+def kept_patterns(heads: TopHeads, n_tokens: int) -> tuple[Head, ...]:
     """Heads whose whole attention pattern on a prompt of ``n_tokens`` is kept: as many of the strongest as fit, and
     always the chosen ones."""
     fit = PATTERN_CELLS // min(n_tokens, PATTERN_TOKENS) ** 2
     return heads.ranked()[: max(len(heads.heads), min(PATTERN_HEADS, fit))]
 
 
-def _heads(job: Job, prompts: Pair, selection: Selection) -> HeadReport:
+def _heads(job: Job, prompts: Pair, selection: Selection) -> TopHeads:
     """Chosen on validation prompts, reported on test prompts."""
     from .ranking import top_heads
 
@@ -43,7 +44,7 @@ def _heads(job: Job, prompts: Pair, selection: Selection) -> HeadReport:
 
 
 def _causal(
-    job: Job, prompts: Pair, selection: Selection, refusal_tokens: RefusalTokens, heads: HeadReport
+    job: Job, prompts: Pair, selection: Selection, refusal_tokens: RefusalTokens, heads: TopHeads
 ) -> CausalCheck:
     from .causal import causal_check
 
@@ -52,7 +53,7 @@ def _causal(
         return causal_check(job.model, some, contrast, selection.chosen, heads, refusal_tokens)
 
 
-def _logits(job: Job, prompts: Pair, refusal_tokens: RefusalTokens) -> LogitAttribution:
+def _logits(job: Job, prompts: Pair, refusal_tokens: RefusalTokens) -> DirectLogitAttribution:
     from .logits import compliance_tokens, direct_logit_attribution
 
     harmful, harmless = prompts
@@ -75,7 +76,7 @@ def _sources(job: Job, prompts: Pair, selection: Selection) -> SourceContributio
         return source_contributions(job.model, prompts[0].test.texts[: job.config.inside_prompts], selection.chosen)
 
 
-def _patterns(job: Job, prompts: Pair, heads: HeadReport, sources: SourceContributions) -> AttentionPatterns:
+def _patterns(job: Job, prompts: Pair, heads: TopHeads, sources: SourceContributions) -> AttentionPatterns:
     from .sources import attention_patterns
 
     with job.progress("read attention patterns", 0):
@@ -93,9 +94,9 @@ def _stage(name: str, kind: type, run: Any, holds: str, **more: Any) -> Stage:
 
 SOME = ("inside_prompts",)
 STAGES = (
-    _stage("heads", HeadReport, _heads, "what each head writes along the direction"),
+    _stage("heads", TopHeads, _heads, "what each head writes along the direction"),
     _stage("causal", CausalCheck, _causal, "what the model does without the top heads", uses=SOME),
-    _stage("logits", LogitAttribution, _logits, "direct logit attribution"),
+    _stage("logits", DirectLogitAttribution, _logits, "direct logit attribution"),
     _stage("propagation", Propagation, _propagation, "the direction by layer and token", uses=SOME),
     _stage("sources", SourceContributions, _sources, "what heads take from each token", uses=SOME),
     _stage("patterns", AttentionPatterns, _patterns, "attention patterns", section=_section),

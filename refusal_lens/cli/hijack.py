@@ -65,7 +65,6 @@ def hijack(
     from ..errors import PromptError
     from ..hijacking.investigation import Settings
     from ..hijacking.section import hijacking_page
-    from ..hijacking.verdicts import summary_frame
     from ..records.files import locked, write_atomically
     from ..study.folder import Study
 
@@ -81,7 +80,7 @@ def hijack(
         loaded = load_like(study, progress, model, dtype, device)
         report = _investigated(loaded, study, found, texts, settings=settings, folder=folder, progress=progress)
     write_atomically(folder / "report.html", hijacking_page(report).render().encode())
-    log.write({"event": "result", "suffixes": summary_frame(report).to_dict("records")})
+    log.write({"event": "result", "suffixes": report.results_frame().to_dict("records")})
     if not quiet:
         console.print(_findings(loaded.name, report))
     say("report", folder / "report.html")
@@ -116,20 +115,21 @@ def _investigated(model: Any, study: Any, suffixes: Any, texts: dict[str, Any], 
 
 def _findings(model: str, report: Any) -> Table:
     """One row per suffix: its number, its kind and as much of its text as the terminal holds."""
-    from ..hijacking.verdicts import summary_frame
 
     shown = Table(
         title=escape(f"{model}: {report.plain.n} refused prompts, top heads {', '.join(report.head_labels)}"),
-        caption="refused with the suffix and with random tokens; attention of the top heads to it, above random",
+        caption="refused with the suffix and with random tokens; rise of the top heads' attention to it above random",
         expand=True,
+        box=None,
+        padding=(0, 1, 0, 0),
     )
-    shown.add_column("", justify="right", no_wrap=True)
-    shown.add_column("kind", no_wrap=True)
+    shown.add_column("#", justify="right", no_wrap=True, min_width=2)
+    shown.add_column("kind", no_wrap=True, min_width=11, max_width=16)
     shown.add_column("suffix", no_wrap=True, ratio=1, overflow="ellipsis")
-    for column in ("tokens", "refused", "random", "attention"):
-        shown.add_column(column, justify="right", no_wrap=True)
+    for column, width in (("len", 3), ("refused", 7), ("random", 6), ("rise", 5)):
+        shown.add_column(column, justify="right", no_wrap=True, min_width=width)
     shown.add_column("finding", no_wrap=True, min_width=26)
-    for number, row in enumerate(summary_frame(report).to_dict("records"), start=1):
+    for number, row in enumerate(report.results_frame().to_dict("records"), start=1):
         shown.add_row(
             str(number),
             escape(row["kind"]),

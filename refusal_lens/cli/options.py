@@ -11,7 +11,6 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from ..study.config import SPLITS, StudyConfig
-from .terminal import LogJson, Quiet
 
 Out = Annotated[Path, typer.Option(help="Result folder.")]
 EngineName = Annotated[str, typer.Option(help="local, or ray: spread the work over a Ray cluster.")]
@@ -81,17 +80,3 @@ def _config(given: dict[str, Any]) -> StudyConfig:
     if given["suffixes"] == "none":
         given["suffixes"] = None
     return StudyConfig(**given)
-
-
-__all__ = [
-    "Address",
-    "EngineName",
-    "LogJson",
-    "Model",
-    "OfRunDevice",
-    "OfRunDtype",
-    "Out",
-    "Quiet",
-    "Workers",
-    "takes_settings",
-]

@@ -19,8 +19,8 @@ from ..records.direction import Direction
 from ..refusal.phrases import is_refusal
 from ..refusal.replies import replies
 from ..stats import Rate, rate
+from .effect_records import FineTuning
 from .extract import extract_directions
-from .records import FineTuning
 
 
 @contextmanager

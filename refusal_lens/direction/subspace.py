@@ -13,8 +13,8 @@ from ..records.direction import Direction, Subspace
 from ..refusal.records import RefusalTokens
 from ..stats import Interval, mean_interval
 from ..tensors import kl_divergence, orthonormal, refusal_log_odds
+from .effect_records import SubspaceEffects
 from .extract import extract_directions
-from .records import SubspaceEffects
 from .stability import prompt_activations
 
 

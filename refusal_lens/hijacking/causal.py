@@ -28,7 +28,7 @@ from ..refusal.phrases import is_refusal
 from ..refusal.records import RefusalTokens
 from ..tensors import refusal_log_odds, wide
 from .causal_records import CausalTest, CausalTests
-from .records import Observation
+from .observation_records import Observation
 
 # What of a head is taken from the other run.
 PATCHES = ("pattern", "output", "r̂ component")

@@ -29,7 +29,8 @@ from .causal import causal_tests
 from .controls import check_suffix, random_controls, shuffled_controls, suffix_length
 from .detection import detectors
 from .observation import observe, split_drop
-from .records import HijackingReport, Observation, SuffixResult
+from .observation_records import Observation, SuffixResult
+from .records import Investigation
 from .screening import screen
 from .statistics import paired_p
 from .tokens import token_effects
@@ -105,7 +106,7 @@ def investigate(
     settings: Settings | None = None,
     folder: str | Path | None = None,
     progress: Progress = automatic,
-) -> HijackingReport:
+) -> Investigation:
     """What each suffix does inside the model (docs/hijacking.md).
 
     Args:
@@ -167,7 +168,7 @@ def investigate(
     if quiet is not None:
         with progress("test the detectors", 0):
             found = _detectors(job, plain, quiet, edge, results)
-    report = HijackingReport(
+    report = Investigation(
         model=model.name,
         direction=direction,
         refusal_tokens=refusal_tokens,

@@ -8,7 +8,7 @@ from ..data.prompts import PromptSet
 from ..direction.records import Selection
 from ..engines.stage import Job, Stage, made_elsewhere
 from ..refusal.records import RefusalTokens
-from .records import HijackingReport
+from .records import Investigation
 from .section import hijacking_section
 
 MAX_NEW_TOKENS = 24  # of replies to suffixed prompts at most
@@ -16,7 +16,7 @@ MAX_NEW_TOKENS = 24  # of replies to suffixed prompts at most
 
 def _attacks(
     job: Job, prompts: tuple[PromptSet, PromptSet], refusal_tokens: RefusalTokens, selection: Selection
-) -> HijackingReport:
+) -> Investigation:
     from .investigation import Settings, investigate
 
     config, (harmful, harmless) = job.config, prompts
@@ -41,7 +41,7 @@ def _section(study: Any) -> Any:
 
 ATTACKS = Stage(
     "attacks",
-    {"attacks/report": HijackingReport},
+    {"attacks/report": Investigation},
     _attacks,
     "what suffixes do (`--suffixes`; the embedded model's own by default); beside it one file per suffix, one per "
     "screened prompt",
@@ -53,7 +53,7 @@ ATTACKS = Stage(
 )
 SUFFIXES = Stage(
     "suffixes",
-    {"suffixes/report": HijackingReport},
+    {"suffixes/report": Investigation},
     made_elsewhere,
     "the same, with its own `report.html`; the run's report shows this one where it is there",
     command="refusal-lens hijack",

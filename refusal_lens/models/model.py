@@ -92,7 +92,7 @@ class HookedChatModel:
     def close(self) -> None:
         """Leave the TransformerLens model as it was: contexts of ``hooks`` that are still open are left.
 
-        Between two passes nothing else is on it, so that wrappers of one model do not meet.
+        Between two passes nothing else of a wrapper is on it; what TransformerLens notes in its passes stays.
         """
         self.backend.close()
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Directions and subspaces of the residual stream."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from torch import Tensor
 from ..errors import DirectionError
 from ..tensors import cosine, random_unit
 from .base import Record
-
-# --- the central records -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

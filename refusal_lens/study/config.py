@@ -82,10 +82,7 @@ class StudyConfig:
     suffix_prompts: int = _field(48, "Refused test prompts to test each suffix on.", least=2)
 
     def __post_init__(self) -> None:
-        from ..records.fields import misfit
-
-        if wrong := misfit(StudyConfig, vars(self)):
-            raise SettingError(wrong.removeprefix("StudyConfig."))
+        _check_types(vars(self))
         for field in dataclasses.fields(self):
             value, limits = getattr(self, field.name), field.metadata
             for number in value if isinstance(value, tuple) else (value,):
@@ -106,6 +103,7 @@ class StudyConfig:
                 near = difflib.get_close_matches(name, known, 1)
                 raise SettingError(f"there is no setting {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+        _check_types(values)
         return cls(**values)
 
     def sources(self) -> tuple[str, str]:
@@ -124,3 +122,10 @@ class StudyConfig:
             harmful, harmless = instructions().values()
             return str(harmful), str(harmless)
         return "advbench", "alpaca"
+
+
+def _check_types(values: Mapping[str, Any]) -> None:
+    from ..records.fields import misfit
+
+    if wrong := misfit(StudyConfig, values).removeprefix(f"{StudyConfig.__name__}."):
+        raise SettingError(wrong)

@@ -46,10 +46,10 @@ def _found(harmful: Mapping[str, Rate], harmless: Mapping[str, Rate], inside: In
         _plainly(apart(harmful, "ablation", -1), apart(harmless, "addition", +1)),
         f"Necessary? On {harmful['baseline'].n} held-out harmful prompts the model refuses "
         f"{harmful['baseline'].rate:.0%}; with the direction ablated {harmful['ablation'].rate:.0%}, with a random one "
-        f"ablated {harmful['random_ablation'].rate:.0%}. {verdict(harmful, 'ablation', -1)}",
+        f"ablated {harmful['random_ablation'].rate:.0%}. {effect_sentence(harmful, 'ablation', -1)}",
         f"Sufficient? On {harmless['baseline'].n} held-out harmless prompts it refuses "
         f"{harmless['baseline'].rate:.0%}; with the direction added {harmless['addition'].rate:.0%}, with a random one "
-        f"of equal norm added {harmless['random_addition'].rate:.0%}. {verdict(harmless, 'addition', +1)}",
+        f"of equal norm added {harmless['random_addition'].rate:.0%}. {effect_sentence(harmless, 'addition', +1)}",
     ]
     if inside is not None and inside.heads is not None:
         said = f" {causal_sentence(inside.causal)}" if inside.causal is not None else ""
@@ -86,7 +86,7 @@ def apart(rates: Mapping[str, Rate], condition: str, sign: int) -> bool:
     return effect.high < placebo.low if sign < 0 else effect.low > placebo.high
 
 
-def verdict(rates: Mapping[str, Rate], condition: str, sign: int) -> str:
+def effect_sentence(rates: Mapping[str, Rate], condition: str, sign: int) -> str:
     """Whether the effect holds beyond its placebo, in words."""
     if apart(rates, condition, sign):
         return "The 95% intervals do not overlap: the effect is the direction's."

@@ -120,7 +120,7 @@ def test_the_embedded_model_is_studied_in_full(monkeypatch, tmp_path, arguments,
         seen.update(vars(config))
         raise ResultError("enough")
 
-    monkeypatch.setattr("refusal_lens.study.run_study", stop)
+    monkeypatch.setattr("refusal_lens.study.pipeline.run_study", stop)
     CliRunner().invoke(app, ["run", *arguments, "--quiet", "--out", str(tmp_path)])
     assert {name: seen[name] for name in expected} == expected
 

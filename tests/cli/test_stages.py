@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from refusal_lens.direction.records import Selection
 from refusal_lens.errors import ModelError, SettingError
@@ -29,7 +30,8 @@ def selected(organism, tmp_path_factory):
 
 def test_one_stage_runs_with_what_it_needs_and_no_more(selected):
     selection, folder = selected
-    assert isinstance(selection, Selection) and selection.chosen == Selection.load(folder / "selection").chosen
+    assert isinstance(selection, Selection)
+    assert torch.equal(selection.chosen.unit, Selection.load(folder / "selection").chosen.unit)
     states = _states(SMALL, folder)
     done = [name for name, state in states.items() if state.state == "done"]
     assert done == ["refusal_tokens", "prompts", "candidates", "selection"] and not (folder / "study.json").exists()
@@ -78,7 +80,7 @@ def test_every_need_is_a_stage_before_and_every_use_is_a_setting():
 def partial(tmp_path_factory):
     """A study of a model whose attention computes no patterns."""
     model = load_model("organism")
-    model.bridge.original_model.set_attn_implementation("sdpa")
+    model.tl.original_model.set_attn_implementation("sdpa")
     folder = tmp_path_factory.mktemp("partial")
     return run_study(SMALL, folder, model=model), model
 

@@ -19,10 +19,11 @@ from refusal_lens.data.suffixes import SuffixSet
 from refusal_lens.errors import PromptError
 from refusal_lens.hijacking.causal import _Bench, causal_tests, matching_columns
 from refusal_lens.hijacking.investigation import Settings, investigate
+from refusal_lens.hijacking.mechanisms import mechanism
 from refusal_lens.hijacking.observation import observe, split_drop
-from refusal_lens.hijacking.records import HijackingReport, SuffixResult
+from refusal_lens.hijacking.observation_records import SuffixResult
+from refusal_lens.hijacking.records import Investigation
 from refusal_lens.hijacking.screening import screen, without_token
-from refusal_lens.hijacking.verdicts import summary_frame, verdict
 from refusal_lens.hooks.attention import AttentionKnockout
 from refusal_lens.hooks.interchange import Interchange, InterchangeHeads, InterchangePattern, InterchangeWrites
 from refusal_lens.hooks.interventions import NormMatchedPlacebo
@@ -432,10 +433,10 @@ def test_cutting_the_edges_brings_refusals_back_and_controls_do_not(found):
             assert tests.passed(name), name
             assert tests.recovered_placebo(name).high < 0.35
         assert tests.recovered_random("cut top heads").high < 0.2
-        said = verdict(result)
+        said = mechanism(result)
         assert said.hijacks and "because" in said.sentence and "hijack" in said.sentence
     for result in (r for r in report.results if not r.suffix.is_attack):
-        said = verdict(result)
+        said = mechanism(result)
         assert result.causal is None and not said.hijacks and "hijack" not in said.sentence
 
 
@@ -473,9 +474,9 @@ def test_it_resumes_and_loads(found, organism):
     again = investigate(organism, **inputs)
     after = [f.stat().st_mtime_ns for f in files]
     assert [a == b for a, b in zip(before, after, strict=True)] == [i != 4 for i in range(9)]
-    assert summary_frame(again).equals(summary_frame(report))
-    loaded = load_record(folder / "report", HijackingReport)
-    assert summary_frame(loaded).equals(summary_frame(report))
+    assert again.results_frame().equals(report.results_frame())
+    loaded = load_record(folder / "report", Investigation)
+    assert loaded.results_frame().equals(report.results_frame())
     assert torch.equal(load_record(files[0], SuffixResult).suffixed.heads, report.results[0].suffixed.heads)
     # Other tests do not cost the observations; without tests nothing is explained.
     few = investigate(
@@ -483,7 +484,7 @@ def test_it_resumes_and_loads(found, organism):
     )
     assert len(few.results) == 7 and any("screened only" in note for note in few.notes)
     assert few.screened.shape == few.screened_strength.shape == (9, report.plain.n)
-    assert all(r.causal is None for r in few.results) and "not tested" in verdict(few.results[0]).sentence
+    assert all(r.causal is None for r in few.results) and "not tested" in mechanism(few.results[0]).sentence
     assert [f.stat().st_mtime_ns for f in files] == after
 
 
@@ -512,11 +513,11 @@ def test_a_killed_command_goes_on_where_it_stopped(found, organism, tmp_path, ca
     page = (out / "report.html").read_text("utf-8")
     assert "Suffix attacks" in page and "because it hijacks the top heads" in page
     # As if it had never been killed: once more, in memory.
-    report = load_record(out / "report", HijackingReport)
+    report = load_record(out / "report", Investigation)
     inputs = {**found[1], "suffixes": SuffixSet.load(suffixes), "harmless": report.harmless.prompts, "folder": None}
     inputs["settings"] = Settings(max_new_tokens=0, prompts=8, shuffled=False)
     again = investigate(organism, **inputs, head_prompts=report.head_prompts)
-    assert summary_frame(report).equals(summary_frame(again))
+    assert report.results_frame().equals(again.results_frame())
 
 
 def test_bad_input_at_the_command_line_is_one_sentence(found, tmp_path):

@@ -137,9 +137,9 @@ def test_freed_memory_is_kept_on_request_only(keep):
     """
     script = f"""
 import resource, torch
-import refusal_lens as rl
-{"rl.models.keep_freed_memory()" if keep else ""}
-model = rl.load_model("organism")
+from refusal_lens.models import keep_freed_memory, load_model
+{"keep_freed_memory()" if keep else ""}
+model = load_model("organism")
 faults = []
 for _ in range(6):
     torch.empty(10_000_000).fill_(1.0)

@@ -101,7 +101,7 @@ def test_subspaces_of_the_embedded_model(organism, found, tmp_path):
         assert torch.allclose(subspace.vectors @ subspace.vectors.T, torch.eye(3, dtype=torch.float64), atol=1e-6)
     assert torch.allclose(repeated.vectors[0].float(), direction.unit, atol=1e-6)
     record = subspace_effects(organism, [pca, repeated], harmful.test, harmless.test, tokens)
-    assert record.kinds == ("pca", "repeated", "random") and record.sizes == (1, 2, 3)
+    assert record.kinds == ("pca", "repeated", "random") and record.ks == (1, 2, 3)
     assert record.leading_cosine[1] == pytest.approx(1, abs=1e-5) and record.leading_cosine[0] > 0.5
     with organism.hooks(Ablate(direction)):
         alone = refusal_metric(organism, harmful.test, tokens).mean()

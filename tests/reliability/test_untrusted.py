@@ -139,8 +139,9 @@ def folder(tmp_path) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("num_hidden_layers", 10**9), ("num_hidden_layers", 4), ("hidden_size", 40), ("intermediate_size", 10**8),
-     ("vocab_size", 300), ("num_attention_heads", "many"), ("model_type", "none such")],
+    [("num_hidden_layers", 10**9), ("num_hidden_layers", 4), ("hidden_size", 40), ("hidden_size", 10**6),
+     ("intermediate_size", 10**8), ("intermediate_size", 96), ("vocab_size", 10**9), ("vocab_size", 300),
+     ("num_attention_heads", "many"), ("model_type", "none such")],
 )  # fmt: skip
 def test_a_config_that_does_not_fit_the_weights_is_one_sentence(folder, name, value):
     _document(folder / "config.json", lambda d: d.update({name: value}))
