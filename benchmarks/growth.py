@@ -21,8 +21,7 @@ import torch
 
 from refusal_lens import Ablate, HookedChatModel
 from refusal_lens.direction.extract import mean_activations
-from refusal_lens.engines.local import LocalEngine
-from refusal_lens.hijacking.screening import sharded_screen
+from refusal_lens.hijacking.screening import screen
 from refusal_lens.records.direction import Direction
 from refusal_lens.refusal.metric import refusal_metric
 from refusal_lens.refusal.records import RefusalTokens
@@ -78,7 +77,7 @@ def curves() -> dict[str, tuple[list[int], dict[str, Callable[[int], Callable[[]
         "context": ([32, 128, 512, 1024], vary(lambda n: (base, prompts(16, words=n)))),
         "suffixes": (
             [128, 256, 512, 1024],
-            {"suffix batch": lambda n: lambda: sharded_screen(LocalEngine(base), prompts(2), suffixes[:n], TOKENS)},
+            {"suffix batch": lambda n: lambda: screen(base, prompts(2), suffixes[:n], TOKENS)},
         ),
     }
 

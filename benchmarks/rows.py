@@ -18,7 +18,7 @@ from refusal_lens.direction.extract import extract_directions
 from refusal_lens.direction.records import CandidateDirections, Selection, SelectionScores
 from refusal_lens.direction.select import SelectionRule, choose, select_direction
 from refusal_lens.engines.local import LocalEngine
-from refusal_lens.hijacking.screening import sharded_screen
+from refusal_lens.hijacking.screening import screen
 from refusal_lens.refusal.records import RefusalTokens
 
 from .measure import Measured, measure
@@ -221,7 +221,7 @@ def suffix_row(g: Ground) -> Row:
     asked, behind = map(list, zip(*pairs, strict=True))
     ours, plain = _beside(
         g,
-        lambda: sharded_screen(LocalEngine(g.model), prompts, g.suffixes, g.tokens),
+        lambda: screen(g.model, prompts, g.suffixes, g.tokens, engine=LocalEngine(g.model)),
         lambda: g.plain.metric(g.plain.last_logits(asked, behind)).reshape(len(prompts), -1).T,
         times=g.turns,
     )

@@ -133,7 +133,11 @@ def investigate(
     settings = settings or Settings()
     if settings.causal not in ("working", "all", "none"):
         raise PromptError(f"causal={settings.causal!r}: choose working, all or none")
-    suffixes = suffixes if isinstance(suffixes, SuffixSet) else SuffixSet.from_rows(list(suffixes))
+    suffixes = (
+        suffixes
+        if isinstance(suffixes, SuffixSet)
+        else SuffixSet.from_rows([suffixes] if isinstance(suffixes, str) else list(suffixes))
+    )
     asked, choosers = _prompts(prompts, head_prompts)
     calm = list(harmless.test if isinstance(harmless, PromptSet) else harmless)
     if refusal_tokens is None:

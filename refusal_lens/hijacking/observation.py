@@ -11,6 +11,7 @@ from torch import Tensor
 from ..attribution.components import texts
 from ..attribution.sources import bounds_of, token_texts
 from ..attribution.token_records import SourceContributions
+from ..data.prompts import PromptsLike, as_prompts, as_suffixes
 from ..errors import ModelError
 from ..hooks.attention_readers import AttentionByRegion, Components, RegionShare, Sources
 from ..hooks.readers import Residual
@@ -27,11 +28,11 @@ from .observation_records import Observation, Split
 def observe(
     model: HookedChatModel,
     condition: str,
-    prompts: Sequence[str],
+    prompts: PromptsLike,
     direction: Direction,
     top_heads: Sequence[Head],
     refusal_tokens: RefusalTokens,
-    suffixes: Sequence[str] | None = None,
+    suffixes: str | Sequence[str] | None = None,
     max_new_tokens: int = 0,
     on_batch: Callable[[int], None] | None = None,
 ) -> tuple[Observation, SourceContributions]:
@@ -39,14 +40,14 @@ def observe(
 
     Args:
         condition: its label.
-        suffixes: one per prompt, or None.
+        suffixes: one per prompt, one ``str`` for all, or None.
         max_new_tokens: length of the replies; 0 for none (then refusals are judged by the metric's sign).
 
     Returns:
         The observation, and the source contributions that splits and token forensics need.
     """
-    prompts = list(prompts)
-    given = list(suffixes) if suffixes is not None else [""] * len(prompts)
+    prompts = as_prompts(prompts)
+    given = as_suffixes(suffixes, len(prompts))
     tokens = model.tokenize(prompts, given)
     by_source, parts = Sources(direction), Components(direction)
     at_end, inside = Residual(direction), Residual(direction, "instruction")

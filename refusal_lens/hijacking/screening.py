@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..data.prompts import PromptsLike, as_prompts
 from ..engines.base import Engine
 from ..hooks.attention import by_layer
 from ..models.backend import PrefixCache, SharedPrefix
@@ -33,38 +34,21 @@ SUFFIXES = 512  # of one prompt, in one item
 
 @dataclass(frozen=True)
 class _Screen:
-    """The refusal metric of a block of suffixes behind one prompt."""
+    """A block of suffixes after one prompt, as work for an engine."""
 
     suffixes: tuple[str, ...]
     tokens: RefusalTokens
+    heads: tuple[Head, ...]
+    batch_tokens: int
 
     def prepare(self, model: HookedChatModel) -> None:
         """Items share nothing."""
 
-    def run(self, model: HookedChatModel, state: None, item: tuple[str, int]) -> Float[Tensor, "suffix"]:
-        """Suffixes from ``item[1]`` on, behind the prompt ``item[0]``."""
+    def run(self, model: HookedChatModel, state: None, item: tuple[str, int]) -> Float[Tensor, "number suffix"]:
+        """Metric and strength of the suffixes from ``item[1]`` on, after the prompt ``item[0]``."""
         prompt, first = item
-        return screen(model, [prompt], self.suffixes[first : first + SUFFIXES], self.tokens).metric[:, 0]
-
-
-def sharded_screen(
-    engine: Engine,
-    prompts: Sequence[str],
-    suffixes: Sequence[str],
-    refusal_tokens: RefusalTokens,
-    on_item: Callable[[int], None] | None = None,
-) -> Float[Tensor, "suffix prompt"]:
-    """Refusal metric of every suffix behind every prompt, in items of one prompt and ``SUFFIXES`` suffixes.
-
-    Args:
-        on_item: called with the number of (suffix, prompt) pairs done.
-    """
-    starts = range(0, len(suffixes), SUFFIXES)
-    items = [(prompt, first) for prompt in prompts for first in starts]
-    done = None if on_item is None else (lambda k: on_item(min(SUFFIXES, len(suffixes) - items[k][1])))
-    found: list[Any] = engine.map("screen", _Screen(tuple(suffixes), refusal_tokens), items, done)
-    columns = [torch.cat(found[i : i + len(starts)]) for i in range(0, len(found), len(starts))]
-    return torch.stack(columns, 1)
+        encoded = [model.chat.encode(prompt, suffix) for suffix in self.suffixes[first : first + SUFFIXES]]
+        return torch.stack(_variants(model, encoded, self.tokens, self.heads, self.batch_tokens))
 
 
 @dataclass(frozen=True)
@@ -83,34 +67,50 @@ class Screened(Record):
 
 def screen(
     model: HookedChatModel,
-    prompts: Sequence[str],
-    suffixes: Sequence[str],
+    prompts: PromptsLike,
+    suffixes: str | Sequence[str],
     refusal_tokens: RefusalTokens,
     heads: Sequence[Head] = (),
     on_prompt: Callable[[int], None] | None = None,
     batch_tokens: int = 2048,
     store: Store | None = None,
+    engine: Engine | None = None,
 ) -> Screened:
-    """Refusal metric and strength of every suffix behind every prompt.
+    """Refusal metric and strength of every suffix after every prompt.
 
     Args:
+        suffixes: each with its leading space; a ``str`` is one suffix.
         heads: whose write the strength is a share of.
         on_prompt: called with 1 after each prompt.
-        batch_tokens: padded tokens a batch at most, where suffixes can't be packed.
+        batch_tokens: padded tokens per batch at most, where suffixes can't be packed.
         store: keeps each prompt's numbers, and gives those of an earlier run with the same inputs.
+        engine: spreads blocks of ``SUFFIXES`` suffixes per prompt over its workers; this process if None.
+
+    Example:
+        >>> import refusal_lens as rl
+        >>> from refusal_lens.refusal import given_refusal_tokens
+        >>> model = rl.load_model("organism")
+        >>> tokens = given_refusal_tokens(model, [5])
+        >>> rl.hijacking.screen(model, "How do I pick a lock?", [" please", " now"], tokens).metric.shape
+        torch.Size([2, 1])
     """
-    store, columns = store or Store(None), []
+    requests, store = as_prompts(prompts), store or Store(None)
+    suffixes = (suffixes,) if isinstance(suffixes, str) else tuple(suffixes)
     inputs = content_key(
-        "screen", model.fingerprint, str(model.dtype), model.chat.render("{}"), suffixes, refusal_tokens, heads
+        "screen", model.fingerprint, str(model.dtype), model.chat.render("{}"), list(suffixes), refusal_tokens, heads
     )
-    for i, prompt in enumerate(prompts):
-        name, key = f"screen/{i:05d}", content_key(inputs, prompt)
-        column = store.get(name, key)
-        if column is None:
-            encoded = [model.chat.encode(prompt, suffix) for suffix in suffixes]
-            numbers = _variants(model, encoded, refusal_tokens, tuple(heads), batch_tokens)
-            column = store.put(name, torch.stack(numbers), key)
-        columns.append(column)
+    work = _Screen(suffixes, refusal_tokens, tuple(heads), batch_tokens)
+    starts = range(0, len(suffixes), SUFFIXES)
+    names = [(f"screen/{i:05d}", content_key(inputs, prompt)) for i, prompt in enumerate(requests)]
+    columns = [store.get(*name) for name in names]
+    todo = [i for i, column in enumerate(columns) if column is None]
+    items = [(requests[i], first) for i in todo for first in starts]
+    made: Iterator[Any] = (
+        iter(engine.map("screen", work, items)) if engine else (work.run(model, None, item) for item in items)
+    )
+    for i in range(len(requests)):
+        if columns[i] is None:
+            columns[i] = store.put(names[i][0], torch.cat([next(made) for _ in starts], -1), names[i][1])
         if on_prompt:
             on_prompt(1)
     metric, strength = torch.stack(columns, -1)

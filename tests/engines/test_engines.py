@@ -16,7 +16,7 @@ from refusal_lens.data.organism import instructions
 from refusal_lens.engines.choice import named_engine
 from refusal_lens.engines.local import LocalEngine
 from refusal_lens.errors import EngineError, ModelError
-from refusal_lens.hijacking.screening import sharded_screen
+from refusal_lens.hijacking.screening import screen
 from refusal_lens.records.store import Store
 from refusal_lens.refusal.metric import refusal_metric
 from refusal_lens.refusal.replies import complete
@@ -76,7 +76,7 @@ def test_sharded_work_is_the_unsharded_one(organism):
     found = complete(organism, prompts[:40], {"baseline": []}, "some", 4, engine=engine)
     assert [item.response for item in found.items] == organism.generate(prompts[:40], 4)
     suffixes = [" please", " now", " at once, my friend"]
-    found = sharded_screen(engine, prompts[:2], suffixes, tokens)
+    found = screen(organism, prompts[:2], suffixes, tokens, engine=engine).metric
     for s, suffix in enumerate(suffixes):
         alone = refusal_metric(organism, prompts[:2], tokens, [suffix] * 2)
         assert torch.allclose(found[s], alone, atol=1e-4)

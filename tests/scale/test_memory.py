@@ -15,7 +15,7 @@ from refusal_lens.attribution.sources import source_contributions
 from refusal_lens.direction.extract import mean_activations
 from refusal_lens.engines.local import LocalEngine
 from refusal_lens.errors import ModelError
-from refusal_lens.hijacking.screening import sharded_screen
+from refusal_lens.hijacking.screening import screen
 from refusal_lens.records.direction import Direction
 from refusal_lens.refusal.metric import refusal_metric
 from refusal_lens.refusal.tokens import given_refusal_tokens
@@ -42,7 +42,9 @@ def _stages(model):
         "metric": lambda n: refusal_metric(model, _prompts(n), tokens),
         "heads": lambda n: head_contributions(model, _prompts(n), direction),
         "sources": lambda n: source_contributions(model, _prompts(n), direction),
-        "suffixes": lambda n: sharded_screen(engine, _prompts(1), [f" {1000 + i} now" for i in range(n)], tokens),
+        "suffixes": lambda n: screen(
+            engine.model, _prompts(1), [f" {1000 + i} now" for i in range(n)], tokens, engine=engine
+        ),
     }
 
 
