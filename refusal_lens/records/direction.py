@@ -40,6 +40,10 @@ class Direction(Record):
     coeff: float = 1.0
     relaxed: str = ""
 
+    def __repr__(self) -> str:
+        relaxed = f", relaxed: {self.relaxed}" if self.relaxed else ""
+        return f"Direction(pos {self.pos}, layer {self.layer}, norm {self.norm:.3g}, d_model {len(self.unit)}{relaxed})"
+
     @property
     def vector(self) -> Float[Tensor, "d_model"]:
         """r itself, ``norm * unit``."""
