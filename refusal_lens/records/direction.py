@@ -94,6 +94,10 @@ class Subspace(Record):
         return len(self.vectors)
 
 
+# Whatever is taken as a direction: a ``Direction``, or a result that has one.
+DirectionLike = Any
+
+
 def as_direction(value: Any) -> Direction:
     """The direction in whatever holds one: a ``Direction``, or what ``find_direction`` or a selection returned.
 
