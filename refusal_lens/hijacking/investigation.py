@@ -112,7 +112,7 @@ def investigate(
     Args:
         model: the model.
         prompts: harmful requests; those that the model does not refuse are left out. Of a ``PromptSet`` the
-            validation split chooses the heads and the test split is reported on; a ``PromptPair`` gives ``harmless`` too.
+            validation split chooses the heads and the test split is reported on. A ``PromptPair`` gives both kinds.
         suffixes: the suffixes (input data): a set, rows, or one string.
         direction: r̂, or what ``find_direction`` returned (then with its refusal tokens).
         harmless: harmless requests, for the detectors, the trace, and to find the refusal tokens.
@@ -129,7 +129,8 @@ def investigate(
         DirectionError: a direction of another model.
     """
     if isinstance(prompts, PromptPair):
-        prompts, harmless = prompts.harmful, harmless or prompts.harmless
+        harmless = harmless or prompts.harmless
+        prompts = prompts.harmful
     refusal_tokens = refusal_tokens or getattr(direction, "refusal_tokens", None)
     direction = as_direction(direction)
     model.check_direction(direction)
