@@ -6,7 +6,7 @@ the project speaks TransformerLens's hook names and these methods only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from inspect import signature
 from types import MethodType
@@ -18,7 +18,7 @@ from transformers import DynamicCache, GenerationConfig
 
 from ..errors import ModelError
 from ..hooks.readout import NormWeights
-from .backend import Backend, _cache_as_past_key_values, _filled_cache
+from .backend import Backend, HookFn, _cache_as_past_key_values, _filled_cache
 from .weights import optional_weight
 
 
@@ -29,6 +29,7 @@ class BridgeBackend(Backend):
 
     def __init__(self, tl: Any):
         self.hf = tl.original_model
+        self._points: dict[str, tuple[str, Any]] = {}
         super().__init__(tl)
         # The last position's slice is strided; torch then multiplies row by row and copies W_U for each (bfloat16
         # on CPU, 32 rows, 152k tokens: 37 s instead of 0.02 s).
@@ -54,6 +55,34 @@ class BridgeBackend(Backend):
     def _hook_names(self) -> list[str]:
         aliases = getattr(self.tl, "hook_aliases", {})
         return [*self.tl.hook_dict, *aliases]
+
+    def hooks(self, hooks):
+        # TransformerLens looks all names and aliases up in every context, which costs as much as a small layer. With
+        # its compatibility mode a hook is called once per alias, which is left to it.
+        if getattr(self.tl, "compatibility_mode", False) or not hasattr(self.tl, "_remove_temporary_hook"):
+            return super().hooks(hooks)
+        return self._hooked(hooks)
+
+    @contextmanager
+    def _hooked(self, hooks: Sequence[tuple[str, HookFn]]) -> Iterator[None]:
+        """TransformerLens's hook context, with hook points that are looked up once per name."""
+        from transformer_lens.model_bridge.bridge_core import build_alias_to_canonical_map
+
+        tl, added = self.tl, []
+        level = tl.context_level = getattr(tl, "context_level", 0) + 1
+        try:
+            for name, function in hooks:
+                if name not in self._points:
+                    known = tl.hook_dict
+                    self._points[name] = tl._resolve_hook_point(name, build_alias_to_canonical_map(known), known)
+                canonical, point = self._points[name]
+                tl.check_hooks_to_add(point, canonical, function, dir="fwd")
+                added.append((point, point.add_hook(function, dir="fwd", level=level)))
+            yield
+        finally:
+            for point, handle in added:
+                tl._remove_temporary_hook(point, "fwd", handle)
+            tl.context_level -= 1
 
     def _norm(self, module: Any, site: str) -> NormWeights:
         rms, weight = bool(module.uses_rms_norm), optional_weight(module, "weight")
