@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from analyses.common import finish, parser, prepared, show
 from analyses.suffix_common import investigated, with_suffixes
+from refusal_lens.hijacking.mechanisms import mechanism
 from refusal_lens.hijacking.section import hijacking_cards, hijacking_section
-from refusal_lens.hijacking.verdicts import summary_frame, verdict
 from refusal_lens.report.page import Section, Table, plain
 
 
 def main() -> None:
     args = with_suffixes(parser(__doc__, "causal_table")).parse_args()
     report = investigated(args, *prepared(args))
-    show(summary_frame(report).drop(columns=["p"]))
+    show(report.results_frame().drop(columns=["p"]))
     tables = []
     for i, result in enumerate(report.results):
-        said = f"{result.suffix.text.strip()!r}: {verdict(result).sentence}"
+        said = f"{result.suffix.text.strip()!r}: {mechanism(result).sentence}"
         print(f"\n{said}")
         if result.causal is None:
             continue
@@ -27,7 +27,10 @@ def main() -> None:
         rows = tuple(tuple(plain(v) for v in row) for row in frame.itertuples(index=False, name=None))
         tables.append(
             Table(
-                f"causal-{i}", tuple(frame.columns), rows, f"{result.suffix.text.strip()!r}. {verdict(result).sentence}"
+                f"causal-{i}",
+                tuple(frame.columns),
+                rows,
+                f"{result.suffix.text.strip()!r}. {mechanism(result).sentence}",
             )
         )
     for card in hijacking_cards(report):

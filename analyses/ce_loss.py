@@ -13,8 +13,9 @@ import pandas as pd
 from analyses.common import finish, parser, prepared, show
 from refusal_lens.behaviour.cross_entropy import losses
 from refusal_lens.behaviour.section import losses_section
-from refusal_lens.hooks.conditions import EFFECTS, named_conditions
+from refusal_lens.hooks.conditions import named_conditions
 from refusal_lens.models.texts import completion_tokens, own_completions, text_tokens
+from refusal_lens.records.labels import EFFECTS
 
 
 def main() -> None:

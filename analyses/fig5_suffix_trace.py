@@ -8,14 +8,13 @@ from __future__ import annotations
 from analyses.common import finish, parser, prepared
 from analyses.suffix_common import investigated, with_suffixes
 from refusal_lens.hijacking.figures import plot_suffix_trace
-from refusal_lens.hijacking.section import strongest
 from refusal_lens.report.page import Figure, Section
 
 
 def main() -> None:
     args = with_suffixes(parser(__doc__, "fig5_suffix_trace")).parse_args()
     report = investigated(args, *prepared(args), causal="none")
-    result = strongest(report)
+    result = report.strongest
     site = report.direction.layer
     for o in (report.plain, result.suffixed, result.random, report.harmless):
         print(

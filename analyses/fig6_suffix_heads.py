@@ -9,14 +9,14 @@ import pandas as pd
 
 from analyses.common import finish, parser, prepared, show
 from analyses.suffix_common import investigated, with_suffixes
-from refusal_lens.hijacking.section import hijacking_section, strongest
+from refusal_lens.hijacking.section import hijacking_section
 from refusal_lens.records.labels import head_label
 
 
 def main() -> None:
     args = with_suffixes(parser(__doc__, "fig6_suffix_heads")).parse_args()
     report = investigated(args, *prepared(args), causal="none")
-    result = strongest(report)
+    result = report.strongest
     rows = []
     for i, head in enumerate(report.top_heads):
         row = {"head": head_label(*head)}

@@ -9,7 +9,7 @@ from refusal_lens import HookedChatModel
 from refusal_lens.data import organism
 from refusal_lens.data.suffixes import SuffixSet
 from refusal_lens.hijacking.investigation import Settings, investigate
-from refusal_lens.hijacking.records import HijackingReport
+from refusal_lens.hijacking.records import Investigation
 from refusal_lens.study.folder import Study
 
 
@@ -23,7 +23,7 @@ def with_suffixes(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def investigated(
     args: argparse.Namespace, model: HookedChatModel, study: Study, causal: str = "working"
-) -> HijackingReport:
+) -> Investigation:
     """Suffixes behind the held-out harmful prompts; the heads are chosen on the validation prompts."""
     found = SuffixSet.load(args.suffixes)
     found = SuffixSet(found.name, found.items[: args.limit or None], found.notes)

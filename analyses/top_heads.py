@@ -11,9 +11,9 @@ from refusal_lens.attribution.causal import causal_check
 from refusal_lens.attribution.figures import (
     plot_causal_check,
     plot_head_contributions,
-    plot_head_report,
     plot_patching,
     plot_sources_by_region,
+    plot_top_heads,
 )
 from refusal_lens.attribution.patching import attribution_patching, equal_length_pairs
 from refusal_lens.attribution.ranking import top_heads
@@ -30,7 +30,7 @@ def main() -> None:
     direction, tokens = study.selection.chosen, study.refusal_tokens
     test, contrast = study.harmful.test.texts, study.harmless.test.texts
     heads = top_heads(model, study.harmful.val.texts, test, direction, contrast=contrast)
-    print(f"\nchosen on {heads.n_selection} prompts, reported on {heads.n_report}; {heads.test}, adjusted over heads")
+    print(f"\nchosen on {heads.n_selection} prompts, reported on {heads.n_reported}; {heads.test}, adjusted over heads")
     print(heads.to_frame().round(4).to_string(index=False))
     print(f"their share of all positive contributions: {heads.share:.0%}")
     check = causal_check(model, test, contrast, direction, heads, tokens)
@@ -47,7 +47,7 @@ def main() -> None:
     views = circuitsvis_script() + attention_view(pattern)
     views += tokens_view(sources, 0, heads.heads)
     (args.out / "attention.html").write_text(views, "utf-8")
-    figures = [plot_head_contributions(heads), plot_head_report(heads), plot_causal_check(check)]
+    figures = [plot_head_contributions(heads), plot_top_heads(heads), plot_causal_check(check)]
     figures += [plot_patching(patching), plot_sources_by_region(sources, heads.heads)]
     html = "".join(f.to_html(full_html=False, include_plotlyjs=i == 0) for i, f in enumerate(figures))
     (args.out / "top_heads.html").write_text(html, "utf-8")

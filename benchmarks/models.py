@@ -26,6 +26,7 @@ VOCAB = 151936
 
 def named(source: str, dtype: str | None = None) -> HookedChatModel:
     """``random:1.5b`` for random weights of that size (in what the CPU multiplies), else as in ``load_model``."""
+    keep_freed_memory()  # as the command line does
     if source.startswith("random:"):
         return random_model(source.removeprefix("random:"), dtype=native_dtype("cpu"))
     return load_model(source, dtype=dtype)
@@ -64,7 +65,6 @@ def random_model(
         bridge = TransformerBridge.boot_transformers(
             folder, hf_model=hf, tokenizer=tokenizer, dtype=dtype, device="cpu"
         )
-    keep_freed_memory()  # as the command line does
     return HookedChatModel(bridge, tokenizer, name=f"random-{size}")
 
 

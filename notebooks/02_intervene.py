@@ -15,7 +15,7 @@ from refusal_lens.refusal.replies import refusal_rates
 from refusal_lens.behaviour.cross_entropy import losses
 from refusal_lens.models.texts import own_completions
 from refusal_lens.exactness.identities import orthogonalization_gap
-from refusal_lens.hooks.orthogonalize import orthogonalized
+from refusal_lens.hooks.orthogonalize import Orthogonalize
 from refusal_lens.refusal.tokens import find_refusal_tokens
 from refusal_lens.behaviour.figures import plot_losses
 from refusal_lens.behaviour.figures import plot_refusal_rates
@@ -75,7 +75,7 @@ pd.DataFrame({kind: {name: str(r) for name, r in of.items()} for kind, of in rat
 # `with` only. No checkpoint is written, and afterwards the parameters are the same objects as before.
 
 # %%
-with orthogonalized(model, direction):
+with model.hooks(Orthogonalize(direction)):
     print("orthogonalized refuses", refusal_rates(complete(model, harmful.test.texts, {"now": []}, "harmful", 24))["now"])
 print("largest logit gap to hooks:", orthogonalization_gap(model, direction, harmful.test.texts[:8]))
 

@@ -19,7 +19,7 @@ from refusal_lens.refusal.tokens import find_refusal_tokens
 from refusal_lens.attribution.figures import plot_causal_check
 from refusal_lens.attribution.figures import plot_components
 from refusal_lens.attribution.figures import plot_head_contributions
-from refusal_lens.attribution.figures import plot_head_report
+from refusal_lens.attribution.figures import plot_top_heads
 from refusal_lens.attribution.figures import plot_propagation
 from refusal_lens.attribution.figures import plot_sources
 from refusal_lens.attribution.figures import plot_sources_by_region
@@ -65,7 +65,7 @@ heads = top_heads(model, harmful.val.texts, test, direction, contrast=contrast)
 plot_head_contributions(heads)
 
 # %%
-plot_head_report(heads)
+plot_top_heads(heads)
 
 # %% [markdown]
 # ## From which tokens?

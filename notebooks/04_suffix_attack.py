@@ -12,11 +12,10 @@
 import refusal_lens as rl
 from refusal_lens.hijacking.investigation import Settings
 from refusal_lens.hijacking.investigation import investigate
-from refusal_lens.hijacking.verdicts import summary_frame
-from refusal_lens.hijacking.verdicts import verdict
+from refusal_lens.hijacking.mechanisms import mechanism
 from refusal_lens.refusal.tokens import find_refusal_tokens
 from refusal_lens.data.suffixes import SuffixSet
-from refusal_lens.hijacking.figures import attention_pair_view
+from refusal_lens.hijacking.views import attention_pair_view
 from refusal_lens.hijacking.figures import plot_attention_regions
 from refusal_lens.hijacking.figures import plot_causal_tests
 from refusal_lens.hijacking.figures import plot_drop_waterfall
@@ -63,7 +62,7 @@ report = investigate(
     refusal_tokens=tokens,
     settings=Settings(max_new_tokens=12, shuffled=False, n_random=2, forensics=12),
 )
-summary_frame(report).drop(columns=["suffix", "refused_shuffled"]).round(3)
+report.results_frame().drop(columns=["suffix", "refused_shuffled"]).round(3)
 
 # %% [markdown]
 # Refusals fall from all to none with the adversarial suffixes and stay with random words. Look at the strongest one.
@@ -125,14 +124,14 @@ plot_drop_waterfall(report, result)
 plot_causal_tests(result.causal)
 
 # %%
-print(verdict(result).sentence)
+print(mechanism(result).sentence)
 
 # %% [markdown]
 # The sentence says "because" only where the test passed: at least half of the drop comes back, beyond both controls,
 # and attention rose. For the random words it says something else:
 
 # %%
-print(verdict(report.results[-1]).sentence)
+print(mechanism(report.results[-1]).sentence)
 
 # %% [markdown]
 # ## Which tokens?
@@ -169,4 +168,4 @@ if MODEL is not None:
     means = rl.extract_directions(mine, bad.train, good.train)
     chosen = rl.select_direction(mine, means, bad.val, good.val, refusal_tokens=found, relax=True).chosen
     mine_report = investigate(mine, bad, SuffixSet.load(SUFFIXES), chosen, harmless=good, refusal_tokens=found)
-    print(*(verdict(r).sentence for r in mine_report.results), sep="\n\n")
+    print(*(mechanism(r).sentence for r in mine_report.results), sep="\n\n")

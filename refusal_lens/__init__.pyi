@@ -18,7 +18,6 @@ from .exactness import certify as certify
 from .hooks import Ablate as Ablate
 from .hooks import Add as Add
 from .hooks import Orthogonalize as Orthogonalize
-from .hooks import orthogonalized as orthogonalized
 from .models import HookedChatModel as HookedChatModel
 from .models import load_model as load_model
 from .records import Direction as Direction

@@ -23,6 +23,10 @@ class DirectionError(RefusalLensError):
     """A direction belongs to another model or another basis."""
 
 
+class InterventionError(RefusalLensError):
+    """An intervention's layers, positions or values do not fit the model or its prompts."""
+
+
 class SelectionError(RefusalLensError):
     """No candidate direction passes the rule; ``near_misses`` says what each would need."""
 
@@ -38,6 +42,14 @@ class ConcurrentUseError(RefusalLensError):
 
 class ResultError(RefusalLensError):
     """A result file or folder is missing, broken, or of another study."""
+
+
+class SettingError(RefusalLensError):
+    """A setting of a study has a value that it can't have."""
+
+
+class LabelError(RefusalLensError):
+    """A record has no such axis, label, condition or figure; the message lists those it has."""
 
 
 class EngineError(RefusalLensError):

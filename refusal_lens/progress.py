@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -69,3 +70,21 @@ def told(write: Callable[[dict[str, Any]], None], every: float = 5.0) -> Progres
         write({"event": "stage_end", "stage": name, "seconds": round(time.monotonic() - start, 3)})
 
     return stage
+
+
+def automatic(name: str, total: int) -> AbstractContextManager[Advance]:
+    """Show a bar in a notebook, nothing elsewhere: the default of whatever takes long."""
+    return (_bar if _in_notebook() else silent)(name, total)
+
+
+def _in_notebook() -> bool:
+    python = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return python is not None and "IPKernelApp" in python.config
+
+
+@contextmanager
+def _bar(name: str, total: int) -> Iterator[Advance]:
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total or None, desc=name, leave=False) as bar:
+        yield bar.update

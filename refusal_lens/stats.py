@@ -1,12 +1,16 @@
-"""Intervals and tests, from scipy: a rate or a mean never stands alone."""
+"""Intervals and tests: a rate or a mean never stands alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from scipy import stats as scipy_stats
+
+Values = Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,11 @@ class Rate:
     low: float
     high: float
     n: int
+
+    @property
+    def mean(self) -> float:
+        """The share, by the name that an ``Interval`` has for its value."""
+        return self.rate
 
     def __str__(self) -> str:
         return f"{self.rate:.0%} [{self.low:.0%}, {self.high:.0%}] (n = {self.n})"
@@ -35,8 +44,19 @@ class Interval:
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}] (n = {self.n})"
 
 
+def columns(found: Interval | Rate, name: str, prefix: str = "") -> dict[str, float]:
+    """Value and interval as columns of a table: ``name``, ``{prefix}low``, ``{prefix}high``."""
+    return {name: found.mean, f"{prefix}low": found.low, f"{prefix}high": found.high}
+
+
 def rate(hits: Sequence[bool], confidence: float = 0.95) -> Rate:
-    """Share of true values with its exact (Clopper-Pearson) interval; an empty sequence gives NaN and [0, 1]."""
+    """Share of true values with its exact (Clopper-Pearson) interval; an empty sequence gives NaN and [0, 1].
+
+    Example:
+        >>> from refusal_lens.stats import rate
+        >>> print(rate([True, True, False, True]))
+        75% [19%, 99%] (n = 4)
+    """
     n, k = len(hits), int(sum(bool(h) for h in hits))
     if n == 0:
         return Rate(float("nan"), 0.0, 1.0, 0)
@@ -44,28 +64,87 @@ def rate(hits: Sequence[bool], confidence: float = 0.95) -> Rate:
     return Rate(k / n, float(interval.low), float(interval.high), n)
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95, seed: int = 0, resamples: int = 2000) -> Interval:
+@lru_cache(maxsize=4)  # a table asks for the same draws once per row
+def _draws(n: int, seed: int, resamples: int) -> np.ndarray:
+    draws = np.random.default_rng(seed).integers(0, n, (resamples, n))
+    draws.flags.writeable = False
+    return draws
+
+
+def bootstrap(
+    statistic: Callable[..., Any], *samples: np.ndarray, confidence: float = 0.95, seed: int = 0, resamples: int = 2000
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a statistic; several samples are paired and drawn together.
+
+    Not ``scipy.stats.bootstrap``: with its draws every stored interval would change, and equal draws are reused here.
+
+    Args:
+        statistic: arrays [resample, n], one per sample, -> [resample]; NaN resamples are left out.
+        samples: arrays of equal length n.
+    """
+    draws = _draws(len(samples[0]), seed, resamples)
+    values = statistic(*(sample[draws] for sample in samples))
+    ends = [(1 - confidence) / 2, (1 + confidence) / 2]
+    low, high = (np.nanquantile if np.isnan(values).any() else np.quantile)(values, ends)
+    return float(low), float(high)
+
+
+def mean_interval(values: Values, confidence: float = 0.95, seed: int = 0, resamples: int = 2000) -> Interval:
     """Mean of per-prompt values with its percentile bootstrap interval over prompts.
 
     For a paired comparison pass the per-prompt differences.
+
+    Example:
+        >>> from refusal_lens.stats import mean_interval
+        >>> print(mean_interval([1.0, 2.0, 3.0, 4.0]))
+        2.5 [1.5, 3.5] (n = 4)
     """
     x = np.asarray(values, dtype=float)
     if len(x) == 0:
         return Interval(float("nan"), float("nan"), float("nan"), 0)
     if len(x) == 1 or np.ptp(x) == 0:
         return Interval(float(x.mean()), float(x.mean()), float(x.mean()), len(x))
-    draws = np.random.default_rng(seed).integers(0, len(x), (resamples, len(x)))
-    low, high = np.quantile(x[draws].mean(1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(x.mean()), float(low), float(high), len(x))
+    low, high = bootstrap(lambda x: x.mean(1), x, confidence=confidence, seed=seed, resamples=resamples)
+    return Interval(float(x.mean()), low, high, len(x))
 
 
-def benjamini_hochberg(p_values: Sequence[float]) -> np.ndarray:
+def fraction_interval(
+    part: Values, whole: Values, confidence: float = 0.95, seed: int = 0, resamples: int = 2000
+) -> Interval:
+    """mean(part) / mean(whole) with its percentile bootstrap interval over prompts (both drawn together).
+
+    NaN where the whole is 0; no interval where more resamples than 1 - ``confidence`` turn the whole's sign over.
+    """
+    x, y = np.asarray(part, dtype=float), np.asarray(whole, dtype=float)
+    if not len(x) or not np.isfinite(x).all() or y.mean() == 0:
+        return Interval(float("nan"), float("nan"), float("nan"), len(x))
+    value = float(x.mean() / y.mean())
+    below = y[_draws(len(y), seed, resamples)].mean(1)
+    if (np.sign(below) != np.sign(y.mean())).mean() > 1 - confidence:
+        return Interval(value, float("nan"), float("nan"), len(x))
+
+    def fraction(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return x.mean(1) / np.where(y.mean(1) == 0, np.nan, y.mean(1))
+
+    low, high = bootstrap(fraction, x, y, confidence=confidence, seed=seed, resamples=resamples)
+    return Interval(value, low, high, len(x))
+
+
+def benjamini_hochberg(p_values: Values) -> np.ndarray:
     """False-discovery-rate adjusted p-values (Benjamini and Hochberg 1995), in the order given."""
     return scipy_stats.false_discovery_control(np.asarray(p_values, dtype=float), method="bh")
 
 
-def auroc(positive: Sequence[float] | np.ndarray, negative: Sequence[float] | np.ndarray) -> float:
-    """Area under the ROC curve from the Mann-Whitney U statistic; NaN where a group is empty."""
-    if not len(positive) or not len(negative):
-        return float("nan")
-    return float(scipy_stats.mannwhitneyu(positive, negative).statistic) / (len(positive) * len(negative))
+def auroc(positive: Values, negative: Values) -> Interval:
+    """Area under the ROC curve with its 95% interval (DeLong et al. 1988); ties count half.
+
+    The area is the probability that a positive scores above a negative. NaN where a group is empty.
+    """
+    p, n = np.asarray(positive, dtype=float), np.asarray(negative, dtype=float)
+    if not len(p) or not len(n):
+        return Interval(float("nan"), float("nan"), float("nan"), len(p) + len(n))
+    wins = (p[:, None] > n[None]) + 0.5 * (p[:, None] == n[None])
+    area = float(wins.mean())
+    variance = sum(float(rows.var(ddof=1)) / len(rows) for rows in (wins.mean(1), wins.mean(0)) if len(rows) > 1)
+    spread = 1.959964 * variance**0.5
+    return Interval(area, max(0.0, area - spread), min(1.0, area + spread), len(p) + len(n))

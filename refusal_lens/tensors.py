@@ -30,18 +30,21 @@ def random_unit(d: int, seed: int, dtype: torch.dtype = torch.float32) -> Float[
     return unit(torch.randn(d, generator=generator, dtype=torch.float64)).to(dtype)
 
 
-def project_out(x: Float[Tensor, "*batch d"], direction: Float[Tensor, "*rows d"]) -> Float[Tensor, "*batch d"]:
+def project_out(
+    x: Float[Tensor, "*batch d"], direction: Float[Tensor, "*rows d"], share: float = 1.0
+) -> Float[Tensor, "*batch d"]:
     """``x - r̂ r̂ᵀ x`` (paper section 2.4, directional ablation), in float32 or better, returned in x's dtype.
 
     Args:
         x: activations.
         direction: unit vector r̂, or one for each entry of x's first axis, ``[batch 1 d]``.
+        share: how much of the projection is removed.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     r = direction.to(wide)
     # Products and one fused step: half the time of (wide - (wide * r).sum(-1, keepdim=True) * r) on a CPU.
     along = wide @ (r[:, None] if r.ndim == 1 else r.mT)
-    return torch.addcmul(wide, along, r, value=-1).to(x.dtype)
+    return torch.addcmul(wide, along, r, value=-share).to(x.dtype)
 
 
 def orthogonalize(weight: Tensor, direction: Float[Tensor, "d"], axis: int) -> Tensor:

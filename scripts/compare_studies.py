@@ -23,13 +23,21 @@ from safetensors import safe_open
 # Old file -> new file, both relative to the result folder and without their ending.
 RENAMED_FILES: dict[str, str] = {}
 # Old class -> new class.
-RENAMED_RECORDS: dict[str, str] = {}
+RENAMED_RECORDS: dict[str, str] = {
+    "HeadReport": "TopHeads",
+    "HijackingReport": "Investigation",
+    "LogitAttribution": "DirectLogitAttribution",
+}
 # (old class, old field) -> new field.
-RENAMED_FIELDS: dict[tuple[str, str], str] = {}
+RENAMED_FIELDS: dict[tuple[str, str], str] = {
+    ("HeadReport", "selection"): "chosen_on",
+    ("HeadReport", "report"): "reported",
+    ("SubspaceEffects", "sizes"): "ks",
+}
 # Digests of inputs, by which work is resumed: what they are made of is not a result.
-DIGESTS = {("SuffixResult", "key"), ("SuffixResult", "tested"), ("_Row", "key")}
+DIGESTS = {("SuffixResult", "key"), ("SuffixResult", "tested")}
 # Bookkeeping of a run: marks of stages, kept items, one column per prompt of a screen.
-LEFT_OUT = ("study.json", "report.html", "report.md", "stages", "items", "screen", "store")
+LEFT_OUT = ("study.json", "report.html", "report.md", "stages", "items", "screen", "seconds.json")
 
 
 def records(folder: Path) -> dict[str, Path]:

@@ -1,4 +1,6 @@
 from .causal import causal_check as causal_check
+from .causal_records import CausalCheck as CausalCheck
+from .causal_records import PatchingComparison as PatchingComparison
 from .components import component_contributions as component_contributions
 from .components import heads as heads
 from .components import neuron_contributions as neuron_contributions
@@ -7,15 +9,13 @@ from .logits import direct_logit_attribution as direct_logit_attribution
 from .patching import attribution_patching as attribution_patching
 from .patching import equal_length_pairs as equal_length_pairs
 from .ranking import choose_heads as choose_heads
-from .ranking import report_heads as report_heads
+from .ranking import confirm_heads as confirm_heads
 from .ranking import top_heads as top_heads
-from .records import CausalCheck as CausalCheck
 from .records import ComponentContributions as ComponentContributions
+from .records import DirectLogitAttribution as DirectLogitAttribution
 from .records import HeadContributions as HeadContributions
-from .records import HeadReport as HeadReport
-from .records import LogitAttribution as LogitAttribution
 from .records import NeuronContributions as NeuronContributions
-from .records import PatchingComparison as PatchingComparison
+from .records import TopHeads as TopHeads
 from .sources import attention_patterns as attention_patterns
 from .sources import propagation as propagation
 from .sources import source_contributions as source_contributions

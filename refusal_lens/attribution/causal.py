@@ -12,8 +12,9 @@ from scipy import stats as scipy_stats
 from torch import Tensor
 
 from ..errors import PromptError
-from ..hooks.attention import ReplaceHeads
+from ..hooks.attention import random_heads
 from ..hooks.base import Model
+from ..hooks.interchange import InterchangeHeads
 from ..hooks.readers import Cache, Kept, check_position
 from ..hooks.readout import Readout
 from ..models.chat import Tokens
@@ -22,8 +23,9 @@ from ..records.direction import Direction
 from ..records.labels import Head
 from ..refusal.records import RefusalTokens
 from ..tensors import refusal_log_odds, wide
+from .causal_records import CausalCheck
 from .components import texts
-from .records import CausalCheck, HeadReport
+from .records import TopHeads
 
 
 def causal_check(
@@ -31,7 +33,7 @@ def causal_check(
     prompts: Sequence[str],
     reference: Sequence[str],
     direction: Direction,
-    heads: HeadReport | Sequence[Head],
+    heads: TopHeads | Sequence[Head],
     refusal_tokens: RefusalTokens,
     *,
     suffixes: Sequence[str] | None = None,
@@ -59,8 +61,8 @@ def causal_check(
     """
     model.check_direction(direction)
     asked = texts(prompts, suffixes)
-    named = heads.heads if isinstance(heads, HeadReport) else tuple((layer, head) for layer, head in heads)
-    if isinstance(heads, HeadReport) and (shared := set(heads.selection.prompts) & set(asked)):
+    named = heads.heads if isinstance(heads, TopHeads) else tuple((layer, head) for layer, head in heads)
+    if isinstance(heads, TopHeads) and (shared := set(heads.chosen_on.prompts) & set(asked)):
         raise PromptError(f"{len(shared)} prompt(s) chose the heads; test them on other prompts")
     tokens = model.tokenize(prompts, suffixes)
     if not 1 <= n_last <= tokens.n_post:
@@ -101,7 +103,7 @@ def causal_check(
         spearman=float("nan") if rank is None else float(rank.statistic),
         p_value=float("nan") if rank is None else float(rank.pvalue),
         prompts=asked,
-        n_selection=heads.n_selection if isinstance(heads, HeadReport) else 0,
+        n_selection=heads.n_selection if isinstance(heads, TopHeads) else 0,
         n_reference=len(reference),
         n_last=n_last,
     )
@@ -124,18 +126,8 @@ def wide_dtype(model: HookedChatModel) -> torch.dtype:
     return torch.promote_types(model.dtype, torch.float32)
 
 
-def random_heads(model: HookedChatModel, heads: Sequence[Head], rng: random.Random) -> tuple[Head, ...]:
-    """As many heads of the same layers, none of them named; fewer where a layer has no others left."""
-    drawn: list[Head] = []
-    for layer in sorted({layer for layer, _ in heads}):
-        wanted = sum(1 for other, _ in heads if other == layer)
-        free = [head for head in range(model.n_heads) if (layer, head) not in heads]
-        drawn += [(layer, head) for head in sorted(rng.sample(free, min(wanted, len(free))))]
-    return tuple(drawn)
-
-
 class _Bench:
-    """Prompts in batches, and the refusal metric with some heads replaced."""
+    """Prompts, and their refusal metric with some heads replaced."""
 
     def __init__(
         self,
@@ -145,30 +137,23 @@ class _Bench:
         reference: Float[Tensor, "layer prompt last head d_head"],
         rng: random.Random,
     ):
-        self.model, self.ids = model, refusal_tokens.ids
-        self.batches = list(model.batches(tokens))
-        self.n = len(tokens)
+        self.model, self.ids, self.tokens = model, refusal_tokens.ids, tokens
         self.reference = reference
         self.mean = reference.mean(1, keepdim=True)
         # Every condition draws the same donors, so that conditions differ by heads only.
-        self.donors = torch.tensor([rng.randrange(reference.shape[1]) for _ in range(self.n)])
+        self.donors = torch.tensor([rng.randrange(reference.shape[1]) for _ in range(len(tokens))])
 
     def mean_ablated(self, heads: tuple[Head, ...]) -> Float[Tensor, "prompt"]:
         """Metric with the heads at their reference mean (with none, the baseline)."""
-        return self._run(lambda rows: ReplaceHeads(heads, self.mean))
+        return self._run(InterchangeHeads(heads, self.mean))
 
     def resampled(self, heads: tuple[Head, ...]) -> Float[Tensor, "prompt"]:
         """Metric with the heads as in a random reference prompt."""
-        return self._run(lambda rows: ReplaceHeads(heads, self.reference[:, self.donors[rows]]))
+        return self._run(InterchangeHeads(heads, self.reference[:, self.donors]))
 
-    def _run(self, intervention: Callable[[list[int]], ReplaceHeads]) -> Tensor:
-        out = torch.empty(self.n, dtype=torch.float64)
-        for batch in self.batches:
-            rows = list(batch.indices)
-            with self.model.hooks(intervention(rows)):
-                logits = self.model.logits(batch)[:, -1]
-            out[rows] = refusal_log_odds(logits, self.ids).cpu()
-        return out
+    def _run(self, intervention: InterchangeHeads) -> Tensor:
+        with self.model.hooks(intervention):
+            return refusal_log_odds(self.model.last_logits(self.tokens), self.ids).cpu()
 
 
 class _Gap(Kept[Tensor]):

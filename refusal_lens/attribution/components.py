@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.prompts import PromptsLike, as_prompts
+from ..data.prompts import PromptsLike, as_prompts, as_suffixes
 from ..errors import ModelError
 from ..hooks.attention_readers import Components, Heads
 from ..hooks.base import Model
@@ -71,9 +71,8 @@ def heads(
 
 def texts(prompts: PromptsLike, suffixes: str | Sequence[str] | None) -> tuple[str, ...]:
     """The requests with their suffixes."""
-    asked = as_prompts(prompts)
-    after = [suffixes or ""] * len(asked) if suffixes is None or isinstance(suffixes, str) else suffixes
-    return tuple(p + s for p, s in zip(asked, after, strict=True))
+    requests = as_prompts(prompts)
+    return tuple(p + s for p, s in zip(requests, as_suffixes(suffixes, len(requests)), strict=True))
 
 
 class _Neurons(Kept[dict[int, tuple[Tensor, Tensor]]]):

@@ -1,7 +1,4 @@
-"""Figures of attribution: heads, components, source tokens, propagation, causal checks.
-
-CircuitsVis's views of attention and tokens are in ``circuits``, figures of one picked head in ``heads``.
-"""
+"""Figures of attribution: heads, components, source tokens, propagation, causal checks; ``views`` has CircuitsVis's."""
 
 from __future__ import annotations
 
@@ -11,27 +8,28 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..records.labels import Head, head_label, visible
+from ..records.base import figure as registered
+from ..records.labels import Head, as_head, head_label, index_of, visible
 from ..report import style
 from ..report.style import REGION_COLOURS
+from .causal_records import CausalCheck, PatchingComparison
 from .records import (
-    CausalCheck,
     ComponentContributions,
+    DirectLogitAttribution,
     HeadContributions,
-    HeadReport,
-    LogitAttribution,
-    PatchingComparison,
+    TopHeads,
 )
 from .token_records import AttentionPatterns, Propagation, SourceContributions
 from .views import MAX_TOKENS, thinned
 
 
-def plot_head_contributions(record: HeadContributions | HeadReport, top: int = 8) -> go.Figure:
+@registered("map", HeadContributions, TopHeads)
+def plot_head_contributions(record: HeadContributions | TopHeads, top: int = 8) -> go.Figure:
     """Layer x head heatmap of mean contributions; the top heads carry their labels (of a report: the chosen ones)."""
-    shown = record.report if isinstance(record, HeadReport) else record
+    shown = record.reported if isinstance(record, TopHeads) else record
     mean = shown.mean
     limit = float(mean.abs().max()) or 1.0
-    if isinstance(record, HeadReport):
+    if isinstance(record, TopHeads):
         marked: Sequence[Head] = record.heads
     else:
         ranked = mean.flatten().topk(min(top, mean.numel())).indices.tolist()
@@ -62,7 +60,8 @@ def plot_head_contributions(record: HeadContributions | HeadReport, top: int = 8
     return style.finish(figure, title, height=max(320, 90 + 18 * mean.shape[0]))
 
 
-def plot_components(record: ComponentContributions | LogitAttribution, top: int = 12) -> go.Figure:
+@registered("waterfall", ComponentContributions, DirectLogitAttribution)
+def plot_components(record: ComponentContributions | DirectLogitAttribution, top: int = 12) -> go.Figure:
     """Waterfall of the strongest parts, in the order of the stream; the others are one bar, so it adds up."""
     parts, labels = record.parts.mean(-1), record.part_labels
     chosen = sorted(parts.abs().topk(min(top, len(parts))).indices.tolist())
@@ -72,8 +71,8 @@ def plot_components(record: ComponentContributions | LogitAttribution, top: int 
     if left:
         names.append(f"{left} others")
         values.append(float(parts.sum()) - sum(values))
-    unit = "logits" if isinstance(record, LogitAttribution) else "along r̂"
-    if isinstance(record, LogitAttribution):
+    unit = "logits" if isinstance(record, DirectLogitAttribution) else "along r̂"
+    if isinstance(record, DirectLogitAttribution):
         other = f" - ({', '.join(record.against)})" if record.against else ""
         cap = ", before the logit cap" if record.cap else ""
         title = f"Logit of ({', '.join(record.answer)}){other}, by component{cap}"
@@ -97,6 +96,7 @@ def plot_components(record: ComponentContributions | LogitAttribution, top: int 
     return style.finish(figure, title, height=420).update_layout(showlegend=False)
 
 
+@registered("tokens", SourceContributions)
 def plot_sources(
     record: SourceContributions, prompt: int = 0, heads: Sequence[Head] | None = None, width: int = 14
 ) -> go.Figure:
@@ -105,7 +105,7 @@ def plot_sources(
     Args:
         prompt: which prompt.
         heads: summed over these heads; all if None.
-        width: tokens a line.
+        width: tokens per line.
     """
     tokens = record.tokens[prompt]
     values = record.of_prompt(prompt, list(heads) if heads is not None else None).tolist()
@@ -135,20 +135,31 @@ def plot_sources(
     )
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, autorange="reversed")
-    who = "all heads" if heads is None else ", ".join(f"L{layer}H{head}" for layer, head in heads)
+    who = "all heads" if heads is None else ", ".join(head_label(*head) for head in heads)
     title = f"Source tokens of what {who} write at position {record.pos}"
     return style.finish(figure, title, height=110 + 42 * len(rows))
 
 
-def plot_sources_by_region(record: SourceContributions, heads: Sequence[Head]) -> go.Figure:
-    """Mean contribution of each region through each head, stacked: the bars of a head sum to its contribution."""
+@registered("by region", SourceContributions)
+def plot_sources_by_region(
+    record: SourceContributions, heads: Sequence[Head | str] | None = None, top: int = 8
+) -> go.Figure:
+    """Mean contribution of each region through each head, stacked: the bars of a head sum to its contribution.
+
+    Args:
+        heads: (layer, head) or "L12H7"; the ``top`` heads of largest mean contribution if None.
+    """
     means = record.by_region().mean(2)
+    if heads is None:
+        best = means.sum(-1).flatten().topk(min(top, means[..., 0].numel())).indices.tolist()
+        heads = [divmod(i, means.shape[1]) for i in best]
+    named = [as_head(head) for head in heads]
     figure = go.Figure()
     for i, region in enumerate(record.regions):
-        values = [float(means[layer, head, i]) for layer, head in heads]
+        values = [float(means[layer, head, i]) for layer, head in named]
         if any(values):
             figure.add_bar(
-                x=[f"L{layer}H{head}" for layer, head in heads],
+                x=[head_label(*head) for head in named],
                 y=values,
                 name=style.readable(region),
                 marker_color=REGION_COLOURS[region],
@@ -159,6 +170,7 @@ def plot_sources_by_region(record: SourceContributions, heads: Sequence[Head]) -
     return style.finish(figure, f"From which region each head writes r̂ (n = {len(record.prompts)})")
 
 
+@registered("by layer and token", Propagation)
 def plot_propagation(record: Propagation, prompt: int | None = None) -> go.Figure:
     """Projection on r̂ by layer and token: the mean over prompts by region and template token, or one prompt."""
     if prompt is None:
@@ -190,12 +202,13 @@ def plot_propagation(record: Propagation, prompt: int | None = None) -> go.Figur
     return style.finish(figure, title, height=max(360, 120 + 14 * len(rows)))
 
 
-def plot_head_report(record: HeadReport) -> go.Figure:
+@registered("top heads", TopHeads)
+def plot_top_heads(record: TopHeads) -> go.Figure:
     """The chosen heads with 95% intervals on the report prompts, beside the contrast prompts."""
     figure = go.Figure()
     names = list(record.labels)
     for name, found, tone in (
-        ("harmful (reported)", record.report, style.colour("harmful")),
+        ("harmful (reported)", record.reported, style.colour("harmful")),
         ("harmless", record.contrast, style.colour("harmless")),
     ):
         if found is None:
@@ -207,12 +220,7 @@ def plot_head_report(record: HeadReport) -> go.Figure:
             y=[i.mean for i in intervals],
             name=f"{name}, n = {len(found.prompts)}",
             marker_color=tone,
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [i.high - i.mean for i in intervals],
-                "arrayminus": [i.mean - i.low for i in intervals],
-            },
+            error_y=style.error_bars(intervals),
             customdata=p,
             hovertemplate="%{x}: %{y:.3f}<br>adjusted p %{customdata:.2g}<extra></extra>",
         )
@@ -221,6 +229,7 @@ def plot_head_report(record: HeadReport) -> go.Figure:
     return style.finish(figure, f"Top heads, chosen on {record.n_selection} other prompts")
 
 
+@registered("causal check", CausalCheck)
 def plot_causal_check(record: CausalCheck) -> go.Figure:
     """Change of the refusal metric under each condition, and predicted against measured change head by head."""
     figure = make_subplots(
@@ -229,7 +238,7 @@ def plot_causal_check(record: CausalCheck) -> go.Figure:
         column_widths=[0.55, 0.45],
         horizontal_spacing=0.12,
         subplot_titles=(
-            f"change of the refusal metric (n = {record.n_report})",
+            f"change of the refusal metric (n = {record.n_reported})",
             f"single heads: Spearman {record.spearman:.2f} (p = {record.p_value:.2g})",
         ),
     )
@@ -238,12 +247,7 @@ def plot_causal_check(record: CausalCheck) -> go.Figure:
     figure.add_bar(
         x=[style.readable(name) for name in conditions],
         y=[c.mean for c in changes],
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": [c.high - c.mean for c in changes],
-            "arrayminus": [c.mean - c.low for c in changes],
-        },
+        error_y=style.error_bars(changes),
         marker={
             "color": [style.GREY if "random" in name or name == "keep_none" else style.GREEN for name in conditions],
             "pattern": {"shape": ["/" if "random" in name else "" for name in conditions], "size": 7, "solidity": 0.15},
@@ -263,13 +267,7 @@ def plot_causal_check(record: CausalCheck) -> go.Figure:
             name=name,
             text=rows["label"],
             marker={"color": tone, "size": 8, "symbol": "circle" if named else "x"},
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": rows["high"] - rows["measured"],
-                "arrayminus": rows["measured"] - rows["low"],
-                "thickness": 1,
-            },
+            error_y=style.error_bars(style.intervals(rows, "measured"), thickness=1),
             hovertemplate="%{text}<br>predicted %{x:.3f} along r̂<br>measured %{y:.3f}<extra></extra>",
             row=1,
             col=2,
@@ -283,8 +281,9 @@ def plot_causal_check(record: CausalCheck) -> go.Figure:
     return figure.update_layout(legend={"y": -0.25, "yanchor": "top"})
 
 
+@registered("estimated and exact", PatchingComparison)
 def plot_patching(record: PatchingComparison) -> go.Figure:
-    """Attribution patching's estimate against exact patching, one point a head."""
+    """Attribution patching's estimate against exact patching, one point per head."""
     table = record.to_frame().dropna()
     ends = [float(table[["estimated", "exact"]].min().min()), float(table[["estimated", "exact"]].max().max())]
     figure = go.Figure()
@@ -304,10 +303,12 @@ def plot_patching(record: PatchingComparison) -> go.Figure:
     return style.finish(figure, title)
 
 
-def plot_head(record: HeadReport, head: Head) -> go.Figure:
-    """What one head writes along r̂ on every prompt: a box and one point a prompt, harmful beside harmless."""
+@registered("head", TopHeads)
+def plot_head(record: TopHeads, head: Head | str) -> go.Figure:
+    """What one head writes along r̂ on every prompt: a box and one point per prompt, harmful beside harmless."""
+    head = as_head(head)
     figure = go.Figure()
-    for name, found in (("harmful", record.report), ("harmless", record.contrast)):
+    for name, found in (("harmful", record.reported), ("harmless", record.contrast)):
         if found is None:
             continue
         figure.add_box(
@@ -328,9 +329,11 @@ def plot_head(record: HeadReport, head: Head) -> go.Figure:
     return figure.update_layout(showlegend=False, margin={"l": 130})
 
 
-def plot_head_tokens(record: SourceContributions, prompt: int, head: Head) -> go.Figure:
+@registered("head", SourceContributions)
+def plot_head_tokens(record: SourceContributions, prompt: int, head: Head | str) -> go.Figure:
     """One head on one prompt, by source token: its attention from the destination (above) and what it takes from
     each token along r̂ (below)."""
+    head = as_head(head)
     tokens = [visible(token) for token in record.tokens[prompt]]
     start = record.values.shape[-1] - len(tokens)
     rows = (
@@ -357,14 +360,17 @@ def plot_head_tokens(record: SourceContributions, prompt: int, head: Head) -> go
     return style.finish(figure, title, height=400).update_layout(showlegend=False)
 
 
-def plot_attention(record: AttentionPatterns, head: Head, limit: int = MAX_TOKENS) -> go.Figure:
-    """Attention of one head on one prompt, from every token (rows) to every earlier one (columns); more than ``limit``
-    tokens are thinned, and the title says so.
+@registered("pattern", AttentionPatterns)
+def plot_attention(record: AttentionPatterns, head: Head | str | None = None, limit: int = MAX_TOKENS) -> go.Figure:
+    """Attention of one head (the first if None) on one prompt, from every token (rows) to every earlier one (columns);
+    more than ``limit`` tokens are thinned, and the title says so.
 
     Raises:
-        ValueError: the record does not hold this head.
+        LabelError: the record does not hold this head.
     """
-    values, tokens, notice = thinned(record.values[record.heads.index(head)].float(), record.tokens, limit)
+    label = record.labels[0] if head is None else head_label(*as_head(head))
+    place = index_of(record.labels, label, "head", "an AttentionPatterns")
+    values, tokens, notice = thinned(record.values[place].float(), record.tokens, limit)
     labels = [visible(token) for token in tokens]
     index = list(range(len(labels)))
     figure = go.Figure(
@@ -383,5 +389,5 @@ def plot_attention(record: AttentionPatterns, head: Head, limit: int = MAX_TOKEN
     )
     figure.update_xaxes(title_text="looks at", tickvals=index, ticktext=labels, tickangle=-50, showgrid=False)
     figure.update_yaxes(title_text="token", tickvals=index, ticktext=labels, autorange="reversed", showgrid=False)
-    title = f"{head_label(*head)}: attention pattern" + (f" ({notice})" if notice else "")
+    title = f"{label}: attention pattern" + (f" ({notice})" if notice else "")
     return style.finish(figure, title, height=min(900, 160 + 16 * len(labels)))

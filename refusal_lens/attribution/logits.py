@@ -23,7 +23,7 @@ from ..refusal.records import RefusalTokens
 from ..refusal.tokens import given_refusal_tokens
 from ..tensors import wide
 from .components import texts
-from .records import ComponentContributions, LogitAttribution
+from .records import ComponentContributions, DirectLogitAttribution
 
 TokensLike = RefusalTokens | Sequence[int | str]
 
@@ -53,7 +53,7 @@ def direct_logit_attribution(
     *,
     suffixes: Sequence[str] | None = None,
     check: bool = True,
-) -> LogitAttribution:
+) -> DirectLogitAttribution:
     """What every component adds to the mean logit of ``answer`` minus that of ``against``, at the last position.
 
     Args:
@@ -75,7 +75,7 @@ def direct_logit_attribution(
     (found,) = model.run(prompts, suffixes, read=reader)
     n, dtype = found["resid"].shape[-1], found["resid"].dtype
     parts: dict[str, Any] = {name: found[name] for name in Parts._fields}
-    return LogitAttribution(
+    return DirectLogitAttribution(
         ComponentContributions(**parts, prompts=texts(prompts, suffixes)),
         norm_bias=torch.full((n,), reader.norm_bias, dtype=dtype),
         unembed_bias=torch.full((n,), float(reader.offsets @ reader.weights), dtype=dtype),

@@ -9,14 +9,15 @@ from scipy import stats as scipy_stats
 from torch import Tensor
 
 from ..errors import PromptError
-from ..hooks.attention import ReplaceHeads
+from ..hooks.interchange import InterchangeHeads
+from ..models.batching import numbered
 from ..models.chat import Tokens
 from ..models.model import HookedChatModel
 from ..records.labels import Head
 from ..refusal.records import RefusalTokens
 from ..tensors import refusal_log_odds
 from .causal import wide_dtype
-from .records import PatchingComparison
+from .causal_records import PatchingComparison
 
 
 def equal_length_pairs(
@@ -68,15 +69,14 @@ def attribution_patching(
     ends = torch.zeros(2, dtype=torch.float64)
     names = [f"blocks.{layer}.attn.hook_z" for layer in sorted({layer for layer, _ in chosen})]
     for rows in _groups(sides[1]):
-        good, bad = sides[0].take(rows), sides[1].take(rows)
+        good, bad = numbered(sides[0].take(rows)), numbered(sides[1].take(rows))
         cached = model.cache(good, names)
         metrics = [refusal_log_odds(model.logits(side)[:, -1], refusal_tokens.ids).cpu() for side in (good, bad)]
         ends += torch.stack(metrics).sum(-1)
         for layer, head in chosen:
             z = cached[f"blocks.{layer}.attn.hook_z"]
-            # All layers share one tensor in ReplaceHeads; only this layer is read.
-            values = z.reshape(*z.shape[:2], model.n_heads, model.d_head)[None].expand(layer + 1, -1, -1, -1, -1)
-            with model.hooks(ReplaceHeads(((layer, head),), values)):
+            values = {layer: z.reshape(*z.shape[:2], model.n_heads, model.d_head)}
+            with model.hooks(InterchangeHeads(((layer, head),), values)):
                 patched = refusal_log_odds(model.logits(bad)[:, -1], refusal_tokens.ids).cpu()
             sums[layer, head] += float((patched - metrics[1]).sum())
     for (layer, head), total in sums.items():

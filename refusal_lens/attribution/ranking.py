@@ -14,7 +14,7 @@ from ..records.direction import Direction
 from ..records.labels import Head
 from ..stats import benjamini_hochberg
 from .components import heads as contributions
-from .records import HeadContributions, HeadReport
+from .records import HeadContributions, TopHeads
 
 
 def choose_heads(contributions: HeadContributions, top: int = 8) -> tuple[Head, ...]:
@@ -24,12 +24,12 @@ def choose_heads(contributions: HeadContributions, top: int = 8) -> tuple[Head, 
     return tuple(divmod(i, mean.shape[1]) for i in best)
 
 
-def report_heads(
+def confirm_heads(
     selection: HeadContributions,
     report: HeadContributions,
     contrast: HeadContributions | None = None,
     top: int = 8,
-) -> HeadReport:
+) -> TopHeads:
     """Choose on ``selection``, report on ``report``.
 
     Raises:
@@ -55,7 +55,7 @@ def report_heads(
         raw = [float(scipy_stats.mannwhitneyu(v, o).pvalue) for v, o in zip(values, others, strict=True)]
     p = torch.as_tensor(benjamini_hochberg(raw)).reshape(report.mean.shape)
     intervals = tuple(report.interval(*head) for head in heads)
-    return HeadReport(heads, selection, report, contrast, p, test, intervals)
+    return TopHeads(heads, selection, report, contrast, p, test, intervals)
 
 
 def top_heads(
@@ -66,7 +66,7 @@ def top_heads(
     *,
     contrast: Sequence[str] | None = None,
     top: int = 8,
-) -> HeadReport:
+) -> TopHeads:
     """The heads that write most along r̂: chosen on ``selection`` prompts, reported on ``report`` prompts.
 
     Args:
@@ -74,4 +74,4 @@ def top_heads(
     """
     chosen, reported = (contributions(model, list(prompts), direction) for prompts in (selection, report))
     other = None if contrast is None else contributions(model, list(contrast), direction)
-    return report_heads(chosen, reported, other, top)
+    return confirm_heads(chosen, reported, other, top)

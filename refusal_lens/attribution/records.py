@@ -1,4 +1,4 @@
-"""Results of attribution: what wrote along a direction, or into a logit difference."""
+"""Results of attribution: contributions to a direction or to a logit difference, and its top heads."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..errors import ResultError
 from ..records.base import Record
 from ..records.direction import Direction
 from ..records.labels import Head, head_label
-from ..stats import Interval, mean_interval
+from ..stats import Interval, columns, mean_interval
 
 
 @dataclass(frozen=True)
-class HeadContributions(Record):
-    """What each head writes along a direction at one position: z · (W_O r̂), through the post-norm where there is one.
+class HeadContributions(Record, axes={"prompt": "prompts"}):
+    """Contribution of each head along a direction at one position: z · (W_O r̂), through the post-norm if there is one.
 
     Attributes:
         values: residual-stream units; exact parts of hook_attn_out · r̂ (the bias is not a head's).
@@ -50,19 +50,28 @@ class HeadContributions(Record):
         return mean_interval(self.values[layer, head].tolist())
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a head: layer, head, label, mean, low, high; highest mean first."""
-        rows = []
-        for layer in range(self.values.shape[0]):
-            for head in range(self.values.shape[1]):
-                found = self.interval(layer, head)
-                rows.append((layer, head, head_label(layer, head), found.mean, found.low, found.high))
-        frame = pd.DataFrame(rows, columns=["layer", "head", "label", "mean", "low", "high"])
-        return frame.sort_values("mean", ascending=False, ignore_index=True)
+        """One row per head: layer, head, label, mean, low, high, n; highest mean first."""
+        return pd.DataFrame(self._rows()).sort_values("mean", ascending=False, ignore_index=True)
+
+    def _head(self, rows: int | None) -> pd.DataFrame:
+        """The first rows; intervals of thousands of heads would keep a notebook waiting."""
+        best = self.mean.flatten().argsort(descending=True)[:rows].tolist()
+        places = [divmod(i, self.values.shape[1]) for i in best]
+        return pd.DataFrame(
+            {
+                "layer": p[0],
+                "head": p[1],
+                "label": head_label(*p),
+                **columns((i := self.interval(*p)), "mean"),
+                "n": i.n,
+            }
+            for p in places
+        )
 
 
 @dataclass(frozen=True)
-class ComponentContributions(Record):
-    """The residual stream of one position along one vector, taken apart into every write.
+class ComponentContributions(Record, axes={"prompt": "prompts", "part": "part_labels"}, also=("parts",)):
+    """The residual stream of one position along one vector, split into all writes.
 
     embed + heads + attn_bias + mlp of the layers below l sum to ``resid[l]``.
 
@@ -129,6 +138,10 @@ class ComponentContributions(Record):
         written = torch.cat([self.embed[None], self.attn + self.mlp])
         return (written.cumsum(0) - self.resid).abs().amax(-1)
 
+    def to_frame(self) -> pd.DataFrame:
+        """One row per part: label, mean, low, high; largest magnitude first."""
+        return _parts_frame(self.part_labels, self.parts)
+
     def head_contributions(self) -> HeadContributions:
         """The heads alone (only for a direction)."""
         if self.direction is None:
@@ -137,7 +150,7 @@ class ComponentContributions(Record):
 
 
 @dataclass(frozen=True)
-class LogitAttribution(Record):
+class DirectLogitAttribution(Record, axes={"part": "part_labels"}, also=("parts",), formerly="LogitAttribution"):
     """Direct logit attribution: the logit difference of two groups of tokens, by component (last position).
 
     The parts and the two constants sum to ``before_cap``; ``measured`` is what the model gives, which for a
@@ -145,7 +158,7 @@ class LogitAttribution(Record):
 
     Attributes:
         components: contributions in logits, through the frozen final norm (its scale is each prompt's own).
-        norm_bias: the final norm's bias, one number a prompt (0 for RMS norms).
+        norm_bias: the final norm's bias, one number per prompt (0 for RMS norms).
         unembed_bias: b_U's share.
         before_cap: measured logit difference before softcap.
         measured: the model's own logit difference.
@@ -188,18 +201,21 @@ class LogitAttribution(Record):
         return float((self.parts.sum(0) - self.before_cap).abs().max())
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a part: label, mean, low, high; largest magnitude first."""
-        found = [mean_interval(row.tolist()) for row in self.parts]
-        frame = pd.DataFrame(
-            [(name, i.mean, i.low, i.high) for name, i in zip(self.part_labels, found, strict=True)],
-            columns=["label", "mean", "low", "high"],
-        )
-        return frame.sort_values("mean", key=abs, ascending=False, ignore_index=True)
+        """One row per part: label, mean, low, high; largest magnitude first."""
+        return _parts_frame(self.part_labels, self.parts)
+
+
+def _parts_frame(labels: tuple[str, ...], parts: Float[Tensor, "part prompt"]) -> pd.DataFrame:
+    rows = (
+        {"label": label, **columns(mean_interval(row.tolist()), "mean")}
+        for label, row in zip(labels, parts, strict=True)
+    )
+    return pd.DataFrame(rows).sort_values("mean", key=abs, ascending=False, ignore_index=True)
 
 
 @dataclass(frozen=True)
-class NeuronContributions(Record):
-    """What single MLP neurons write along a direction; only the strongest are kept, by mean magnitude.
+class NeuronContributions(Record, axes={"prompt": "prompts", "neuron": "labels", "layer": "rest_layers"}):
+    """Contributions of single MLP neurons along a direction; only the strongest are kept, by mean magnitude.
 
     Attributes:
         values: activation · (W_out r̂), through the post-norm where there is one.
@@ -222,35 +238,23 @@ class NeuronContributions(Record):
         return tuple(f"L{layer}N{neuron}" for layer, neuron in zip(self.layers, self.neurons, strict=True))
 
 
-CONDITIONS = (
-    "baseline",
-    "mean_ablation",
-    "resample_ablation",
-    "keep_only",
-    "random_mean_ablation",
-    "random_resample_ablation",
-    "random_keep_only",
-    "keep_none",
-)
-
-
 @dataclass(frozen=True)
-class HeadReport(Record):
-    """The top heads of a direction (paper Fig. 6a's selection), without the optimism of choosing and reporting on the
-    same prompts.
+class TopHeads(Record, formerly="HeadReport", renamed={"selection": "chosen_on", "report": "reported"}):
+    """The top heads of a direction (paper Fig. 6a), chosen on some prompts and reported on others.
 
     Attributes:
-        heads: (layer, head), highest mean over the selection prompts first.
-        selection: contributions on the prompts that chose them.
-        report: contributions on other prompts: what to report.
+        heads: (layer, head), highest mean over ``chosen_on`` first.
+        chosen_on: contributions on the prompts that chose the heads.
+        reported: contributions on other prompts, which did not choose.
         contrast: contributions on prompts of the other kind (harmless), or None.
-        p_values: two-sided, by head, Benjamini-Hochberg adjusted over all heads, on the report prompts only.
-        test: which test: report against contrast (Mann-Whitney), or against 0 (Wilcoxon) without a contrast.
+        p_values: two-sided, by head, Benjamini-Hochberg adjusted over all heads, on the reported prompts.
+        test: reported against contrast (Mann-Whitney), or against 0 (Wilcoxon) without a contrast.
+        intervals: of each chosen head on the reported prompts.
     """
 
     heads: tuple[Head, ...]
-    selection: HeadContributions
-    report: HeadContributions
+    chosen_on: HeadContributions
+    reported: HeadContributions
     contrast: HeadContributions | None
     p_values: Float[Tensor, "layer head"]
     test: str
@@ -259,12 +263,12 @@ class HeadReport(Record):
     @property
     def n_selection(self) -> int:
         """Number of prompts that chose the heads."""
-        return len(self.selection.prompts)
+        return len(self.chosen_on.prompts)
 
     @property
-    def n_report(self) -> int:
+    def n_reported(self) -> int:
         """Number of prompts reported on; none of them chose."""
-        return len(self.report.prompts)
+        return len(self.reported.prompts)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -272,117 +276,27 @@ class HeadReport(Record):
         return tuple(head_label(*head) for head in self.heads)
 
     def ranked(self) -> tuple[Head, ...]:
-        """Every head: the chosen ones, then the others by what they write on the report prompts, most first."""
-        mean = self.report.mean
+        """Every head: the chosen ones, then the others by their mean on the reported prompts, strongest first."""
+        mean = self.reported.mean
         order = mean.abs().flatten().argsort(descending=True).tolist()
         heads = (divmod(i, mean.shape[1]) for i in order)
         return (*self.heads, *(head for head in heads if head not in self.heads))
 
     @property
     def share(self) -> float:
-        """The chosen heads' share of what all heads with a positive mean write, on the report prompts."""
-        mean = self.report.mean
+        """The chosen heads' share of what all heads with a positive mean write, on the reported prompts."""
+        mean = self.reported.mean
         return float(sum(mean[layer, head] for layer, head in self.heads) / mean.clamp_min(0).sum())
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a chosen head: label, selection, report, low, high, contrast, p."""
-        rows = []
-        for (layer, head), found in zip(self.heads, self.intervals, strict=True):
-            other = float("nan") if self.contrast is None else float(self.contrast.mean[layer, head])
-            chosen_by, p = float(self.selection.mean[layer, head]), float(self.p_values[layer, head])
-            rows.append((head_label(layer, head), chosen_by, found.mean, found.low, found.high, other, p))
-        return pd.DataFrame(rows, columns=["label", "selection", "report", "low", "high", "contrast", "p"])
-
-
-@dataclass(frozen=True)
-class CausalCheck(Record):
-    """Refusal metric when the named heads are replaced, beside random heads of the same layers.
-
-    Attributes:
-        heads: the heads tested.
-        random_heads: one draw of as many heads of the same layers per entry.
-        metric: refusal metric; random conditions are the mean over draws.
-        singles: heads ablated one at a time, named and random.
-        predicted: change of r̂ᵀx at the last position that attribution predicts for each, mean over prompts.
-        measured: change of the refusal metric when that head alone is mean-ablated.
-        spearman, p_value: rank correlation of ``predicted`` and the mean of ``measured``.
-        n_selection: number of prompts that chose the heads (none of them is among ``prompts``); 0 if unknown.
-        n_reference: prompts that the replacements came from.
-        n_last: positions replaced, from the end.
-    """
-
-    heads: tuple[Head, ...]
-    random_heads: tuple[tuple[Head, ...], ...]
-    metric: Float[Tensor, "condition prompt"]
-    singles: tuple[Head, ...]
-    predicted: Float[Tensor, "single"]
-    measured: Float[Tensor, "single prompt"]
-    spearman: float
-    p_value: float
-    prompts: tuple[str, ...]
-    n_selection: int
-    n_reference: int
-    n_last: int
-    conditions: tuple[str, ...] = CONDITIONS
-
-    @property
-    def n_report(self) -> int:
-        """Number of prompts that the metric was read on."""
-        return len(self.prompts)
-
-    def of(self, condition: str) -> Float[Tensor, "prompt"]:
-        """The metric by prompt under one condition."""
-        return self.metric[self.conditions.index(condition)]
-
-    def change(self, condition: str) -> Interval:
-        """Mean change from the baseline, paired by prompt, with its 95% interval."""
-        return mean_interval((self.of(condition) - self.of("baseline")).tolist())
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row a condition: condition, metric, change, low, high, n."""
-        rows = []
-        for name in self.conditions:
-            found = self.change(name)
-            rows.append((name, float(self.of(name).mean()), found.mean, found.low, found.high, found.n))
-        return pd.DataFrame(rows, columns=["condition", "metric", "change", "low", "high", "n"])
-
-    def singles_frame(self) -> pd.DataFrame:
-        """One row a head ablated alone: label, named, predicted, measured, low, high."""
-        rows = []
-        for i, (layer, head) in enumerate(self.singles):
-            found = mean_interval(self.measured[i].tolist())
-            named = (layer, head) in self.heads
-            rows.append((head_label(layer, head), named, float(self.predicted[i]), found.mean, found.low, found.high))
-        return pd.DataFrame(rows, columns=["label", "named", "predicted", "measured", "low", "high"])
-
-
-@dataclass(frozen=True)
-class PatchingComparison(Record):
-    """Change of the refusal metric when a head's z, at all tokens, comes from the harmful prompt instead of the
-    harmless one: estimated with one gradient, and measured.
-
-    Attributes:
-        estimated: TransformerLens's attribution patching, mean over pairs.
-        exact: one patched run a head, mean over pairs; NaN for heads not run.
-        clean, corrupt: the pairs, of equal token count.
-        metric_clean, metric_corrupt: mean refusal metric of both sides.
-        spearman, pearson: correlation of ``estimated`` and ``exact`` over heads.
-    """
-
-    estimated: Float[Tensor, "layer head"]
-    exact: Float[Tensor, "layer head"]
-    clean: tuple[str, ...]
-    corrupt: tuple[str, ...]
-    metric_clean: float
-    metric_corrupt: float
-    spearman: float
-    pearson: float
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row a head: label, estimated, exact."""
-        rows = [
-            (head_label(layer, head), float(self.estimated[layer, head]), float(self.exact[layer, head]))
-            for layer in range(self.exact.shape[0])
-            for head in range(self.exact.shape[1])
-        ]
-        return pd.DataFrame(rows, columns=["label", "estimated", "exact"])
+        """One row per chosen head: label, chosen_on, reported, low, high, contrast, p."""
+        return pd.DataFrame(
+            {
+                "label": head_label(*head),
+                "chosen_on": float(self.chosen_on.mean[head]),
+                **columns(found, "reported"),
+                "contrast": float("nan") if self.contrast is None else float(self.contrast.mean[head]),
+                "p": float(self.p_values[head]),
+            }
+            for head, found in zip(self.heads, self.intervals, strict=True)
+        )

@@ -8,62 +8,53 @@ import torch
 
 from ..direction.figures import plot_trace
 from ..direction.records import DirectionTrace
-from ..direction.tables import trace_frame
 from ..records.labels import Head, head_label
 from ..report.page import Figure, Item, Note, Option, Picker, Section, Widget
 from ..stats import mean_interval
+from .causal_records import CausalCheck
 from .figures import (
     plot_attention,
     plot_causal_check,
     plot_components,
     plot_head,
     plot_head_contributions,
-    plot_head_report,
     plot_head_tokens,
     plot_propagation,
     plot_sources_by_region,
+    plot_top_heads,
 )
-from .records import CausalCheck, HeadReport, LogitAttribution
-from .tables import propagation_frame, sources_frame
+from .records import DirectLogitAttribution, TopHeads
 from .token_records import AttentionPatterns, Propagation, SourceContributions
-from .views import MAX_TOKENS, attention_notice, attention_props, tokens_props
+from .views import attention_notice, attention_props, tokens_props
 
 MAX_HEADS = 64  # heads that can be picked: the strongest, so that the page stays small
-MAX_CELLS = 60_000  # cells of whole attention patterns: about 3 MB
 MAX_PROMPTS = 3  # prompts on which a picked head is shown
 EXACT = "none applies: these are exact parts of one sum"
 
 
 @dataclass(frozen=True)
 class Inside:
-    """What the stage "inside" of a study measured."""
+    """What a study measured inside the model; None where the model lacks what it takes."""
 
-    heads: HeadReport
-    causal: CausalCheck
-    logits: LogitAttribution
-    propagation: Propagation
-    sources: SourceContributions
-    patterns: AttentionPatterns
-
-
-def heads_to_show(heads: HeadReport, n_tokens: int) -> tuple[Head, ...]:
-    """The heads whose whole attention pattern on a prompt of so many tokens is worth its place in the page: as many of
-    the strongest as fit, and always the chosen ones."""
-    fit = MAX_CELLS // min(n_tokens, MAX_TOKENS) ** 2
-    return heads.ranked()[: max(len(heads.heads), min(MAX_HEADS, fit))]
+    heads: TopHeads | None = None
+    causal: CausalCheck | None = None
+    logits: DirectLogitAttribution | None = None
+    propagation: Propagation | None = None
+    sources: SourceContributions | None = None
+    patterns: AttentionPatterns | None = None
 
 
 def causal_sentence(causal: CausalCheck) -> str:
     """Whether the top heads carry refusal, in words that follow the intervals."""
     top, random = causal.change("mean_ablation"), causal.change("random_mean_ablation")
-    verdict = (
+    shown = (
         "the intervals do not overlap: these heads carry refusal."
         if top.high < random.low
         else "the intervals overlap: that these heads carry refusal is not shown."
     )
     return (
         f"Replacing the outputs of the top {len(causal.heads)} heads by their mean over harmless prompts changes the "
-        f"refusal metric by {top}; the same for random heads of the same layers by {random}: {verdict}"
+        f"refusal metric by {top}; the same for random heads of the same layers by {random}: {shown}"
     )
 
 
@@ -76,25 +67,34 @@ def inside_section(trace: DirectionTrace, inside: Inside | None) -> Section:
         "standard deviation.",
         n=f"{trace.cosine.shape[-1]} held-out prompts of each kind",
         control="harmless prompts",
-        data=trace_frame(trace),
+        data=trace.to_frame(),
         wide=False,
     )
     if inside is None:
         missing = "Attribution was not run: what writes the direction is not measured here."
         return Section("inside", "Inside the model", (missing,), (first,))
+    text: list[str] = []
+    items: list[Item] = [first]
     heads = inside.heads
-    text = (
-        f"The heads were chosen on {heads.n_selection} validation prompts and are reported on {heads.n_report} "
-        f"held-out ones. {causal_sentence(inside.causal)}",
-        "Attribution says what a head writes along the direction; the causal check says what the model does without "
-        f"it. Predicted and measured changes of single heads correlate with Spearman {inside.causal.spearman:.2f} "
-        f"(p = {inside.causal.p_value:.2g}).",
-    )
-    items = (first, _logits(inside.logits), *_heads(inside), *_tokens(inside))
-    return Section("inside", "Inside the model", text, items)
+    if heads is not None:
+        text.append(
+            f"The heads were chosen on {heads.n_selection} validation prompts and are reported on {heads.n_reported} "
+            "held-out ones." + (f" {causal_sentence(inside.causal)}" if inside.causal is not None else "")
+        )
+    if inside.causal is not None:
+        text.append(
+            "Attribution says what a head writes along the direction; the causal check says what the model does "
+            f"without it. Predicted and measured changes of single heads correlate with Spearman "
+            f"{inside.causal.spearman:.2f} (p = {inside.causal.p_value:.2g})."
+        )
+    if inside.logits is not None:
+        items.append(_logits(inside.logits))
+    if heads is not None:
+        items += _heads(inside, heads)
+    return Section("inside", "Inside the model", tuple(text), (*items, *_tokens(inside)))
 
 
-def _logits(logits: LogitAttribution) -> Figure:
+def _logits(logits: DirectLogitAttribution) -> Figure:
     return Figure(
         "dla",
         plot_components(logits),
@@ -107,10 +107,10 @@ def _logits(logits: LogitAttribution) -> Figure:
     )
 
 
-def _heads(inside: Inside) -> tuple[Item, ...]:
-    heads, causal = inside.heads, inside.causal
-    n = f"{heads.n_report} held-out harmful prompts, heads chosen on {heads.n_selection} others"
-    return (
+def _heads(inside: Inside, heads: TopHeads) -> list[Item]:
+    causal = inside.causal
+    n = f"{heads.n_reported} held-out harmful prompts, heads chosen on {heads.n_selection} others"
+    items: list[Item] = [
         Figure(
             "head-map",
             plot_head_contributions(heads),
@@ -118,40 +118,44 @@ def _heads(inside: Inside) -> tuple[Item, ...]:
             "or pick it from the list below, to see it up close.",
             n=n,
             control="the same heads on harmless prompts, in the figures below",
-            data=heads.report.to_frame(),
+            data=heads.reported.to_frame(),
             picks="heads",
-            wide=heads.report.mean.shape[1] > 12,
+            wide=heads.reported.mean.shape[1] > 12,
         ),
-        head_picker(inside),
+        head_picker(inside, heads),
         Figure(
             "head-report",
-            plot_head_report(heads),
+            plot_top_heads(heads),
             "The chosen heads on held-out harmful prompts and on harmless ones, with 95% bootstrap intervals.",
             n=n,
             control="harmless prompts",
             data=heads.to_frame(),
             wide=False,
         ),
-        Figure(
-            "causal-check",
-            plot_causal_check(causal),
-            "Left: change of the refusal metric when heads are replaced. Right: predicted against measured change, "
-            "one point a head. 95% bootstrap intervals.",
-            n=f"{causal.n_report} held-out harmful prompts",
-            control="random heads of the same layers",
-            data=causal.to_frame(),
-        ),
-    )
+    ]
+    if causal is not None:
+        items.append(
+            Figure(
+                "causal-check",
+                plot_causal_check(causal),
+                "Left: change of the refusal metric when heads are replaced. Right: predicted against measured change, "
+                "one point a head. 95% bootstrap intervals.",
+                n=f"{causal.n_reported} held-out harmful prompts",
+                control="random heads of the same layers",
+                data=causal.to_frame(),
+            )
+        )
+    return items
 
 
-def head_picker(inside: Inside) -> Picker:
+def head_picker(inside: Inside, heads: TopHeads) -> Picker:
     """Every head, strongest first: what it writes on each prompt, from which tokens, and where it looks."""
-    mean = inside.heads.report.mean
+    mean = heads.reported.mean
     options = []
-    for rank, head in enumerate(inside.heads.ranked()):
+    for rank, head in enumerate(heads.ranked()):
         label = head_label(*head)
-        chosen = ", chosen" if head in inside.heads.heads else ""
-        items = _head_items(inside, head) if rank < MAX_HEADS else (_not_stored(label),)
+        chosen = ", chosen" if head in heads.heads else ""
+        items = _head_items(inside, heads, head) if rank < MAX_HEADS else (_not_stored(label),)
         options.append(Option(label, items, f"{label} ({float(mean[head]):+.3f}{chosen})"))
     return Picker("heads", "head", tuple(options))
 
@@ -163,11 +167,11 @@ def _not_stored(label: str) -> Note:
     )
 
 
-def _head_items(inside: Inside, head: Head) -> tuple[Item, ...]:
-    heads, sources, patterns = inside.heads, inside.sources, inside.patterns
+def _head_items(inside: Inside, heads: TopHeads, head: Head) -> tuple[Item, ...]:
+    sources, patterns = inside.sources, inside.patterns
     label = head_label(*head)
-    found = mean_interval(heads.report.values[head].tolist())
-    n = f"{heads.n_report} held-out harmful prompts"
+    found = mean_interval(heads.reported.values[head].tolist())
+    n = f"{heads.n_reported} held-out harmful prompts"
     contrast = "none: the study has no harmless prompts here"
     if heads.contrast is not None:
         other = mean_interval(heads.contrast.values[head].tolist())
@@ -183,19 +187,9 @@ def _head_items(inside: Inside, head: Head) -> tuple[Item, ...]:
             wide=False,
         )
     ]
-    options = []
-    for i, prompt in enumerate(sources.prompts[:MAX_PROMPTS]):
-        figure = Figure(
-            f"head-{label}-tokens-{i}",
-            plot_head_tokens(sources, i, head),
-            f"Above: attention of {label} from the last position to each token of the prompt. Below: what it takes "
-            "from that token along the direction; the bars add up to what the head writes on this prompt.",
-            n="1 prompt",
-            control=EXACT,
-        )
-        options.append(Option(str(i), (figure,), _short(prompt)))
-    items.append(Picker(f"head-{label}-prompts", "prompt", tuple(options), sync="head-prompt"))
-    if head in patterns.heads:
+    if sources is not None:
+        items.append(_token_picker(sources, head))
+    if patterns is not None and head in patterns.heads:
         items.append(
             Figure(
                 f"head-{label}-pattern",
@@ -216,35 +210,66 @@ def _head_items(inside: Inside, head: Head) -> tuple[Item, ...]:
     return tuple(items)
 
 
+def _token_picker(sources: SourceContributions, head: Head) -> Picker:
+    """From which tokens one head writes, by prompt."""
+    label, options = head_label(*head), []
+    for i, prompt in enumerate(sources.prompts[:MAX_PROMPTS]):
+        figure = Figure(
+            f"head-{label}-tokens-{i}",
+            plot_head_tokens(sources, i, head),
+            f"Above: attention of {label} from the last position to each token of the prompt. Below: what it takes "
+            "from that token along the direction; the bars add up to what the head writes on this prompt.",
+            n="1 prompt",
+            control=EXACT,
+        )
+        options.append(Option(str(i), (figure,), _short(prompt)))
+    return Picker(f"head-{label}-prompts", "prompt", tuple(options), sync="head-prompt")
+
+
 def _short(prompt: str, limit: int = 60) -> str:
     return prompt if len(prompt) <= limit else prompt[: limit - 1] + "…"
 
 
-def _tokens(inside: Inside) -> tuple[Item, ...]:
+def _tokens(inside: Inside) -> list[Item]:
     propagation, sources, patterns, heads = inside.propagation, inside.sources, inside.patterns, inside.heads
-    notice = attention_notice(patterns)
-    top = [i for i, head in enumerate(patterns.heads) if head in heads.heads]
-    few = replace(patterns, values=patterns.values[top], heads=tuple(patterns.heads[i] for i in top))
-    prompt = min(range(len(sources.tokens)), key=lambda i: sources.prompts[i] != patterns.prompt)
-    return (
-        Figure(
-            "propagation",
-            plot_propagation(propagation),
-            "Projection on the direction by layer and token, from the instruction to the last position: where the "
-            "direction appears, and how it travels.",
-            n=f"{propagation.projection.shape[-2]} held-out harmful prompts",
-            control="harmless prompts, in the trace above (last position)",
-            data=propagation_frame(propagation),
-        ),
+    items: list[Item] = []
+    if propagation is not None:
+        items.append(
+            Figure(
+                "propagation",
+                plot_propagation(propagation),
+                "Projection on the direction by layer and token, from the instruction to the last position: where the "
+                "direction appears, and how it travels.",
+                n=f"{propagation.projection.shape[-2]} held-out harmful prompts",
+                control="harmless prompts, in the trace above (last position)",
+                data=propagation.to_frame(),
+            )
+        )
+    if heads is None or sources is None:
+        return items
+    items.append(
         Figure(
             "sources",
             plot_sources_by_region(sources, heads.heads),
             "Where the top heads take what they write along the direction, by region of the prompt.",
             n=f"{len(sources.tokens)} held-out harmful prompts",
             control=EXACT,
-            data=sources_frame(sources, heads.heads),
+            data=sources.to_frame(heads.heads),
             wide=False,
-        ),
+        )
+    )
+    if patterns is not None:
+        items += _attention(heads, sources, patterns)
+    return items
+
+
+def _attention(heads: TopHeads, sources: SourceContributions, patterns: AttentionPatterns) -> tuple[Item, ...]:
+    """The top heads on one prompt: where they look, and what each token gives."""
+    notice = attention_notice(patterns)
+    top = [i for i, head in enumerate(patterns.heads) if head in heads.heads]
+    few = replace(patterns, values=patterns.values[top], heads=tuple(patterns.heads[i] for i in top))
+    prompt = min(range(len(sources.tokens)), key=lambda i: sources.prompts[i] != patterns.prompt)
+    return (
         Widget(
             "attention",
             *attention_props(few),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -11,14 +12,16 @@ from torch import Tensor
 
 from ..records.base import Record
 from ..records.direction import Direction
-from ..records.labels import REGIONS, Head, head_label
-from ..stats import mean_interval
+from ..records.labels import REGIONS, Head, head_label, index_of
+from ..stats import columns, mean_interval
 from .records import HeadContributions
 
 
 @dataclass(frozen=True)
-class SourceContributions(Record):
-    """How much each source token writes into the direction through each head, for one destination.
+class SourceContributions(
+    Record, axes={"prompt": "prompts", "region": "regions"}, also=("by_region", "attention_by_region")
+):
+    """Contribution of each source token to the direction through each head, for one destination.
 
     Attributes:
         values: pattern[dest, src] · (v_src · W_O r̂); sums over ``source`` to the head's contribution. Prompts end
@@ -44,7 +47,7 @@ class SourceContributions(Record):
     def region_mask(self, name: str) -> Bool[Tensor, "prompt source"]:
         """Which sources belong to a region."""
         index = torch.arange(self.values.shape[-1])[None]
-        bounds = self.bounds[:, self.regions.index(name)]
+        bounds = self.bounds[:, index_of(self.regions, name, "region", "a SourceContributions")]
         return (index >= bounds[:, :1]) & (index < bounds[:, 1:])
 
     def by_region(self) -> Float[Tensor, "layer head prompt region"]:
@@ -54,6 +57,22 @@ class SourceContributions(Record):
     def attention_by_region(self) -> Float[Tensor, "layer head prompt region"]:
         """Attention from the destination to each region."""
         return self._sum(self.pattern)
+
+    def to_frame(self, heads: Sequence[Head] | None = None) -> pd.DataFrame:
+        """One row per head and region: mean contribution and mean attention over prompts.
+
+        Args:
+            heads: these heads; all if None.
+        """
+        values, attention = self.by_region().mean(2), self.attention_by_region().mean(2)
+        n_layers, n_heads = values.shape[:2]
+        every = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+        rows = [
+            (head_label(*head), region, float(values[(*head, i)]), float(attention[(*head, i)]), len(self.prompts))
+            for head in (every if heads is None else heads)
+            for i, region in enumerate(self.regions)
+        ]
+        return pd.DataFrame(rows, columns=["head", "region", "along_direction", "attention", "n"])
 
     def _sum(self, x: Tensor) -> Tensor:
         return torch.stack([(x * self.region_mask(name)).sum(-1) for name in self.regions], -1)
@@ -72,7 +91,7 @@ class SourceContributions(Record):
 
 
 @dataclass(frozen=True)
-class AttentionPatterns(Record):
+class AttentionPatterns(Record, axes={"head": "labels"}):
     """Whole attention patterns of a few heads on one prompt, for CircuitsVis.
 
     Attributes:
@@ -82,7 +101,7 @@ class AttentionPatterns(Record):
         prompt: the request.
     """
 
-    values: Float[Tensor, "chosen dest src"]
+    values: Float[Tensor, "head dest src"]
     heads: tuple[Head, ...]
     tokens: tuple[str, ...]
     prompt: str
@@ -94,8 +113,8 @@ class AttentionPatterns(Record):
 
 
 @dataclass(frozen=True)
-class Propagation(Record):
-    """Projection of the residual stream on r̂ by layer and token, and what each layer wrote there.
+class Propagation(Record, axes={"prompt": "prompts", "region": "regions"}):
+    """Projection of the residual stream on r̂ by layer and token, and the writes of each layer there.
 
     ``projection[l + 1] = projection[l] + attn[l] + mlp[l]``. Prompts end at token -1; NaN before their first token.
 
@@ -127,18 +146,29 @@ class Propagation(Record):
         last = [f"{label} ({i - n})" for i, label in enumerate(self.post_labels)]
         return (*(name for name in named if name != "template_post"), *last)
 
+    def to_frame(self) -> pd.DataFrame:
+        """One row per site and column: mean projection on r̂ over the prompts that have the column."""
+        grid = self.by_column()
+        rows = []
+        for site in range(grid.shape[0]):
+            for j, column in enumerate(self.columns):
+                if values := [v for v in grid[site, :, j].tolist() if v == v]:
+                    found = mean_interval(values)
+                    rows.append({"site": site, "column": column, **columns(found, "mean"), "n": found.n})
+        return pd.DataFrame(rows)
+
     def by_column(self, what: str = "projection") -> Float[Tensor, "rows prompt column"]:
         """``projection``, ``attn`` or ``mlp`` averaged over each column's tokens; NaN where a prompt has none."""
         x = getattr(self, what)
         n_post = len(self.post_labels)
         index = torch.arange(x.shape[-1])[None]
-        columns = []
+        found = []
         for name in self.columns[: len(self.columns) - n_post]:
             bounds = self.bounds[:, self.regions.index(name)]
             mask = (index >= bounds[:, :1]) & (index < bounds[:, 1:])
-            columns.append(torch.where(mask, x, 0).sum(-1) / torch.where(mask, 1.0, 0.0).sum(-1))
-        columns += [x[..., -n_post + i] for i in range(n_post)]
-        return torch.stack(columns, -1)
+            found.append(torch.where(mask, x, 0).sum(-1) / torch.where(mask, 1.0, 0.0).sum(-1))
+        found += [x[..., -n_post + i] for i in range(n_post)]
+        return torch.stack(found, -1)
 
     def movers(self, top: int = 10) -> pd.DataFrame:
         """The writes that moved the projection most, by mean magnitude: component, layer, column, mean, low, high."""
@@ -149,6 +179,6 @@ class Propagation(Record):
             for flat in means.abs().nan_to_num(-1).flatten().topk(min(top, means.numel())).indices.tolist():
                 layer, column = divmod(flat, means.shape[1])
                 found = mean_interval([v for v in grid[layer, :, column].tolist() if v == v])
-                rows.append((f"L{layer} {what}", layer, self.columns[column], found.mean, found.low, found.high))
-        frame = pd.DataFrame(rows, columns=["component", "layer", "column", "mean", "low", "high"])
-        return frame.sort_values("mean", key=abs, ascending=False, ignore_index=True).head(top)
+                place = {"component": f"L{layer} {what}", "layer": layer, "column": self.columns[column]}
+                rows.append({**place, **columns(found, "mean")})
+        return pd.DataFrame(rows).sort_values("mean", key=abs, ascending=False, ignore_index=True).head(top)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..errors import ModelError, PromptError
-from ..hooks.conditions import Conditions, active
+from ..hooks.conditions import Conditions
 from ..models.model import HookedChatModel
 from ..models.texts import Scored, batch_nll, scored_batches
 from .records import Losses
@@ -36,7 +36,7 @@ def losses(
         raise PromptError("no text has a token whose loss could be measured; give longer texts or completions")
     nll = torch.zeros(len(conditions), len(texts), dtype=torch.float64)
     for c, (name, edits) in enumerate(conditions.items()):
-        with active(model, edits):
+        with model.hooks(*edits):
             for tokens in scored_batches(model, texts):
                 nll[c, list(tokens.indices)] = batch_nll(model, tokens, [texts[i] for i in tokens.indices])
                 if on_batch:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import ModelError
-from ..hooks.conditions import Conditions, active
+from ..hooks.conditions import Conditions
 from ..models.chat import no_regions, padded
 from ..models.model import HookedChatModel
 from ..models.texts import Scored, scored_batches
@@ -167,7 +167,7 @@ def run_harness(
     lm, names = harness_model(model), [TASKS.get(task, task) for task in tasks]
     items: list[HarnessScore] = []
     for condition, edits in conditions.items():
-        with active(model, edits):
+        with model.hooks(*edits):
             try:
                 found = lm_eval.simple_evaluate(
                     model=lm,

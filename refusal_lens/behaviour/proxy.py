@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..hooks.base import Intervention
-from ..hooks.conditions import active
-from ..hooks.orthogonalize import Orthogonalize
 from ..models.model import HookedChatModel
 from ..refusal.metric import refusal_metric
 from ..refusal.phrases import is_refusal
@@ -23,7 +21,7 @@ def refusal_proxy(
     prompt_sets: Mapping[str, Sequence[str]],
     refusal_tokens: RefusalTokens,
     max_new_tokens: int = 64,
-    edits: Sequence[Intervention | Orthogonalize] = (),
+    edits: Sequence[Intervention] = (),
 ) -> RefusalProxy:
     """Metric and reply of every prompt, under ``edits`` if any.
 
@@ -33,7 +31,7 @@ def refusal_proxy(
     """
     prompts = [prompt for texts in prompt_sets.values() for prompt in texts]
     names = tuple(name for name, texts in prompt_sets.items() for _ in texts)
-    with active(model, edits):
+    with model.hooks(*edits):
         metric = refusal_metric(model, prompts, refusal_tokens)
         found = replies(model, prompts, max_new_tokens)
     return RefusalProxy(tuple(prompts), names, metric, torch.tensor([is_refusal(reply) for reply in found]))

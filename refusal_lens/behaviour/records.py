@@ -1,7 +1,4 @@
-"""Records of what a model does under conditions: replies and verdicts, losses, the metric as a proxy, benchmarks.
-
-No model is imported here, so that plots and reports can read them.
-"""
+"""Results about behaviour under conditions: replies and verdicts, losses, the metric as a proxy, benchmarks."""
 
 from __future__ import annotations
 
@@ -16,8 +13,9 @@ from torch import Tensor
 
 from ..records.base import Record
 from ..records.direction import Direction
+from ..records.labels import index_of
 from ..refusal.records import Completions
-from ..stats import Interval, Rate, auroc, rate
+from ..stats import Interval, Rate, auroc, columns, fraction_interval, rate
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Agreement(Record):
     unread: int = 0
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a disagreement."""
+        """One row per disagreement."""
         return pd.DataFrame(
             [
                 {
@@ -90,7 +88,7 @@ class EvaluationTable(Record):
     Attributes:
         model: the model's name.
         direction: the direction.
-        completions: replies, one entry a prompt set.
+        completions: replies, one entry per prompt set.
         verdicts: every judge on every reply.
         agreements: every pair of judges.
         seed: of the random directions.
@@ -109,7 +107,7 @@ class EvaluationTable(Record):
         return verdict_rates(self.verdicts)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a cell: prompts, condition, judge, kind, rate, low, high, n, unread."""
+        """One row per cell: prompts, condition, judge, kind, rate, low, high, n, unread."""
         kinds = {v.judge: v.kind for v in self.verdicts}
         totals: dict[tuple[str, str, str], int] = {}
         for v in self.verdicts:
@@ -122,9 +120,7 @@ class EvaluationTable(Record):
                     "condition": condition,
                     "judge": judge,
                     "kind": kinds[judge],
-                    "rate": r.rate,
-                    "low": r.low,
-                    "high": r.high,
+                    **columns(r, "rate"),
                     "n": r.n,
                     "unread": totals[name, condition, judge] - r.n,
                 }
@@ -134,7 +130,7 @@ class EvaluationTable(Record):
 
 
 @dataclass(frozen=True)
-class Losses(Record):
+class Losses(Record, axes={"condition": "conditions"}):
     """Summed negative log-likelihood of every text under every condition.
 
     Attributes:
@@ -152,8 +148,12 @@ class Losses(Record):
     seed: int = 0
 
     def ce(self, condition: str) -> Interval:
-        """Mean loss a token (nats; all tokens of all texts weigh the same), bootstrap 95% interval over texts."""
-        return self._ratio(self.nll[self.conditions.index(condition)])
+        """Mean loss per token (nats; all tokens of all texts weigh the same), bootstrap 95% interval over texts.
+
+        Raises:
+            LabelError: there is no such condition.
+        """
+        return fraction_interval(self._nll(condition).tolist(), self.tokens.tolist(), seed=self.seed)
 
     def perplexity(self, condition: str) -> Interval:
         """exp of the mean loss, and of its interval's ends."""
@@ -162,19 +162,14 @@ class Losses(Record):
 
     def change(self, condition: str, baseline: str = "baseline") -> Interval:
         """Change of the mean loss against ``baseline``, bootstrapped over the same texts."""
-        return self._ratio(self.nll[self.conditions.index(condition)] - self.nll[self.conditions.index(baseline)])
+        change = self._nll(condition) - self._nll(baseline)
+        return fraction_interval(change.tolist(), self.tokens.tolist(), seed=self.seed)
 
-    def _ratio(self, sums: Tensor) -> Interval:
-        x, n = sums.double().numpy(), self.tokens.double().numpy()
-        mean = float(x.sum() / n.sum())
-        if len(x) == 1:
-            return Interval(mean, mean, mean, 1)
-        draws = np.random.default_rng(self.seed).integers(0, len(x), (2000, len(x)))
-        low, high = np.quantile(x[draws].sum(1) / n[draws].sum(1), [0.025, 0.975])
-        return Interval(mean, float(low), float(high), len(x))
+    def _nll(self, condition: str) -> Float[Tensor, "text"]:
+        return self.nll[index_of(self.conditions, condition, "condition", "a Losses")].double()
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a condition: CE with interval, perplexity, change against the first condition."""
+        """One row per condition: CE with interval, perplexity, change against the first condition."""
         rows = []
         for name in self.conditions:
             ce, change = self.ce(name), self.change(name, self.conditions[0])
@@ -182,13 +177,9 @@ class Losses(Record):
                 {
                     "dataset": self.dataset,
                     "condition": name,
-                    "ce": ce.mean,
-                    "ce_low": ce.low,
-                    "ce_high": ce.high,
+                    **columns(ce, "ce", "ce_"),
                     "perplexity": math.exp(ce.mean),
-                    "change": change.mean,
-                    "change_low": change.low,
-                    "change_high": change.high,
+                    **columns(change, "change", "change_"),
                     "texts": ce.n,
                     "tokens": int(self.tokens.sum()),
                 }
@@ -197,7 +188,7 @@ class Losses(Record):
 
 
 @dataclass(frozen=True)
-class RefusalProxy(Record):
+class RefusalProxy(Record, axes={"prompt": "prompts"}):
     """Refusal metric and judged reply of every prompt.
 
     Attributes:
@@ -205,27 +196,19 @@ class RefusalProxy(Record):
         prompt_sets: which set each belongs to ("harmful", "harmless").
         metric: refusal metric before the reply, natural log-odds.
         refused: whether the reply was judged a refusal.
-        seed: of the bootstrap.
     """
 
     prompts: tuple[str, ...]
     prompt_sets: tuple[str, ...]
     metric: Float[Tensor, "prompt"]
     refused: Bool[Tensor, "prompt"]
-    seed: int = 0
 
     @property
     def auroc(self) -> Interval:
-        """Probability that a refused prompt has a higher metric than an answered one (ties count half), bootstrap 95%
-        interval within the two groups; NaN where one group is empty."""
+        """Probability that a refused prompt has a higher metric than an answered one (ties count half), with DeLong's
+        95% interval; NaN where one group is empty."""
         refused, answered = (self.metric[self.refused == flag].numpy() for flag in (True, False))
-        value = auroc(refused, answered)
-        if min(len(refused), len(answered)) < 2:
-            return Interval(value, float("nan"), float("nan"), len(self.metric))
-        rng = np.random.default_rng(self.seed)
-        draws = [auroc(rng.choice(refused, len(refused)), rng.choice(answered, len(answered))) for _ in range(500)]
-        low, high = np.quantile(draws, [0.025, 0.975])
-        return Interval(value, float(low), float(high), len(self.metric))
+        return auroc(refused, answered)
 
     @property
     def accuracy(self) -> float:
@@ -241,7 +224,7 @@ class RefusalProxy(Record):
         return pd.DataFrame(rows)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a prompt."""
+        """One row per prompt."""
         columns = {"prompt_set": self.prompt_sets, "prompt": self.prompts, "metric": self.metric.tolist()}
         return pd.DataFrame({**columns, "refused": self.refused.tolist()})
 
@@ -272,7 +255,7 @@ class HarnessScores(Record):
     version: str
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a score, with its change against the first condition and a 99% interval (the paper's)."""
+        """One row per score, with its change against the first condition and a 99% interval (the paper's)."""
         first = self.items[0].condition if self.items else ""
         base = {(i.task, i.metric): i.value for i in self.items if i.condition == first}
         return pd.DataFrame(

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..data.files import read_file
 from ..data.prompts import _texts
 from ..errors import PromptError
-from ..hooks.conditions import CONDITIONS, active, named_conditions
+from ..hooks.conditions import CONDITIONS, named_conditions
 from ..models.model import HookedChatModel
-from ..progress import Progress, silent
+from ..progress import Progress, automatic
 from ..records.direction import Direction
-from ..records.jsonlog import JsonLog, digest
+from ..records.store import Store, content_key
 from ..refusal.phrases import is_refusal
 from ..refusal.records import Completion, Completions
-from ..refusal.replies import check_finite, replies
-from .judges.base import Judge, SubstringJudge, judge_completions
+from ..refusal.replies import check_finite
+from .judges.base import Judge, SubstringJudge, file_name, judge_completions
 from .judges.kappa import agreement
 from .records import EvaluationTable, Verdict
 
@@ -28,7 +27,10 @@ def read_prompts(source: str) -> tuple[str, list[str]]:
     Raises:
         PromptError: missing, unreadable or empty.
     """
-    name, _, file = source.rpartition("=")
+    # A file that exists wins: its folder may be named "model=qwen,seed=0".
+    name, _, file = ("", "", source) if Path(source).is_file() else source.partition("=")
+    if not file:
+        name, file = "", source
     path = Path(file)
     if not path.is_file():
         raise PromptError(f"there is no prompt file {file!r}; give a .txt, .csv, .json or .jsonl file")
@@ -52,7 +54,7 @@ def evaluate_table(
     seed: int = 0,
     allow_gap: bool = False,
     batch_size: int = 32,
-    progress: Progress = silent,
+    progress: Progress = automatic,
 ) -> EvaluationTable:
     """Replies under each condition, judged; run again with the same folder it goes on where it stopped.
 
@@ -74,7 +76,7 @@ def evaluate_table(
         JudgeError: a judge failed; everything so far is kept.
     """
     model.check_direction(direction)
-    root = Path(folder) if folder is not None else None
+    store = Store(folder)
     edits = named_conditions(direction, conditions, seed, allow_gap)
     r = [round(x, 7) for x in direction.vector.tolist()]
     asked = [model.fingerprint, model.chat.system, direction.layer, direction.coeff, max_new_tokens]
@@ -85,43 +87,43 @@ def evaluate_table(
         items: list[Completion] = []
         with progress(f"answer {name} prompts", len(prompts) * len(edits)) as advance:
             for condition, active_edits in edits.items():
-                log = JsonLog(root / "replies" / f"{_slug(name)}.{condition}.jsonl" if root is not None else None)
+                kept = f"replies/{file_name(name)}.{condition}"
+                known = store.entries(kept)
                 # The direction decides every condition but the baseline, the seed only the random ones.
                 decides = [] if condition == "baseline" else [r, seed if condition.startswith("random_") else None]
-                keys = {p: digest(asked, decides, condition, p) for p in prompts}
-                todo = [p for p in dict.fromkeys(prompts) if keys[p] not in log]
-                advance(sum(keys[p] in log for p in prompts))
+                keys = {p: content_key(asked, decides, condition, p) for p in prompts}
+                todo = [p for p in dict.fromkeys(prompts) if keys[p] not in known]
+                advance(sum(keys[p] in known for p in prompts))
                 for start in range(0, len(todo), batch_size):
                     batch = todo[start : start + batch_size]
-                    with active(model, active_edits):
+                    with model.hooks(*active_edits):
                         check_finite(model, batch, condition)
-                        found = replies(model, batch, max_new_tokens, batch_size=batch_size)
-                    log.add((keys[p], reply) for p, reply in zip(batch, found, strict=True))
+                        replies = model.generate(batch, max_new_tokens, batch_size=batch_size)
+                    new = {keys[p]: reply for p, reply in zip(batch, replies, strict=True)}
+                    store.add(kept, new)
+                    known |= new
                     advance(len(batch))
-                items += [Completion(p, log[keys[p]], condition, is_refusal(log[keys[p]])) for p in prompts]
+                items += [Completion(p, known[keys[p]], condition, is_refusal(known[keys[p]])) for p in prompts]
         completions.append(Completions(tuple(items), name, max_new_tokens))
-    verdicts = judged(completions, judges or [SubstringJudge()], root, progress)
+    verdicts = judged(completions, judges or [SubstringJudge()], store, progress)
     table = EvaluationTable(model.name, direction, tuple(completions), verdicts, agreement(verdicts), seed)
-    if root is not None:
-        table.save(root / "table")
-    return table
+    return store.put("table", table)
 
 
 def judged(
-    completions: Sequence[Completions], judges: Iterable[Judge], folder: Path | None = None, progress: Progress = silent
+    completions: Sequence[Completions],
+    judges: Iterable[Judge],
+    store: Store | None = None,
+    progress: Progress = automatic,
 ) -> tuple[Verdict, ...]:
-    """Every judge on every reply; verdicts are kept in ``folder``/verdicts as they come.
+    """Every judge on every reply; verdicts are kept in ``store``, under ``verdicts``, as they come.
 
     Raises:
         JudgeError: a judge failed; its verdicts so far are kept.
     """
+    kept = (store or Store(None)).part("verdicts")
     verdicts: list[Verdict] = []
     for judge in judges:
-        log = folder / "verdicts" / f"{_slug(judge.name)}.jsonl" if folder is not None else None
         with progress(f"judge: {judge.name}", sum(len(c.items) for c in completions)) as advance:
-            verdicts += judge_completions(judge, completions, log, advance)
+            verdicts += judge_completions(judge, completions, kept, advance)
     return tuple(verdicts)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)

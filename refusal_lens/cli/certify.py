@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from .terminal import LogJson, Quiet, bars, console, log
+from .terminal import LogJson, Quiet, bars, console, log, say
 
 
 def certify(
@@ -36,16 +37,16 @@ def certify(
             loaded = load_model(model, dtype=dtype)
         with progress("certify", 0):
             found = measure(loaded, float64=float64)
-    table = Table(title=f"{found.model}, {found.backend}, {found.dtype}")
+    table = Table(title=escape(f"{found.model}, {found.backend}, {found.dtype}"))
     for column in ("identity", "result", f"largest relative error, {found.dtype}", "limit", "in float64", "note"):
         table.add_column(column)
     for i in found.identities:
         numbers = ["-" if math.isnan(x) else f"{x:.2g}" for x in (i.relative, i.tolerance, i.relative64)]
-        table.add_row(i.name, i.result, *numbers, i.note)
+        table.add_row(escape(i.name), i.result, *numbers, escape(i.note))
     log.write({"event": "result", "passed": found.passed, "identities": list(found.identities)})
     if not quiet:
         console.print(table)
     if out is not None:
-        console.print(f"certificate: {found.save(out).resolve()}", soft_wrap=True)
+        say("certificate", found.save(out))
     if not found.passed:
         raise typer.Exit(1)

@@ -6,30 +6,23 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from .terminal import LogJson, Quiet, bars, console, log
-
-# Spelled out, so that `refusal-lens --help` does not wait for torch; a test compares them with the library's.
-CONDITIONS = (
-    "baseline, ablation, addition, subtraction, orthogonalized, random_ablation, random_addition, "
-    "random_subtraction, random_orthogonalized"
-)
-FORMS = (
-    "substrings; llama-guard-2:FOLDER; llama-guard-3:FOLDER; classifier:FOLDER (or classifier:FOLDER#LABEL,LABEL of "
-    "the safe labels); openai:MODEL@http://HOST:PORT/v1"
-)
+from ..behaviour.judges.forms import FORMS
+from ..records.labels import CONDITIONS
+from .options import OfRunDevice, OfRunDtype
+from .terminal import LogJson, Quiet, bars, console, load_like, log, say
 
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Result folder of `refusal-lens run`: its direction and prompts.")],
     prompts: Annotated[
-        list[str] | None,
-        typer.Argument(help="Prompt files, as FILE or NAME=FILE; by default the test prompts of RUN."),
+        list[str] | None, typer.Argument(help="Prompt files, as FILE or NAME=FILE; by default the test prompts of RUN.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Hub id, folder or .gguf; by default the model of RUN.")] = None,
     condition: Annotated[
-        list[str] | None, typer.Option(help=f"A condition, may be repeated; by default all: {CONDITIONS}.")
+        list[str] | None, typer.Option(help=f"A condition, may be repeated; by default all: {', '.join(CONDITIONS)}.")
     ] = None,
     judge: Annotated[list[str] | None, typer.Option(help=f"A judge, may be repeated: {FORMS}.")] = None,
     out: Annotated[Path | None, typer.Option(help="Result folder; by default `evaluation` in RUN.")] = None,
@@ -39,8 +32,8 @@ def evaluate(
     allow_gap: Annotated[
         bool, typer.Option(help="Run 'orthogonalized' also on a model with post-norms (not equivalent to ablation).")
     ] = False,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 ... (default: that of RUN).")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda ... (default: that of RUN).")] = None,
+    dtype: OfRunDtype = None,
+    device: OfRunDevice = None,
     quiet: Quiet = False,
     log_json: LogJson = None,
 ) -> None:
@@ -56,7 +49,6 @@ def evaluate(
     """
     from ..behaviour.judges.naming import judge_named
     from ..behaviour.table import evaluate_table, read_prompts
-    from ..models.load import load_model
     from ..records.files import locked
     from ..study.folder import Study
 
@@ -67,39 +59,32 @@ def evaluate(
         sets = {"harmful": list(study.harmful.test), "harmless": list(study.harmless.test)}
     if limit:
         sets = {name: texts[:limit] for name, texts in sets.items()}
-    settings = study.provenance["settings"]
-    with bars(quiet) as progress, locked(out or study.folder / "evaluation", ("replies", "verdicts")):
-        with progress("load the model", 0):
-            loaded = load_model(
-                model or settings["model"],
-                dtype=dtype or settings.get("dtype"),
-                device=device or settings.get("device"),
-                device_map=settings.get("device_map"),
-                system=settings.get("system"),
-            )
+    folder = out or study.folder / "evaluation"
+    with bars(quiet) as progress, locked(folder, ("replies", "verdicts")):
+        loaded = load_like(study, progress, model, dtype, device)
         table = evaluate_table(
             loaded,
             study.selection.chosen,
             sets,
-            out or study.folder / "evaluation",
-            conditions=condition or CONDITIONS.split(", "),
+            folder,
+            conditions=condition or CONDITIONS,
             judges=judges,
             max_new_tokens=max_new_tokens,
             seed=seed,
             allow_gap=allow_gap,
             progress=progress,
         )
-    shown = Table(title=f"{table.model}: direction at {table.direction.label}")
+    shown = Table(title=escape(f"{table.model}: direction at {table.direction.label}"))
     for column in ("prompts", "condition", "judge", "refused or safe", "95% interval", "n"):
         shown.add_column(column)
     for (name, what, who), r in table.rates.items():
-        shown.add_row(name, what.replace("_", " "), who, f"{r.rate:.0%}", f"{r.low:.0%} to {r.high:.0%}", str(r.n))
+        shown.add_row(
+            escape(name), what.replace("_", " "), escape(who), f"{r.rate:.0%}", f"{r.low:.0%} to {r.high:.0%}", str(r.n)
+        )
     log.write({"event": "result", "rates": table.to_frame().to_dict("records")})
     if not quiet:
         console.print(shown)
         for a in table.agreements:
-            console.print(
-                f"{a.first} and {a.second}: agree on {a.agreed}, Cohen's kappa {a.kappa:.2f}, "
-                f"{len(a.disagreements)} disagreements"
-            )
-    console.print(f"table: {((out or study.folder / 'evaluation') / 'table.safetensors').resolve()}", soft_wrap=True)
+            shares = f"agree on {a.agreed}, Cohen's kappa {a.kappa:.2f}, {len(a.disagreements)} disagreements"
+            say(f"{a.first} and {a.second}", shares)
+    say("table", folder / "table.safetensors")

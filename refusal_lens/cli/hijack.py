@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from .terminal import LogJson, Quiet, bars, console, error_console, log
+from .options import Model, OfRunDevice, OfRunDtype
+from .terminal import LogJson, Quiet, bars, console, error_console, load_like, log, say
 
 N_CHOOSE = 32  # prompts that choose the top heads: validation prompts of RUN, then, where these are few, training ones
 
 
 def hijack(
-    model: Annotated[
-        str, typer.Argument(help="Hub id, folder, .gguf file, or 'organism' (the embedded model).")
-    ] = "organism",
+    model: Model = "organism",
     suffixes: Annotated[
         Path | None,
         typer.Option(help="Suffixes: .jsonl, .csv, .txt, nanoGCG or JailbreakBench .json (default: the organism's)."),
@@ -28,8 +28,7 @@ def hijack(
     out: Annotated[Path | None, typer.Option(help="Result folder; by default `suffixes` in RUN.")] = None,
     kind: Annotated[str, typer.Option(help="Kind of suffixes whose file names none.")] = "adversarial",
     harmful: Annotated[
-        str | None,
-        typer.Option(help="File of harmful prompts to report on (default: the test prompts of RUN)."),
+        str | None, typer.Option(help="File of harmful prompts to report on (default: the test prompts of RUN).")
     ] = None,
     prompts: Annotated[int, typer.Option(min=2, help="Of these, the first refused ones to report on.")] = 128,
     harmless: Annotated[int, typer.Option(min=0, help="Harmless test prompts of RUN at most.")] = 64,
@@ -46,8 +45,8 @@ def hijack(
         int, typer.Option(min=0, help="Length of replies; 0 to judge by the refusal metric alone.")
     ] = 24,
     seed: Annotated[int, typer.Option(help="Seed of random suffixes, random heads and placebos.")] = 0,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 ... (default: that of RUN).")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda ... (default: that of RUN).")] = None,
+    dtype: OfRunDtype = None,
+    device: OfRunDevice = None,
     quiet: Quiet = False,
     log_json: LogJson = None,
 ) -> None:
@@ -61,14 +60,11 @@ def hijack(
 
       refusal-lens hijack model.gguf --suffixes many.txt --direction runs/mine --harmful advbench.csv --detail 5
     """
-    from ..behaviour.table import read_prompts
     from ..data.organism import suffixes as embedded
     from ..data.suffixes import SuffixSet
     from ..errors import PromptError
-    from ..hijacking.investigation import Settings, investigate
+    from ..hijacking.investigation import Settings
     from ..hijacking.section import hijacking_page
-    from ..hijacking.verdicts import summary_frame
-    from ..models.load import load_model
     from ..records.files import locked, write_atomically
     from ..study.folder import Study
 
@@ -77,62 +73,71 @@ def hijack(
     found = SuffixSet.load(suffixes or embedded(), kind)
     study = Study.load(direction)
     folder = out or study.folder / "suffixes"
-    settings = study.provenance["settings"]
+    settings = Settings(top or None, max_new_tokens, causal=causal, shuffled=shuffled)
+    settings = replace(settings, detail=detail or None, prompts=prompts, seed=seed)
+    texts = _prompts(study, harmful, harmless, borderline)
+    with bars(quiet) as progress, locked(folder, ("screen", "suffixes")):
+        loaded = load_like(study, progress, model, dtype, device)
+        report = _investigated(loaded, study, found, texts, settings=settings, folder=folder, progress=progress)
+    write_atomically(folder / "report.html", hijacking_page(report).render().encode())
+    log.write({"event": "result", "suffixes": report.results_frame().to_dict("records")})
+    if not quiet:
+        console.print(_findings(loaded.name, report))
+    say("report", folder / "report.html")
+
+
+def _prompts(study: Any, harmful: str | None, harmless: int, borderline: Path | None) -> dict[str, list[str]]:
+    """Prompts to report on, without those that chose the direction or the heads."""
+    from ..behaviour.table import read_prompts
+
     asked = list(study.harmful.test) if harmful is None else list(read_prompts(harmful)[1])
     known = {*study.harmful.train, *study.harmful.val}
     if seen := known & set(asked):
         asked = [text for text in asked if text not in known]
         error_console.print(f"{len(seen)} prompts left out: RUN found its direction and heads on them")
-    with bars(quiet) as progress, locked(folder, ("screen", "suffixes")):
-        with progress("load the model", 0):
-            loaded = load_model(
-                model,
-                dtype=dtype or settings.get("dtype"),
-                device=device or settings.get("device"),
-                device_map=settings.get("device_map"),
-                system=settings.get("system"),
-            )
-        report = investigate(
-            loaded,
-            asked,
-            found,
-            study.selection.chosen,
-            harmless=list(study.harmless.test)[:harmless],
-            head_prompts=[*study.harmful.val, *study.harmful.train][:N_CHOOSE],
-            refusal_tokens=study.refusal_tokens,
-            borderline=list(read_prompts(str(borderline))[1]) if borderline else (),
-            settings=Settings(
-                top=top or None,
-                max_new_tokens=max_new_tokens,
-                causal=causal,
-                detail=detail or None,
-                prompts=prompts,
-                shuffled=shuffled,
-                seed=seed,
-            ),
-            folder=folder,
-            progress=progress,
+    edge = list(read_prompts(str(borderline))[1]) if borderline else []
+    return {"prompts": asked, "harmless": list(study.harmless.test)[:harmless], "borderline": edge}
+
+
+def _investigated(model: Any, study: Any, suffixes: Any, texts: dict[str, Any], **how: Any) -> Any:
+    from ..hijacking.investigation import investigate
+
+    return investigate(
+        model,
+        suffixes=suffixes,
+        direction=study.selection.chosen,
+        head_prompts=[*study.harmful.val, *study.harmful.train][:N_CHOOSE],
+        refusal_tokens=study.refusal_tokens,
+        **texts,
+        **how,
+    )
+
+
+def _findings(model: str, report: Any) -> Table:
+    """One row per suffix: its number, its kind and as much of its text as the terminal holds."""
+
+    shown = Table(
+        title=escape(f"{model}: {report.plain.n} refused prompts, top heads {', '.join(report.head_labels)}"),
+        caption="refused with the suffix and with random tokens; rise of the top heads' attention to it above random",
+        expand=True,
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
+    shown.add_column("#", justify="right", no_wrap=True, min_width=2)
+    shown.add_column("kind", no_wrap=True, min_width=11, max_width=16)
+    shown.add_column("suffix", no_wrap=True, ratio=1, overflow="ellipsis")
+    for column, width in (("len", 3), ("refused", 7), ("random", 6), ("rise", 5)):
+        shown.add_column(column, justify="right", no_wrap=True, min_width=width)
+    shown.add_column("finding", no_wrap=True, min_width=26)
+    for number, row in enumerate(report.results_frame().to_dict("records"), start=1):
+        shown.add_row(
+            str(number),
+            escape(row["kind"]),
+            escape(row["suffix"].strip()),
+            str(row["tokens"]),
+            f"{row['refused']:.0%}",
+            f"{row['refused_random']:.0%}",
+            f"{row['attention_rise']:+.2f}",
+            row["mechanism"],
         )
-    write_atomically(folder / "report.html", hijacking_page(report).render().encode())
-    log.write({"event": "result", "suffixes": summary_frame(report).to_dict("records")})
-    if not quiet:
-        shown = Table(
-            title=f"{loaded.name}: {report.plain.n} refused prompts, top heads {', '.join(report.head_labels)}",
-            caption="refused with the suffix and with random tokens; attention of the top heads to it, above random",
-            expand=True,
-        )
-        shown.add_column("suffix", no_wrap=True, ratio=1)
-        for column in ("tokens", "refused", "random", "attention"):
-            shown.add_column(column, justify="right", no_wrap=True)
-        shown.add_column("finding", no_wrap=True, min_width=26)
-        for row in summary_frame(report).to_dict("records"):
-            shown.add_row(
-                escape(row["suffix"].strip()),
-                str(row["tokens"]),
-                f"{row['refused']:.0%}",
-                f"{row['refused_random']:.0%}",
-                f"{row['attention_rise']:+.2f}",
-                row["mechanism"],
-            )
-        console.print(shown)
-    console.print(f"report: {(folder / 'report.html').resolve()}", soft_wrap=True)
+    return shown

@@ -6,21 +6,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from .terminal import LogJson, Quiet, bars, console, log
+from .options import Address, EngineName, Workers
+from .terminal import LogJson, Quiet, bars, console, log, say
 
 
 def sweep(
     file: Annotated[Path, typer.Argument(help="TOML: [defaults] and a table [models.NAME] for each model.")],
     out: Annotated[Path, typer.Option(help="Result folder; each model gets a folder in it.")] = Path("runs/sweep"),
-    engine: Annotated[str, typer.Option(help="local, or ray: spread the work over a Ray cluster.")] = "local",
-    address: Annotated[
-        str | None, typer.Option(help="Of a running Ray cluster: auto or HOST:PORT (default: Ray on this machine).")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Ray workers, each with a model (default: what fits).")
-    ] = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    workers: Workers = None,
     quiet: Quiet = False,
     log_json: LogJson = None,
 ) -> None:
@@ -54,7 +52,7 @@ def sweep(
             table.add_column(column)
         for name, item in found.items():
             if item.error:
-                table.add_row(name, "", "", "", "", "", item.error)
+                table.add_row(escape(name), "", "", "", "", "", escape(item.error))
                 continue
             rates, place = item.summary["refusal"], item.summary["direction"]
             cells = [
@@ -66,8 +64,8 @@ def sweep(
                     ("harmless", "addition"),
                 )
             ]
-            table.add_row(name, f"({place['pos']}, {place['layer']})", *cells, "")
+            table.add_row(escape(name), f"({place['pos']}, {place['layer']})", *cells, "")
         console.print(table)
-    console.print(f"report: {(out / 'report.html').resolve()}", soft_wrap=True)
+    say("report", out / "report.html")
     if any(item.error for item in found.values()):
         raise typer.Exit(1)

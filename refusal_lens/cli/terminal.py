@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -23,10 +24,31 @@ from rich.progress import (
 )
 
 from ..progress import silent, together, told
-from ..records.base import to_json
+from ..records.files import plain_json
 
 error_console = Console(stderr=True)
 console = Console()
+
+
+def say(what: str, value: object) -> None:
+    """One line, of a result or its place, as it is: paths and prompts may hold what looks like markup."""
+    shown = value.resolve() if isinstance(value, Path) else value
+    console.print(f"{what}: {shown}", soft_wrap=True, markup=False, highlight=False)
+
+
+def load_like(study: Any, progress: Any, model: str | None, dtype: str | None, device: str | None) -> Any:
+    """The model of a study, or ``model``, loaded as the study loaded its own where nothing else is given."""
+    from ..models.load import load_model
+
+    settings = study.provenance["settings"]
+    with progress("load the model", 0):
+        return load_model(
+            model or settings["model"],
+            dtype=dtype or settings.get("dtype"),
+            device=device or settings.get("device"),
+            device_map=settings.get("device_map"),
+            system=settings.get("system"),
+        )
 
 
 class Log:
@@ -57,7 +79,7 @@ class Log:
     def write(self, event: dict[str, Any]) -> None:
         """One line: the time in UTC and the event."""
         if self._file is not None:
-            line = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), **to_json(event)}
+            line = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), **plain_json(event)}
             self._file.write(json.dumps(line, ensure_ascii=False, default=str, allow_nan=False) + "\n")
             self._file.flush()
 
@@ -82,11 +104,33 @@ LogJson = Annotated[
 
 
 @contextmanager
+def lines(name: str, total: int) -> Iterator[Any]:
+    """Progress as two lines per stage on stderr: begin, and end with its seconds."""
+
+    def say(text: str) -> None:
+        now = datetime.now().strftime("%H:%M:%S")
+        error_console.print(f"{now} {name}: {text}", soft_wrap=True, markup=False, highlight=False)
+
+    start = time.monotonic()
+    say(f"begins ({total} steps)" if total else "begins")
+    try:
+        yield lambda n: None
+    except BaseException:
+        say(f"failed after {time.monotonic() - start:.1f} s")
+        raise
+    say(f"done in {time.monotonic() - start:.1f} s")
+
+
+@contextmanager
 def bars(quiet: bool) -> Iterator[Any]:
-    """Progress bars with the time left, as a ``Progress``; none when quiet. The log hears of every stage."""
+    """Progress bars with the time left, as a ``Progress``; none when quiet. Where stderr is no terminal (a batch job's
+    log), one line when a stage begins and one when it ends. The log in JSON hears of every stage."""
     events = told(log.write) if log.active else silent
     if quiet or log.on_terminal:
         yield events
+        return
+    if not error_console.is_terminal:
+        yield together(lines, events)
         return
     columns = (
         SpinnerColumn(),

@@ -12,9 +12,9 @@ from ..errors import PromptError
 from ..records.base import Record
 from .files import read_file
 from .organism import instructions
+from .paper import SIZES
 
 SPLITS = ("train", "val", "test")
-DEFAULT_SIZES = (128, 32, 100)  # the paper's train and validation sizes, and a test set of 100
 TEXT_COLUMNS = ("instruction", "prompt", "goal", "behavior", "request", "question", "text", "forbidden_prompt")
 
 
@@ -104,6 +104,22 @@ def as_prompts(prompts: Any) -> list[str]:
     return items
 
 
+def as_suffixes(suffixes: Any, n: int) -> list[str]:
+    """One suffix per prompt: a string goes to all of them, None is no suffix.
+
+    Args:
+        suffixes: one per prompt (with its leading space), one string for all, or None.
+        n: number of prompts.
+
+    Raises:
+        PromptError: another number of suffixes than of prompts.
+    """
+    every = [suffixes or ""] * n if suffixes is None or isinstance(suffixes, str) else list(suffixes)
+    if len(every) != n:
+        raise PromptError(f"{len(every)} suffixes for {n} prompts: give one per prompt, or one for all")
+    return every
+
+
 @dataclass(frozen=True)
 class Prompts(Record, Sequence):
     """A sequence of requests, as the user would type them (no chat template)."""
@@ -147,7 +163,7 @@ class PromptSet(Record):
 
     @classmethod
     def load(
-        cls, source: str | Path, name: str | None = None, sizes: Sequence[int] = DEFAULT_SIZES, seed: int = 0
+        cls, source: str | Path, name: str | None = None, sizes: Sequence[int] = SIZES, seed: int = 0
     ) -> PromptSet:
         """Read prompts and split them.
 
@@ -185,7 +201,7 @@ class PromptSet(Record):
         cls,
         document: Sequence[Any] | dict[str, Sequence[Any]],
         name: str,
-        sizes: Sequence[int] = DEFAULT_SIZES,
+        sizes: Sequence[int] = SIZES,
         seed: int = 0,
         where: str = "the given rows",
     ) -> PromptSet:
@@ -236,7 +252,7 @@ def load_prompts(
     harmful: str | Path = "organism",
     harmless: str | Path | None = None,
     *,
-    sizes: Sequence[int] = DEFAULT_SIZES,
+    sizes: Sequence[int] = SIZES,
     seed: int = 0,
 ) -> PromptPair:
     """Read harmful and harmless requests and split each into train, val and test.

@@ -1,4 +1,4 @@
-"""Figures of the direction itself: the selection grid, refusal rates, the trace by layer."""
+"""Figures of the direction: selection grid, trace by layer, stability, subspaces, transfer, fine-tuning."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..behaviour.figures import _bars, plot_refusal_rates
+from ..records.base import figure as registered
 from ..report import style
-from ..stats import Interval
-from .records import DirectionTrace, EffectMatrix, FineTuning, Selection, Stability, SubspaceEffects, SystemPrompts
+from .effect_records import EffectMatrix, FineTuning, SubspaceEffects, SystemPrompts
+from .records import DirectionTrace, FoundDirection, Selection, Stability
 
 
+@registered("resamples won", Stability)
 def plot_stability(record: Stability) -> go.Figure:
     """How often each candidate wins over bootstrap resamples, and the cosine between every two winners."""
     figure = make_subplots(rows=1, cols=2, subplot_titles=("share of resamples won", "cosine between winners"))
@@ -20,7 +21,7 @@ def plot_stability(record: Stability) -> go.Figure:
     figure.add_bar(
         x=list(wins),
         y=[r.rate for r in wins.values()],
-        error_y=_bars([Interval(r.rate, r.low, r.high, r.n) for r in wins.values()]),
+        error_y=style.error_bars(wins.values()),
         marker_color=[style.GREEN if label == record.reference.label else style.GREY for label in wins],
         showlegend=False,
         row=1,
@@ -43,6 +44,7 @@ def plot_stability(record: Stability) -> go.Figure:
     return style.finish(figure, height=420)
 
 
+@registered("by step", FineTuning)
 def plot_fine_tuning(record: FineTuning) -> go.Figure:
     """Refusal rates under the old direction, and its cosine with the tuned model's own, by optimizer steps."""
     titles = ("harmful prompts, refused", "harmless prompts, refused", "cosine with the tuned model's own")
@@ -53,7 +55,7 @@ def plot_fine_tuning(record: FineTuning) -> go.Figure:
             figure.add_scatter(
                 x=list(record.steps),
                 y=[r.rate for r in values],
-                error_y=_bars([Interval(r.rate, r.low, r.high, r.n) for r in values]),
+                error_y=style.error_bars(values),
                 name=style.readable(condition),
                 legendgroup=condition,
                 showlegend=col == 1 or condition != "baseline",
@@ -77,6 +79,7 @@ def plot_fine_tuning(record: FineTuning) -> go.Figure:
     return style.finish(figure, height=420)
 
 
+@registered("by size", SubspaceEffects)
 def plot_subspaces(record: SubspaceEffects) -> go.Figure:
     """Refusal metric on harmful and KL on harmless prompts by the number of directions ablated."""
     titles = ("refusal metric, harmful prompts", "KL of the next token, harmless prompts")
@@ -84,9 +87,9 @@ def plot_subspaces(record: SubspaceEffects) -> go.Figure:
     for col, grid in enumerate((record.bypass, record.kl), start=1):
         for i, (kind, row) in enumerate(zip(record.kinds, grid, strict=True)):
             figure.add_scatter(
-                x=list(record.sizes),
+                x=list(record.ks),
                 y=[interval.mean for interval in row],
-                error_y=_bars(row),
+                error_y=style.error_bars(row),
                 name=kind,
                 legendgroup=kind,
                 showlegend=col == 1,
@@ -100,6 +103,7 @@ def plot_subspaces(record: SubspaceEffects) -> go.Figure:
     return style.finish(figure, height=420)
 
 
+@registered("matrix", EffectMatrix)
 def plot_effects(record: EffectMatrix) -> go.Figure:
     """Change of each ground's metric under each direction, beside the same under random directions."""
     figure = make_subplots(rows=1, cols=2, subplot_titles=(record.effect, "random directions"), shared_yaxes=True)
@@ -123,10 +127,11 @@ def plot_effects(record: EffectMatrix) -> go.Figure:
     return style.finish(figure, height=420)
 
 
+@registered("by system prompt", SystemPrompts)
 def plot_system_prompts(record: SystemPrompts) -> go.Figure:
     """Refusal rates by system prompt, one group each (paper appendix F.2)."""
     names = [(system[:40] + "…" if len(system) > 40 else system) or "(none)" for system in record.systems]
-    return plot_refusal_rates(dict(zip(names, record.rates, strict=True)))
+    return style.plot_refusal_rates(dict(zip(names, record.rates, strict=True)))
 
 
 _SCORES = {
@@ -136,9 +141,12 @@ _SCORES = {
 }
 
 
-def plot_selection(selection: Selection, pos_labels: Sequence[str] = ()) -> go.Figure:
-    """The three scores by layer, one line a position, thresholds dashed, the chosen candidate starred (paper
+@registered("scores by layer", Selection, FoundDirection)
+def plot_selection(selection: Selection | FoundDirection, pos_labels: Sequence[str] = ()) -> go.Figure:
+    """The three scores by layer, one line per position, thresholds dashed, the chosen candidate starred (paper
     appendix C)."""
+    if isinstance(selection, FoundDirection):
+        pos_labels, selection = pos_labels or selection.candidates.pos_labels, selection.selection
     figure = make_subplots(rows=1, cols=3, subplot_titles=list(_SCORES.values()), horizontal_spacing=0.07)
     limits = {
         "bypass": ("baseline", selection.baseline_harmful),
@@ -189,6 +197,7 @@ def plot_selection(selection: Selection, pos_labels: Sequence[str] = ()) -> go.F
     return figure.update_layout(margin_t=60, legend={"y": -0.22, "yanchor": "top", "x": 0.5, "xanchor": "center"})
 
 
+@registered("by layer", DirectionTrace)
 def plot_trace(trace: DirectionTrace, value: str = "cosine") -> go.Figure:
     """Cosine (or projection) of the last position with r̂ by layer, mean over prompts and a band of one SD
     (paper Fig. 5)."""
@@ -196,21 +205,11 @@ def plot_trace(trace: DirectionTrace, value: str = "cosine") -> go.Figure:
     grid = getattr(trace, value)
     layers = list(range(grid.shape[1]))
     for i, condition in enumerate(trace.conditions):
-        mean, spread = grid[i].mean(-1), grid[i].std(-1, correction=0)
         tint = style.colour(condition, i)
-        figure.add_scatter(
-            x=layers + layers[::-1],
-            y=(mean + spread).tolist() + (mean - spread).flip(0).tolist(),
-            fill="toself",
-            fillcolor=style.faded(tint),
-            line={"width": 0},
-            hoverinfo="skip",
-            mode="lines",
-            showlegend=False,
-        )
+        style.add_band(figure, grid[i], tint, 0.18)
         figure.add_scatter(
             x=layers,
-            y=mean.tolist(),
+            y=grid[i].mean(-1).tolist(),
             name=style.readable(condition),
             mode="lines+markers",
             line={"color": tint, "width": 2, "dash": style.dash(condition)},

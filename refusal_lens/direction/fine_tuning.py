@@ -12,18 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, PromptError
-from ..hooks.conditions import named_conditions
+from ..hooks.conditions import NECESSITY, SUFFICIENCY, named_conditions
 from ..models.model import HookedChatModel
 from ..models.texts import Scored, scored_batches
 from ..records.direction import Direction
 from ..refusal.phrases import is_refusal
 from ..refusal.replies import replies
 from ..stats import Rate, rate
+from .effect_records import FineTuning
 from .extract import extract_directions
-from .records import FineTuning
-
-HARMFUL = ("baseline", "ablation", "random_ablation")
-HARMLESS = ("baseline", "addition", "random_addition")
 
 
 @contextmanager
@@ -141,7 +138,7 @@ def fine_tuning_stability(
     if not benign or not held_out:
         raise PromptError("fine-tuning needs benign completions to train on and others to measure the loss on")
     wanted = sorted(set(steps))
-    conditions = named_conditions(direction, tuple(dict.fromkeys(HARMFUL + HARMLESS)), seed)
+    conditions = named_conditions(direction, tuple(dict.fromkeys(NECESSITY + SUFFICIENCY)), seed)
     rows: list[tuple[float, float, dict[str, Rate], dict[str, Rate]]] = []
 
     def measure() -> None:
@@ -151,7 +148,7 @@ def fine_tuning_stability(
         now = candidates.direction(direction.pos, direction.layer)
         harmful, harmless = (
             {name: rate(_refused(model, prompts, conditions[name], max_new_tokens, judge)) for name in names}
-            for prompts, names in zip(test_prompts, (HARMFUL, HARMLESS), strict=True)
+            for prompts, names in zip(test_prompts, (NECESSITY, SUFFICIENCY), strict=True)
         )
         rows.append((loss, float(now.unit.double() @ direction.unit.double()), harmful, harmless))
 

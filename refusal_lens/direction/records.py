@@ -1,12 +1,9 @@
-"""Records about directions beyond the chosen one: stability, subspaces, effects on other ground.
-
-No model is imported here, so that plots and reports can read them.
-"""
+"""Results of finding the direction: candidates, selection, trace, stability."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
@@ -16,15 +13,17 @@ from torch import Tensor
 from ..errors import DirectionError, ResultError
 from ..records.base import Record
 from ..records.direction import Direction
+from ..records.labels import index_of
 from ..refusal.records import RefusalTokens
-from ..stats import Interval, Rate, rate
+from ..stats import Interval, Rate, columns, rate
 from ..tensors import unit
 
+SCORES = ("bypass", "induce", "kl")
 MAX_GRID = 1 << 20  # positions x layers: far above any model
 
 
 @dataclass(frozen=True)
-class CandidateDirections(Record):
+class CandidateDirections(Record, axes={"pos": "positions"}):
     """Mean differences at all post-instruction positions and layers (paper section 2.3).
 
     Attributes:
@@ -57,10 +56,10 @@ class CandidateDirections(Record):
         return self.mean_diff.shape[1]
 
     def direction(self, pos: int, layer: int, coeff: float = 1.0, relaxed: str = "") -> Direction:
-        """The candidate at (pos, layer) as a ``Direction``.
+        """The candidate at (pos, layer).
 
         Raises:
-            DirectionError: if its mean difference is zero or not finite (e.g. identical tokens at layer 0).
+            DirectionError: its mean difference is zero or not finite (e.g. identical tokens at layer 0).
         """
         r = self.mean_diff[self.positions.index(pos), layer]
         norm = float(r.norm())
@@ -70,7 +69,7 @@ class CandidateDirections(Record):
 
 
 @dataclass(frozen=True)
-class SelectionScores(Record):
+class SelectionScores(Record, axes={"pos": "positions"}):
     """The paper's three scores of every candidate (section 2.3); NaN where not computed or not a number.
 
     Attributes:
@@ -90,11 +89,11 @@ class SelectionScores(Record):
 
     @classmethod
     def from_records(cls, rows: list[dict], n_layers: int | None = None) -> SelectionScores:
-        """Take the official code's ``direction_evaluations.json`` rows as they are.
+        """Read the rows of the official code's ``direction_evaluations.json``.
 
         Args:
             rows: each with position, layer, refusal_score (bypass), steering_score (induce), kl_div_score.
-            n_layers: number of layers of the model; the highest layer in the rows plus one if not given.
+            n_layers: of the model; the highest layer in the rows plus one if not given.
 
         Raises:
             ResultError: if a row lacks a field or lies outside the grid.
@@ -115,24 +114,18 @@ class SelectionScores(Record):
         return cls(*grids)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a candidate: pos, layer, bypass, induce, kl."""
-        rows = [
-            {
-                "pos": pos,
-                "layer": layer,
-                "bypass": float(self.bypass[i, layer]),
-                "induce": float(self.induce[i, layer]),
-                "kl": float(self.kl[i, layer]),
-            }
+        """One row per candidate: pos, layer, bypass, induce, kl."""
+        grids = {name: getattr(self, name).tolist() for name in SCORES}
+        return pd.DataFrame(
+            {"pos": pos, "layer": layer, **{name: grid[i][layer] for name, grid in grids.items()}}
             for i, pos in enumerate(self.positions)
             for layer in range(self.bypass.shape[1])
-        ]
-        return pd.DataFrame(rows)
+        )
 
 
 @dataclass(frozen=True)
 class NearMiss(Record):
-    """A candidate that the rule dropped, and the change that would have kept it."""
+    """A candidate that the rule dropped, and the changes that would keep it."""
 
     pos: int
     layer: int
@@ -161,7 +154,7 @@ class Selection(Record):
         baseline_harmful: mean refusal metric on the harmful validation prompts without intervention.
         baseline_harmless: the same on the harmless ones.
         thresholds: the rule's thresholds as used.
-        near_misses: nearest dropped candidates (filled when nothing passed).
+        near_misses: nearest dropped candidates, if nothing passed.
         n_harmful, n_harmless: number of validation prompts after filtering.
     """
 
@@ -177,13 +170,19 @@ class Selection(Record):
     n_harmless: int = 0
 
     def score(self, name: str) -> float:
-        """``bypass``, ``induce`` or ``kl`` of the chosen candidate."""
-        grid = getattr(self.scores, name)
+        """``bypass``, ``induce`` or ``kl`` of the chosen candidate; LabelError for another name."""
+        grid = getattr(self.scores, SCORES[index_of(SCORES, name, "score", "a Selection")])
         return float(grid[self.scores.positions.index(self.chosen.pos), self.chosen.layer])
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per candidate: pos, layer, the three scores, and the reason that dropped it ("" for none)."""
+        frame = self.scores.to_frame()
+        frame["reason"] = [reason for row in self.reasons for reason in row]
+        return frame
 
 
 @dataclass(frozen=True)
-class DirectionTrace(Record):
+class DirectionTrace(Record, axes={"condition": "conditions"}):
     """Cosine and projection of the last position's residual stream on r̂, by layer (paper Fig. 5).
 
     Attributes:
@@ -196,6 +195,21 @@ class DirectionTrace(Record):
     projection: Float[Tensor, "condition layer prompt"]
     conditions: tuple[str, ...]
     direction: Direction | None = field(default=None)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per condition and layer: mean and standard deviation over prompts."""
+        return pd.DataFrame(
+            {
+                "condition": condition,
+                "layer": layer,
+                "cosine_mean": float(self.cosine[i, layer].mean()),
+                "cosine_sd": float(self.cosine[i, layer].std(correction=0)),
+                "projection_mean": float(self.projection[i, layer].mean()),
+                "n": self.cosine.shape[-1],
+            }
+            for i, condition in enumerate(self.conditions)
+            for layer in range(self.cosine.shape[1])
+        )
 
 
 @dataclass(frozen=True)
@@ -244,210 +258,9 @@ class Stability(Record):
         return Interval(float(pairs.mean()), low, high, len(pairs))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a candidate that won."""
-        reference = self.reference.label
-        return pd.DataFrame(
-            [
-                {
-                    "candidate": label,
-                    "share": r.rate,
-                    "low": r.low,
-                    "high": r.high,
-                    "n": r.n,
-                    "whole": label == reference,
-                }
-                for label, r in self.wins.items()
-            ]
-        )
-
-
-@dataclass(frozen=True)
-class SubspaceEffects(Record):
-    """Ablating the first 1, 2, ... directions of subspaces: refusal metric on harmful, KL on harmless prompts.
-
-    Attributes:
-        kinds: the subspaces, the random one last.
-        sizes: numbers of directions.
-        bypass: mean refusal metric on harmful prompts by [kind][size], bootstrap 95% intervals.
-        kl: mean KL(baseline || ablated) of the next token on harmless prompts, nats.
-        baseline: refusal metric on harmful prompts without intervention.
-        leading_cosine: cosine of each subspace's first direction with r̂.
-    """
-
-    kinds: tuple[str, ...]
-    sizes: tuple[int, ...]
-    bypass: tuple[tuple[Interval, ...], ...]
-    kl: tuple[tuple[Interval, ...], ...]
-    baseline: Interval
-    leading_cosine: tuple[float, ...]
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row a subspace and size."""
-        return pd.DataFrame(
-            [
-                {
-                    "kind": kind,
-                    "k": size,
-                    "bypass": b.mean,
-                    "bypass_low": b.low,
-                    "bypass_high": b.high,
-                    "kl": kl.mean,
-                    "kl_low": kl.low,
-                    "kl_high": kl.high,
-                    "n": b.n,
-                }
-                for kind, row, kls in zip(self.kinds, self.bypass, self.kl, strict=True)
-                for size, b, kl in zip(self.sizes, row, kls, strict=True)
-            ]
-        )
-
-
-@dataclass(frozen=True)
-class EffectMatrix(Record):
-    """Change of each ground's metric when each direction is ablated (or added), with its random control.
-
-    Attributes:
-        effect: "ablation" or "addition".
-        directions, grounds: labels of the rows and columns.
-        change: mean change of the metric by [direction][ground], bootstrap 95% intervals over prompts.
-        control: the same with a random direction of equal norm.
-        baseline: mean metric of each ground without intervention.
-        cosines: cosine of every two directions.
-    """
-
-    effect: str
-    directions: tuple[str, ...]
-    grounds: tuple[str, ...]
-    change: tuple[tuple[Interval, ...], ...]
-    control: tuple[tuple[Interval, ...], ...]
-    baseline: tuple[Interval, ...]
-    cosines: tuple[tuple[float, ...], ...]
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row a direction and ground."""
-        return pd.DataFrame(
-            [
-                {
-                    "effect": self.effect,
-                    "direction": direction,
-                    "prompts": ground,
-                    "baseline": self.baseline[j].mean,
-                    "change": self.change[i][j].mean,
-                    "low": self.change[i][j].low,
-                    "high": self.change[i][j].high,
-                    "random": self.control[i][j].mean,
-                    "random_low": self.control[i][j].low,
-                    "random_high": self.control[i][j].high,
-                    "n": self.change[i][j].n,
-                }
-                for i, direction in enumerate(self.directions)
-                for j, ground in enumerate(self.grounds)
-            ]
-        )
-
-
-@dataclass(frozen=True)
-class FineTuning(Record):
-    """What a direction still does while the model is fine-tuned on benign completions.
-
-    Attributes:
-        direction: found before the fine-tuning.
-        steps: optimizer steps at which everything was measured.
-        loss: cross-entropy of held-out benign completions, nats a token.
-        cosine: of the tuned model's own mean difference, at the same position and layer, with the direction.
-        harmful, harmless: refusal rates by condition (the old direction, and a random one) at each of ``steps``.
-        lr, batch_size, n_benign: of the fine-tuning.
-    """
-
-    direction: Direction
-    steps: tuple[int, ...]
-    loss: tuple[float, ...]
-    cosine: tuple[float, ...]
-    harmful: tuple[dict[str, Rate], ...]
-    harmless: tuple[dict[str, Rate], ...]
-    lr: float
-    batch_size: int
-    n_benign: int
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row a step, prompt set and condition."""
-        return pd.DataFrame(
-            [
-                {
-                    "step": step,
-                    "loss": self.loss[i],
-                    "cosine": self.cosine[i],
-                    "prompts": kind,
-                    "condition": condition,
-                    "refused": r.rate,
-                    "low": r.low,
-                    "high": r.high,
-                    "n": r.n,
-                }
-                for i, step in enumerate(self.steps)
-                for kind, rates in (("harmful", self.harmful[i]), ("harmless", self.harmless[i]))
-                for condition, r in rates.items()
-            ]
-        )
-
-
-@dataclass(frozen=True)
-class SystemPrompts(Record):
-    """Refusal rates under several system prompts (paper appendix F.2).
-
-    Attributes:
-        systems: the system prompts; "" stands for none of our own.
-        prompt_set: name of the prompts.
-        rates: refusal rate by [system prompt] and condition, 95% Clopper-Pearson intervals.
-    """
-
-    systems: tuple[str, ...]
-    prompt_set: str
-    rates: tuple[dict[str, Rate], ...]
-
-    def spread(self, condition: str) -> tuple[float, float]:
-        """Mean and standard deviation of a condition's rate over the system prompts (as the paper reports)."""
-        values = pd.Series([rates[condition].rate for rates in self.rates])
-        return float(values.mean()), float(values.std(ddof=0))
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row a system prompt and condition."""
-        return pd.DataFrame(
-            [
-                {
-                    "system": system or "(none)",
-                    "condition": name,
-                    "rate": r.rate,
-                    "low": r.low,
-                    "high": r.high,
-                    "n": r.n,
-                }
-                for system, rates in zip(self.systems, self.rates, strict=True)
-                for name, r in rates.items()
-            ]
-        )
-
-
-@dataclass(frozen=True)
-class Subspace(Record):
-    """Orthonormal directions, the most important first.
-
-    Attributes:
-        vectors: [k, d_model], float64, rows orthonormal.
-        kind: "pca", "repeated" or "random".
-        reference: the direction whose position, layer, basis and model it shares.
-    """
-
-    vectors: Float[Tensor, "k d_model"]
-    kind: str
-    reference: Direction
-
-    def first(self, k: int) -> Subspace:
-        """Its first ``k`` directions."""
-        return replace(self, vectors=self.vectors[:k])
-
-    def __len__(self) -> int:
-        return len(self.vectors)
+        """One row per candidate that won: its share of the resamples; ``whole``: whether all prompts choose it."""
+        rows = ({"candidate": label, **columns(r, "share"), "n": r.n} for label, r in self.wins.items())
+        return pd.DataFrame({**row, "whole": row["candidate"] == self.reference.label} for row in rows)
 
 
 @dataclass(frozen=True)
@@ -475,5 +288,5 @@ class FoundDirection(Record):
         return self.selection.scores
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per candidate, the best first: pos, layer, bypass, induce, kl."""
-        return self.selection.scores.to_frame()
+        """One row per candidate: pos, layer, the three scores, and the reason that dropped it ("" for none)."""
+        return self.selection.to_frame()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..engines.base import Engine
 from ..hooks.base import Intervention
-from ..hooks.interventions import _AblateRows, _AddRows
+from ..hooks.interventions import Ablate, Add
 from ..models.chat import Tokens
 from ..models.model import HookedChatModel
 from ..models.packing import RestartedPack, pack_tokens, packing_holds
@@ -145,10 +145,10 @@ class _Scores:
         n, first = len(item.vectors), len(self.harmful)
 
         def ablate(rows: slice) -> list[Intervention]:
-            return [_AblateRows(item.vectors[rows])]
+            return [Ablate(item.vectors[rows], per_candidate=True)]
 
         def add(rows: slice) -> list[Intervention]:
-            return [_AddRows(item.vectors[rows], item.layer)]
+            return [Add(item.vectors[rows], layers=item.layer)]
 
         def divergence(logits: Tensor, indices: list[int]) -> Tensor:
             return kl_divergence(state.baseline[1][indices], logits)

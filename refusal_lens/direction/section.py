@@ -7,6 +7,7 @@ import math
 import pandas as pd
 
 from ..report.page import RANDOM_DIRECTION, Figure, Item, Section, Table, plain
+from .effect_records import EffectMatrix, FineTuning, SubspaceEffects, SystemPrompts
 from .figures import (
     plot_effects,
     plot_fine_tuning,
@@ -16,17 +17,7 @@ from .figures import (
     plot_system_prompts,
     plot_trace,
 )
-from .records import (
-    CandidateDirections,
-    DirectionTrace,
-    EffectMatrix,
-    FineTuning,
-    Selection,
-    Stability,
-    SubspaceEffects,
-    SystemPrompts,
-)
-from .tables import trace_frame
+from .records import CandidateDirections, DirectionTrace, Selection, Stability
 
 
 def stability_section(record: Stability) -> Section:
@@ -120,7 +111,7 @@ def trace_section(trace: DirectionTrace, id: str, title: str) -> Section:
         "Cosine of the last position with the direction by layer; band of one standard deviation.",
         n=f"{trace.cosine.shape[-1]} prompts a line",
         control="the lines stand beside each other",
-        data=trace_frame(trace),
+        data=trace.to_frame(),
     )
     return Section(id, title, (), (figure,))
 
@@ -129,8 +120,7 @@ def direction_section(
     selection: Selection, candidates: CandidateDirections, stability: Stability | None = None
 ) -> Section:
     """The selection grid, why candidates were dropped, and how stable the choice is."""
-    frame = selection.scores.to_frame()
-    frame["reason"] = [reason for row in selection.reasons for reason in row]
+    frame = selection.to_frame()
     text = [
         f"Chosen: position {selection.chosen.pos}, layer {selection.chosen.layer}. Bypass "
         f"{selection.score('bypass'):.3f} (baseline {selection.baseline_harmful:.3f}), induce "

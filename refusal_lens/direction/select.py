@@ -22,28 +22,10 @@ from ..records.direction import Direction
 from ..refusal.records import RefusalTokens
 from ..refusal.tokens import find_refusal_tokens
 from .records import CandidateDirections, NearMiss, Selection, SelectionScores
+from .rule import SelectionRule
 from .scores import GROUP, _Scorer, _Scores
 
 COEFFICIENTS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # tried on near misses that do not induce
-
-
-@dataclass(frozen=True)
-class SelectionRule:
-    """The paper's thresholds.
-
-    Attributes:
-        max_kl: candidates with a higher KL are dropped (nats).
-        min_induce: candidates with a lower induce score are dropped.
-        layer_cutoff: layers from int(layer_cutoff * n_layers) on are dropped.
-    """
-
-    max_kl: float = 0.1
-    min_induce: float = 0.0
-    layer_cutoff: float = 0.8
-
-    def cut(self, n_layers: int) -> int:
-        """First layer that is dropped."""
-        return int(self.layer_cutoff * n_layers)
 
 
 @dataclass(frozen=True)

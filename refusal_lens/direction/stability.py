@@ -17,7 +17,8 @@ from ..records.direction import Direction
 from ..refusal.records import RefusalTokens
 from .extract import extract_directions
 from .records import CandidateDirections, Stability
-from .select import SelectionRule, select_direction
+from .rule import SelectionRule
+from .select import select_direction
 
 
 def prompt_activations(

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 
 from ..errors import DirectionError
-from ..hooks.interventions import AblateSubspace
+from ..hooks.interventions import Ablate, random_subspace
 from ..models.model import HookedChatModel
-from ..records.direction import Direction
+from ..records.direction import Direction, Subspace
 from ..refusal.records import RefusalTokens
 from ..stats import Interval, mean_interval
 from ..tensors import kl_divergence, orthonormal, refusal_log_odds
+from .effect_records import SubspaceEffects
 from .extract import extract_directions
-from .records import Subspace, SubspaceEffects
 from .stability import prompt_activations
 
 
@@ -46,7 +46,7 @@ def repeated_subspace(
     """
     vectors = direction.unit.double()[None]
     while len(vectors) < k:
-        with model.hooks(AblateSubspace(Subspace(vectors, "repeated", direction))):
+        with model.hooks(Ablate(Subspace(vectors, "repeated", direction))):
             found = extract_directions(model, harmful, harmless)
         r = found.mean_diff[found.positions.index(direction.pos), direction.layer]
         r = r - (vectors @ r) @ vectors
@@ -57,13 +57,6 @@ def repeated_subspace(
             )
         vectors = orthonormal(torch.cat([vectors, r[None] / r.norm()]))
     return Subspace(vectors, "repeated", direction)
-
-
-def random_subspace(direction: Direction, k: int, seed: int) -> Subspace:
-    """``k`` random orthonormal directions: the placebo of a subspace."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = (k, len(direction.unit))
-    return Subspace(orthonormal(torch.randn(shape, generator=generator, dtype=torch.float64)), "random", direction)
 
 
 def subspace_effects(
@@ -91,7 +84,7 @@ def subspace_effects(
     for subspace in every:
         rows: tuple[list[Interval], list[Interval]] = ([], [])
         for k in range(1, size + 1):
-            with model.hooks(AblateSubspace(subspace.first(k))):
+            with model.hooks(Ablate(subspace.first(k))):
                 metric = refusal_log_odds(model.last_logits(list(harmful)), refusal_tokens.ids)
                 change = kl_divergence(before, model.last_logits(list(harmless)))
             rows[0].append(mean_interval(metric.tolist()))

@@ -17,7 +17,8 @@ from ..refusal.metric import refusal_metric
 from ..refusal.records import RefusalTokens
 from ..refusal.replies import complete, refusal_rates
 from ..stats import Interval, mean_interval
-from .records import DirectionTrace, EffectMatrix, SystemPrompts
+from .effect_records import EffectMatrix, SystemPrompts
+from .records import DirectionTrace
 from .trace import trace_direction
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from ..models.model import HookedChatModel
-from .journal import Journal
+from ..records.store import Store
 
 Value = Tensor | dict[str, Tensor] | list[str]
 
@@ -36,14 +36,20 @@ class Engine(ABC):
 
     Args:
         model: the loaded model; what is not mapped runs on it.
-
-    Attributes:
-        journal: keeps results of items as they come, and has those of a run that was stopped; by default nothing.
     """
 
     def __init__(self, model: HookedChatModel):
         self.model = model
-        self.journal = Journal(None)
+        self.keep(Store(None), "")
+
+    def keep(self, store: Store, key: str) -> None:
+        """Keep results of items in ``store`` from now on, and take those of a run that was stopped.
+
+        Args:
+            store: of one stage.
+            key: content key of the stage; a stage makes the same maps in the same order every time.
+        """
+        self._store, self._key, self._maps = store, key, 0
 
     def each(
         self, label: str, work: Work, items: Sequence[Any], on_item: Callable[[int], None] | None = None
@@ -51,12 +57,13 @@ class Engine(ABC):
         """Results in the order of ``items``, each as soon as it and those before it are there.
 
         Args:
-            label: says in the journal what this is.
+            label: says in the names of kept results what this is.
             work: what to do.
             items: picklable values.
             on_item: called with an item's index when it is done (for progress).
         """
-        label = self.journal.numbered(label)
+        self._maps += 1
+        label = f"{self._maps:03d}-{label}"
         ahead: dict[int, Value] = {}
         following = 0
         for index, value in self._results(label, work, items):
@@ -74,18 +81,17 @@ class Engine(ABC):
         return list(self.each(label, work, items, on_item))
 
     def _results(self, label: str, work: Work, items: Sequence[Any]) -> Iterator[tuple[int, Value]]:
-        """Those in the journal first, then the others as they come."""
+        """Kept ones first, then the others as they come."""
         left: dict[int, Any] = {}
         for index, item in enumerate(items):
-            known = self.journal.read(label, index)
+            known = self._store.get(f"{label}-{index:05d}", self._key)
             if known is None:
                 left[index] = item
             else:
                 yield index, known
         if left:
             for index, value in self._run(work, left):
-                self.journal.write(label, index, value)
-                yield index, value
+                yield index, self._store.put(f"{label}-{index:05d}", value, self._key)
 
     @abstractmethod
     def _run(self, work: Work, items: dict[int, Any]) -> Iterator[tuple[int, Value]]:

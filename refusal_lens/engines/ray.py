@@ -1,12 +1,11 @@
-"""The engine of a Ray cluster: one loaded model a worker (extra ``ray``)."""
+"""The engine of a Ray cluster: one loaded model per worker (extra ``ray``)."""
 
 from __future__ import annotations
 
 import logging
 import os
 import socket
-import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +21,7 @@ PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN", "TOKENIZERS_PARALLELISM", 
 
 
 class Worker:
-    """What runs on a node: a model and the state of the work at hand.
+    """What runs on a node: a model and the state of the current work. Ray restarts one that dies.
 
     Args:
         load: arguments of ``load_model``.
@@ -31,23 +30,30 @@ class Worker:
     """
 
     def __init__(self, load: dict[str, Any], threads: int, fingerprint: str):
-        from ..models.load import load_model
-
         torch.set_num_threads(threads)
-        self.model = load_model(**load)
-        if self.model.fingerprint != fingerprint:
-            raise EngineError(
-                f"a worker loaded {load['source']} with the fingerprint {self.model.fingerprint}, the driver has "
-                f"{fingerprint}: give a model that is the same on every node"
-            )
+        self.load, self.fingerprint = load, fingerprint
+        self.model: HookedChatModel | None = None
         self.prepared: tuple[str, Any] = ("", None)
 
-    def ready(self) -> bool:
-        """Answers when the model is loaded."""
-        return True
+    def ready(self) -> None:
+        """Load the model; here and not at the start, so that an error comes back as it is.
+
+        Raises:
+            EngineError: these are other weights than the driver's.
+        """
+        from ..models.load import load_model
+
+        if self.model is None:
+            self.model = load_model(**self.load)
+        if self.model.fingerprint != self.fingerprint:
+            raise EngineError(
+                f"a worker loaded {self.load['source']} with the fingerprint {self.model.fingerprint}, the driver has "
+                f"{self.fingerprint}: give a model that is the same on every node"
+            )
 
     def run(self, name: str, work: Work, item: Any) -> Value:
-        """One item; the work's state is made when its name is new."""
+        """Run one item; the work's state is made when its name is new."""
+        assert self.model is not None
         if self.prepared[0] != name:
             self.prepared = ("", None)
             self.prepared = (name, work.prepare(self.model))
@@ -55,7 +61,7 @@ class Worker:
 
 
 def _reach(address: str | None) -> None:
-    """Knock at HOST:PORT: Ray itself waits there for minutes.
+    """Fail fast if nothing listens on HOST:PORT: Ray itself waits for minutes.
 
     Raises:
         OSError: nobody answers.
@@ -95,93 +101,71 @@ class RayEngine(Engine):
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
             except (OSError, RuntimeError, ValueError) as error:
                 raise EngineError(f"no Ray cluster answers at {address or 'this machine'}: {error}") from error
-        threads = torch.get_num_threads()
-        self._gpus = 1 if model.device.type == "cuda" else 0
-        room = ray.cluster_resources().get("GPU" if self._gpus else "CPU", 0) / (self._gpus or threads)
-        self._workers = workers or int(room)
-        if self._workers < 1:
-            what = "GPU" if self._gpus else f"worker of {threads} threads"
+        threads, gpus = torch.get_num_threads(), 1 if model.device.type == "cuda" else 0
+        room = ray.cluster_resources().get("GPU" if gpus else "CPU", 0) / (gpus or threads)
+        count = workers or int(room)
+        if count < 1:
+            what = "GPU" if gpus else f"worker of {threads} threads"
             raise EngineError(f"the Ray cluster has no room for one {what}: add nodes, or set OMP_NUM_THREADS lower")
         env = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        remote: Any = ray.remote(Worker)
-        self._make = remote.options(
-            num_cpus=threads,
-            num_gpus=self._gpus,
-            max_restarts=0,
-            runtime_env={"env_vars": env} if env else None,
-        )
-        self._arguments = (load, threads, model.fingerprint)
-        self._idle: list[Any] = []
-        self._loading: dict[Any, Any] = {}  # a worker's first answer -> worker
-        self._spawn(self._workers)
+        make: Any = ray.remote(Worker)
+        make = make.options(num_cpus=threads, num_gpus=gpus, max_restarts=-1, runtime_env={"env_vars": env})
+        self._workers = [make.remote(load, threads, model.fingerprint) for _ in range(count)]
 
     @property
     def width(self) -> int:
-        return self._workers
+        return len(self._workers)
 
-    def _spawn(self, count: int) -> None:
-        for _ in range(count):
-            worker: Any = self._make.remote(*self._arguments)
-            self._loading[worker.ready.remote()] = worker
+    def _ready(self, worker: Any) -> Any:
+        """The answer of a worker once it has loaded, after a restart, too."""
+        return worker.ready.options(max_task_retries=-1).remote()
 
     def _run(self, work: Work, items: dict[int, Any]) -> Iterator[tuple[int, Value]]:
-        ray = self.ray
-        shared = ray.put(work)
-        waiting = deque(items)
-        attempts = dict.fromkeys(items, 0)
-        busy: dict[Any, tuple[int, Any]] = {}  # answer to come -> (index, worker)
-        alone_since: float | None = None
+        ray, errors = self.ray, self.ray.exceptions
+        shared, waiting, lost = ray.put(work), deque(items), Counter[int]()
+        # Answer to come -> (index, or None for a worker that is loading; worker).
+        busy: dict[Any, tuple[int | None, Any]] = {self._ready(w): (None, w) for w in self._workers}
+        idle: list[Any] = []
+        left = len(items)
         try:
-            while waiting or busy:
-                while waiting and self._idle:
-                    following, worker = waiting.popleft(), self._idle.pop()
+            while left:
+                while waiting and idle:
+                    following, worker = waiting.popleft(), idle.pop()
                     busy[worker.run.remote(shared.hex(), shared, items[following])] = (following, worker)
-                done, _ = ray.wait([*busy, *self._loading], num_returns=1, timeout=1.0)
+                done, _ = ray.wait([*busy], num_returns=1, timeout=PATIENCE) if busy else ([], [])
+                if not done and all(index is None for index, _ in busy.values()):
+                    raise EngineError(f"no worker of the Ray cluster is left for {left} items: add nodes")
                 for answer in done:
-                    index: int | None = None  # none: a worker that has loaded
-                    if answer in busy:
-                        index, worker = busy.pop(answer)
-                    else:
-                        worker = self._loading.pop(answer)
+                    index, worker = busy.pop(answer)
                     try:
                         value = ray.get(answer)
-                    except ray.exceptions.RayActorError as error:
-                        self._lost(error)
-                        if index is not None:
-                            attempts[index] += 1
-                            if attempts[index] > RETRIES:
-                                raise EngineError(
-                                    f"item {index} lost its worker {attempts[index]} times (out of memory?): use "
-                                    "larger nodes or fewer workers"
-                                ) from error
-                            waiting.appendleft(index)
+                    except errors.RayTaskError as error:  # its own: of the model, or of the item
+                        raise error.cause if isinstance(error.cause, RefusalLensError) else error from None
+                    except (errors.RayActorError, errors.ObjectLostError) as error:
+                        if index is None:
+                            continue  # not to be restarted
+                        lost[index] += 1
+                        if lost[index] > RETRIES:
+                            raise EngineError(
+                                f"item {index} lost its worker {lost[index]} times (out of memory?): use "
+                                "larger nodes or fewer workers"
+                            ) from error
+                        waiting.appendleft(index)
+                        busy[self._ready(worker)] = (None, worker)
                         continue
-                    except ray.exceptions.RayTaskError as error:
-                        self._idle.append(worker)  # the item failed, not its worker
-                        cause = error.cause
-                        raise cause if isinstance(cause, RefusalLensError) else error from None
-                    self._idle.append(worker)
+                    idle.append(worker)
                     if index is not None:
+                        left -= 1
                         yield index, value
-                alone_since = None if busy or self._idle else alone_since or time.monotonic()
-                if alone_since is not None and time.monotonic() - alone_since > PATIENCE:
-                    raise EngineError(f"no worker of the Ray cluster is left for {len(waiting)} items: add nodes")
         finally:
-            for _, worker in busy.values():  # the caller stopped early: what they do is not wanted
-                ray.kill(worker)
-            self._spawn(len(busy))
-
-    def _lost(self, error: Exception) -> None:
-        """Another worker for a dead one: it starts when the cluster has room for it."""
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, RefusalLensError):  # its model could not be loaded: so on every other node
-            raise cause
-        self._spawn(1)
+            for index, worker in busy.values():
+                if index is not None:  # the caller stopped early: what it does is not wanted
+                    ray.kill(worker, no_restart=False)
 
     def close(self) -> None:
         """End the workers, and Ray where this engine started it."""
-        for worker in [*self._idle, *self._loading.values()]:
+        for worker in self._workers:
             self.ray.kill(worker)
-        self._idle, self._loading = [], {}
+        self._workers = []
         if self._started and self.ray.is_initialized():
             self.ray.shutdown()

@@ -6,12 +6,14 @@ import math
 
 import plotly.graph_objects as go
 
+from ..records.base import figure as registered
 from ..report import style
 from .records import Certificate
 
 _FLOOR = 1e-18  # where an error of exactly 0 is drawn: a logarithm has no 0
 
 
+@registered("errors", Certificate)
 def plot_certificate(record: Certificate) -> go.Figure:
     """Largest relative error of each identity, in the model's dtype and in float64, with its limit as a line."""
     figure = go.Figure()

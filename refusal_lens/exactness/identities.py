@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +16,7 @@ from ..attribution.logits import direct_logit_attribution
 from ..attribution.sources import source_contributions
 from ..errors import ModelError, RefusalLensError
 from ..hooks.interventions import Ablate
-from ..hooks.orthogonalize import orthogonalized
+from ..hooks.orthogonalize import Orthogonalize
 from ..models.model import HookedChatModel
 from ..records.direction import Direction
 from ..tensors import random_unit, unit, wide
@@ -159,7 +160,6 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
     edited = _Error("norm", "largest logit")
     first = model.last_logits(prompts[:1])[0].topk(2).indices.tolist()
     experts = any(model.backend.neuron_weight(layer) is None for layer in range(model.n_layers))
-    orthogonalized = _orthogonalized()
     for prompt in prompts:
         _stream(model, prompt, stream)
         found = component_contributions(model, [prompt], direction, check=False)
@@ -184,8 +184,8 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
             _component_left(model, prompt, direction, ablated)
             by_hooks = model.last_logits([prompt])
         restored.add(model.last_logits([prompt]) - before, before.abs().max())
-        if orthogonalized is not None and not edited.failed:
-            _weights_and_hooks(model, prompt, direction, orthogonalized, by_hooks, edited)
+        if not edited.failed:
+            _weights_and_hooks(model, prompt, direction, by_hooks, edited)
     yield "writes sum to the stream", stream
     yield "heads and bias sum to attention", heads
     yield "parts sum to resid · r̂ at every layer", whole
@@ -199,16 +199,15 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
     yield "logit parts sum to the logits", logits
     yield "ablation by hooks leaves no component", ablated
     yield "leaving the context restores the model", restored
-    if orthogonalized is not None:
-        if model.backend.post_norm(0, "attn") is not None and not edited.failed:
-            edited.note = (
-                "no identity here: a norm after each sublayer rescales what the weights write, so hooks and weights "
-                f"differ by nature (largest logit gap measured: {edited.absolute:.2g}, {edited.relative:.0%} of the "
-                "largest logit); use the hooks"
-            )
-            edited.absolute = edited.relative = NAN
-            edited.absent = True
-        yield "orthogonalized weights = ablation by hooks", edited
+    if model.backend.post_norm(0, "attn") is not None and not edited.failed:
+        edited.note = (
+            "no identity here: a norm after each sublayer rescales what the weights write, so hooks and weights "
+            f"differ by nature (largest logit gap measured: {edited.absolute:.2g}, {edited.relative:.0%} of the "
+            "largest logit); use the hooks"
+        )
+        edited.absolute = edited.relative = NAN
+        edited.absent = True
+    yield "orthogonalized weights = ablation by hooks", edited
 
 
 def _kind(model: HookedChatModel, part: str) -> str:
@@ -250,16 +249,15 @@ def _component_left(model: HookedChatModel, prompt: str, direction: Direction, e
         error.add(wide(x) @ direction.unit.to(wide(x)), wide(x).norm(dim=-1))
 
 
-def _orthogonalized() -> Callable | None:
-    """The weight edit."""
-    return orthogonalized
+def _edited(model: HookedChatModel, direction: Direction, allow_gap: bool) -> AbstractContextManager:
+    """Context with orthogonalized weights."""
+    return model.hooks(Orthogonalize(direction, allow_gap))
 
 
 def _weights_and_hooks(
     model: HookedChatModel,
     prompt: str,
     direction: Direction,
-    orthogonalized: Callable,
     by_hooks: Tensor,
     error: _Error,
 ) -> None:
@@ -267,7 +265,7 @@ def _weights_and_hooks(
     by_nature = model.backend.post_norm(0, "attn") is not None
     try:
         # Behind post-norms the edit is refused unless asked for: here its gap is what is measured.
-        with orthogonalized(model, direction, allow_gap=True) if by_nature else orthogonalized(model, direction):
+        with _edited(model, direction, by_nature):
             by_weights = model.last_logits([prompt])
     except RefusalLensError as refusal:
         error.absolute = error.relative = NAN
@@ -297,7 +295,7 @@ def orthogonalization_gap(model: HookedChatModel, direction: Direction, prompts:
         tokens = model.tokenize([prompt])
         with model.hooks(Ablate(direction)):
             by_hooks = model.logits(tokens, last_only=False)
-        with orthogonalized(model, direction, allow_gap=True):
+        with model.hooks(Orthogonalize(direction, allow_gap=True)):
             by_weights = model.logits(tokens, last_only=False)
         gap = float((by_hooks.double() - by_weights.double()).abs().max())
         worst = gap if gap != gap else max(worst, gap)  # NaN is reported, not dropped

@@ -1,4 +1,4 @@
-"""The table that ``certify`` fills."""
+"""Results of ``certify``: measured identities."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Certificate(Record):
         return all(identity.passed for identity in self.identities)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an identity: identity, PASS or FAIL, the errors and limits, note."""
+        """One row per identity: identity, PASS or FAIL, the errors and limits, note."""
         return pd.DataFrame(
             [
                 {

@@ -5,26 +5,30 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..attribution.causal import random_heads, wide_dtype
-from ..hooks.attention import KnockOut, PatchComponent, PatchPattern, Push, ReplaceHeads, SetComponent, by_layer
+from ..attribution.causal import wide_dtype
+from ..hooks.attention import AttentionKnockout, HeadsIntervention, random_heads
 from ..hooks.base import Intervention
+from ..hooks.interchange import Interchange, InterchangeHeads, InterchangePattern, InterchangeWrites, orthogonal_like
+from ..hooks.interventions import NormMatchedPlacebo
 from ..hooks.readout import Readout
 from ..models.backend import PrefixCache
+from ..models.batching import numbered
 from ..models.chat import Tokens
 from ..models.model import HookedChatModel
 from ..records.direction import Direction
 from ..records.labels import Head
 from ..refusal.phrases import is_refusal
 from ..refusal.records import RefusalTokens
-from ..tensors import random_unit, refusal_log_odds, wide
+from ..tensors import refusal_log_odds, wide
 from .causal_records import CausalTest, CausalTests
-from .records import Observation
+from .observation_records import Observation
 
 # What of a head is taken from the other run.
 PATCHES = ("pattern", "output", "r̂ component")
@@ -86,7 +90,8 @@ class _Run:
 
     @classmethod
     def of(cls, model: HookedChatModel, tokens: Tokens) -> _Run:
-        if not model.backend.supports_prefix:
+        tokens = numbered(tokens)  # values of an interchange have the batch's own rows
+        if not model.backend.supports_prefix or model.counts_positions:
             return cls(tokens, tokens)
         ids, mask, n = tokens.ids, tokens.mask, tokens.n_post
         tail = Tokens(ids[:, -n:], mask[:, -n:], tokens.spans, tokens.indices)
@@ -152,7 +157,7 @@ class _Bench:
             into, source = (pair.clean, pair.dirty) if reverse else (pair.dirty, pair.clean)
             make = self._maker(kind, into, source, sorted({layer for layer, _ in heads}))
             metric[pair.rows] = self._metric(into, make(heads))
-            placebo[pair.rows] = self._metric(into, self._placebo(into, make(heads), heads))
+            placebo[pair.rows] = self._metric(into, self._placebo(into, make(heads)))
             for i, draw in enumerate(draws):
                 controls[i, pair.rows] = self._metric(into, make(draw))
             if max_new_tokens:
@@ -161,35 +166,33 @@ class _Bench:
                     refused[row] = is_refusal(reply)
         return CausalTest(name, reverse, metric, controls, placebo, tuple(refused) if max_new_tokens else ())
 
-    def _metric(self, run: _Run, intervention: Intervention) -> Float[Tensor, "batch"]:
-        with self.model.hooks(intervention):
+    def _metric(self, run: _Run, *interventions: Intervention | tuple[str, Callable]) -> Float[Tensor, "batch"]:
+        with self.model.hooks(*interventions):
             return refusal_log_odds(run.logits(self.model), self.ids).cpu()
 
     def _replies(self, tokens: Tokens, intervention: Intervention, max_new_tokens: int) -> list[str]:
-        alone = replace(tokens, indices=tuple(range(len(tokens))))
         with self.model.hooks(intervention):
-            return self.model.generate(alone, max_new_tokens, batch_size=len(tokens))
+            return self.model.generate(tokens, max_new_tokens, batch_size=len(tokens))
 
     def _maker(
         self, kind: str, into: _Run, source: _Run, layers: list[int]
-    ) -> Callable[[tuple[Head, ...]], Intervention]:
+    ) -> Callable[[tuple[Head, ...]], HeadsIntervention]:
         """heads -> the intervention of this kind on ``into``; what it takes from ``source`` is read once."""
         if kind == "cut":
-            dest, src = into.tokens.region("template_post"), into.tokens.region("suffix")
-            return lambda heads: KnockOut(heads, dest, src)
+            return AttentionKnockout
         if kind == "pattern":
             names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in layers}
             cached = self._cache_rows(source, list(names.values()))
             patterns = {layer: cached[name] for layer, name in names.items()}
             columns = matching_columns(into.tokens, source.tokens)
-            return lambda heads: PatchPattern(heads, patterns, columns)
+            return lambda heads: InterchangePattern(heads, patterns, columns)
         z = self._last_z(source)
         if kind == "output":
-            return lambda heads: ReplaceHeads(heads, z)
+            return lambda heads: InterchangeHeads(heads, z)
         along = torch.einsum("lbqhd,lhd->lhbq", z, self.readout.heads.to(z))
         for layer, scale in self._scales(source).items():
             along[layer] = along[layer] / scale
-        return lambda heads: PatchComponent(heads, self.readout, along)
+        return lambda heads: InterchangeWrites(heads, self.readout, along)
 
     def _cache_rows(self, run: _Run, names: list[str]) -> dict[str, Tensor]:
         """Attention patterns from the post-instruction positions (hook_pattern's destination is axis 2)."""
@@ -217,21 +220,14 @@ class _Bench:
         cached = run.cache(self.model, sites.values()) if sites else {}
         return {layer: wide(cached[site][..., 0]) for layer, site in sites.items()}
 
-    def _placebo(self, run: _Run, intervention: Intervention, heads: tuple[Head, ...]) -> Push:
+    def _placebo(self, run: _Run, intervention: HeadsIntervention) -> NormMatchedPlacebo:
         """A change of attention's output in a random direction, as large as the one that ``intervention`` makes at
         each layer with such a head, prompt and post-instruction position."""
-        names = [f"blocks.{layer}.hook_attn_out" for layer in by_layer(heads)]
+        names = [f"blocks.{layer}.hook_attn_out" for layer in intervention.by_layer(self.model)]
         before = run.cache(self.model, names)
         with self.model.hooks(intervention):
             after = run.cache(self.model, names)
-        generator = torch.Generator().manual_seed(self.seed + 1)
-        changes = {}
-        for name in names:
-            size = wide(after[name] - before[name]).norm(dim=-1, keepdim=True)
-            noise = torch.randn(len(run.tokens), 1, self.model.d_model, generator=generator, dtype=torch.float64)
-            noise = (noise / noise.norm(dim=-1, keepdim=True)).to(size)
-            changes[name] = size * noise
-        return Push(changes)
+        return NormMatchedPlacebo.between(before, after, self.seed + 1)
 
     # -- the direction alone --------------------------------------------------------------------------------
     def restore(self) -> CausalTest:
@@ -240,17 +236,22 @@ class _Bench:
         m = self.model
         metric, placebo = torch.empty(self.n, dtype=torch.float64), torch.empty(self.n, dtype=torch.float64)
         r = self.readout.vector
-        other = random_unit(m.d_model, self.seed + 2, torch.float64).to(r)
-        other = (other - (other @ r) * r) / (other - (other @ r) * r).norm()
+        other = orthogonal_like(r, self.seed + 2)
         names = [f"blocks.{layer}.hook_resid_pre" for layer in range(m.n_layers)]
         for pair in self.pairs:
             cached = pair.clean.cache(m, names)
             wanted = torch.stack([wide(cached[name]).to(r) @ r for name in names])
-            steps: dict[int, Tensor] = {}
-            metric[pair.rows] = self._metric(pair.dirty, SetComponent(r, wanted, steps))
-            moves = {names[layer]: step[..., None] * other for layer, step in steps.items()}
-            placebo[pair.rows] = self._metric(pair.dirty, Push(moves))
+            before: dict[str, Tensor] = {}
+            # Hooks act in the order given, so this one sees the stream before each move.
+            watch = [(name, partial(_keep_last, before, name, self.n_post)) for name in names[1:]]
+            metric[pair.rows] = self._metric(pair.dirty, *watch, Interchange(r, wanted))
+            moves = {n: (wanted[i] - wide(before[n]).to(r) @ r)[..., None] * other for i, n in enumerate(names) if i}
+            placebo[pair.rows] = self._metric(pair.dirty, NormMatchedPlacebo(moves))
         return CausalTest("restore r̂", False, metric, torch.empty(0, self.n, dtype=torch.float64), placebo)
+
+
+def _keep_last(kept: dict[str, Tensor], name: str, n: int, x: Tensor, hook: object) -> None:
+    kept[name] = x[:, -n:].clone()
 
 
 def same_layer(draws: tuple[tuple[Head, ...], ...], head: Head) -> tuple[tuple[Head, ...], ...]:

@@ -10,9 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..records.base import Record
-from ..records.labels import Head
-from ..stats import Interval, Rate, rate
-from .statistics import fraction_interval
+from ..records.labels import Head, index_of
+from ..stats import Interval, Rate, columns, fraction_interval, rate
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class CausalTest(Record):
         metric: under the intervention.
         random: under the same on random heads of the same layers, one row a draw; no rows where heads play no part.
         placebo: with a random change of equal norm at the same places instead.
-        refused: replies with a refusal phrase under the intervention; empty where no replies were asked for.
+        refused: replies with a refusal phrase under the intervention; empty if none were generated.
     """
 
     name: str
@@ -46,7 +45,7 @@ class CausalTests(Record):
         plain, suffixed: refusal metric of the clean and the suffixed run.
         heads: the top heads.
         random_heads: the draws of random heads of the same layers.
-        refused_plain, refused_suffixed: replies with a refusal phrase, where replies were asked for.
+        refused_plain, refused_suffixed: replies with a refusal phrase, if any were generated.
     """
 
     tests: tuple[CausalTest, ...]
@@ -58,8 +57,12 @@ class CausalTests(Record):
     refused_suffixed: tuple[bool, ...] = ()
 
     def test(self, name: str) -> CausalTest:
-        """One test by name."""
-        return next(t for t in self.tests if t.name == name)
+        """One test by name.
+
+        Raises:
+            LabelError: there is no such test.
+        """
+        return self.tests[index_of([t.name for t in self.tests], name, "test", "a CausalTests")]
 
     def _fraction(self, metric: Float[Tensor, "prompt"], reverse: bool) -> Interval:
         part = self.plain - metric if reverse else metric - self.suffixed
@@ -99,7 +102,7 @@ class CausalTests(Record):
         return found.mean >= least and all(found.low > max(o.high, 0.0) for o in others)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a test: fraction with interval, random heads, placebo, refusals back, n."""
+        """One row per test: fraction with interval, random heads, placebo, refusals back, n."""
         rows = []
         for t in self.tests:
             found, random, placebo = (
@@ -110,15 +113,9 @@ class CausalTests(Record):
                 {
                     "test": t.name,
                     "acts on": "clean run" if t.reverse else "suffixed run",
-                    "fraction": found.mean,
-                    "low": found.low,
-                    "high": found.high,
-                    "random_heads": random.mean,
-                    "random_low": random.low,
-                    "random_high": random.high,
-                    "placebo": placebo.mean,
-                    "placebo_low": placebo.low,
-                    "placebo_high": placebo.high,
+                    **columns(found, "fraction"),
+                    **columns(random, "random_heads", "random_"),
+                    **columns(placebo, "placebo", "placebo_"),
                     "refusals_back": float("nan") if back is None else back.rate,
                     "lost": 0 if back is None else back.n,
                     "passed": self.passed(t.name),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .detector_records import SCORES, Detectors
-from .records import Observation
+from .observation_records import Observation
 
 
 def _standardized(x: Tensor, plain: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Results of the detectors."""
+"""Detectors of harmful requests: scores, ROC curves, false alarms."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..records.base import Record
-from ..stats import Rate, rate
+from ..records.labels import index_of
+from ..stats import Interval, Rate, columns, rate
 from .statistics import Roc, roc
 
+UNKNOWN = Interval(float("nan"), float("nan"), float("nan"), 0)
 SCORES = ("last token", "instruction maximum", "both")
 
 
 @dataclass(frozen=True)
-class Detectors(Record):
+class Detectors(Record, axes={"score": "scores", "prompt": "groups"}):
     """Harmful requests told from harmless ones by the projection on r̂, by layer.
 
     Attributes:
@@ -40,8 +42,13 @@ class Detectors(Record):
         return tuple(dict.fromkeys(self.groups))
 
     def of(self, score: str, site: int, group: str) -> list[float]:
-        """Scores of one group."""
-        row = self.values[self.scores.index(score), site].tolist()
+        """Scores of one group.
+
+        Raises:
+            LabelError: there is no such score or group.
+        """
+        index_of(self.group_names, group, "group", "a Detectors")
+        row = self.values[index_of(self.scores, score, "score", "a Detectors"), site].tolist()
         return [v for v, g in zip(row, self.groups, strict=True) if g == group]
 
     def roc(self, score: str, site: int, group: str) -> Roc:
@@ -62,25 +69,21 @@ class Detectors(Record):
         return rate([v > limit for v in self.of(score, site, group)])
 
     def to_frame(self, fpr: float = 0.05) -> pd.DataFrame:
-        """One row a score and group, at ``site``: AUROC (harmful groups), share flagged, n."""
+        """One row per score and group, at ``site``: AUROC (harmful groups), share flagged, n."""
         rows = []
         for score in self.scores:
             site = self.site
             for group in self.group_names:
                 flagged = self.flagged(score, site, group, fpr)
-                area = self.roc(score, site, group).auroc if group in self.harmful else None
+                area = self.roc(score, site, group).auroc if group in self.harmful else UNKNOWN
                 rows.append(
                     {
                         "score": score,
                         "site": site,
                         "group": group,
                         "harmful": group in self.harmful,
-                        "auroc": float("nan") if area is None else area.mean,
-                        "auroc_low": float("nan") if area is None else area.low,
-                        "auroc_high": float("nan") if area is None else area.high,
-                        "flagged": flagged.rate,
-                        "flagged_low": flagged.low,
-                        "flagged_high": flagged.high,
+                        **columns(area, "auroc", "auroc_"),
+                        **columns(flagged, "flagged", "flagged_"),
                         "n": flagged.n,
                     }
                 )
@@ -93,8 +96,8 @@ class Detectors(Record):
             for site in range(self.values.shape[1]):
                 for group in self.harmful:
                     area = self.roc(score, site, group).auroc
-                    rows.append((score, site, group, area.mean, area.low, area.high, area.n))
-        return pd.DataFrame(rows, columns=["score", "site", "group", "auroc", "low", "high", "n"])
+                    rows.append({"score": score, "site": site, "group": group, **columns(area, "auroc"), "n": area.n})
+        return pd.DataFrame(rows)
 
     def failures(self, fpr: float = 0.05, limit: float = 0.5) -> tuple[str, ...]:
         """Where each detector fails, in words: harmful groups of which less than ``limit`` is found, harmless ones of

@@ -1,25 +1,24 @@
-"""Figures of a suffix inside a model: trace, heads, attention by region, split, ranking, tokens, causal tests, ROC."""
+"""Figures of suffixes: trace, heads, attention by region, split, ranking, tokens, causal tests, detectors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-import torch
 from plotly.subplots import make_subplots
 
-from ..attribution.token_records import AttentionPatterns
-from ..attribution.views import attention_props
 from ..data.suffixes import Suffix
+from ..errors import LabelError
+from ..records.base import figure as registered
 from ..records.labels import REGIONS, visible
 from ..report import style
 from ..report.style import REGION_COLOURS
-from ..report.views import View
-from ..stats import Interval, mean_interval
+from ..stats import mean_interval
 from .causal_records import CausalTests
 from .detector_records import Detectors
-from .records import HijackingReport, Observation, SuffixResult, TokenEffects
+from .observation_records import Observation, SuffixResult, TokenEffects
+from .records import Investigation
 
 _COLOURS = {
     "plain": style.RED,
@@ -28,7 +27,8 @@ _COLOURS = {
     "shuffled": style.PINK,
     "harmless": style.BLUE,
 }
-PER_LINE = 12  # tokens of a suffix in a line
+Which = SuffixResult | Suffix | str | None  # a suffix of the investigation; None: the strongest
+PER_LINE = 12  # tokens of a suffix
 TRACES = {
     "cosine": ("cosine with r̂", "last position"),
     "projection": ("projection on r̂", "last position"),
@@ -37,9 +37,9 @@ TRACES = {
 }
 
 
-def conditions(report: HijackingReport, result: SuffixResult) -> list[Observation]:
+def conditions(attack: Investigation, result: SuffixResult) -> list[Observation]:
     """Plain, suffixed, random, shuffled, harmless: those that there are."""
-    found = [report.plain, result.suffixed, result.random, result.shuffled, report.harmless]
+    found = [attack.plain, result.suffixed, result.random, result.shuffled, attack.harmless]
     return [o for o in found if o is not None]
 
 
@@ -50,88 +50,125 @@ def suffix_label(index: int, suffix: Suffix) -> str:
 
 
 def _marker(condition: str) -> dict[str, Any]:
-    return _bar(_COLOURS[condition], "/" if condition in ("random", "shuffled") else "")
+    return style.bar(_COLOURS[condition], "/" if condition in ("random", "shuffled") else "")
 
 
-def _bar(tint: str, hatch: str) -> dict[str, Any]:
-    """A bar's look: controls are hatched, so that colour never tells alone."""
-    look: dict[str, Any] = {"color": tint, "line": {"color": style.GREY, "width": 1}}
-    if hatch:
-        look["pattern"] = {"shape": hatch, "fgcolor": "#1b1f24", "fgopacity": 0.75, "size": 7, "solidity": 0.15}
-    return look
+@registered("suffixes", Investigation)
+def plot_suffix_ranking(attack: Investigation) -> go.Figure:
+    """Refusal metric of every suffix (mean and 95% interval over prompts), and strength against universality."""
+    rho, p = attack.strength_against_universality()
+    note = "strength and universality" if rho != rho else f"Spearman {rho:.2f} (p = {p:.1g})"
+    figure = make_subplots(
+        rows=1,
+        cols=2,
+        column_widths=[0.6, 0.4],
+        horizontal_spacing=0.12,
+        subplot_titles=(f"all suffixes (n = {attack.plain.n})", note),
+    )
+    order = sorted(range(len(attack.suffixes)), key=lambda i: float(attack.screened[i].mean()))
+    universal, strength = attack.screened_universality(), attack.screened_strength.mean(1).tolist()
+    for is_attack, name, tint, shape in (
+        (True, "meant to stop refusals", style.ORANGE, "circle"),
+        (False, "benign or random", style.SKY, "diamond"),
+    ):
+        rows = [(k, i) for k, i in enumerate(order, start=1) if attack.suffixes[i].is_attack == is_attack]
+        if not rows:
+            continue
+        found = [mean_interval(attack.screened[i].tolist()) for _, i in rows]
+        labels = [suffix_label(i, attack.suffixes[i]) for _, i in rows]
+        look = {"color": tint, "size": 9, "symbol": shape, "line": {"color": style.GREY, "width": 1}}
+        shared = {"mode": "markers", "name": name, "legendgroup": name, "marker": look, "customdata": labels}
+        figure.add_scatter(
+            x=[i.mean for i in found],
+            y=[k for k, _ in rows],
+            error_x=style.error_bars(found),
+            hovertemplate="%{customdata}<br>refusal metric %{x:.2f}<extra></extra>",
+            row=1,
+            col=1,
+            **shared,
+        )
+        figure.add_scatter(
+            x=[strength[i] for _, i in rows],
+            y=[universal[i].rate for _, i in rows],
+            showlegend=False,
+            hovertemplate="%{customdata}<br>share %{x:.2f}, metric below 0 on %{y:.0%}<extra></extra>",
+            row=1,
+            col=2,
+            **shared,
+        )
+    figure.add_vline(x=0, line_dash="dot", line_color=style.GREY, row=1, col=1)
+    figure.add_vline(x=float(attack.plain.metric.mean()), line_color=style.RED, annotation_text="plain", row=1, col=1)
+    figure.update_xaxes(title_text="refusal metric", row=1, col=1)
+    figure.update_yaxes(title_text="rank", autorange="reversed", row=1, col=1)
+    figure.update_xaxes(title_text="share of the top heads' write", row=1, col=2)
+    figure.update_yaxes(title_text="share of instructions with metric < 0", range=[-0.05, 1.05], row=1, col=2)
+    style.finish(figure, height=max(380, 160 + 14 * len(order)))
+    return figure.update_layout(legend={"y": -0.2, "yanchor": "top", "x": 0.5, "xanchor": "center"})
 
 
+@registered("trace by layer", Investigation)
 def plot_suffix_trace(
-    report: HijackingReport, result: SuffixResult, values: Sequence[str] = ("cosine", "instruction_cosine")
+    attack: Investigation, result: Which = None, values: Sequence[str] = ("cosine", "instruction_cosine")
 ) -> go.Figure:
     """Cosine (or projection) by layer, mean over prompts with a band of one standard deviation (paper Fig. 5); one
-    panel a position."""
+    panel per position."""
+    result = attack.result(result)
     titles = [TRACES[value][1] for value in values]
     figure = make_subplots(rows=1, cols=len(values), subplot_titles=titles, horizontal_spacing=0.1)
     for col, value in enumerate(values, start=1):
-        for o in conditions(report, result):
+        for o in conditions(attack, result):
             grid = getattr(o, value)
-            mean, spread, tint = grid.mean(-1), grid.std(-1, correction=0), _COLOURS[o.condition]
-            sites = list(range(len(mean)))
+            tint, place = _COLOURS[o.condition], {"row": 1, "col": col}
+            style.add_band(figure, grid, tint, 0.15, **place)
             figure.add_scatter(
-                x=sites + sites[::-1],
-                y=(mean + spread).tolist() + (mean - spread).flip(0).tolist(),
-                mode="lines",
-                fill="toself",
-                fillcolor=style.faded(tint, 0.15),
-                line={"width": 0},
-                hoverinfo="skip",
-                showlegend=False,
-                row=1,
-                col=col,
-            )
-            figure.add_scatter(
-                x=sites,
-                y=mean.tolist(),
+                x=list(range(len(grid))),
+                y=grid.mean(-1).tolist(),
                 mode="lines",
                 name=f"{o.condition}, n = {o.n}",
                 legendgroup=o.condition,
                 showlegend=col == 1,
                 line={"color": tint, "width": 2, "dash": "dash" if o.condition in ("random", "shuffled") else "solid"},
-                row=1,
-                col=col,
+                **place,
             )
-        figure.add_vline(x=report.direction.layer, line_dash="dot", line_color=style.GREY, row=1, col=col)
+        figure.add_vline(x=attack.direction.layer, line_dash="dot", line_color=style.GREY, row=1, col=col)
         figure.update_xaxes(title_text="resid_pre of layer (last: the end)", row=1, col=col)
         figure.update_yaxes(title_text=TRACES[value][0], row=1, col=col)
     site = result.departure()
     if site is not None:
-        figure.add_vline(
-            x=site, line_dash="dash", line_color=style.ORANGE, annotation_text="departs from random", row=1, col=1
-        )
+        look = {"line_dash": "dash", "line_color": style.ORANGE, "annotation_text": "departs from random"}
+        figure.add_vline(x=site, row=1, col=1, **look)
     style.finish(figure, height=430)
     return figure.update_layout(legend={"y": -0.22, "yanchor": "top", "x": 0.5, "xanchor": "center"})
 
 
-def plot_suffix_heads(report: HijackingReport, result: SuffixResult) -> go.Figure:
+@registered("heads", Investigation)
+def plot_suffix_heads(attack: Investigation, result: Which = None) -> go.Figure:
     """What the top heads write along r̂ under each condition, with 95% intervals (paper Fig. 6a)."""
+    result = attack.result(result)
     figure = go.Figure()
-    for o in conditions(report, result):
-        found = [mean_interval(o.heads[layer, head].tolist()) for layer, head in report.top_heads]
-        p = [float(result.p_heads[head]) for head in report.top_heads]
+    for o in conditions(attack, result):
+        found = [mean_interval(o.heads[layer, head].tolist()) for layer, head in attack.top_heads]
+        p = [float(result.p_heads[head]) for head in attack.top_heads]
         figure.add_bar(
-            x=list(report.head_labels),
+            x=list(attack.head_labels),
             y=[i.mean for i in found],
             name=f"{o.condition}, n = {o.n}",
             marker=_marker(o.condition),
-            error_y=_error(found),
+            error_y=style.error_bars(found),
             customdata=p,
             hovertemplate="%{x}: %{y:.3f}<br>random against suffix, adjusted p %{customdata:.2g}<extra></extra>",
         )
     figure.update_yaxes(title_text="along r̂")
-    title = f"Top heads, chosen on {len(report.head_prompts)} other prompts"
+    title = f"Top heads, chosen on {len(attack.head_prompts)} other prompts"
     return style.finish(figure.update_layout(barmode="group"), title, height=420)
 
 
-def plot_attention_regions(report: HijackingReport, result: SuffixResult, post: int = -1) -> go.Figure:
-    """Attention of the top heads from one post-instruction position, by region: one panel a condition (paper
+@registered("attention by region", Investigation)
+def plot_attention_regions(attack: Investigation, result: Which = None, post: int = -1) -> go.Figure:
+    """Attention of the top heads from one post-instruction position, by region: one panel per condition (paper
     Fig. 6b); bars add up to 1."""
-    shown = [o for o in conditions(report, result) if o.condition in ("plain", "random", "suffix")]
+    result = attack.result(result)
+    shown = [o for o in conditions(attack, result) if o.condition in ("plain", "random", "suffix")]
     figure = make_subplots(
         rows=1, cols=len(shown), subplot_titles=[f"{o.condition} (n = {o.n})" for o in shown], shared_yaxes=True
     )
@@ -141,7 +178,7 @@ def plot_attention_regions(report: HijackingReport, result: SuffixResult, post: 
             if not any(values):
                 continue
             figure.add_bar(
-                x=list(report.head_labels),
+                x=list(attack.head_labels),
                 y=values,
                 name=style.readable(region),
                 legendgroup=region,
@@ -151,26 +188,28 @@ def plot_attention_regions(report: HijackingReport, result: SuffixResult, post: 
                 row=1,
                 col=col,
             )
-    label = report.post_labels[post] if len(report.post_labels) >= -post else ""
+    label = attack.post_labels[post] if len(attack.post_labels) >= -post else ""
     figure.update_yaxes(title_text=f"attention from position {post} {label}", range=[0, 1], col=1)
     figure.update_layout(barmode="stack")
     style.finish(figure, height=420)
     return figure.update_layout(legend={"y": -0.2, "yanchor": "top", "x": 0.5, "xanchor": "center"})
 
 
-def plot_attention_positions(report: HijackingReport, result: SuffixResult) -> go.Figure:
+@registered("attention by position", Investigation)
+def plot_attention_positions(attack: Investigation, result: Which = None) -> go.Figure:
     """Attention to the suffix from every post-instruction position, by top head, suffix beside random tokens."""
+    result = attack.result(result)
     shown = (result.suffixed, result.random)
     figure = make_subplots(rows=1, cols=2, subplot_titles=["suffix", "random tokens"], shared_yaxes=True)
     region = REGIONS.index("suffix")
     for col, o in enumerate(shown, start=1):
         z = o.attention[..., region].mean(-1)
         n = z.shape[1]
-        labels = [f"{text} ({i - n})" for i, text in enumerate(report.post_labels)] or [str(i - n) for i in range(n)]
+        labels = [f"{text} ({i - n})" for i, text in enumerate(attack.post_labels)] or [str(i - n) for i in range(n)]
         figure.add_heatmap(
             z=z.tolist(),
             x=labels,
-            y=list(report.head_labels),
+            y=list(attack.head_labels),
             zmin=0,
             zmax=1,
             colorscale=style.SEQUENTIAL,
@@ -184,44 +223,40 @@ def plot_attention_positions(report: HijackingReport, result: SuffixResult) -> g
     return style.finish(figure, "Attention to the suffix region", height=360)
 
 
-def plot_split(report: HijackingReport, result: SuffixResult, against: str = "random") -> go.Figure:
-    """Each top head's drop, split into attention moved and values changed, which add up to it.
-
-    Args:
-        against: the condition that the drop counts from, "random" or "plain".
-    """
+@registered("split of the drop", Investigation)
+def plot_split(attack: Investigation, result: Which = None, against: str = "random") -> go.Figure:
+    """Each top head's drop from the condition ``against`` ("random" or "plain"), split into attention moved and values
+    changed, which add up to it."""
+    result = attack.result(result)
     split = result.from_random if against == "random" else result.from_plain
     figure = go.Figure()
     for name, grid, tint in (
         ("attention moved", split.moved, style.ORANGE),
         ("values changed", split.changed, style.BLUE),
     ):
-        found = [mean_interval(grid[head].tolist()) for head in report.top_heads]
+        found = [mean_interval(grid[head].tolist()) for head in attack.top_heads]
         figure.add_bar(
-            x=list(report.head_labels),
+            x=list(attack.head_labels),
             y=[i.mean for i in found],
             name=name,
             marker_color=tint,
-            error_y=_error(found),
+            error_y=style.error_bars(found),
             hovertemplate=f"%{{x}}, {name}: %{{y:.3f}}<extra></extra>",
         )
-    drops = [float(split.drop[head].mean()) for head in report.top_heads]
-    figure.add_scatter(
-        x=list(report.head_labels),
-        y=drops,
-        name="whole drop",
-        mode="markers",
-        marker={"symbol": "diamond", "size": 9, "color": style.GREY},
-    )
+    drops = [float(split.drop[head].mean()) for head in attack.top_heads]
+    look = {"symbol": "diamond", "size": 9, "color": style.GREY}
+    figure.add_scatter(x=list(attack.head_labels), y=drops, name="whole drop", mode="markers", marker=look)
     figure.update_yaxes(title_text=f"drop along r̂ from {against}")
     figure.update_layout(barmode="relative")
     return style.finish(figure, f"What each head's drop is made of (n = {split.moved.shape[-1]})", height=420)
 
 
-def plot_drop_waterfall(report: HijackingReport, result: SuffixResult, site: int | None = None) -> go.Figure:
+@registered("parts of the drop", Investigation)
+def plot_drop_waterfall(attack: Investigation, result: Which = None, site: int | None = None) -> go.Figure:
     """The drop of the projection at the last position from plain to suffixed, part by part: attention by region of its
     sources, attention bias, MLPs."""
-    table = report.drop_parts(result, site)
+    result = attack.result(result)
+    table = attack.drop_parts(result, site)
     parts = table[(table["part"] != "total") & (table["mean"].abs() > 0)]
     total = float(table.loc[table["part"] == "total", "mean"].iloc[0])
     figure = go.Figure(
@@ -239,79 +274,27 @@ def plot_drop_waterfall(report: HijackingReport, result: SuffixResult, site: int
     )
     figure.update_xaxes(tickangle=-30)
     figure.update_yaxes(title_text="drop along r̂ from plain to suffixed")
-    where = report.direction.layer if site is None else site
-    title = f"Where the drop comes from, up to resid_pre of layer {where} (n = {report.plain.n})"
+    where = attack.direction.layer if site is None else site
+    title = f"Where the drop comes from, up to resid_pre of layer {where} (n = {attack.plain.n})"
     return style.finish(figure, title, height=440).update_layout(showlegend=False)
 
 
-def plot_suffix_ranking(report: HijackingReport) -> go.Figure:
-    """Refusal metric of every suffix (mean and 95% interval over prompts), and strength against universality."""
-    rho, p = report.strength_against_universality()
-    note = "strength and universality" if rho != rho else f"Spearman {rho:.2f} (p = {p:.1g})"
-    figure = make_subplots(
-        rows=1,
-        cols=2,
-        column_widths=[0.6, 0.4],
-        horizontal_spacing=0.12,
-        subplot_titles=(f"all suffixes (n = {report.plain.n})", note),
-    )
-    order = sorted(range(len(report.suffixes)), key=lambda i: float(report.screened[i].mean()))
-    universal, strength = report.screened_universality(), report.screened_strength.mean(1).tolist()
-    for attack, name, tint, shape in (
-        (True, "meant to stop refusals", style.ORANGE, "circle"),
-        (False, "benign or random", style.SKY, "diamond"),
-    ):
-        rows = [(k, i) for k, i in enumerate(order, start=1) if report.suffixes[i].is_attack == attack]
-        if not rows:
-            continue
-        found = [mean_interval(report.screened[i].tolist()) for _, i in rows]
-        labels = [suffix_label(i, report.suffixes[i]) for _, i in rows]
-        look = {"color": tint, "size": 9, "symbol": shape, "line": {"color": style.GREY, "width": 1}}
-        shared = {"mode": "markers", "name": name, "legendgroup": name, "marker": look, "customdata": labels}
-        figure.add_scatter(
-            x=[i.mean for i in found],
-            y=[k for k, _ in rows],
-            error_x=_error(found),
-            hovertemplate="%{customdata}<br>refusal metric %{x:.2f}<extra></extra>",
-            row=1,
-            col=1,
-            **shared,
-        )
-        figure.add_scatter(
-            x=[strength[i] for _, i in rows],
-            y=[universal[i].rate for _, i in rows],
-            showlegend=False,
-            hovertemplate="%{customdata}<br>share %{x:.2f}, metric below 0 on %{y:.0%}<extra></extra>",
-            row=1,
-            col=2,
-            **shared,
-        )
-    figure.add_vline(x=0, line_dash="dot", line_color=style.GREY, row=1, col=1)
-    figure.add_vline(x=float(report.plain.metric.mean()), line_color=style.RED, annotation_text="plain", row=1, col=1)
-    figure.update_xaxes(title_text="refusal metric", row=1, col=1)
-    figure.update_yaxes(title_text="rank", autorange="reversed", row=1, col=1)
-    figure.update_xaxes(title_text="share of the top heads' write", row=1, col=2)
-    figure.update_yaxes(title_text="share of instructions with metric < 0", range=[-0.05, 1.05], row=1, col=2)
-    style.finish(figure, height=max(380, 160 + 14 * len(order)))
-    return figure.update_layout(legend={"y": -0.2, "yanchor": "top", "x": 0.5, "xanchor": "center"})
-
-
+@registered("tokens", TokenEffects)
 def plot_token_effects(record: TokenEffects) -> go.Figure:
     """The suffix's text, token by token: what leaving each out gives back of the refusal metric, above what the top
     heads take from it along r̂."""
     n, prompts = record.removed.shape
-    names = (f"metric back without it (n = {prompts})", "written along r̂")
+    titles = (f"metric back without it (n = {prompts})", "written along r̂")
+    names = [visible(token) for token in record.tokens]
     lines = [range(start, min(start + PER_LINE, n)) for start in range(0, n, PER_LINE)]
-    figure = make_subplots(rows=2, cols=1, subplot_titles=names, vertical_spacing=0.25 / len(lines))
+    figure = make_subplots(rows=2, cols=1, subplot_titles=titles, vertical_spacing=0.25 / len(lines))
     for row, grid in ((1, record.removed), (2, record.written)):
         values = grid.mean(-1).tolist()
         limit = max(map(abs, values)) or 1.0
         empty = [None] * (PER_LINE if len(lines) > 1 else 0)
         figure.add_heatmap(
             z=[([values[k] for k in line] + empty)[:PER_LINE] for line in lines],
-            text=[
-                ([f"{visible(record.tokens[k])}<br>{values[k]:.2f}" for k in line] + empty)[:PER_LINE] for line in lines
-            ],
+            text=[([f"{names[k]}<br>{values[k]:.2f}" for k in line] + empty)[:PER_LINE] for line in lines],
             texttemplate="%{text}",
             colorscale=style.DIVERGING,
             zmin=-limit,
@@ -329,6 +312,7 @@ def plot_token_effects(record: TokenEffects) -> go.Figure:
     return style.finish(figure, height=150 + 110 * len(lines))
 
 
+@registered("causal tests", CausalTests)
 def plot_causal_tests(record: CausalTests) -> go.Figure:
     """Share of the drop that each test brings back (reverse tests: brings about), beside random heads and placebo."""
     names = [t.name for t in record.tests]
@@ -343,19 +327,23 @@ def plot_causal_tests(record: CausalTests) -> go.Figure:
             x=names,
             y=[None if i.mean != i.mean else i.mean for i in found],
             name=label,
-            marker=_bar(tint, hatch),
-            error_y=_error(found),
+            marker=style.bar(tint, hatch),
+            error_y=style.error_bars(found),
             hovertemplate="%{x}: %{y:.2f}<extra></extra>",
         )
     figure.add_hline(y=1, line_dash="dot", line_color=style.GREY)
-    figure.update_xaxes(tickangle=-30)
-    figure.update_yaxes(title_text="share of the metric's drop")
+    figure.update_xaxes(tickangle=-30).update_yaxes(title_text="share of the metric's drop")
     figure.update_layout(barmode="group")
     return style.finish(figure, f"Causal tests (n = {len(record.plain)})", height=520)
 
 
-def plot_roc(record: Detectors) -> go.Figure:
+@registered("detectors", Detectors, Investigation)
+def plot_roc(record: Detectors | Investigation) -> go.Figure:
     """ROC of each detector and harmful group at r̂'s layer, and AUROC by layer with 95% bands."""
+    if isinstance(record, Investigation):
+        if record.detectors is None:
+            raise LabelError("no detectors were measured: they need harmless prompts")
+        record = record.detectors
     figure = make_subplots(rows=1, cols=2, subplot_titles=(f"ROC at site {record.site}", "AUROC by layer"))
     dashes = dict(zip(record.scores, ("solid", "dash", "dot"), strict=False))
     table = record.by_site()
@@ -378,13 +366,7 @@ def plot_roc(record: Detectors) -> go.Figure:
             figure.add_scatter(
                 x=rows["site"].tolist(),
                 y=rows["auroc"].tolist(),
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": (rows["high"] - rows["auroc"]).tolist(),
-                    "arrayminus": (rows["auroc"] - rows["low"]).tolist(),
-                    "thickness": 1,
-                },
+                error_y=style.error_bars(style.intervals(rows, "auroc"), thickness=1),
                 name=name,
                 legendgroup=name,
                 showlegend=False,
@@ -393,9 +375,8 @@ def plot_roc(record: Detectors) -> go.Figure:
                 row=1,
                 col=2,
             )
-    figure.add_scatter(
-        x=[0, 1], y=[0, 1], line={"color": style.GREY, "dash": "dot"}, showlegend=False, mode="lines", row=1, col=1
-    )
+    chance = {"color": style.GREY, "dash": "dot"}
+    figure.add_scatter(x=[0, 1], y=[0, 1], line=chance, showlegend=False, mode="lines", row=1, col=1)
     figure.update_xaxes(title_text="false alarms on harmless prompts", row=1, col=1)
     figure.update_yaxes(title_text="harmful prompts found", row=1, col=1)
     figure.update_xaxes(title_text="resid_pre of layer (last: the end)", row=1, col=2)
@@ -403,46 +384,17 @@ def plot_roc(record: Detectors) -> go.Figure:
     return figure.update_layout(legend={"y": -0.18, "yanchor": "top", "x": 0.5, "xanchor": "center"})
 
 
-def paired_attention(patterns: Sequence[AttentionPatterns]) -> tuple[tuple[str, dict[str, Any]], ...]:
-    """CircuitsVis' component and properties for one head, plain and suffixed, tokens aligned: the plain prompt gets an
-    empty column for each suffix token, so that both views have the same axis."""
-    plain, suffixed = patterns
-    extra = len(suffixed.tokens) - len(plain.tokens)
-    same = next(
-        (i for i, (a, b) in enumerate(zip(plain.tokens, suffixed.tokens, strict=False)) if a != b), len(plain.tokens)
-    )
-    gap = slice(same, same + extra)
-    n = len(suffixed.tokens)
-    kept = torch.ones(n, dtype=torch.bool)
-    kept[gap] = False
-    values = torch.zeros(len(plain.heads), n, n, dtype=plain.values.dtype)
-    index = kept.nonzero()[:, 0]
-    values[:, index[:, None], index[None]] = plain.values
-    tokens = tuple("·" if not k else t for k, t in zip(kept.tolist(), _spread(plain.tokens, same, extra), strict=True))
-    aligned = AttentionPatterns(values, plain.heads, tokens, plain.prompt)
-    return attention_props(aligned), attention_props(suffixed)
+def _register_part(kind: str, draw: Callable[[Any], go.Figure], part: str) -> None:
+    """Let a suffix's result and an investigation draw one of their parts, if it was measured."""
+
+    def drawn(record: SuffixResult | Investigation, result: Which = None) -> go.Figure:
+        found = getattr(record.result(result) if isinstance(record, Investigation) else record, part)
+        if found is None:
+            raise LabelError(f"no {kind} were measured for this suffix, so there is nothing to draw")
+        return draw(found)
+
+    registered(kind, SuffixResult, Investigation)(drawn)
 
 
-def attention_pair_view(patterns: Sequence[AttentionPatterns], element_id: str = "attention-pair") -> View:
-    """Both in one CircuitsVis view: a head, plain and suffixed, on the same tokens."""
-    (component, plain), (_, suffixed) = paired_attention(patterns)
-    names = [f"{label}, {what}" for what in ("plain", "suffixed") for label in patterns[0].labels]
-    attention = [*plain["attention"], *suffixed["attention"]]
-    props = {"tokens": suffixed["tokens"], "attention": attention, "attentionHeadNames": names}
-    return View(component, props, element_id)
-
-
-def _spread(tokens: Sequence[str], at: int, extra: int) -> list[str]:
-    return [*tokens[:at], *["·"] * extra, *tokens[at:]]
-
-
-def _error(found: Sequence[Interval]) -> dict[str, Any]:
-    def side(value: float) -> float:
-        return 0.0 if value != value else value
-
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [side(i.high - i.mean) for i in found],
-        "arrayminus": [side(i.mean - i.low) for i in found],
-    }
+_register_part("causal tests", plot_causal_tests, "causal")
+_register_part("tokens", plot_token_effects, "tokens")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -17,12 +15,12 @@ from ..attribution.sources import attention_patterns, source_contributions
 from ..attribution.token_records import SourceContributions
 from ..data.prompts import PromptSet
 from ..data.suffixes import Suffix, SuffixSet
-from ..errors import PromptError, ResultError
+from ..errors import PromptError
 from ..models.model import HookedChatModel
-from ..progress import Progress, silent
-from ..records.base import Record, load_record, to_json
+from ..progress import Progress, automatic
 from ..records.direction import Direction
 from ..records.labels import Head
+from ..records.store import Store, content_key
 from ..refusal.metric import refusal_metric
 from ..refusal.records import RefusalTokens
 from ..refusal.tokens import find_refusal_tokens
@@ -31,12 +29,12 @@ from .causal import causal_tests
 from .controls import check_suffix, random_controls, shuffled_controls, suffix_length
 from .detection import detectors
 from .observation import observe, split_drop
-from .records import HijackingReport, Observation, SuffixResult
+from .observation_records import Observation, SuffixResult
+from .records import Investigation
 from .screening import screen
 from .statistics import paired_p
 from .tokens import token_effects
 
-R = TypeVar("R", bound=Record)
 LAYOUT = 2  # of a suffix's file: raise it when its meaning changes, and older files are made again
 
 
@@ -78,7 +76,7 @@ class _Job:
     direction: Direction
     tokens: RefusalTokens
     settings: Settings
-    folder: Path | None
+    store: Store
     inputs: list[Any]
     heads: tuple[Head, ...] = ()
     notes: list[str] = field(default_factory=list)
@@ -92,24 +90,7 @@ class _Job:
 
     def key(self, *more: Any) -> str:
         """Digest of everything that decides a result."""
-        text = json.dumps([*self.inputs, self.heads, *more], sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def kept(self, name: str, key: str, kind: type[R]) -> R | None:
-        """A result of an earlier run with the same inputs, or None."""
-        if self.folder is None:
-            return None
-        try:
-            found = load_record(self.folder / name, kind)
-        except ResultError:  # not there, or half of an older layout: made again
-            return None
-        return found if getattr(found, "key", "") == key else None
-
-    def save(self, name: str, record: R) -> R:
-        """Keep a result for later runs, if there is a folder."""
-        if self.folder is not None:
-            record.save(self.folder / name)
-        return record
+        return content_key(*self.inputs, self.heads, *more)
 
 
 def investigate(
@@ -124,8 +105,8 @@ def investigate(
     borderline: Sequence[str] = (),
     settings: Settings | None = None,
     folder: str | Path | None = None,
-    progress: Progress = silent,
-) -> HijackingReport:
+    progress: Progress = automatic,
+) -> Investigation:
     """What each suffix does inside the model (docs/hijacking.md).
 
     Args:
@@ -167,21 +148,12 @@ def investigate(
     for item in suffixes:
         check_suffix(model.chat, refused, item.text, model.n_ctx - settings.max_new_tokens if model.n_ctx else 0)
     inputs = [LAYOUT, model.fingerprint, model.chat.render("{}"), str(model.dtype)]
-    inputs += [direction.unit.tolist(), direction.label, to_json(refusal_tokens), refused, settings.seed]
-    job = _Job(model, direction, refusal_tokens, settings, Path(folder) if folder else None, inputs, notes=notes)
+    inputs += [direction.unit, direction.label, refusal_tokens, refused, settings.seed]
+    job = _Job(model, direction, refusal_tokens, settings, Store(folder), inputs, notes=notes)
     job.heads = choose_heads(head_contributions(model, choosers, direction), settings.top or min(8, model.n_heads))
     given = [item.text for item in suffixes]
     with progress("screen the suffixes", len(refused)) as advance:
-        screened = screen(
-            model,
-            refused,
-            given,
-            refusal_tokens,
-            job.heads,
-            advance,
-            folder=job.folder and job.folder / "screen",
-            key=lambda prompt: job.key("screen", given, prompt),
-        )
+        screened = screen(model, refused, given, refusal_tokens, job.heads, advance, store=job.store)
     chosen = _chosen(suffixes, screened.metric, settings.detail, job.notes)
     with progress("look at plain and harmless prompts", 0):
         plain, plain_sources = job.observe("plain", refused)
@@ -196,7 +168,7 @@ def investigate(
     if quiet is not None:
         with progress("test the detectors", 0):
             found = _detectors(job, plain, quiet, edge, results)
-    report = HijackingReport(
+    report = Investigation(
         model=model.name,
         direction=direction,
         refusal_tokens=refusal_tokens,
@@ -213,9 +185,7 @@ def investigate(
         notes=tuple(job.notes),
         post_labels=model.chat.post_labels(),
     )
-    if job.folder is not None:
-        report.save(job.folder / "report")
-    return report
+    return job.store.put("report", report)
 
 
 def _prompts(prompts: Sequence[str] | PromptSet, head_prompts: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -277,17 +247,17 @@ def _one(
     settings, name = job.settings, f"suffixes/{index:04d}"
     # Not the same draws for every suffix: a seed of its own.
     seed = settings.seed + 1000 * (index + 1)
-    key = job.key(to_json(suffix), settings.max_new_tokens, settings.shuffled, settings.shown)
-    result = job.kept(name, key, SuffixResult)
+    key = job.key(suffix, settings.max_new_tokens, settings.shuffled, settings.shown)
+    result = job.store.get(name, key, SuffixResult)
     if result is None:
-        result = job.save(name, _seen(job, suffix, prompts, plain_sources, seed, key))
+        result = job.store.put(name, _seen(job, suffix, prompts, plain_sources, seed), key)
     if result.shuffled is not None and (unequal := sum(a != b for a, b in _lengths(job.model, result))):
         job.notes.append(f"suffix {index}: {unequal} of {len(prompts)} shuffled versions differ in length")
     if settings.causal == "none" or (settings.causal == "working" and not result.works):
-        return replace(result, causal=None, tokens=None, tested="")
+        return replace(result, causal=None, tokens=None)
     tested = job.key(key, "tests", settings.n_random, settings.forensics)
-    if result.tested != tested:
-        result = job.save(name, replace(result, tested=tested, **_tests(job, result, plain, seed)))
+    if job.store.get(name, tested, SuffixResult) is None:
+        result = job.store.put(name, replace(result, **_tests(job, result, plain, seed)), key, tested)
     return result
 
 
@@ -298,9 +268,7 @@ def _lengths(model: HookedChatModel, result: SuffixResult) -> list[tuple[int, in
     return [(n, suffix_length(model.chat, *pair)) for n, pair in zip(result.n_tokens, pairs, strict=True)]
 
 
-def _seen(
-    job: _Job, suffix: Suffix, prompts: list[str], plain_sources: SourceContributions, seed: int, key: str
-) -> SuffixResult:
+def _seen(job: _Job, suffix: Suffix, prompts: list[str], plain_sources: SourceContributions, seed: int) -> SuffixResult:
     """The suffix beside its controls."""
     model, settings = job.model, job.settings
     lengths = check_suffix(model.chat, prompts, suffix.text, model.n_ctx)
@@ -330,7 +298,6 @@ def _seen(
         p_heads=torch.as_tensor(benjamini_hochberg([paired_p(g) for g in gaps])).reshape(suffixed.heads.shape[:2]),
         p_metric=paired_p((random.metric - suffixed.metric).tolist()),
         patterns=tuple(patterns),
-        key=key,
     )
 
 

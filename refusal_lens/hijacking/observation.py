@@ -21,7 +21,7 @@ from ..refusal.metric import RefusalMetric
 from ..refusal.phrases import is_refusal
 from ..refusal.records import RefusalTokens
 from ..refusal.replies import replies
-from .records import Observation, Split
+from .observation_records import Observation, Split
 
 
 def observe(

@@ -1,252 +1,44 @@
-"""What a suffix does inside a model, as records. No model is imported here, so that plots and reports can read them."""
+"""Results about suffixes inside a model: the whole investigation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 import pandas as pd
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..attribution.token_records import AttentionPatterns
 from ..data.suffixes import Suffix
 from ..records.base import Record
 from ..records.direction import Direction
-from ..records.labels import REGIONS, Head, head_label
+from ..records.labels import REGIONS, Head, head_label, index_of
 from ..refusal.records import RefusalTokens
-from ..stats import Interval, Rate, benjamini_hochberg, mean_interval, rate
-from .causal_records import CausalTests
+from ..stats import Rate, benjamini_hochberg, columns, mean_interval, rate
 from .detector_records import Detectors
-from .statistics import departure_site, rank_correlation
+from .mechanisms import mechanism
+from .observation_records import Observation, SuffixResult
+from .statistics import rank_correlation
 
 
 @dataclass(frozen=True)
-class Observation(Record):
-    """Everything read from one condition: the same prompts, each with its suffix (or none).
-
-    Sites are resid_pre of every layer and last the final resid_post; values along r̂ are in residual-stream units.
-
-    Attributes:
-        condition: "plain", "suffix", "random", "shuffled", "harmless" ...
-        prompts, suffixes: what was asked.
-        projection, cosine: of the last position with r̂.
-        instruction_projection, instruction_cosine: the same at the instruction's last token.
-        instruction_max: the largest projection over the instruction's tokens.
-        heads: what each head writes along r̂ at the last position.
-        by_region: the same by region of its source tokens, summed over the heads of a layer; regions sum to ``heads``.
-        attn_bias, mlp, embed: the other writes along r̂; all writes below a site sum to its projection.
-        attention: from each post-instruction position (the last is -1) to each region, by top head; sums to 1.
-        attention_mean: the same of every head, mean over prompts.
-        dominance: each layer's share of attention's write at the last position that comes from the suffix,
-            <Y_suffix, Y> / |Y|², Y the sum over heads and sources.
-        top_dominance: the same for the top heads' write together.
-        metric: refusal metric.
-        responses: greedy replies; empty when none were asked for.
-        refused: the paper's judge on them.
-        top_heads: the heads of ``attention``.
-    """
-
-    condition: str
-    prompts: tuple[str, ...]
-    suffixes: tuple[str, ...]
-    projection: Float[Tensor, "site prompt"]
-    cosine: Float[Tensor, "site prompt"]
-    instruction_projection: Float[Tensor, "site prompt"]
-    instruction_cosine: Float[Tensor, "site prompt"]
-    instruction_max: Float[Tensor, "site prompt"]
-    heads: Float[Tensor, "layer head prompt"]
-    by_region: Float[Tensor, "layer region prompt"]
-    attn_bias: Float[Tensor, "layer prompt"]
-    mlp: Float[Tensor, "layer prompt"]
-    embed: Float[Tensor, "prompt"]
-    attention: Float[Tensor, "top post prompt region"]
-    attention_mean: Float[Tensor, "layer head post region"]
-    dominance: Float[Tensor, "layer prompt"]
-    top_dominance: Float[Tensor, "prompt"]
-    metric: Float[Tensor, "prompt"]
-    top_heads: tuple[Head, ...]
-    responses: tuple[str, ...] = ()
-    refused: tuple[bool, ...] = ()
-
-    @property
-    def n(self) -> int:
-        """Number of prompts."""
-        return len(self.prompts)
-
-    @property
-    def refusal_rate(self) -> Rate:
-        """Share of replies with a refusal phrase; of prompts with metric > 0 where no replies were asked for."""
-        return rate(self.refused if self.refused else (self.metric > 0).tolist())
-
-    def attention_to(self, region: str, post: int = -1) -> Float[Tensor, "top prompt"]:
-        """Attention of the top heads from one post-instruction position to one region."""
-        return self.attention[:, post, :, REGIONS.index(region)]
-
-    def top(self) -> Float[Tensor, "prompt"]:
-        """What the top heads write along r̂ together."""
-        return torch.stack([self.heads[layer, head] for layer, head in self.top_heads]).sum(0)
-
-
-@dataclass(frozen=True)
-class Split(Record):
-    """Each head's change between two conditions, taken apart over source tokens, exactly.
-
-    A source token's share is weight times value. Its change is put down to the weight (at the mean of both values)
-    and to the value (at the mean of both weights), which add up to it; a token that one side does not have (the suffix
-    against no suffix) changes in weight alone.
-
-    Attributes:
-        moved: before minus after, through attention weights, by head and prompt.
-        changed: the same through values.
-        drop_by_region: before minus after of what each region's tokens give, by head; sums to moved + changed.
-    """
-
-    moved: Float[Tensor, "layer head prompt"]
-    changed: Float[Tensor, "layer head prompt"]
-    drop_by_region: Float[Tensor, "layer head region prompt"]
-
-    @property
-    def drop(self) -> Float[Tensor, "layer head prompt"]:
-        """The whole change of each head's contribution, before minus after."""
-        return self.moved + self.changed
-
-
-@dataclass(frozen=True)
-class TokenEffects(Record):
-    """Which suffix tokens carry the effect.
-
-    Attributes:
-        tokens: text of the suffix's tokens.
-        removed: change of the refusal metric when this token alone is left out, by prompt (positive: it carries
-            the effect).
-        written: what the top heads take from it along r̂ at the last position (negative: away from refusal).
-    """
-
-    tokens: tuple[str, ...]
-    removed: Float[Tensor, "token prompt"]
-    written: Float[Tensor, "token prompt"]
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row a token: token, removed, low, high, written, n."""
-        rows = []
-        for i, token in enumerate(self.tokens):
-            found = mean_interval(self.removed[i].tolist())
-            rows.append((i, token, found.mean, found.low, found.high, float(self.written[i].mean()), found.n))
-        return pd.DataFrame(rows, columns=["position", "token", "removed", "low", "high", "written", "n"])
-
-
-@dataclass(frozen=True)
-class SuffixResult(Record):
-    """One suffix.
-
-    Attributes:
-        suffix: the suffix.
-        n_tokens: its tokens, behind each prompt.
-        suffixed, random, shuffled: the same prompts with it, with random tokens of equal length, with its own tokens
-            in another order (None where not asked for).
-        from_plain, from_random: the split of each head's drop from the plain and from the random condition.
-        p_heads: paired test of every head's contribution, random against suffix, BH-adjusted over heads.
-        p_metric: paired test of the refusal metric, random against suffix; adjust over suffixes (``HijackingReport``).
-        causal: the causal tests; None for a suffix that does not work (or where not asked for).
-        tokens: token forensics, or None likewise.
-        patterns: attention of one head on some prompts, each plain and then suffixed: of the top heads, the one whose
-            attention to the suffix rises most above that to random tokens.
-        key, tested: digests of the inputs of what is seen and of the tests, for resuming.
-    """
-
-    suffix: Suffix
-    n_tokens: tuple[int, ...]
-    suffixed: Observation
-    random: Observation
-    shuffled: Observation | None
-    from_plain: Split
-    from_random: Split
-    p_heads: Float[Tensor, "layer head"]
-    p_metric: float
-    causal: CausalTests | None = None
-    tokens: TokenEffects | None = None
-    patterns: tuple[AttentionPatterns, ...] = ()
-    key: str = ""
-    tested: str = ""
-
-    @property
-    def metric_drop(self) -> Interval:
-        """Refusal metric with random tokens minus with the suffix, paired by prompt."""
-        return mean_interval((self.random.metric - self.suffixed.metric).tolist())
-
-    @property
-    def works(self) -> bool:
-        """Whether it takes refusals away that random tokens leave: the metric drops beyond its interval, and the
-        refusal rates' intervals do not overlap."""
-        rates = self.random.refusal_rate, self.suffixed.refusal_rate
-        return self.metric_drop.low > 0 and rates[1].high < rates[0].low
-
-    @property
-    def strength(self) -> Interval:
-        """Hijacking strength: the suffix's share (dominance) of the top heads' write at the last position."""
-        return mean_interval(self.suffixed.top_dominance.tolist())
-
-    @property
-    def universality(self) -> Rate:
-        """Share of the instructions, all refused without a suffix, that are not refused with it."""
-        hits = self.suffixed.refused or (self.suffixed.metric > 0).tolist()
-        return rate([not refused for refused in hits])
-
-    @property
-    def attention_rise(self) -> Interval:
-        """Attention of the top heads from the last position to the suffix, minus to random tokens (mean over heads)."""
-        rise = self.suffixed.attention_to("suffix") - self.random.attention_to("suffix")
-        return mean_interval(rise.mean(0).tolist())
-
-    def head_rises(self) -> tuple[Interval, ...]:
-        """The same for each top head."""
-        rise = self.suffixed.attention_to("suffix") - self.random.attention_to("suffix")
-        return tuple(mean_interval(row.tolist()) for row in rise)
-
-    def parts_of_drop(self) -> tuple[Interval, Interval]:
-        """The top heads' drop along r̂ from random tokens, as attention moved and values changed, which add up to it."""
-        heads = self.suffixed.top_heads
-
-        def summed(grid: Tensor) -> Interval:
-            return mean_interval(torch.stack([grid[h] for h in heads]).sum(0).tolist())
-
-        return summed(self.from_random.moved), summed(self.from_random.changed)
-
-    def strongest_rises(self, n: int = 5) -> tuple[tuple[str, float], ...]:
-        """Of all heads of the model, those whose attention from the last position to the suffix rose most above that
-        to random tokens: label, rise (mean over prompts)."""
-        region = REGIONS.index("suffix")
-        rise = (self.suffixed.attention_mean - self.random.attention_mean)[:, :, -1, region]
-        best = rise.flatten().topk(min(n, rise.numel()))
-        where = (divmod(i, rise.shape[1]) for i in best.indices.tolist())
-        return tuple((head_label(*head), value) for head, value in zip(where, best.values.tolist(), strict=True))
-
-    def departure(self, alpha: float = 0.05) -> int | None:
-        """First site from which on the projection lies below random's at every later site (paired tests, BH-adjusted
-        over sites); None if there is none."""
-        return departure_site(self.random.projection, self.suffixed.projection, alpha)
-
-
-@dataclass(frozen=True)
-class HijackingReport(Record):
-    """Suffixes under the microscope.
+class Investigation(Record, axes={"suffix": "suffix_texts"}, formerly="Investigation"):
+    """Results of investigating suffixes: the heads, all conditions, the screen of every suffix, detectors.
 
     Attributes:
         model: its name.
         direction: r̂.
         refusal_tokens: of the refusal metric.
         top_heads: the heads that write r̂ most on ``head_prompts``.
-        head_prompts: the prompts that chose them; none of them is reported on.
+        head_prompts: the prompts that chose them; results are reported on others.
         plain: the prompts as they are (all refused).
         harmless: harmless prompts, or None.
-        results: one per suffix that was looked into.
-        screened: refusal metric of every suffix and prompt, also of those not looked into.
+        results: one per suffix that was investigated.
+        screened: refusal metric of every suffix and prompt, also of those not investigated.
         screened_strength: strength of the same (see ``SuffixResult.strength``).
         suffixes: all suffixes, in the order of ``screened``.
         detectors: detectors from the projection, or None.
-        n_asked: prompts read, before those that the model does not refuse were left out.
-        notes: what was left out, in words.
+        n_asked: number of prompts before those that the model does not refuse were left out.
+        notes: omissions, in words.
         post_labels: text of the post-instruction tokens.
     """
 
@@ -271,6 +63,77 @@ class HijackingReport(Record):
         """``L12H7`` of the top heads."""
         return tuple(head_label(*head) for head in self.top_heads)
 
+    @property
+    def suffix_texts(self) -> tuple[str, ...]:
+        """Text of each suffix, in the order of ``screened``."""
+        return tuple(suffix.text for suffix in self.suffixes)
+
+    @property
+    def strongest(self) -> SuffixResult | None:
+        """The suffix that lowers the refusal metric most below random tokens, attacks before benign ones."""
+        attacks = [r for r in self.results if r.suffix.is_attack] or list(self.results)
+        return max(attacks, key=lambda r: r.metric_drop.mean) if attacks else None
+
+    def result(self, suffix: SuffixResult | Suffix | str | None = None) -> SuffixResult:
+        """The result of one suffix.
+
+        Args:
+            suffix: the suffix or its text (white space around it does not count); the strongest if None.
+
+        Raises:
+            LabelError: it was not investigated.
+        """
+        if isinstance(suffix, SuffixResult):
+            return suffix
+        if suffix is None and self.strongest is not None:
+            return self.strongest
+        text = suffix.text if isinstance(suffix, Suffix) else suffix or ""
+        texts = [r.suffix.text.strip() for r in self.results]
+        return self.results[index_of(texts, text.strip(), "investigated suffix", "an Investigation")]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per suffix of the screen: metric with interval, strength, share of prompts with metric < 0, n."""
+        means = [mean_interval(row.tolist()) for row in self.screened]
+        return pd.DataFrame(
+            {
+                "kind": suffix.kind,
+                "suffix": suffix.text,
+                **columns(found, "refusal_metric"),
+                "strength": float(self.screened_strength[i].mean()),
+                "below_0": universal.rate,
+                "n": found.n,
+            }
+            for i, (suffix, found, universal) in enumerate(
+                zip(self.suffixes, means, self.screened_universality(), strict=True)
+            )
+        )
+
+    def results_frame(self) -> pd.DataFrame:
+        """One row per suffix that was investigated: refusal rates, drop, p, strength, mechanism."""
+        rows = []
+        for result, p in zip(self.results, self.adjusted_p(), strict=True):
+            drop = result.metric_drop
+            rows.append(
+                {
+                    "kind": result.suffix.kind,
+                    "suffix": result.suffix.text,
+                    "tokens": max(result.n_tokens),
+                    "refused": result.suffixed.refusal_rate.rate,
+                    "refused_random": result.random.refusal_rate.rate,
+                    "refused_shuffled": float("nan") if result.shuffled is None else result.shuffled.refusal_rate.rate,
+                    "metric_drop": drop.mean,
+                    "low": drop.low,
+                    "high": drop.high,
+                    "p": p,
+                    "strength": result.strength.mean,
+                    "attention_rise": result.attention_rise.mean,
+                    "departs_at": -1 if (site := result.departure()) is None else site,
+                    "mechanism": mechanism(result).name,
+                    "n": result.suffixed.n,
+                }
+            )
+        return pd.DataFrame(rows)
+
     def adjusted_p(self) -> tuple[float, ...]:
         """``p_metric`` of each result, Benjamini-Hochberg adjusted over suffixes."""
         return tuple(benjamini_hochberg([r.p_metric for r in self.results]).tolist()) if self.results else ()
@@ -285,8 +148,9 @@ class HijackingReport(Record):
         return tuple(rate([value <= 0 for value in row]) for row in self.screened.tolist())
 
     def drop_parts(self, result: SuffixResult, site: int | None = None) -> pd.DataFrame:
-        """The drop of the projection from plain to suffixed at one site, as parts that add up to it: part, mean, low,
-        high.
+        """The drop of the projection from plain to suffixed at one site, as parts that add up to it.
+
+        One row per part: part, mean, low, high, n.
 
         Args:
             site: resid_pre of this layer (n_layers: the final resid_post); by default the layer of r̂.
@@ -300,7 +164,4 @@ class HijackingReport(Record):
         rows["MLPs"] = (before.mlp - after.mlp)[:site].sum(0)
         rows["total"] = before.projection[site] - after.projection[site]
         found = {name: mean_interval(values.tolist()) for name, values in rows.items()}
-        return pd.DataFrame(
-            [(name, i.mean, i.low, i.high, i.n) for name, i in found.items()],
-            columns=["part", "mean", "low", "high", "n"],
-        )
+        return pd.DataFrame({"part": name, **columns(i, "mean"), "n": i.n} for name, i in found.items())

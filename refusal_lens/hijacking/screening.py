@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,14 +17,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..engines.base import Engine
-from ..errors import ResultError
 from ..hooks.attention import by_layer
 from ..models.backend import PrefixCache, SharedPrefix
-from ..models.chat import Encoded, Spans, Tokens, no_regions, padded
+from ..models.chat import Encoded, Spans, Tokens, padded
 from ..models.model import HookedChatModel
 from ..models.packing import Pack, pack_prompts, packed_logits, packing_holds, shared_prefix
-from ..records.base import Record, load_record
+from ..records.base import Record
 from ..records.labels import Head
+from ..records.store import Store, content_key
 from ..refusal.records import RefusalTokens
 from ..tensors import refusal_log_odds, wide
 
@@ -82,15 +81,6 @@ class Screened(Record):
     strength: Float[Tensor, "suffix prompt"]
 
 
-@dataclass(frozen=True)
-class _Row(Record):
-    """One prompt's column, as kept between runs."""
-
-    metric: Float[Tensor, "suffix"]
-    strength: Float[Tensor, "suffix"]
-    key: str
-
-
 def screen(
     model: HookedChatModel,
     prompts: Sequence[str],
@@ -99,8 +89,7 @@ def screen(
     heads: Sequence[Head] = (),
     on_prompt: Callable[[int], None] | None = None,
     batch_tokens: int = 2048,
-    folder: Path | None = None,
-    key: Callable[[str], str] = str,
+    store: Store | None = None,
 ) -> Screened:
     """Refusal metric and strength of every suffix behind every prompt.
 
@@ -108,32 +97,24 @@ def screen(
         heads: whose write the strength is a share of.
         on_prompt: called with 1 after each prompt.
         batch_tokens: padded tokens a batch at most, where suffixes can't be packed.
-        folder: keep each prompt's numbers here, one file a prompt, and take those that are there.
-        key: prompt -> digest of all that decides its numbers; files with another key are made again.
+        store: keeps each prompt's numbers, and gives those of an earlier run with the same inputs.
     """
-    columns = []
+    store, columns = store or Store(None), []
+    inputs = content_key(
+        "screen", model.fingerprint, str(model.dtype), model.chat.render("{}"), suffixes, refusal_tokens, heads
+    )
     for i, prompt in enumerate(prompts):
-        path = None if folder is None else folder / f"{i:05d}"
-        row = _kept(path, key(prompt))
-        if row is None:
+        name, key = f"screen/{i:05d}", content_key(inputs, prompt)
+        column = store.get(name, key)
+        if column is None:
             encoded = [model.chat.encode(prompt, suffix) for suffix in suffixes]
-            row = _Row(*_variants(model, encoded, refusal_tokens, tuple(heads), batch_tokens), key(prompt))
-            if path is not None:
-                row.save(path)
-        columns.append(row)
+            numbers = _variants(model, encoded, refusal_tokens, tuple(heads), batch_tokens)
+            column = store.put(name, torch.stack(numbers), key)
+        columns.append(column)
         if on_prompt:
             on_prompt(1)
-    return Screened(torch.stack([c.metric for c in columns], 1), torch.stack([c.strength for c in columns], 1))
-
-
-def _kept(path: Path | None, key: str) -> _Row | None:
-    if path is None:
-        return None
-    try:
-        found = load_record(path, _Row)
-    except ResultError:  # not there
-        return None
-    return found if found.key == key else None
+    metric, strength = torch.stack(columns, -1)
+    return Screened(metric, strength)
 
 
 def metric_of(
@@ -207,7 +188,7 @@ def _last_padded(model: HookedChatModel, batch: Tokens, prefix: PrefixCache | No
 
 def _padded(model: HookedChatModel, encoded: Sequence[Encoded], batch_tokens: int) -> Iterator[_Part]:
     """A variant a row, those of similar length together."""
-    shared = _shared(encoded) if model.backend.supports_prefix else 0
+    shared = _shared(encoded) if model.backend.supports_prefix and not model.counts_positions else 0
     prefix = None
     if shared:
         prefix = model.prefix_cache(torch.tensor(encoded[0].ids[:shared], device=model.device))
@@ -218,7 +199,7 @@ def _padded(model: HookedChatModel, encoded: Sequence[Encoded], batch_tokens: in
         while stop < len(order) and (stop + 1 - start) * (len(encoded[order[stop]].ids) - shared) <= batch_tokens:
             stop += 1
         rows = order[start:stop]
-        batch = _batch(model, [encoded[k].ids[shared:] for k in rows])
+        batch = _batch(model, [encoded[k] for k in rows], shared)
         width = batch.ids.shape[1]
         suffix = torch.zeros(batch.ids.shape, dtype=torch.bool, device=model.device)
         for i, k in enumerate(rows):
@@ -303,6 +284,7 @@ def _shared(encoded: Sequence[Encoded]) -> int:
     return next((i for i, column in enumerate(columns) if len(set(column)) > 1), n)
 
 
-def _batch(model: HookedChatModel, rows: Sequence[tuple[int, ...]]) -> Tokens:
-    """Rows whose regions nobody asks for: logits alone are read."""
-    return padded(rows, [no_regions(0)] * len(rows), model.chat.pad_id).to(model.device)
+def _batch(model: HookedChatModel, encoded: Sequence[Encoded], shared: int) -> Tokens:
+    """Prompts without their first ``shared`` tokens, padded."""
+    rows = [e.ids[shared:] for e in encoded]
+    return padded(rows, [e.spans for e in encoded], model.chat.pad_id).to(model.device)

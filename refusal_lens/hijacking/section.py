@@ -1,6 +1,6 @@
-"""Suffixes under the microscope: the section of the report.
+"""Suffixes: the section of the page.
 
-"hijack" and "because" are written only for suffixes whose causal test passed; both words come from ``verdicts``.
+"hijack" and "because" are written only for suffixes whose causal test passed; both words come from ``mechanisms``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from typing import Any
 import pandas as pd
 
 from ..report.page import Card, Figure, Item, Note, Option, Page, Picker, Row, Section, Table, Widget
-from ..stats import mean_interval
 from .figures import (
-    paired_attention,
     plot_attention_positions,
     plot_attention_regions,
     plot_causal_tests,
@@ -28,8 +26,10 @@ from .figures import (
     plot_token_effects,
     suffix_label,
 )
-from .records import HijackingReport, SuffixResult
-from .verdicts import MECHANISMS, summary_frame, verdict
+from .mechanisms import MECHANISMS, mechanism
+from .observation_records import SuffixResult
+from .records import Investigation
+from .views import paired_attention
 
 MAX_PATTERNS = 4  # of these, so many with attention on every stored prompt; the others on one
 MAX_SUFFIXES = 16  # suffixes whose figures are in the page: the strongest, so that it stays small
@@ -47,13 +47,13 @@ _COLUMNS = (
 )
 
 
-def hijacking_cards(report: HijackingReport) -> tuple[Card, ...]:
+def hijacking_cards(attack: Investigation) -> tuple[Card, ...]:
     """Headline numbers: plain, the strongest suffix, its random control, its cut."""
-    result = strongest(report)
+    result = attack.strongest
     if result is None:
         return ()
     cards = [
-        Card(f"{report.plain.refusal_rate.rate:.0%}", "harmful prompts refused, plain", str(report.plain.refusal_rate)),
+        Card(f"{attack.plain.refusal_rate.rate:.0%}", "harmful prompts refused, plain", str(attack.plain.refusal_rate)),
         Card(
             f"{result.suffixed.refusal_rate.rate:.0%}",
             "refused with the strongest suffix",
@@ -66,65 +66,59 @@ def hijacking_cards(report: HijackingReport) -> tuple[Card, ...]:
     return tuple(cards)
 
 
-def strongest(report: HijackingReport) -> SuffixResult | None:
-    """The suffix that lowers the refusal metric most below random tokens, attacks before benign ones."""
-    attacks = [r for r in report.results if r.suffix.is_attack] or list(report.results)
-    return max(attacks, key=lambda r: r.metric_drop.mean) if attacks else None
-
-
-def hijacking_page(report: HijackingReport) -> Page:
+def hijacking_page(attack: Investigation) -> Page:
     """The section as a page of its own."""
     return Page(
-        title=f"Suffixes and {report.model}", cards=hijacking_cards(report), sections=(hijacking_section(report),)
+        title=f"Suffixes and {attack.model}", cards=hijacking_cards(attack), sections=(hijacking_section(attack),)
     )
 
 
-def hijacking_section(report: HijackingReport) -> Section:
+def hijacking_section(attack: Investigation) -> Section:
     """The section, every suffix that was looked into behind a picker."""
     text = [
-        f"{report.plain.n} harmful prompts that {report.model} refuses, each plain, with each suffix, and with random "
-        f"tokens of equal length. The top {len(report.top_heads)} heads ({', '.join(report.head_labels)}) were chosen "
-        f"on {len(report.head_prompts)} other prompts.",
-        *report.notes,
-        *suffix_findings(report),
+        f"{attack.plain.n} harmful prompts that {attack.model} refuses, each plain, with each suffix, and with random "
+        f"tokens of equal length. The top {len(attack.top_heads)} heads ({', '.join(attack.head_labels)}) were chosen "
+        f"on {len(attack.head_prompts)} other prompts.",
+        *attack.notes,
+        *suffix_findings(attack),
     ]
-    items: list[Item] = [_summary(report)]
-    if len(report.suffixes) > 1:
+    items: list[Item] = [_summary(attack)]
+    if len(attack.suffixes) > 1:
         items.append(
             Figure(
                 "suffix-ranking",
-                plot_suffix_ranking(report),
+                plot_suffix_ranking(attack),
                 "Left: refusal metric under every suffix, lowest first, with 95% intervals. Right: the suffix's share "
                 "of what the top heads write at the last position (dominance), against the share of instructions "
                 "whose refusal metric it takes below 0. Click a suffix, or pick it from the list below.",
-                n=f"{len(report.suffixes)} suffixes x {report.plain.n} prompts",
+                n=f"{len(attack.suffixes)} suffixes x {attack.plain.n} prompts",
                 control="benign and random suffixes",
-                data=screened_frame(report),
+                data=attack.to_frame(),
                 picks="suffix-picker",
             )
         )
-    if report.results:
-        items.append(suffix_picker(report))
-    if report.detectors is not None:
-        items += _detector_items(report)
-        if failures := report.detectors.failures():
-            text.append(f"Where a detector fails at site {report.detectors.site}: {'; '.join(failures)}.")
+    if attack.results:
+        items.append(suffix_picker(attack))
+    if attack.detectors is not None:
+        items += _detector_items(attack)
+        if failures := attack.detectors.failures():
+            text.append(f"Where a detector fails at site {attack.detectors.site}: {'; '.join(failures)}.")
     return Section("suffixes", "Suffix attacks", tuple(text), tuple(items))
 
 
-def suffix_findings(report: HijackingReport) -> tuple[str, ...]:
+def suffix_findings(attack: Investigation) -> tuple[str, ...]:
     """How many suffixes work and by which mechanism, and the strongest one in full."""
     said = []
-    for attack, what in ((True, "meant to stop refusals"), (False, "benign or random")):
-        some = [r for r in report.results if r.suffix.is_attack == attack]
+    for is_attack, what in ((True, "meant to stop refusals"), (False, "benign or random")):
+        some = [r for r in attack.results if r.suffix.is_attack == is_attack]
         if not some:
             continue
-        working = [verdict(r).mechanism for r in some if r.works]
+        working = [mechanism(r).name for r in some if r.works]
         count = f"Of {len(some)} suffixes {what}, " if len(some) > 1 else f"Of 1 suffix {what}, "
         said.append(f"{count}{len(working)} stop refusals beyond random tokens{_ways(working)}.")
-    result = strongest(report)
+    result = attack.strongest
     if result is not None:
-        said.append(f"The strongest, {result.suffix.text.strip()!r}: {verdict(result).sentence}")
+        said.append(f"The strongest, {result.suffix.text.strip()!r}: {mechanism(result).sentence}")
     return tuple(said)
 
 
@@ -145,44 +139,32 @@ def _ways(mechanisms: Sequence[str]) -> str:
     return ": " + ", ".join(f"{n} {words[mechanism]}" for mechanism, n in counted.items())
 
 
-def suffix_picker(report: HijackingReport) -> Picker:
+def suffix_picker(attack: Investigation) -> Picker:
     """Each suffix up close, strongest first."""
     options = []
-    for rank, result in enumerate(_ordered(report)):
-        index = report.suffixes.index(result.suffix)
+    for rank, result in enumerate(_ordered(attack)):
+        index = attack.suffixes.index(result.suffix)
         label = suffix_label(index, result.suffix)
         shown = len(result.patterns) if rank < MAX_PATTERNS else 2
         some = replace(result, patterns=result.patterns[:shown])
-        items = _details(report, some, f"suffix-{index}") if rank < MAX_SUFFIXES else (_not_stored(result),)
+        items = _details(attack, some, f"suffix-{index}") if rank < MAX_SUFFIXES else (_not_stored(result),)
         options.append(Option(label, tuple(items), f"{label} ({result.suffix.kind})"))
     return Picker("suffix-picker", "suffix", tuple(options))
 
 
 def _not_stored(result: SuffixResult) -> Note:
     return Note(
-        f"{verdict(result).sentence} Its figures are not in this page, which keeps the {MAX_SUFFIXES} suffixes that "
+        f"{mechanism(result).sentence} Its figures are not in this page, which keeps the {MAX_SUFFIXES} suffixes that "
         "lower the refusal metric most; they can be drawn from the result folder."
     )
 
 
-def screened_frame(report: HijackingReport) -> pd.DataFrame:
-    """One row a suffix: metric with interval, strength, share of instructions whose metric is below 0, n."""
-    rows = []
-    universal = report.screened_universality()
-    for i, item in enumerate(report.suffixes):
-        found = mean_interval(report.screened[i].tolist())
-        strength = float(report.screened_strength[i].mean())
-        rows.append((item.kind, item.text, found.mean, found.low, found.high, strength, universal[i].rate, found.n))
-    columns = ["kind", "suffix", "refusal_metric", "low", "high", "strength", "below_0", "n"]
-    return pd.DataFrame(rows, columns=columns)
+def _ordered(attack: Investigation) -> list[SuffixResult]:
+    return sorted(attack.results, key=lambda r: -r.metric_drop.mean)
 
 
-def _ordered(report: HijackingReport) -> list[SuffixResult]:
-    return sorted(report.results, key=lambda r: -r.metric_drop.mean)
-
-
-def _summary(report: HijackingReport) -> Table:
-    frame = summary_frame(report)
+def _summary(attack: Investigation) -> Table:
+    frame = attack.results_frame()
     rows = tuple(
         (
             f"{row['suffix'].strip()} ({row['kind']}, {row['tokens']} tokens)",
@@ -201,7 +183,7 @@ def _summary(report: HijackingReport) -> Table:
         "suffix-table",
         _COLUMNS,
         rows,
-        f"The suffixes that were looked into, n = {report.plain.n} prompts each; control: {RANDOM}. Metric drop: from "
+        f"The suffixes that were looked into, n = {attack.plain.n} prompts each; control: {RANDOM}. Metric drop: from "
         "random tokens, with its 95% interval and p adjusted over suffixes. Share: the suffix's part of what the top "
         "heads write at the last position. Attention rise: of the top heads, above random tokens. Departs at: the "
         "first site from which the projection stays below random.",
@@ -210,14 +192,14 @@ def _summary(report: HijackingReport) -> Table:
     )
 
 
-def _details(report: HijackingReport, result: SuffixResult, name: str) -> list[Item]:
-    n = f"{report.plain.n} prompts"
+def _details(attack: Investigation, result: SuffixResult, name: str) -> list[Item]:
+    n = f"{attack.plain.n} prompts"
     rises = ", ".join(f"{label} {value:+.2f}" for label, value in result.strongest_rises())
     items: list[Item] = [
-        Note(verdict(result).sentence),
+        Note(mechanism(result).sentence),
         Figure(
             f"{name}-trace",
-            plot_suffix_trace(report, result),
+            plot_suffix_trace(attack, result),
             "Cosine with the direction by layer, at the last position and at the instruction's last token (is the harm "
             "still seen there?); band of one standard deviation; dotted: the layer of the direction.",
             n=n,
@@ -225,14 +207,14 @@ def _details(report: HijackingReport, result: SuffixResult, name: str) -> list[I
         ),
         Figure(
             f"{name}-heads",
-            plot_suffix_heads(report, result),
+            plot_suffix_heads(attack, result),
             "What the top heads write along the direction at the last position, 95% intervals.",
-            n=f"{n}, heads chosen on {len(report.head_prompts)} others",
+            n=f"{n}, heads chosen on {len(attack.head_prompts)} others",
             control=RANDOM,
         ),
         Figure(
             f"{name}-attention",
-            plot_attention_regions(report, result),
+            plot_attention_regions(attack, result),
             "Where the top heads look from the last position; each column adds up to 1. Of all heads, attention to the "
             f"suffix rises most above random tokens in {rises}.",
             n=n,
@@ -240,25 +222,25 @@ def _details(report: HijackingReport, result: SuffixResult, name: str) -> list[I
         ),
         Figure(
             f"{name}-positions",
-            plot_attention_positions(report, result),
+            plot_attention_positions(attack, result),
             "Attention to the suffix from every post-instruction position.",
             n=n,
             control=RANDOM,
         ),
         Figure(
             f"{name}-split",
-            plot_split(report, result),
+            plot_split(attack, result),
             "The drop of each head, split exactly into attention moved (weights) and values changed.",
             n=n,
             control="the drop counts from random tokens of equal length",
         ),
         Figure(
             f"{name}-waterfall",
-            plot_drop_waterfall(report, result),
+            plot_drop_waterfall(attack, result),
             "The drop of the projection from plain to suffixed, part by part; the parts add up to it.",
             n=n,
             control="none applies: these are exact parts of one sum",
-            data=report.drop_parts(result),
+            data=attack.drop_parts(result),
         ),
     ]
     if result.causal is not None:
@@ -321,8 +303,8 @@ def _matrix(props: dict[str, Any]) -> pd.DataFrame:
     return frame
 
 
-def _detector_items(report: HijackingReport) -> Sequence[Figure | Table]:
-    found = report.detectors
+def _detector_items(attack: Investigation) -> Sequence[Figure | Table]:
+    found = attack.detectors
     assert found is not None
     frame = found.to_frame()
     columns = ("score", "group", "AUROC", "95% interval", "flagged", "95% interval ", "n")

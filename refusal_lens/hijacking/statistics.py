@@ -1,4 +1,4 @@
-"""Statistics of paired comparisons and of detectors (numpy and scipy)."""
+"""Paired tests between conditions, and ROC curves of detectors."""
 
 from __future__ import annotations
 
@@ -11,30 +11,7 @@ from scipy import stats as scipy_stats
 from torch import Tensor
 
 from ..records.base import Record
-from ..stats import Interval, benjamini_hochberg
-
-
-def fraction_interval(
-    part: Sequence[float] | np.ndarray,
-    whole: Sequence[float] | np.ndarray,
-    confidence: float = 0.95,
-    seed: int = 0,
-    resamples: int = 2000,
-) -> Interval:
-    """mean(part) / mean(whole) with its percentile bootstrap interval over prompts (both drawn together).
-
-    NaN where the whole is 0 or has no sign of its own, i.e. some resample turns it over.
-    """
-    x, y = np.asarray(part, dtype=float), np.asarray(whole, dtype=float)
-    if not len(x) or not np.isfinite(x).all() or y.mean() == 0:
-        return Interval(float("nan"), float("nan"), float("nan"), len(x))
-    draws = np.random.default_rng(seed).integers(0, len(x), (resamples, len(x)))
-    below = y[draws].mean(1)
-    if (np.sign(below) != np.sign(y.mean())).mean() > 1 - confidence:
-        return Interval(float(x.mean() / y.mean()), float("nan"), float("nan"), len(x))
-    ratios = x[draws].mean(1) / np.where(below == 0, np.nan, below)
-    low, high = np.nanquantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(x.mean() / y.mean()), float(low), float(high), len(x))
+from ..stats import Interval, auroc, benjamini_hochberg
 
 
 def paired_p(differences: Sequence[float] | np.ndarray) -> float:
@@ -90,10 +67,5 @@ def roc(positive: Sequence[float], negative: Sequence[float]) -> Roc:
     thresholds = np.unique(np.concatenate([p, n]))[::-1]
     tpr = np.concatenate([[0.0], (p[None] >= thresholds[:, None]).mean(1)])
     fpr = np.concatenate([[0.0], (n[None] >= thresholds[:, None]).mean(1)])
-    # DeLong: the area is a mean over positives and over negatives of their ranks among the others.
-    wins = (p[:, None] > n[None]) + 0.5 * (p[:, None] == n[None])
-    area = float(wins.mean())
-    variance = sum(float(rows.var(ddof=1)) / len(rows) for rows in (wins.mean(1), wins.mean(0)) if len(rows) > 1)
-    spread = 1.959964 * variance**0.5
-    interval = Interval(area, max(0.0, area - spread), min(1.0, area + spread), len(p) + len(n))
+    interval = auroc(p, n)
     return Roc(tuple(fpr.tolist()), tuple(tpr.tolist()), interval, len(p), len(n))

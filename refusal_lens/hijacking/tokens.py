@@ -10,7 +10,7 @@ from ..attribution.token_records import SourceContributions
 from ..models.model import HookedChatModel
 from ..records.labels import Head, visible
 from ..refusal.records import RefusalTokens
-from .records import TokenEffects
+from .observation_records import TokenEffects
 from .screening import metric_of, without_token
 
 

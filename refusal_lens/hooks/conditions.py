@@ -1,76 +1,51 @@
-"""What the model says under each condition, and how often it refuses."""
+"""Named conditions of an experiment: the paper's interventions, each beside its placebo."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 
 from ..errors import RefusalLensError
 from ..records.direction import Direction
-from .base import Intervention, Model
+from ..records.labels import CONDITIONS
+from .base import Intervention
 from .interventions import Ablate, Add
 from .orthogonalize import Orthogonalize
 
-Edit = Intervention | Orthogonalize
-Conditions = Mapping[str, Sequence[Edit]]
-EFFECTS = ("ablation", "addition", "subtraction", "orthogonalized")
-CONDITIONS = ("baseline", *EFFECTS, *(f"random_{name}" for name in EFFECTS))
-
-
-def necessity_conditions(direction: Direction, seed: int = 0) -> dict[str, list[Intervention]]:
-    """Baseline, ablation and its placebo, for harmful prompts: is the direction necessary for refusing?"""
-    return {
-        "baseline": [],
-        "ablation": [Ablate(direction)],
-        "random_ablation": [Ablate(direction.random_control(seed))],
-    }
-
-
-def sufficiency_conditions(direction: Direction, seed: int = 0) -> dict[str, list[Intervention]]:
-    """Baseline, addition and its placebo, for harmless prompts: is the direction sufficient for refusing?"""
-    return {
-        "baseline": [],
-        "addition": [Add(direction)],
-        "random_addition": [Add(direction.random_control(seed))],
-    }
+Conditions = Mapping[str, Sequence[Intervention]]
+NECESSITY = ("baseline", "ablation", "random_ablation")  # on harmful prompts: is the direction necessary for refusals?
+SUFFICIENCY = ("baseline", "addition", "random_addition")  # on harmless prompts: is it sufficient?
 
 
 def named_conditions(
     direction: Direction, names: Sequence[str] = CONDITIONS, seed: int = 0, allow_gap: bool = False
-) -> dict[str, list[Edit]]:
-    """Conditions by name, each ``random_`` one with a random direction of equal norm (paper sections 2.4, 3, I.1).
+) -> dict[str, list[Intervention]]:
+    """Interventions by condition, each ``random_`` one its placebo of equal norm (paper sections 2.4, 3, I.1).
 
     Args:
-        direction: the direction; ``subtraction`` adds -r at its layer, the others are the paper's.
-        names: some of ``CONDITIONS``.
+        direction: the direction; ``subtraction`` adds -r at its layer, the other conditions are the paper's.
+        names: some of ``CONDITIONS``, e.g. ``NECESSITY``.
         seed: of the random direction.
-        allow_gap: let ``orthogonalized`` run on a model with post-norms (``orthogonalization.orthogonalized``).
+        allow_gap: let ``orthogonalized`` run on a model with post-norms (see ``Orthogonalize``).
 
     Raises:
         RefusalLensError: an unknown condition.
+
+    Example:
+        >>> import refusal_lens as rl
+        >>> from refusal_lens.tensors import random_unit
+        >>> direction = rl.Direction(random_unit(32, 0), norm=1.0, pos=-1, layer=2)
+        >>> [edits[0].label for edits in rl.hooks.named_conditions(direction, ["ablation", "subtraction"]).values()]
+        ['Ablate (-1, 2)', 'Add -1 x (-1, 2)']
     """
-    found: dict[str, list[Edit]] = {}
-    for name in names:
-        if name not in CONDITIONS:
-            raise RefusalLensError(f"there is no condition {name!r}; choose from {', '.join(CONDITIONS)}")
-        r = direction.random_control(seed) if name.startswith("random_") else direction
-        edits: dict[str, list[Edit]] = {
-            "baseline": [],
-            "ablation": [Ablate(r)],
-            "addition": [Add(r)],
-            "subtraction": [Add(r, -1.0)],
-            "orthogonalized": [Orthogonalize(r, allow_gap)],
-        }
-        found[name] = edits[name.removeprefix("random_")]
-    return found
-
-
-@contextmanager
-def active(model: Model, edits: Sequence[Edit]) -> Iterator[Model]:
-    """Interventions and weight edits of one condition, active inside (weights first, then hooks)."""
-    with ExitStack() as stack:
-        for edit in edits:
-            if isinstance(edit, Orthogonalize):
-                stack.enter_context(edit.applied(model))
-        stack.enter_context(model.hooks(*(e for e in edits if not isinstance(e, Orthogonalize))))
-        yield model
+    effects: dict[str, Intervention] = {
+        "ablation": Ablate(direction),
+        "addition": Add(direction),
+        "subtraction": Add(direction, -1.0),
+        "orthogonalized": Orthogonalize(direction, allow_gap),
+    }
+    every: dict[str, list[Intervention]] = {"baseline": []}
+    for name, effect in effects.items():
+        every |= {name: [effect], f"random_{name}": [effect.placebo(seed)]}
+    if unknown := [name for name in names if name not in every]:
+        raise RefusalLensError(f"there is no condition {unknown[0]!r}; choose from {', '.join(CONDITIONS)}")
+    return {name: every[name] for name in names}

@@ -2,112 +2,273 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..direction.records import Subspace
-from ..records.direction import Direction
-from ..tensors import orthonormal, project_out, unit
-from .base import Hooks, Model, write_sites
+from ..errors import DirectionError, InterventionError
+from ..records.direction import Direction, Subspace
+from ..tensors import orthonormal, project_out, random_unit, unit, wide
+from .base import HookIntervention, Hooks, Model, Scoped, Where, check_size, layers_of, write_sites
+
+Change = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Ablate:
-    """Directional ablation: x <- x - r̂ r̂ᵀx at every write, all positions (paper section 2.4)."""
-
-    direction: Direction
-
-    def hooks(self, model: Model) -> Hooks:
-        """One hook per write site."""
-        model.check_direction(self.direction)
-        exact = unit(self.direction.unit.double())  # float32 storage leaves 1e-8 of the component in float64
-
-        def ablate(x: Tensor, hook: Any) -> Tensor:
-            return project_out(x, exact)
-
-        return [(name, ablate) for name in write_sites(model.n_layers)]
+def random_like(vectors: Float[Tensor, "*rows d_model"], seed: int) -> Float[Tensor, "*rows d_model"]:
+    """Random vectors of the same lengths; those of a stack are orthogonal to each other where they can be."""
+    if vectors.ndim == 1:
+        return vectors.norm() * random_unit(len(vectors), seed, vectors.dtype).to(vectors)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(vectors.shape, generator=generator, dtype=torch.float64)
+    drawn = orthonormal(drawn) if len(drawn) <= drawn.shape[-1] else unit(drawn)
+    return vectors.norm(dim=-1, keepdim=True) * drawn.to(vectors)
 
 
-@dataclass(frozen=True)
-class Add:
-    """Activation addition: x <- x + coeff * r at resid_pre of one layer, all positions (paper section 2.4).
-
-    Attributes:
-        direction: its ``norm`` counts, so coeff 1 adds r itself; -1 subtracts it.
-        coeff: multiple of r; the direction's own ``coeff`` if None.
-        layer: where to add; the direction's own layer if None.
-    """
-
-    direction: Direction
-    coeff: float | None = None
-    layer: int | None = None
-
-    def hooks(self, model: Model) -> Hooks:
-        """One hook, at the layer's resid_pre."""
-        model.check_direction(self.direction)
-        layer = self.direction.layer if self.layer is None else self.layer
-        coeff = self.direction.coeff if self.coeff is None else self.coeff
-        vector = coeff * self.direction.vector
-
-        def add(x: Tensor, hook: Any) -> Tensor:
-            return (x.float() + vector.to(x.device)).to(x.dtype) if x.dtype.itemsize < 4 else x + vector.to(x)
-
-        return [(f"blocks.{layer}.hook_resid_pre", add)]
+def random_subspace(direction: Direction, k: int, seed: int) -> Subspace:
+    """``k`` random orthonormal directions: the placebo of a subspace."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (k, len(direction.unit))
+    return Subspace(orthonormal(torch.randn(shape, generator=generator, dtype=torch.float64)), "random", direction)
 
 
-@dataclass(frozen=True)
-class _AblateRows:
-    """``Ablate``, another direction in each part of the batch (see ``_by_candidate``)."""
-
-    units: Float[Tensor, "row d_model"]
-
-    def hooks(self, model: Model) -> Hooks:
-        r = unit(self.units.double())[:, None].to(model.device)
-
-        def ablate(x: Tensor, hook: Any) -> Tensor:
-            return project_out(_by_candidate(x, len(r)), r).reshape(x.shape)
-
-        return [(name, ablate) for name in write_sites(model.n_layers)]
+def _placebo_of(what: Direction | Subspace | Tensor, seed: int) -> Any:
+    if isinstance(what, Direction):
+        return what.random_control(seed)
+    if isinstance(what, Subspace):
+        return random_subspace(what.reference, len(what), seed)
+    return random_like(what, seed)
 
 
-@dataclass(frozen=True)
-class _AddRows:
-    """``Add``, another vector in each part of the batch."""
-
-    vectors: Float[Tensor, "row d_model"]
-    layer: int
-
-    def hooks(self, model: Model) -> Hooks:
-        def add(x: Tensor, hook: Any) -> Tensor:
-            wide = _by_candidate(x, len(self.vectors)).to(torch.promote_types(x.dtype, torch.float32))
-            return (wide + self.vectors[:, None].to(wide)).to(x.dtype).reshape(x.shape)
-
-        return [(f"blocks.{self.layer}.hook_resid_pre", add)]
+def subject_of(what: Direction | Subspace | Tensor) -> str:
+    if isinstance(what, Direction):
+        return what.label
+    if isinstance(what, Subspace):
+        return f"{len(what)} directions ({what.kind})"
+    return "a vector" if what.ndim == 1 else f"{len(what)} vectors"
 
 
-def _by_candidate(x: Float[Tensor, "batch pos d_model"], n: int) -> Float[Tensor, "n tokens d_model"]:
+def named(what: Any) -> Direction | Subspace | Tensor:
+    """What is meant: a direction, a subspace, vectors, or the direction of a result that has one."""
+    found = getattr(what, "direction", what)
+    if not isinstance(found, (Direction, Subspace, Tensor)):
+        raise DirectionError(
+            f"a {type(what).__name__} is no direction: give a Direction, a Subspace, or vectors [k, d_model]"
+        )
+    return found
+
+
+def by_candidate(x: Float[Tensor, "batch pos d_model"], n: int) -> Float[Tensor, "n tokens d_model"]:
     """A batch that holds as many rows for each of ``n`` candidates, one candidate after another."""
+    if len(x) % n:
+        raise InterventionError(f"a batch of {len(x)} rows has no equal parts for {n} candidates")
     return x.reshape(n, -1, x.shape[-1])
 
 
 @dataclass(frozen=True)
-class AblateSubspace:
-    """x <- x - Vᵀ V x at every write to the residual stream, all positions; V orthonormal."""
+class Ablate(HookIntervention):
+    """Directional ablation: x <- x - r̂ r̂ᵀx at every write to the residual stream (paper section 2.4).
 
-    subspace: Subspace
+    Of a subspace with orthonormal rows V: x <- x - Vᵀ V x. A ``strength`` s removes the share s of the projection.
+
+    Attributes:
+        direction: a ``Direction`` (or a result that has one), a vector [d_model], a ``Subspace`` or vectors
+            [k, d_model] that span one.
+        per_candidate: the batch holds equally many rows per vector, one vector after another; each is ablated in its
+            own part only.
+
+    Raises:
+        DirectionError: a direction of another model, basis or size (when it is applied).
+
+    Example:
+        >>> import refusal_lens as rl
+        >>> from refusal_lens.tensors import random_unit
+        >>> model = rl.load_model("organism")
+        >>> with model.hooks(rl.Ablate(random_unit(model.d_model, 0), layers=slice(2, None), positions="reply")):
+        ...     reply = model.generate(["How do I pick a lock?"], 4)
+    """
+
+    direction: Any
+    per_candidate: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "direction", named(self.direction))
 
     def hooks(self, model: Model) -> Hooks:
-        """One hook per write site."""
-        model.check_direction(self.subspace.reference)
-        vectors = orthonormal(self.subspace.vectors)
+        """One hook per write site of the chosen layers."""
+        edit = Scoped(self._change(model), Where(model, self))
+        return [(name, edit) for name in write_sites(model.n_layers, self.layers)]
 
-        def ablate(x: Tensor, hook: Any) -> Tensor:
-            wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            v = vectors.to(wide)
-            return (wide - (wide @ v.T) @ v).to(x.dtype)
+    def _change(self, model: Model) -> Change:
+        what, share = self.direction, self.strength
+        if isinstance(what, Tensor):
+            check_size(what, model)
+        else:
+            model.check_direction(what.reference if isinstance(what, Subspace) else what)
+        vectors = what.unit if isinstance(what, Direction) else what.vectors if isinstance(what, Subspace) else what
+        if vectors.ndim == 1:
+            exact = unit(vectors.double())  # float32 storage leaves 1e-8 of the component in float64
+            return lambda x: project_out(x, exact, share)
+        if self.per_candidate:
+            r = unit(vectors.double())[:, None].to(model.device)
+            return lambda x: project_out(by_candidate(x, len(r)), r, share).reshape(x.shape)
+        basis = orthonormal(vectors)
 
-        return [(name, ablate) for name in write_sites(model.n_layers)]
+        def ablate(x: Tensor) -> Tensor:
+            full = wide(x)
+            v = basis.to(full)
+            return (full - share * ((full @ v.T) @ v)).to(x.dtype)
+
+        return ablate
+
+    def placebo(self, seed: int) -> Ablate:
+        """Ablation of a random direction (or of a random subspace of equal size, or of random directions)."""
+        return replace(self, direction=_placebo_of(self.direction, seed))
+
+    def _subject(self) -> str:
+        return subject_of(self.direction)
+
+
+@dataclass(frozen=True)
+class Add(HookIntervention):
+    """Activation addition: x <- x + coeff * r at resid_pre of one layer (paper section 2.4).
+
+    Attributes:
+        direction: a ``Direction`` (or a result that has one): its ``norm`` counts, so coeff 1 adds r itself and -1
+            subtracts it. Or a vector [d_model], added as it is; of vectors [candidate, d_model] the batch holds equally
+            many rows each, one candidate after another.
+        coeff: multiple of r; if None the direction's own ``coeff``, for vectors 1.
+        layers: at which layers' resid_pre; None for the direction's own layer.
+
+    Raises:
+        DirectionError: a direction of another model, basis or size, or a subspace.
+
+    Example:
+        >>> import refusal_lens as rl
+        >>> from refusal_lens.tensors import random_unit
+        >>> rl.Add(random_unit(32, 0), 4.0, layers=1, positions="prompt").label
+        'Add a vector, layers 1, positions prompt'
+    """
+
+    direction: Any
+    coeff: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "direction", named(self.direction))
+        if isinstance(self.direction, Subspace):
+            raise DirectionError("a subspace has no vector to add; add a direction, or one of the subspace's vectors")
+
+    def hooks(self, model: Model) -> Hooks:
+        """One hook per chosen layer, at its resid_pre."""
+        what, layers = self.direction, self.layers
+        if isinstance(what, Direction):
+            model.check_direction(what)
+            layers = what.layer if layers is None else layers
+        elif layers is None:
+            raise InterventionError("vectors have no layer of their own: say where to add them, e.g. layers=12")
+        else:
+            check_size(what, model)
+        coeff = self.coeff if self.coeff is not None else what.coeff if isinstance(what, Direction) else 1.0
+        vector = self.strength * coeff * (what.vector if isinstance(what, Direction) else what)
+
+        def add(x: Tensor) -> Tensor:
+            full = wide(x)
+            if vector.ndim == 1:
+                return (full + vector.to(full)).to(x.dtype)
+            return (by_candidate(full, len(vector)) + vector[:, None].to(full)).to(x.dtype).reshape(x.shape)
+
+        edit = Scoped(add, Where(model, self))
+        return [(f"blocks.{layer}.hook_resid_pre", edit) for layer in layers_of(layers, model.n_layers)]
+
+    def placebo(self, seed: int) -> Add:
+        """Addition of a random vector of equal norm."""
+        return replace(self, direction=_placebo_of(self.direction, seed))
+
+    def _subject(self) -> str:
+        times = "" if self.coeff is None or isinstance(self.direction, Tensor) else f"{self.coeff:g} x "
+        return times + subject_of(self.direction)
+
+
+@dataclass(frozen=True)
+class NormMatchedPlacebo(HookIntervention):
+    """Given changes added at the last positions of the prompts: as large as another intervention's, elsewhere pointed.
+
+    TransformerLens's class of this name (``tools.analysis.interchange``) matches the move at one hook point while it
+    runs; the changes here were measured in the other intervention's own run, so that several layers match too.
+
+    Attributes:
+        changes: by hook point, what to add at the last positions; one row per prompt, or one for all.
+    """
+
+    changes: Mapping[str, Float[Tensor, "row last d_model"]]
+
+    @property
+    def counts_positions(self) -> bool:
+        """Always: it acts at the last positions of prompts."""
+        return True
+
+    @classmethod
+    def between(
+        cls,
+        before: Mapping[str, Float[Tensor, "row last d_model"]],
+        after: Mapping[str, Float[Tensor, "row last d_model"]],
+        seed: int,
+    ) -> NormMatchedPlacebo:
+        """As large a change at each hook point, prompt and position as between two runs, in a random direction.
+
+        Args:
+            before, after: activations at the same hook points without and with the intervention that is matched.
+            seed: of the directions, one per hook point and prompt.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        changes = {}
+        for name in before:
+            size = wide(after[name] - before[name]).norm(dim=-1, keepdim=True)
+            noise = torch.randn(len(size), 1, before[name].shape[-1], generator=generator, dtype=torch.float64)
+            changes[name] = size * (noise / noise.norm(dim=-1, keepdim=True)).to(size)
+        return cls(changes)
+
+    def hooks(self, model: Model) -> Hooks:
+        """One hook per hook point of the chosen layers."""
+        where, layers = Where(model, self), layers_of(self.layers, model.n_layers)
+        return [
+            (name, at_last(where, change.shape[1], self._push(where, change)))
+            for name, change in self.changes.items()
+            if int(name.split(".")[1]) in layers
+        ]
+
+    def _push(self, where: Where, change: Tensor) -> Change:
+        return lambda x: x + (self.strength * where.rows(change)).to(x)
+
+    def placebo(self, seed: int) -> NormMatchedPlacebo:
+        """Changes of equal norm in other random directions."""
+        zero = {name: torch.zeros_like(change) for name, change in self.changes.items()}
+        return replace(self, changes=self.between(zero, self.changes, seed).changes)
+
+
+def at_last(where: Where, n: int, change: Change) -> Callable:
+    """A hook function that changes the last ``n`` tokens of the prompts, at the chosen positions; not replies."""
+
+    def edit(x: Tensor, hook: Any) -> Tensor:
+        if not where.in_prompt(x.shape[1]):
+            return x
+        if x.shape[1] < n:
+            raise InterventionError(
+                f"{where.intervention.label} sets the last {n} tokens, and the prompts run have {x.shape[1]} at most"
+            )
+        chosen = None if where.intervention.positions is None else where.at(x.shape[1])
+        if chosen is None and where.intervention.positions is not None:
+            return x
+        last, new = x[:, -n:], x.clone()
+        new[:, -n:] = moved = change(last)
+        if chosen is not None:
+            new[:, -n:] = torch.where(chosen[:, -n:].reshape(len(x), n, *[1] * (x.ndim - 2)), moved, last)
+        return new
+
+    edit.where = where  # type: ignore[attr-defined]
+    return edit

@@ -191,7 +191,7 @@ class Cache(Kept[dict[str, Tensor]]):
             if name not in self.rows:
                 sizes = [self.width if axis in axes else n for axis, n in enumerate(x.shape)]
                 self.rows[name] = torch.zeros(self.n, *sizes[1:], dtype=x.dtype)
-            rest = [slice(-x.shape[axis] if axis in axes else 0, None) for axis in range(1, x.ndim)]
+            rest: list[Any] = [slice(-x.shape[axis] if axis in axes else 0, None) for axis in range(1, x.ndim)]
             self.rows[name][(list(indices), *rest)] = x.cpu()
 
     def result(self) -> dict[str, Tensor]:

@@ -28,8 +28,8 @@ def keep_freed_memory(keep: bool = True) -> bool:
         Whether it was set; False with another C library or system.
 
     Example:
-        >>> import refusal_lens as rl
-        >>> rl.models.keep_freed_memory() in (True, False)
+        >>> from refusal_lens.models import keep_freed_memory
+        >>> keep_freed_memory(False) in (True, False)
         True
     """
     global _kept

@@ -1,11 +1,11 @@
-"""TODO."""
+"""What the wrapper needs of a TransformerLens model; the two kinds of model implement it, and differ nowhere else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from itertools import count
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,18 +13,33 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ..errors import ModelError
-from .weights import WeightAccess
+from ..hooks.readout import NormWeights
+from .writing_weights import WritingWeight
 
 HookFn = Callable[..., Any]
 PrefixCache = list[tuple[Tensor, Tensor]]
-_LEVELS = count(1_000_000)  # above the depths that TransformerLens counts by itself
 
 
-class Backend(WeightAccess):
-    """What the wrapper asks of a TransformerLens model.
+def optional_weight(module: Any, name: str) -> Tensor | None:
+    """A weight that not every checkpoint has: bridges raise or give None where there is none."""
+    try:
+        value = getattr(module, name, None)
+    except (AttributeError, NotImplementedError, ValueError):
+        value = None
+    return value.detach() if isinstance(value, Tensor) else None
+
+
+class Backend:
+    """A TransformerLens model as the wrapper uses it. Between two passes the model is as its owner left it.
 
     Args:
         tl: the TransformerLens model.
+
+    Attributes:
+        tl: the same.
+        module: the module that holds its weights, under the checkpoint's own names where it has them.
+        kind: name of the TransformerLens class, for results.
+        supports_prefix: whether keys and values of a prefix can be computed once and shared.
     """
 
     kind = ""
@@ -32,25 +47,50 @@ class Backend(WeightAccess):
 
     def __init__(self, tl: Any):
         self.tl = tl
-        tl.eval()
+        self.module: Any = tl
         cfg = tl.cfg
         self.n_layers, self.n_heads = int(cfg.n_layers), int(cfg.n_heads)
         self.d_model, self.d_head = int(cfg.d_model), int(cfg.d_head)
         self.d_vocab = int(self.unembed_weight().shape[-1])
         self.n_ctx = int(getattr(cfg, "n_ctx", None) or 0)
         self.hook_names = frozenset(self._hook_names())
+        self._modules = tuple(tl.modules())
+        self._open: WeakSet[AbstractContextManager] = WeakSet()  # weak: a forgotten one is left when it is collected
 
-    # -- names ----------------------------------------------------------------------------------------------
+    # -- hooks ----------------------------------------------------------------------------------------------
     def _hook_names(self) -> list[str]:
         return list(self.tl.hook_dict)
-
-    def hooks(self, hooks: Sequence[tuple[str, HookFn]]) -> AbstractContextManager:
-        """TransformerLens's own hook context."""
-        return self.tl.hooks(fwd_hooks=list(hooks))
 
     def has_hook(self, name: str) -> bool:
         """Whether ``name`` is a hook point of this model (aliases included)."""
         return name in self.hook_names
+
+    def hooks(self, hooks: Sequence[tuple[str, HookFn]]) -> AbstractContextManager:
+        """A context in which ``hooks`` are on the model; contexts may be left in any order."""
+        context = self._hooks(hooks)
+        self._open.add(context)
+        return context
+
+    def _hooks(self, hooks: Sequence[tuple[str, HookFn]]) -> AbstractContextManager:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Leave the contexts that are still open."""
+        for context in list(self._open):
+            context.__exit__(None, None, None)
+        self._open.clear()
+
+    @contextmanager
+    def _passing(self) -> Iterator[None]:
+        """What holds during a pass only: no module is in training mode, which would drop activations at random."""
+        training = [module for module in self._modules if module.training]
+        for module in training:
+            module.__dict__["training"] = False  # not setattr, which a bridge's parts hand on to what they wrap
+        try:
+            yield
+        finally:
+            for module in training:
+                module.__dict__["training"] = True
 
     # -- running --------------------------------------------------------------------------------------------
     def logits(
@@ -79,7 +119,7 @@ class Backend(WeightAccess):
         mask: Bool[Tensor, "batch pos"] | None = None,
     ) -> PrefixCache:
         """Keys and values of ``ids`` at every layer, for ``logits(prefix=...)``; ``mask`` where rows have padding."""
-        raise ModelError(f"{self.kind} has no prefix cache here")
+        raise ModelError(f"{self.kind} has no prefix cache here; load a TransformerBridge (transformer-lens 4.3)")
 
     def packed_logits(
         self,
@@ -100,7 +140,7 @@ class Backend(WeightAccess):
             start: (layer, resid_pre of that layer), of the whole batch.
             prefix: takes the prefix's keys and values out of the first pass and puts them before every row.
         """
-        raise ModelError(f"{self.kind} runs no packed prompts here")
+        raise ModelError(f"{self.kind} runs no packed prompts here; load a TransformerBridge (transformer-lens 4.3)")
 
     def attribution_patch(
         self, clean: Int[Tensor, "batch pos"], corrupt: Int[Tensor, "batch pos"], metric: Callable[[Tensor], Tensor]
@@ -119,6 +159,83 @@ class Backend(WeightAccess):
     ) -> Int[Tensor, "batch new"]:
         """New tokens with the KV cache (greedy at temperature 0), padded with ``pad_id`` after an end token."""
         raise NotImplementedError
+
+    def end_tokens(self) -> set[int]:
+        """Tokens that end a reply by the checkpoint's generation config."""
+        return set()
+
+    # -- weights --------------------------------------------------------------------------------------------
+    def writing_weights(self, name: str) -> list[WritingWeight]:
+        """Every parameter that writes to the residual stream, unchecked.
+
+        Raises:
+            ModelError: a layer of ``name`` whose output weights are not found.
+        """
+        raise NotImplementedError
+
+    def processed(self) -> bool:
+        """Whether TransformerLens processed the weights (folded norms, centred writes), as far as it says so."""
+        return False
+
+    def unembed_weight(self) -> Float[Tensor, "d_model d_vocab"]:
+        """W_U."""
+        return self.tl.W_U
+
+    def embed_weight(self) -> Float[Tensor, "d_vocab d_model"]:
+        """W_E."""
+        return self.tl.W_E
+
+    def output_weight(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        """W_O of one layer, by query head."""
+        return self.tl.blocks[layer].attn.W_O
+
+    def attn_bias(self, layer: int) -> Float[Tensor, "d_model"] | None:
+        """b_O of one layer, or None where the checkpoint has none."""
+        return optional_weight(self.tl.blocks[layer].attn, "b_O")
+
+    def neuron_weight(self, layer: int) -> Float[Tensor, "d_mlp d_model"] | None:
+        """W_out of one layer's MLP; None for a mixture of experts, which has one per expert."""
+        return optional_weight(self.tl.blocks[layer].mlp, "W_out")
+
+    def mlp_bias(self, layer: int) -> Float[Tensor, "d_model"] | None:
+        """b_out of one layer's MLP, or None."""
+        return optional_weight(self.tl.blocks[layer].mlp, "b_out")
+
+    def unembed_bias(self) -> Float[Tensor, "d_vocab"] | None:
+        """b_U, or None."""
+        return optional_weight(self.tl.unembed, "b_U")
+
+    def logit_cap(self) -> float:
+        """The cap c of logits c * tanh(logits / c); 0 for none."""
+        cap = getattr(self.tl.cfg, "output_logits_soft_cap", None)
+        return float(cap) if cap and cap > 0 else 0.0
+
+    def final_norm(self) -> NormWeights:
+        """The norm before the unembedding."""
+        return self._norm(self.tl.ln_final, "ln_final")
+
+    def post_norm(self, layer: int, part: str) -> NormWeights | None:
+        """The norm between a sublayer's output and the residual stream (Gemma 2 and 3, OLMo 2), or None.
+
+        Args:
+            part: "attn" or "mlp".
+        """
+        name = {"attn": "ln1_post", "mlp": "ln2_post"}[part]
+        module = getattr(self.tl.blocks[layer], name, None)
+        return None if module is None else self._norm(module, f"blocks.{layer}.{name}")
+
+    def _norm(self, module: Any, site: str) -> NormWeights:
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the embedding: where token ids go."""
+        return self.embed_weight().device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """dtype of the weights."""
+        return self.embed_weight().dtype
 
 
 def _filled_cache(prefix: PrefixCache, rows: int) -> DynamicCache:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -84,3 +85,8 @@ def by_length(lengths: Sequence[int], fits: Callable[[int, int, int], bool]) -> 
             stop += 1
         yield order[start:stop]
         start = stop
+
+
+def numbered(tokens: Tokens) -> Tokens:
+    """The same batch as prompts of its own, counted from 0: for interventions with values for its rows."""
+    return replace(tokens, indices=tuple(range(len(tokens))))

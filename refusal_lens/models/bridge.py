@@ -1,25 +1,23 @@
-"""The two kinds of TransformerLens model behind one small interface.
-
-Everything that differs between ``TransformerBridge`` (4.x) and ``HookedTransformer`` (3.x) is here; the rest of
-the project speaks TransformerLens's hook names and these methods only.
-"""
+"""``TransformerBridge`` (transformer-lens 4.x) as a backend."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from inspect import signature
 from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig
 
 from ..errors import ModelError
 from ..hooks.readout import NormWeights
-from .backend import Backend, HookFn, _cache_as_past_key_values, _filled_cache
-from .weights import optional_weight
+from .backend import Backend, HookFn, _cache_as_past_key_values, _filled_cache, optional_weight
+from .writing_weights import WritingWeight, core, linear, named, not_found
+
+EXPERT_OUTPUTS = ("down_proj", "w2", "fc2", "c_proj", "wo", "dense_4h_to_h", "output_linear")
 
 
 class BridgeBackend(Backend):
@@ -29,18 +27,11 @@ class BridgeBackend(Backend):
 
     def __init__(self, tl: Any):
         self.hf = tl.original_model
-        self._points: dict[str, tuple[str, Any]] = {}
+        self._points: dict[str, tuple[str, Any]] = {}  # hook points by name or alias, looked up at first use
         super().__init__(tl)
-        # The last position's slice is strided; torch then multiplies row by row and copies W_U for each (bfloat16
-        # on CPU, 32 rows, 152k tokens: 37 s instead of 0.02 s).
-        tl.unembed.register_forward_pre_hook(_contiguous_input)
-        for block in tl.blocks:
-            if hasattr(block, "attn"):
-                block.attn.register_forward_pre_hook(_cache_as_past_key_values, with_kwargs=True)
-        for module in tl.modules():
-            if hasattr(module, "_hf_autograd_forward_with_hooks"):
-                # Bound to its module, so that a deep copy's is bound to the copy's.
-                module.__dict__["_hf_autograd_forward_with_hooks"] = MethodType(_norm_unless_read, module)
+        self.module = self.hf
+        self._attentions = [block.attn for block in tl.blocks if hasattr(block, "attn")]
+        self._norms = [m for m in self._modules if hasattr(type(m), "_hf_autograd_forward_with_hooks")]
         # Its name since transformers 5.24, which warns of the old one.
         known = signature(type(self.hf).forward).parameters
         self._cache_argument = "cache" if "cache" in known else "past_key_values"
@@ -50,17 +41,40 @@ class BridgeBackend(Backend):
         self.supports_prefix = kinds == {"full_attention"} and not getattr(config, "use_sliding_window", False)
         if getattr(config, "sliding_window", None) and not getattr(config, "layer_types", None):
             self.supports_prefix = False
-        self._blocks_return_tuples = self._returns_tuple()
+        self._blocks_return_tuples: bool | None = None  # seen in the first pass
 
-    def _hook_names(self) -> list[str]:
-        aliases = getattr(self.tl, "hook_aliases", {})
-        return [*self.tl.hook_dict, *aliases]
+    @contextmanager
+    def _passing(self) -> Iterator[None]:
+        """Make the bridge fast, and right under transformers 5.24, during a pass; afterwards it is as it was."""
+        with super()._passing(), ExitStack() as stack:
+            # The last position's slice is strided; torch then multiplies row by row and copies W_U for each (bfloat16
+            # on CPU, 32 rows, 152k tokens: 37 s instead of 0.02 s).
+            handles = [self.tl.unembed.register_forward_pre_hook(_contiguous_input)]
+            for attention in self._attentions:
+                handles.append(attention.register_forward_pre_hook(_cache_as_past_key_values, with_kwargs=True))
+            if self._blocks_return_tuples is None:
+                handles.append(self.layers[0].register_forward_hook(self._see_tuple))
+            for handle in handles:
+                stack.callback(handle.remove)
+            name = "_hf_autograd_forward_with_hooks"
+            fresh = [norm for norm in self._norms if name not in norm.__dict__]  # a pass within a pass: none
+            for norm in fresh:
+                norm.__dict__[name] = MethodType(_norm_unless_read, norm)
+                stack.callback(norm.__dict__.pop, name)
+            yield
 
-    def hooks(self, hooks):
+    def _see_tuple(self, module: Any, args: Any, output: Any) -> None:
+        self._blocks_return_tuples = isinstance(output, tuple)
+
+    def _run(self, **call: Any) -> Tensor:
+        with self._passing():
+            return self.hf(**call).logits
+
+    def _hooks(self, hooks: Sequence[tuple[str, HookFn]]) -> AbstractContextManager:
         # TransformerLens looks all names and aliases up in every context, which costs as much as a small layer. With
         # its compatibility mode a hook is called once per alias, which is left to it.
         if getattr(self.tl, "compatibility_mode", False) or not hasattr(self.tl, "_remove_temporary_hook"):
-            return super().hooks(hooks)
+            return self.tl.hooks(fwd_hooks=list(hooks))
         return self._hooked(hooks)
 
     @contextmanager
@@ -83,6 +97,10 @@ class BridgeBackend(Backend):
             for point, handle in added:
                 tl._remove_temporary_hook(point, "fwd", handle)
             tl.context_level -= 1
+
+    def _hook_names(self) -> list[str]:
+        aliases = getattr(self.tl, "hook_aliases", {})
+        return [*self.tl.hook_dict, *aliases]
 
     def _norm(self, module: Any, site: str) -> NormWeights:
         rms, weight = bool(module.uses_rms_norm), optional_weight(module, "weight")
@@ -113,10 +131,8 @@ class BridgeBackend(Backend):
             extra["position_ids"] = (full.long().cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
         if last_only:
             extra["logits_to_keep"] = 1
-        if start is None:
-            return self.hf(input_ids=ids, **extra).logits
-        with self._skipping(*start):
-            return self.hf(input_ids=ids, **extra).logits
+        with nullcontext() if start is None else self._skipping(*start):
+            return self._run(input_ids=ids, **extra)
 
     def prefix_cache(self, ids, mask=None):
         cache = DynamicCache()
@@ -125,7 +141,7 @@ class BridgeBackend(Backend):
         if mask is not None and not bool(mask.all()):
             call["attention_mask"] = mask.long()
             call["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
-        self.hf(**call)
+        self._run(**call)
         layers: list[Any] = cache.layers
         if not layers:
             raise ModelError(f"{self.kind} kept no keys and values: this transformers passes its cache another way")
@@ -146,7 +162,7 @@ class BridgeBackend(Backend):
             prefix.copies = copies
             call[self._cache_argument] = prefix
         with nullcontext() if start is None else self._skipping(*start), self._ending_at(row, end, copies):
-            return self.hf(**call).logits
+            return self._run(**call)
 
     @contextmanager
     def _ending_at(self, row: Tensor, end: Tensor, copies: int) -> Iterator[None]:
@@ -185,6 +201,8 @@ class BridgeBackend(Backend):
     @contextmanager
     def _skipping(self, layer: int, resid: Tensor) -> Iterator[None]:
         """Let blocks before ``layer`` pass ``resid`` on instead of running."""
+        if self._blocks_return_tuples is None:
+            self._run(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
         patched = list(self.layers)[:layer]
         value = (resid,) if self._blocks_return_tuples else resid
 
@@ -204,17 +222,6 @@ class BridgeBackend(Backend):
             for block in patched:
                 block.__dict__.pop("forward", None)
 
-    @torch.inference_mode()
-    def _returns_tuple(self) -> bool:
-        """Whether blocks give a tuple (older transformers), asked before anyone's hooks are there to see the pass."""
-        seen: list[bool] = []
-        handle = self.layers[0].register_forward_hook(lambda m, i, out: seen.append(isinstance(out, tuple)))
-        try:
-            self.hf(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
-        finally:
-            handle.remove()
-        return seen[0]
-
     def attribution_patch(self, clean, corrupt, metric):
         from transformer_lens.tools.analysis.attribution_patching import attribution_patch
 
@@ -223,7 +230,7 @@ class BridgeBackend(Backend):
         before = weight.requires_grad
         weight.requires_grad_(True)
         try:
-            with torch.enable_grad():
+            with self._passing(), torch.enable_grad():
                 nodes = attribution_patch(self.tl, clean, corrupt, metric).node_scores
         finally:
             weight.requires_grad_(before)
@@ -247,8 +254,52 @@ class BridgeBackend(Backend):
             eos_token_id=eos_ids or None,
             pad_token_id=pad_id,
         )
-        out = self.hf.generate(input_ids=ids, attention_mask=mask.long(), generation_config=config)
+        with self._passing():
+            out = self.hf.generate(input_ids=ids, attention_mask=mask.long(), generation_config=config)
         return out[:, ids.shape[1] :]
+
+    def end_tokens(self):
+        own = getattr(getattr(self.hf, "generation_config", None), "eos_token_id", None)
+        return {int(i) for i in (own if isinstance(own, (list, tuple)) else [own]) if i is not None}
+
+    def processed(self):
+        return bool(getattr(self.tl, "compatibility_mode", False))
+
+    def writing_weights(self, name: str) -> list[WritingWeight]:
+        found = named("embed", self.tl.embed, ("weight",), -1)
+        positions = dict(self.tl.named_children()).get("pos_embed")
+        # Rotary models may have a module of that name without a table.
+        if positions is not None and any(p.ndim == 2 for p in core(positions).parameters(recurse=False)):
+            found += named("pos_embed", positions, ("weight",), -1)
+        for layer, block in enumerate(self.tl.blocks):
+            for part, output in (("attn", "o"), ("mlp", "out")):
+                module, where = getattr(block, part, None), f"blocks.{layer}.{part}"
+                if module is None:
+                    continue
+                children = dict(module.named_children())
+                if output in children:
+                    own = linear(f"{where}.{output}", children[output])
+                else:
+                    own = _expert_outputs(where, module) if part == "mlp" else []
+                if not own:
+                    raise not_found(name, where, module)
+                found += own
+        return found
+
+
+def _expert_outputs(where: str, module: nn.Module) -> list[WritingWeight]:
+    """Output weights of a mixture of experts: stacked [expert, d_model, d_mlp] parameters, or one Linear each."""
+    found: list[WritingWeight] = []
+    for path, inner in module.named_modules():
+        label = ".".join(part for part in path.split(".") if part != "_original_component")
+        if label.split(".")[-1] in EXPERT_OUTPUTS and "weight" in inner._parameters:
+            found += linear(f"{where}.{label}", inner)
+        stacked = inner._parameters.get("down_proj")
+        if stacked is not None and stacked.ndim == 3:
+            transposed = bool(getattr(inner, "is_transposed", False))  # [expert, input, output] (gpt-oss)
+            found.append(WritingWeight(f"{where}.{label}.down_proj", inner, "down_proj", -1 if transposed else 1))
+            found += named(f"{where}.{label}", inner, ("down_proj_bias",), -1)
+    return found
 
 
 def _norm_unless_read(module: Any, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ..data.prompts import Conversation, PromptsLike, as_prompts
+from ..data.prompts import Conversation, PromptsLike, as_prompts, as_suffixes
 from ..errors import ModelError, PromptError
 from ..records.labels import REGIONS, visible
 
@@ -244,16 +244,11 @@ class ChatFormat:
             PromptError: no prompt, another number of suffixes than of prompts, or a prompt that does not fit.
         """
         instructions = as_prompts(instructions)
-        suffixes = [suffixes] * len(instructions) if isinstance(suffixes, str) else suffixes
-        if suffixes is not None and len(suffixes) != len(instructions):
-            raise PromptError(
-                f"{len(suffixes)} suffixes for {len(instructions)} prompts: give one per prompt, or one for all"
-            )
         if not len(instructions):
             raise PromptError("no prompts were given")
         encoded = [
             self.encode(text, suffix)
-            for text, suffix in zip(instructions, suffixes or [""] * len(instructions), strict=True)
+            for text, suffix in zip(instructions, as_suffixes(suffixes, len(instructions)), strict=True)
         ]
         n_post = {e.spans.template_post[1] - e.spans.template_post[0] for e in encoded}
         if len(n_post) > 1:

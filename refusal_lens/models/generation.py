@@ -56,8 +56,5 @@ def _until_end(model: Any, row: Tensor) -> list[int]:
 
 def end_tokens(tokenizer: Any, backend: Any) -> list[int]:
     """Tokens that end a reply: the tokenizer's and the checkpoint's generation config's."""
-    ids = {tokenizer.eos_token_id}
-    config = getattr(getattr(backend, "hf", None), "generation_config", None)
-    own = getattr(config, "eos_token_id", None)
-    ids |= set(own if isinstance(own, (list, tuple)) else [own])
+    ids = {tokenizer.eos_token_id} | backend.end_tokens()
     return sorted(int(i) for i in ids if i is not None)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""``HookedTransformer`` (transformer-lens 3.x and older) as a backend."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..errors import ModelError
-from .backend import _LEVELS, Backend, HookFn
+from ..hooks.readout import NormWeights
+from .backend import Backend, HookFn, optional_weight
+from .writing_weights import WritingWeight, linear, named, not_found
 
 
 class HookedTransformerBackend(Backend):
@@ -18,12 +21,10 @@ class HookedTransformerBackend(Backend):
     kind = "HookedTransformer"
 
     @contextmanager
-    def hooks(self, hooks: Sequence[tuple[str, HookFn]]) -> Iterator[None]:
-        """A context that removes its own hooks, whatever the order in which contexts are left.
-
-        TransformerLens's own removes those of the context entered last, as of the count at the time of leaving.
-        """
-        level = next(_LEVELS)
+    def _hooks(self, hooks: Sequence[tuple[str, HookFn]]) -> Iterator[None]:
+        # TransformerLens's own context removes the hooks of the one entered last, counted at the time of leaving.
+        mine = object()
+        level = id(mine)  # no other open context's, and far above the depths that TransformerLens counts
         try:
             for name, function in hooks:
                 self.tl.add_hook(name, function, level=level)
@@ -34,34 +35,70 @@ class HookedTransformerBackend(Backend):
 
     def logits(self, ids, mask, last_only=True, prefix=None, start=None, prefix_mask=None):
         if prefix is not None:
-            raise ModelError("HookedTransformer runs without a prefix cache here")
+            raise ModelError(
+                "HookedTransformer runs without a prefix cache here; load a TransformerBridge (transformer-lens 4.3)"
+            )
         kwargs: dict[str, Any] = {"return_type": "logits", "prepend_bos": False}
         if not bool(mask.all()):
             kwargs["attention_mask"] = mask.long()
             kwargs["padding_side"] = "left"
-        if start is None:
-            logits = self.tl(ids, **kwargs)
-        else:
-            logits = self.tl(start[1], start_at_layer=start[0], tokens=ids, **kwargs)
+        with self._passing():
+            if start is None:
+                logits = self.tl(ids, **kwargs)
+            else:
+                logits = self.tl(start[1], start_at_layer=start[0], tokens=ids, **kwargs)
         return logits[:, -1:] if last_only else logits
 
     def generate(self, ids, mask, max_new_tokens, eos_ids, pad_id, temperature=0.0):
         # Its generate() guesses padding from the pad token, so rows of one length go together, unpadded.
         lengths = mask.sum(-1)
         out = torch.full((len(ids), max_new_tokens), pad_id, dtype=torch.long, device=ids.device)
-        for length in lengths.unique().tolist():
-            rows = (lengths == length).nonzero()[:, 0]
-            new = self.tl.generate(
-                ids[rows, ids.shape[1] - length :],
-                max_new_tokens=max_new_tokens,
-                do_sample=temperature > 0,
-                temperature=temperature or 1.0,
-                eos_token_id=eos_ids or None,
-                stop_at_eos=bool(eos_ids),
-                use_past_kv_cache=True,
-                prepend_bos=False,
-                return_type="tokens",
-                verbose=False,
-            )[:, length:]
-            out[rows, : new.shape[1]] = new
+        with self._passing():
+            for length in lengths.unique().tolist():
+                rows = (lengths == length).nonzero()[:, 0]
+                new = self.tl.generate(
+                    ids[rows, ids.shape[1] - length :],
+                    max_new_tokens=max_new_tokens,
+                    do_sample=temperature > 0,
+                    temperature=temperature or 1.0,
+                    eos_token_id=eos_ids or None,
+                    stop_at_eos=bool(eos_ids),
+                    use_past_kv_cache=True,
+                    prepend_bos=False,
+                    return_type="tokens",
+                    verbose=False,
+                )[:, length:]
+                out[rows, : new.shape[1]] = new
         return out
+
+    def _norm(self, module: Any, site: str) -> NormWeights:
+        centred = type(module).__name__.startswith("LayerNorm")
+        return NormWeights(site, optional_weight(module, "w"), optional_weight(module, "b"), centred)
+
+    def writing_weights(self, name: str) -> list[WritingWeight]:
+        found = named("embed", self.tl.embed, ("W_E",), -1)
+        if "pos_embed" in dict(self.tl.named_children()):
+            found += named("pos_embed", self.tl.pos_embed, ("W_pos",), -1)
+        for layer, block in enumerate(self.tl.blocks):
+            for part in ("attn", "mlp"):
+                module, where = getattr(block, part, None), f"blocks.{layer}.{part}"
+                if module is None:
+                    continue
+                own = named(where, module, ("W_O", "b_O") if part == "attn" else ("W_out", "b_out"), -1)
+                if part == "mlp":
+                    own += _expert_outputs(where, module)
+                if not own:
+                    raise not_found(name, where, module)
+                found += own
+        return found
+
+
+def _expert_outputs(where: str, module: nn.Module) -> list[WritingWeight]:
+    """Output weights of a mixture of experts."""
+    found: list[WritingWeight] = []
+    for index, expert in enumerate(getattr(module, "experts", ())):
+        label = f"{where}.experts.{index}.W_out"
+        output = getattr(expert, "W_out", None)
+        one = isinstance(output, nn.Linear)
+        found += linear(label, output) if one else named(label, expert, ("W_out", "b_out"), -1)
+    return found

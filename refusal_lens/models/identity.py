@@ -13,7 +13,7 @@ from ..records.direction import Direction
 
 def basis_of(tl: Any, backend: Any) -> str:
     """ "raw" for the model's own basis; processing that rotates or centres it gives another name."""
-    centred = bool(getattr(tl, "compatibility_mode", False)) or _writes_are_centred(backend)
+    centred = backend.processed() or _writes_are_centred(backend)
     norm = str(getattr(tl.cfg, "normalization_type", "") or "")
     # Centring changes nothing that an RMS-norm model's residual stream holds by default.
     return "centred" if centred and not norm.upper().startswith("RMS") else "raw"

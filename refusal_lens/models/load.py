@@ -15,7 +15,7 @@ from .allocator import loading
 from .model import HookedChatModel
 
 SMALL_MODEL = 50_000_000  # below this many parameters float32 costs nothing and is exact
-MAX_LAYERS = 1_000  # transformers builds all layers of a config before it reads a weight
+DENSEST = 16  # more parameters per byte than any checkpoint has: transformers allocates what a config asks for first
 
 
 def load_model(
@@ -66,11 +66,13 @@ def load_model(
                 "use the chat ('instruct') version"
             )
         config = _load(name, "config", folder, **kwargs)
-        _check_config(name, folder, config)
+        if isinstance(folder, Path):
+            _check_folder(folder, gguf, config)
         hf = _load(
             name,
             "model",
             folder,
+            config=None if gguf else config,
             dtype=_dtype(dtype, device, config, gguf),
             device_map=device_map,
             attn_implementation="eager",
@@ -88,7 +90,7 @@ def _boot(name: str, folder: str | Path, hf: Any, tokenizer: Any, device: str | 
     """A bridge around ``hf``, or around its text model: TransformerLens installs packages for other modalities."""
     from transformer_lens.model_bridge import TransformerBridge
 
-    text = _text_model(name, hf).eval()
+    text = _text_model(name, hf)
     if not text.config.architectures:
         text.config.architectures = [type(text).__name__]
     try:
@@ -121,7 +123,7 @@ def _text_model(name: str, hf: Any) -> Any:
     alone.set_output_embeddings(hf.get_output_embeddings())
     alone.config.name_or_path, alone.config.architectures = hf.config.name_or_path, [type(alone).__name__]
     alone.generation_config = hf.generation_config
-    return alone
+    return alone.eval()
 
 
 def _device(asked: str | None) -> str:
@@ -138,16 +140,22 @@ def _device(asked: str | None) -> str:
     return device
 
 
-def _check_config(name: str, folder: str | Path, config: Any) -> None:
-    """Refuse an index that points out of its folder, and a config that would be built for hours.
+def _check_folder(folder: Path, gguf: str | None, config: Any) -> None:
+    """Refuse an index that points out of its folder, and a config of a far larger model than the files hold.
 
     Raises:
         ModelError: naming the file or the number.
     """
-    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    if isinstance(layers, int) and layers > MAX_LAYERS:
-        raise ModelError(f"the config of {name} has num_hidden_layers {layers}: it is damaged; download it again")
-    for index in Path(folder).glob("*.index.json") if isinstance(folder, Path) else ():
+    files = [folder / gguf] if gguf else [f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin", ".pt")]
+    text, held = config.get_text_config(), sum(file.stat().st_size for file in files)
+    sizes = [getattr(text, n, 0) for n in ("hidden_size", "intermediate_size", "num_hidden_layers")]
+    width, inner, layers = (size if isinstance(size, int) else 0 for size in sizes)
+    asked = _parameters(config) + 2 * width * inner * layers
+    if files and asked > DENSEST * held:
+        raise ModelError(
+            f"the config of {folder.name} asks for {asked:,} parameters, and its weights are {held:,} bytes"
+        )
+    for index in folder.glob("*.index.json"):
         try:
             shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
@@ -290,5 +298,5 @@ def native_dtype(device: str) -> torch.dtype:
 
 def _parameters(config: Any) -> int:
     text = config.get_text_config()
-    width = int(getattr(text, "hidden_size", 0) or 0)
-    return width * (12 * width * int(getattr(text, "num_hidden_layers", 0) or 0) + int(text.vocab_size or 0))
+    width, layers, rows = (getattr(text, n, 0) or 0 for n in ("hidden_size", "num_hidden_layers", "vocab_size"))
+    return int(width * (12 * width * layers + rows))

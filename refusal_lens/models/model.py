@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..data.prompts import PromptsLike
-from ..errors import ConcurrentUseError, ModelError, PromptError
-from ..hooks.base import Intervention
+from ..errors import ConcurrentUseError, InterventionError, ModelError, PromptError
+from ..hooks.base import Where, scopes
 from ..hooks.readers import Cache, NextLogits, Reader, Rows
 from ..progress import Progress, silent
 from ..records.direction import Direction
 from .backend import Backend, PrefixCache
+from .backends import backend_of, lock_of
 from .batching import length_batches
-from .bridge import BridgeBackend
 from .chat import ChatFormat, Tokens
 from .generation import end_tokens, generate
 from .health import check_unhooked, check_weights, check_writes
-from .hooked_transformer import HookedTransformerBackend
 from .identity import basis_of, check_direction, fingerprint_of
 from .running import one_pass, run_readers, running
-from .writing_weights import WritingWeight, writing_weights
-
-_LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
-_LOCKS_LOCK = threading.Lock()
+from .writing_weights import WritingWeight, check_editable
 
 
-def _lock_of(tl: Any) -> threading.RLock:
-    """One lock for a TransformerLens model, however many wrappers there are around it: hooks live on its modules."""
-    with _LOCKS_LOCK:
-        return _LOCKS.setdefault(tl, threading.RLock())
-
-
+# One per TransformerLens model, however many wrappers there are around it: hooks live on its modules.
 class HookedChatModel:
     """A TransformerLens model with its tokenizer's chat template (wraps either backend).
 
@@ -72,13 +61,14 @@ class HookedChatModel:
         self.name = name or str(getattr(tl.cfg, "model_name", "") or "model")
         self.chat = ChatFormat(self.tokenizer, system)
         self.running: Tokens | None = None  # the padded batch under way, for interventions that ask for positions
+        self._places: list[Where] = []
         self.packs: bool | None = None  # whether packed prompts give the same; measured at first use
-        self._lock = _lock_of(tl)
+        self._lock = lock_of(tl)
         for size in ("n_layers", "n_heads", "d_model", "d_head", "d_vocab", "n_ctx"):
             setattr(self, size, getattr(self.backend, size))
         if check:
             self.check_unhooked()
-            check_weights(getattr(self.backend, "hf", self.tl), self.name)
+            check_weights(self.backend.module, self.name)
             self.check_writes()
 
     n_layers: int
@@ -93,6 +83,19 @@ class HookedChatModel:
             f"HookedChatModel({self.name!r}, {self.backend.kind}, n_layers={self.n_layers}, d_model={self.d_model}, "
             f"n_heads={self.n_heads}, {str(self.dtype).removeprefix('torch.')} on {self.device}, basis={self.basis!r})"
         )
+
+    def close(self) -> None:
+        """Leave the TransformerLens model as it was: contexts of ``hooks`` that are still open are left.
+
+        Between two passes nothing else of a wrapper is on it; what TransformerLens notes in its passes stays.
+        """
+        self.backend.close()
+
+    def __enter__(self) -> HookedChatModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # -- identity -------------------------------------------------------------------------------------------
     @property
@@ -139,23 +142,54 @@ class HookedChatModel:
             self._lock.release()
 
     @contextmanager
-    def hooks(self, *interventions: Intervention | tuple[str, Callable]) -> Iterator[HookedChatModel]:
+    def hooks(self, *interventions: Any) -> Iterator[HookedChatModel]:
         """Interventions active inside the ``with``; contexts nest, and leaving restores, also after an exception.
 
         Args:
-            interventions: ``Ablate``, ``Add``, ... or plain (hook name, function) pairs in TransformerLens's
-                names; functions get (tensor, hook) and return a new tensor.
+            interventions: ``Ablate``, ``Orthogonalize``, ... (edits of weights are entered first), or plain (hook name,
+                function) pairs in TransformerLens's names; functions get (tensor, hook) and return a new tensor.
 
         Raises:
-            ModelError: for a hook name that this model does not have.
+            ModelError: a hook name that this model does not have.
+            InterventionError: layers that this model does not have, or positions that no prompt had (on leaving).
+
+        Example:
+            >>> import refusal_lens as rl
+            >>> model = rl.load_model("organism")
+            >>> with model.hooks(("blocks.1.hook_mlp_out", lambda x, hook: 0 * x)):
+            ...     logits = model.last_logits(["How do I pick a lock?"])
         """
-        pairs: list[tuple[str, Callable]] = []
-        for item in interventions:
-            pairs += [item] if isinstance(item, tuple) else item.hooks(self)
-        for name, _ in pairs:
-            self._check_hook(name)
-        with self.exclusive(), self.backend.hooks(pairs):
-            yield self
+        with ExitStack() as stack:
+            hooked = []
+            for item in interventions:
+                if isinstance(item, tuple) or hasattr(item, "hooks"):
+                    hooked.append(item)
+                elif hasattr(item, "applied"):
+                    stack.enter_context(item.applied(self))
+                else:
+                    raise InterventionError(
+                        f"a {type(item).__name__} is no intervention: give Ablate, Add, ... or (name, function) pairs"
+                    )
+            pairs: list[tuple[str, Callable]] = []
+            for item in hooked:
+                pairs += [item] if isinstance(item, tuple) else item.hooks(self)
+            for name, _ in pairs:
+                self._check_hook(name)
+            places = list(scopes(pairs))
+            stack.enter_context(self.exclusive())
+            stack.enter_context(self.backend.hooks(pairs))
+            self._places += places
+            try:
+                yield self
+            finally:
+                self._places = [place for place in self._places if place not in places]
+        for place in places:
+            place.check()
+
+    @property
+    def counts_positions(self) -> bool:
+        """Whether an active intervention acts at some positions only, so that passes must know their prompts."""
+        return bool(self._places)
 
     def _check_hook(self, name: str) -> None:
         if not self.backend.has_hook(name):
@@ -253,9 +287,7 @@ class HookedChatModel:
             >>> model.run("How do I bake bread?", read=logits)[logits].shape[0]
             1
         """
-        readers = [read] if isinstance(read, Reader) else list(read)
-        active = list(under) if isinstance(under, (list, tuple)) else [under]
-        return run_readers(self, prompts, suffixes, readers, active, pack, engine, progress, on_batch)
+        return run_readers(self, prompts, suffixes, read, under, pack, engine, progress, on_batch)
 
     def last_logits(self, prompts: PromptsLike | Tokens, suffixes: Any = None) -> Tensor:
         """Next-token logits after each prompt, [prompt, vocab], in the order given."""
@@ -343,7 +375,9 @@ class HookedChatModel:
         """
         # Who asks for them may edit them, and both are cached at first use: they must be those of the whole weights.
         _ = self.fingerprint, self.basis
-        return writing_weights(self.backend, self.name)
+        found = self.backend.writing_weights(self.name)
+        check_editable(found, self.name)
+        return found
 
     # -- the check at load ----------------------------------------------------------------------------------
     def check_unhooked(self) -> None:
@@ -364,19 +398,3 @@ class HookedChatModel:
             ModelError: naming the layer and hook that does not fit.
         """
         return check_writes(self)
-
-
-def backend_of(tl: Any) -> Backend:
-    """Wrap a TransformerLens model by its kind.
-
-    Raises:
-        ModelError: for anything else.
-    """
-    kinds = {"TransformerBridge": BridgeBackend, "HookedTransformer": HookedTransformerBackend}
-    for cls in type(tl).__mro__:
-        if cls.__name__ in kinds:
-            return kinds[cls.__name__](tl)
-    raise ModelError(
-        f"a {type(tl).__name__} is neither a TransformerBridge nor a HookedTransformer; use load_model for a "
-        "Hugging Face id, a folder or a .gguf file"
-    )

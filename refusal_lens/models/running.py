@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.prompts import PromptsLike, as_prompts
+from ..data.prompts import PromptsLike, as_prompts, as_suffixes
 from ..errors import ModelError, PromptError
 from ..hooks.base import HookFn, Hooks, Model
 from ..hooks.readers import Reader, Rows
@@ -79,7 +79,7 @@ def read(
     """Make the passes that ``tokens`` need, for readers that keep what they read (no copies are made)."""
     # Where positions matter to an intervention, it must find them in padded rows.
     pack = pack and all(reader.can_pack for reader in readers)
-    pack = pack and all(getattr(item, "positions", None) is None for item in under)
+    pack = pack and not any(getattr(item, "counts_positions", False) for item in under)
     passes = plan(model, tokens, pack)
     if pack:
         passes = iter(list(passes))  # the plan is made without the hooks that come now
@@ -108,7 +108,7 @@ class _Read:
     def prepare(self, model: Model) -> None:
         """Items share nothing."""
 
-    def run(self, model: Model, state: None, item: tuple[list[str], str | list[str] | None]) -> dict[str, Tensor]:
+    def run(self, model: Model, state: None, item: tuple[list[str], list[str] | None]) -> dict[str, Tensor]:
         """What each reader kept of the prompts of ``item``."""
         readers = [copy.copy(reader) for reader in self.readers]
         with torch.inference_mode():
@@ -120,14 +120,16 @@ def run_readers(
     model: Model,
     prompts: PromptsLike | Tokens,
     suffixes: str | Sequence[str] | None,
-    readers: Sequence[Reader],
-    under: Sequence[Any],
+    wanted: Reader | Sequence[Reader],
+    under: Any,
     pack: bool,
     engine: Any,
     progress: Progress = silent,
     on_batch: Callable[[int], None] | None = None,
 ) -> Rows:
     """``HookedChatModel.run``."""
+    readers = [wanted] if isinstance(wanted, Reader) else list(wanted)
+    under = list(under) if isinstance(under, (list, tuple)) else [under]
     tokens = prompts if isinstance(prompts, Tokens) else model.tokenize(prompts, suffixes)
     tokens = replace(tokens, indices=tuple(range(len(tokens))))  # a batch of other prompts is a list of its own
     copies = [copy.copy(reader) for reader in readers]
@@ -144,13 +146,11 @@ def run_readers(
         if isinstance(prompts, Tokens):
             raise PromptError("an engine takes prompts as text, not tokens")
         texts = as_prompts(prompts)
+        after = None if suffixes is None else as_suffixes(suffixes, len(texts))
         for reader in copies:
             reader.begin(model, tokens)
         starts = range(0, len(texts), SHARD)
-        items = [
-            (texts[i : i + SHARD], suffixes if isinstance(suffixes, str | None) else list(suffixes[i : i + SHARD]))
-            for i in starts
-        ]
+        items = [(texts[i : i + SHARD], None if after is None else after[i : i + SHARD]) for i in starts]
         work = _Read(tuple(readers), tuple(under), pack)
         found = engine.each("read", work, items, lambda index: advance(len(items[index][0])))
         for start, (some, _), values in zip(starts, items, found, strict=True):

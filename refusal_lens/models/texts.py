@@ -80,7 +80,7 @@ def scored_batches(model: HookedChatModel, texts: Sequence[Scored]) -> Iterator[
     budget = max(1, LOGIT_ENTRIES // model.d_vocab)
     lengths = [len(text.ids) for text in texts]
     for rows in by_length(lengths, lambda n, width, real: n <= 64 and n * width <= budget):
-        spans = [no_regions(lengths[i]) for i in rows]
+        spans = [no_regions(texts[i].first) for i in rows]
         yield padded([texts[i].ids for i in rows], spans, model.chat.pad_id, rows).to(model.device)
 
 

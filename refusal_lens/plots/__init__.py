@@ -8,6 +8,7 @@ _HOMES = (
     "attribution.figures",
     "attribution.views",
     "hijacking.figures",
+    "hijacking.views",
     "behaviour.figures",
     "exactness.figures",
 )

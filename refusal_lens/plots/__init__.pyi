@@ -3,12 +3,12 @@ from ..attribution.figures import plot_causal_check as plot_causal_check
 from ..attribution.figures import plot_components as plot_components
 from ..attribution.figures import plot_head as plot_head
 from ..attribution.figures import plot_head_contributions as plot_head_contributions
-from ..attribution.figures import plot_head_report as plot_head_report
 from ..attribution.figures import plot_head_tokens as plot_head_tokens
 from ..attribution.figures import plot_patching as plot_patching
 from ..attribution.figures import plot_propagation as plot_propagation
 from ..attribution.figures import plot_sources as plot_sources
 from ..attribution.figures import plot_sources_by_region as plot_sources_by_region
+from ..attribution.figures import plot_top_heads as plot_top_heads
 from ..attribution.views import attention_view as attention_view
 from ..attribution.views import tokens_view as tokens_view
 from ..behaviour.figures import plot_evaluation as plot_evaluation
@@ -24,7 +24,6 @@ from ..direction.figures import plot_subspaces as plot_subspaces
 from ..direction.figures import plot_system_prompts as plot_system_prompts
 from ..direction.figures import plot_trace as plot_trace
 from ..exactness.figures import plot_certificate as plot_certificate
-from ..hijacking.figures import attention_pair_view as attention_pair_view
 from ..hijacking.figures import plot_attention_positions as plot_attention_positions
 from ..hijacking.figures import plot_attention_regions as plot_attention_regions
 from ..hijacking.figures import plot_causal_tests as plot_causal_tests
@@ -35,3 +34,4 @@ from ..hijacking.figures import plot_suffix_heads as plot_suffix_heads
 from ..hijacking.figures import plot_suffix_ranking as plot_suffix_ranking
 from ..hijacking.figures import plot_suffix_trace as plot_suffix_trace
 from ..hijacking.figures import plot_token_effects as plot_token_effects
+from ..hijacking.views import attention_pair_view as attention_pair_view

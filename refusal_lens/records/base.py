@@ -1,47 +1,94 @@
-"""Every result as a frozen dataclass of tensors and labels, saved without pickle.
+"""Results: frozen dataclasses of tensors and labels, saved without pickle.
 
-A record with tensors is one ``.safetensors`` file whose header holds the rest as JSON; a record without
-tensors is a ``.json`` file. Files are written beside their place and renamed, so a reader never meets half a
-file. Reading trusts nothing: every field is compared with its annotation before a record is made.
+A record with tensors is one ``.safetensors`` file whose header holds the rest as JSON; a record without tensors is a
+``.json`` file. Each file is written under another name and then renamed, so a reader never sees half a file. Every
+field is compared with its annotation before a record is made, because files may come from anywhere.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import itertools
 import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
+import pandas as pd
 import safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from ..errors import ResultError
+from ..errors import LabelError, ResultError
 from ..stats import Interval, Rate
-from .fields import misfit
+from .axes import SAMPLES, Labelled, Selected, as_html
+from .fields import axes_of, axis_names, misfit
 from .files import write_atomically
+from .labels import index_of
 
 SCHEMA_VERSION = 1
 _REGISTRY: dict[str, type] = {"Rate": Rate, "Interval": Interval}
+_FIGURES: dict[type, dict[str, Callable[..., Any]]] = {}
 R = TypeVar("R", bound="Record")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Misfit(ValueError):
     """A value that its field does not take."""
 
 
-class Record:
-    """Base of all records: ``save``, ``load``, and a place in the registry by class name."""
+class Record(Labelled):
+    """Base of all records.
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    Annotations name the axes of tensors (``Float[Tensor, "layer head prompt"]``): ``sizes``, ``sel``, ``to_frame``
+    and the one-line repr follow from them. Class keywords say the rest:
+
+        class TopHeads(Record, axes={"prompt": "prompts"}, formerly="TopHeads", renamed={"report": "reported"})
+
+    Args:
+        axes: field, property or tuple that holds the labels of an axis.
+        also: properties or methods without arguments that return tensors and are selected with the fields.
+        formerly: name of the class in older result folders.
+        renamed: name of a field in older result folders -> its name.
+        figures: module that draws the class; "figures" beside its own module if not given.
+    """
+
+    _axes: ClassVar[dict[str, Any]] = {}
+    _also: ClassVar[tuple[str, ...]] = ()
+    _renamed: ClassVar[dict[str, str]] = {}
+    _drawn_by: ClassVar[str] = ""
+
+    def __init_subclass__(
+        cls,
+        axes: dict[str, Any] | None = None,
+        also: tuple[str, ...] = (),
+        formerly: str = "",
+        renamed: dict[str, str] | None = None,
+        figures: str = "",
+        **kwargs: Any,
+    ) -> None:
         super().__init_subclass__(**kwargs)
         _REGISTRY[cls.__name__] = cls
+        if formerly:
+            _REGISTRY[formerly] = cls
+        cls._axes, cls._also, cls._renamed = axes or {}, also, renamed or {}
+        package = cls.__module__.rpartition(".")[0]
+        cls._drawn_by = figures or (f"{package}.figures" if package else "")
+        if "__repr__" not in vars(cls):  # the decorator of dataclasses would print tensors
+            cls.__repr__ = Record.__repr__  # type: ignore[method-assign]
 
-    def save(self, path: str | Path) -> Path:
-        """Write the record; the suffix (``.safetensors`` or ``.json``) is put on if missing, and returned."""
+    def save(self, path: str | Path, keys: Sequence[str] = ()) -> Path:
+        """Write the record; the suffix (``.safetensors`` or ``.json``) is appended if missing. Returns the path.
+
+        Args:
+            path: where.
+            keys: content keys that ``Store`` files it under.
+        """
         tensors: dict[str, Tensor] = {}
-        document = {"schema": SCHEMA_VERSION, "record": _encode(self, "", tensors)}
+        filed = {"keys": list(keys)} if keys else {}
+        document = {"schema": SCHEMA_VERSION, **filed, "record": _encode(self, "", tensors)}
         target = _with_suffix(Path(path), ".safetensors" if tensors else ".json")
         if tensors:
             header = {"refusal_lens": json.dumps(document, allow_nan=False)}
@@ -55,16 +102,129 @@ class Record:
         """Read what ``save`` wrote.
 
         Raises:
-            ResultError: if the file is missing, broken, or holds another kind of record.
+            ResultError: the file is missing, broken, or holds another kind of record.
         """
         return load_record(path, cls)
 
+    def to_json(self) -> Any:
+        """Plain JSON: NaN and infinity as null."""
+        return to_json(self)
 
-def load_record(path: str | Path, kind: type[R]) -> R:
+    def _axis_names(self) -> dict[str, tuple[str, ...]]:
+        return self._own_axes() | {name: _returned_axes(type(self), name) for name in self._also}
+
+    @classmethod
+    def _own_axes(cls) -> dict[str, tuple[str, ...]]:
+        return axis_names(cls)  # type: ignore[arg-type]  # of dataclasses mypy asks for a hash of instances
+
+    def _tensor(self, name: str) -> Tensor | None:
+        value = getattr(self, name)
+        return value() if callable(value) else value
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Size of each axis by its name."""
+        found: dict[str, int] = {}
+        for name, axes in self._own_axes().items():
+            x = getattr(self, name)
+            found |= {} if x is None else {a: n for a, n in zip(axes, x.shape, strict=True) if a not in found}
+        return {axis: size for axis, size in found.items() if axis.isidentifier()}
+
+    def _axis_labels(self, axis: str) -> Sequence[Any] | None:
+        labels = self._axes.get(axis)
+        return getattr(self, labels) if isinstance(labels, str) else labels
+
+    def sel(self, *label: Any, **labels: Any) -> Selected:
+        """Select the values at labels; see ``Labelled.sel``. A record without tensors gives the rows of its table."""
+        if self._own_axes():
+            return super().sel(*label, **labels)
+        return Selected.of_rows(type(self).__name__, self.to_frame(), label, labels)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per label of all axes but the prompts': mean over prompts, bootstrap 95% interval, n.
+
+        A record without prompts gives one row per field.
+        """
+        return self._head(None)
+
+    def _head(self, rows: int | None) -> pd.DataFrame:
+        """The first rows of ``to_frame``, without the cost of the others where that can be."""
+        if type(self).to_frame is not Record.to_frame:
+            return self.to_frame()[:rows]
+        if any(set(axes) & set(SAMPLES) for axes in self._axis_names().values()):
+            return pd.DataFrame(list(itertools.islice(self._rows(), rows)))
+        fields = [(f.name, _short(getattr(self, f.name))) for f in dataclasses.fields(self)]  # type: ignore[arg-type]
+        return pd.DataFrame(fields, columns=["field", "value"])
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{axis} {size}" for axis, size in self.sizes.items())
+        if not inside:
+            values = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))  # type: ignore[arg-type]
+            inside = ", ".join(f"{name} {_short(value)}" for name, value in values if value not in (None, "", ()))
+        return f"{type(self).__name__}({inside if len(inside) <= 200 else inside[:199] + '…'})"
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self), self._head(8))
+
+    def plot(self, kind: str | None = None, **options: Any) -> Any:
+        """Draw the record: a Plotly figure.
+
+        Args:
+            kind: which figure; the record's main figure if None.
+            options: passed to the figure's function.
+
+        Raises:
+            LabelError: there is no such figure; the message lists those there are.
+        """
+        if self._drawn_by and importlib.util.find_spec(self._drawn_by) is not None:
+            importlib.import_module(self._drawn_by)
+        figures = _FIGURES.get(type(self), {})
+        name = type(self).__name__
+        if not figures:
+            raise LabelError(f"a {name} has no figure of its own; its numbers are in to_frame()")
+        return figures[list(figures)[index_of(tuple(figures), kind or next(iter(figures)), "figure", f"a {name}")]](
+            self, **options
+        )
+
+
+def figure(kind: str, *records: type[Record]) -> Callable[[F], F]:
+    """Register a function as the figure ``kind`` of record classes; the first one of a class is its main figure.
+
+    Args:
+        kind: its name for ``plot``.
+        records: classes of the function's first argument.
+    """
+
+    def register(function: F) -> F:
+        for cls in records:
+            _FIGURES.setdefault(cls, {})[kind] = function
+        return function
+
+    return register
+
+
+def _returned_axes(cls: type, name: str) -> tuple[str, ...]:
+    found = getattr(cls, name)
+    return axes_of(get_type_hints(found.fget if isinstance(found, property) else found)["return"])
+
+
+def _short(value: Any) -> str:
+    """A field's value in a few words; of tensors the shape, of collections the length."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, (tuple, dict)):
+        return f"[{len(value)}]"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = repr(value) if isinstance(value, (str, Record)) else str(value)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def load_record(path: str | Path, kind: type[R], key: str | None = None) -> R:
     """Read a record of one kind from its file (the suffix may be left out).
 
     Raises:
-        ResultError: if the file is missing, broken, or holds another kind of record.
+        ResultError: the file is missing, broken, holds another kind of record, or is not filed under ``key``.
     """
     target, document, tensors = _read(Path(path))
     try:
@@ -73,6 +233,8 @@ def load_record(path: str | Path, kind: type[R]) -> R:
                 f"{target} has schema {document['schema']}, and this version reads 1 to {SCHEMA_VERSION}: a newer "
                 "refusal_lens wrote it, or the file is damaged"
             )
+        if key is not None and key not in document.get("keys", ()):
+            raise ResultError(f"{target} was made from other inputs")
         record = _decode(document["record"], tensors)
     except ResultError:
         raise
@@ -136,9 +298,11 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
     if "$float" in value:
         return float(value["$float"])
     if "$record" in value:
-        cls = _REGISTRY[value["$record"]]
+        cls: Any = _REGISTRY[value["$record"]]
         known = {f.name for f in dataclasses.fields(cls)}
-        values = {k: _decode(v, tensors) for k, v in value.items() if k in known}
+        renamed: dict[str, str] = getattr(cls, "_renamed", {})
+        named = ((renamed.get(k, k), v) for k, v in value.items())
+        values = {k: _decode(v, tensors) for k, v in named if k in known}
         if wrong := misfit(cls, values):
             raise _Misfit(wrong)
         return cls(**values)
@@ -146,7 +310,7 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def to_json(value: Any) -> Any:
-    """A plain-JSON view of a record (no tensors)."""
+    """Plain JSON of records, dictionaries and sequences without tensors: NaN and infinity as null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):

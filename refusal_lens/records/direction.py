@@ -1,4 +1,4 @@
-"""TODO."""
+"""Directions and subspaces of the residual stream."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from torch import Tensor
 from ..errors import DirectionError
 from ..tensors import cosine, random_unit
 from .base import Record
-
-# --- the central records -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,28 @@ class Direction(Record):
     def label(self) -> str:
         """E.g. ``(-1, 12)``: position and layer."""
         return f"({self.pos}, {self.layer})"
+
+
+@dataclass(frozen=True)
+class Subspace(Record):
+    """Orthonormal directions, the most important first.
+
+    Attributes:
+        vectors: [k, d_model], float64, rows orthonormal.
+        kind: "pca", "repeated" or "random".
+        reference: the direction whose position, layer, basis and model it shares.
+    """
+
+    vectors: Float[Tensor, "k d_model"]
+    kind: str
+    reference: Direction
+
+    def first(self, k: int) -> Subspace:
+        """Its first ``k`` directions."""
+        return dataclasses.replace(self, vectors=self.vectors[:k])
+
+    def __len__(self) -> int:
+        return len(self.vectors)
 
 
 def as_direction(value: Any) -> Direction:

@@ -1,7 +1,8 @@
-"""Whether values fit the annotations of a dataclass: what stands between a file of unknown origin and a record."""
+"""Field annotations of a record: validate values from untrusted files, and name the axes of tensors."""
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections.abc import Mapping
 from functools import lru_cache
@@ -11,9 +12,9 @@ from jaxtyping import jaxtyped
 
 
 def misfit(cls: type, values: Mapping[str, Any]) -> str:
-    """What of ``values`` does not fit the fields of ``cls``, in words; "" if everything does.
+    """Say which of ``values`` does not fit its field of ``cls``; "" if all fit.
 
-    Types are compared as annotated; tensors by dtype and shape, where one name stands for one size throughout
+    Types are compared as annotated; tensors by dtype and shape, where one axis name stands for one size throughout
     (``Float[Tensor, "pos layer"]`` in two fields: the same sizes in both).
     """
     hints = _hints(cls)
@@ -24,6 +25,22 @@ def misfit(cls: type, values: Mapping[str, Any]) -> str:
                 what = type(value).__name__ + (f" of shape {tuple(shape)}" if shape is not None else "")
                 return f"{cls.__name__}.{name} is a {what}, which does not fit"
     return ""
+
+
+@lru_cache(maxsize=256)
+def axis_names(cls: type) -> dict[str, tuple[str, ...]]:
+    """Axis names of each tensor field: ``Float[Tensor, "layer head"]`` gives ("layer", "head")."""
+    hints = _hints(cls)
+    found = {f.name: axes_of(hints[f.name]) for f in dataclasses.fields(cls)}
+    return {name: axes for name, axes in found.items() if axes}
+
+
+def axes_of(hint: Any) -> tuple[str, ...]:
+    """Axis names of one annotation; () if it is not a tensor's."""
+    for option in get_args(hint) or (hint,):
+        if hasattr(option, "dim_str"):
+            return tuple(option.dim_str.split())
+    return ()
 
 
 @lru_cache(maxsize=256)

@@ -7,11 +7,14 @@ says that it is unfinished (``.NAME.xxxxxxxx.part``), which the next run removes
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -48,6 +51,17 @@ def write_atomically(path: Path, content: bytes) -> None:
             error.filename = str(path)  # a write that fails names no file, and a temporary name helps nobody
         raise
     _flush_folder(path.parent)
+
+
+def plain_json(value: Any) -> Any:
+    """A plain-JSON view of dataclasses, mappings and sequences; a number that is not finite is None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): plain_json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_json(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def file_digest(path: Path) -> str:

@@ -1,8 +1,17 @@
-"""TODO."""
+"""Names of heads, regions, conditions and tokens (read without torch, for the command line's help)."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import LabelError
+
+EFFECTS = ("ablation", "addition", "subtraction", "orthogonalized")
+CONDITIONS = ("baseline", *EFFECTS, *(f"random_{name}" for name in EFFECTS))  # each beside a random direction
 REGIONS = ("bos", "template_pre", "instruction", "suffix", "template_post")
+Head = tuple[int, int]
 
 
 def visible(text: str) -> str:
@@ -10,9 +19,43 @@ def visible(text: str) -> str:
     return text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
 
 
-Head = tuple[int, int]
-
-
 def head_label(layer: int, head: int) -> str:
     """``L12H7``, TransformerLens's way of naming a head."""
     return f"L{layer}H{head}"
+
+
+def as_head(head: Head | str) -> Head:
+    """(layer, head) of ``"L12H7"`` or of a pair.
+
+    Raises:
+        LabelError: the text names no head.
+    """
+    if not isinstance(head, str):
+        layer, index = head
+        return int(layer), int(index)
+    if match := re.fullmatch(r"L(\d+)H(\d+)", head):
+        return int(match[1]), int(match[2])
+    raise LabelError(f"{head!r} names no head; write layer and head as in 'L12H7'")
+
+
+def index_of(labels: Sequence[Any], label: Any, what: str, owner: str = "it") -> int:
+    """Position of ``label`` in ``labels``.
+
+    Args:
+        what: noun for a label, for the error ("condition").
+        owner: what holds the labels, for the error.
+
+    Raises:
+        LabelError: there is none; the message lists those there are.
+    """
+    if label in labels:
+        return labels.index(label)
+    raise LabelError(f"there is no {what} {label!r}; {owner} has {listed(labels)}")
+
+
+def listed(labels: Sequence[Any], limit: int = 12) -> str:
+    """Labels in a sentence: the first ``limit``, long ones cut, and how many there are."""
+    if isinstance(labels, range) and len(labels) > 3:
+        return f"{labels[0]} to {labels[-1]}"
+    short = [text if len(text) <= 40 else text[:39] + "…" for text in map(str, labels[:limit])]
+    return (", ".join(short) or "none") + (f", … ({len(labels)} in all)" if len(labels) > limit else "")

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Results about refusing: refusal tokens, replies by condition, the refusal metric."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ..records.base import Record
-from ..stats import Interval
+from ..records.labels import index_of
+from ..stats import Interval, Rate, columns, rate
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Completion(Record):
 
 
 @dataclass(frozen=True)
-class Completions(Record):
+class Completions(Record, figures="refusal_lens.behaviour.figures"):
     """Replies under one or more conditions, and the rates they give.
 
     Attributes:
@@ -59,19 +60,29 @@ class Completions(Record):
         return tuple(dict.fromkeys(item.condition for item in self.items))
 
     def of(self, condition: str) -> tuple[Completion, ...]:
-        """The completions of one condition, in prompt order."""
+        """The completions of one condition, in prompt order.
+
+        Raises:
+            LabelError: there is no such condition.
+        """
+        index_of(self.conditions, condition, "condition", "a Completions")
         return tuple(item for item in self.items if item.condition == condition)
+
+    @property
+    def rates(self) -> dict[str, Rate]:
+        """Share refused by condition, with 95% Clopper-Pearson intervals."""
+        return {name: rate([item.refused for item in self.of(name)]) for name in self.conditions}
 
     def __iter__(self) -> Iterator[Completion]:
         return iter(self.items)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a completion."""
+        """One row per completion."""
         return pd.DataFrame([dataclasses.asdict(item) for item in self.items])
 
 
 @dataclass(frozen=True)
-class Metrics(Record):
+class Metrics(Record, figures="refusal_lens.behaviour.figures"):
     """Mean refusal metric on held-out prompts by prompt set and condition, with bootstrap 95% intervals.
 
     Attributes:
@@ -83,3 +94,11 @@ class Metrics(Record):
     harmful: dict[str, Interval]
     harmful_all: dict[str, Interval]
     harmless: dict[str, Interval]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per prompt set and condition: prompts, condition, refusal_metric, low, high, n."""
+        return pd.DataFrame(
+            {"prompts": prompts, "condition": condition, **columns(found, "refusal_metric"), "n": found.n}
+            for prompts in ("harmful", "harmful_all", "harmless")
+            for condition, found in getattr(self, prompts).items()
+        )

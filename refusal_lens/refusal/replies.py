@@ -11,7 +11,8 @@ import torch
 from ..data.prompts import PromptsLike, as_prompts
 from ..engines.base import Engine
 from ..errors import ModelError
-from ..hooks.conditions import Conditions, Edit, active
+from ..hooks.base import Intervention
+from ..hooks.conditions import Conditions
 from ..models.chat import Tokens
 from ..models.model import HookedChatModel
 from ..stats import Rate, rate
@@ -25,7 +26,7 @@ BATCH = 32  # prompts decoded together
 class _Replies:
     """Replies under interventions, as work for an engine."""
 
-    under: tuple[Edit, ...]
+    under: tuple[Intervention, ...]
     max_new_tokens: int
     batch_size: int
 
@@ -34,7 +35,7 @@ class _Replies:
 
     def run(self, model: HookedChatModel, state: None, item: Sequence[str]) -> list[str]:
         """A reply to each prompt of ``item``."""
-        with active(model, self.under):
+        with model.hooks(*self.under):
             return model.generate(item, self.max_new_tokens, batch_size=self.batch_size)
 
 
@@ -43,7 +44,7 @@ def replies(
     prompts: PromptsLike | Tokens,
     max_new_tokens: int = 64,
     *,
-    under: Sequence[Edit] = (),
+    under: Sequence[Intervention] = (),
     batch_size: int = BATCH,
     engine: Engine | None = None,
     label: str = "replies",
@@ -67,7 +68,7 @@ def replies(
         1
     """
     if engine is None or isinstance(prompts, Tokens):
-        with active(model, under):
+        with model.hooks(*under):
             return model.generate(prompts, max_new_tokens, batch_size=batch_size, on_batch=on_batch)
     texts = as_prompts(prompts)
     lengths = model.tokenize(texts).lengths.tolist()
@@ -95,7 +96,7 @@ def complete(
     """Reply to ``prompts`` under each condition, and judge the replies.
 
     Args:
-        conditions: name -> interventions (see ``necessity_conditions``).
+        conditions: name -> interventions (see ``hooks.named_conditions``).
         prompt_set: label of the prompts, e.g. "harmful".
         max_new_tokens: length limit of each reply.
         judge: reply -> refused; the paper's substrings by default.

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
+from jaxtyping import Float
+from torch import Tensor
+
+from ..stats import Interval, Rate
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PINK, SKY, YELLOW, GREY = "#CC79A7", "#56B4E9", "#F0E442", "#7F7F7F"
@@ -41,11 +47,53 @@ def colour(condition: str, index: int = 0) -> str:
 
 
 def marker(condition: str, index: int = 0) -> dict[str, Any]:
-    """Plotly's marker of a bar: the condition's colour, hatched for a placebo, so that colour never tells alone."""
-    look: dict[str, Any] = {"color": colour(condition, index), "line": {"color": GREY, "width": 1}}
-    if condition.startswith("random"):
-        look["pattern"] = {"shape": "/", "fgcolor": "#1b1f24", "fgopacity": 0.75, "size": 7, "solidity": 0.15}
+    """Plotly's marker of a condition's bar: its colour, hatched for a placebo."""
+    return bar(colour(condition, index), "/" if condition.startswith("random") else "")
+
+
+def bar(tint: str, hatch: str = "") -> dict[str, Any]:
+    """Plotly's marker of a bar; controls are hatched, so that colour never tells alone."""
+    look: dict[str, Any] = {"color": tint, "line": {"color": GREY, "width": 1}}
+    if hatch:
+        look["pattern"] = {"shape": hatch, "fgcolor": "#1b1f24", "fgopacity": 0.75, "size": 7, "solidity": 0.15}
     return look
+
+
+def error_bars(found: Iterable[Interval | Rate], **look: Any) -> dict[str, Any]:
+    """Plotly's error bars of intervals, each side with its own length; 0 where an end is unknown."""
+
+    def known(side: float) -> float:
+        return 0.0 if side != side else side
+
+    sides = [(known(i.high - i.mean), known(i.mean - i.low)) for i in found]
+    above, below = [side[0] for side in sides], [side[1] for side in sides]
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, **look}
+
+
+def intervals(frame: pd.DataFrame, value: str) -> list[Interval]:
+    """The intervals of a table with the columns ``value``, low and high."""
+    return [Interval(*row, 0) for row in zip(frame[value], frame["low"], frame["high"], strict=True)]
+
+
+def add_band(figure: go.Figure, grid: Float[Tensor, "site prompt"], tint: str, opacity: float, **place: Any) -> None:
+    """Draw mean ± one standard deviation over prompts, site by site, as a band.
+
+    Args:
+        place: row and column of the panel.
+    """
+    mean, spread = grid.mean(-1), grid.std(-1, correction=0)
+    sites = list(range(len(mean)))
+    figure.add_scatter(
+        x=sites + sites[::-1],
+        y=(mean + spread).tolist() + (mean - spread).flip(0).tolist(),
+        mode="lines",
+        fill="toself",
+        fillcolor=faded(tint, opacity),
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+        **place,
+    )
 
 
 def dash(condition: str) -> str:
@@ -84,3 +132,34 @@ def finish(figure: go.Figure, title: str = "", height: int = 380) -> go.Figure:
 def one_line(text: str) -> str:
     """Plotly's line breaks as spaces: for tables."""
     return text.replace("<br>", " ")
+
+
+def plot_refusal_rates(rates: Mapping[str, Mapping[str, Rate]]) -> go.Figure:
+    """Refusal rates with 95% intervals: one group per prompt set, one bar per condition, placebos hatched (paper
+    Figs. 1 and 3)."""
+    figure = go.Figure()
+    conditions = dict.fromkeys(c for by_condition in rates.values() for c in by_condition)
+    for i, condition in enumerate(conditions):
+        sets = [name for name in rates if condition in rates[name]]
+        found = [rates[name][condition] for name in sets]
+        axis = [sets, [readable(condition)] * len(sets)]
+        figure.add_bar(
+            x=axis,
+            y=[r.rate for r in found],
+            name=readable(condition),
+            marker=marker(condition, i),
+            error_y=error_bars(found),
+            customdata=[f"{r.low:.0%} to {r.high:.0%}, n = {r.n}" for r in found],
+            hovertemplate="%{x}: %{y:.1%}<br>95%: %{customdata}<extra></extra>",
+        )
+        figure.add_scatter(
+            x=axis,
+            y=[r.high for r in found],
+            text=[f"{r.rate:.0%}" for r in found],
+            mode="text",
+            textposition="top center",
+            hoverinfo="skip",
+            showlegend=False,
+        )
+    figure.update_yaxes(title_text="refusal rate", range=[0, 1.16], tickformat=".0%")
+    return finish(figure.update_layout(barmode="overlay", bargap=0.35, showlegend=False))

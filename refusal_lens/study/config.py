@@ -1,47 +1,110 @@
-"""Everything that decides the result of a study."""
+"""Settings of a study: every one that decides its result. The options of ``refusal-lens run`` are derived from them."""
 
 from __future__ import annotations
 
-import pydantic
+import dataclasses
+import difflib
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from ..data.prompts import DEFAULT_SIZES
-from ..direction.select import SelectionRule
-from ..errors import PromptError
+from ..data.paper import LAYER_CUTOFF, MAX_KL, MIN_INDUCE, SIZES
+from ..errors import PromptError, SettingError
+
+BOUNDS = (("above", "above", operator.gt), ("least", "at least", operator.ge), ("most", "at most", operator.le))
+SPLITS = ("n_train", "n_val", "n_test")
 
 
-class StudyConfig(pydantic.BaseModel):
-    """Everything that decides the result of a study."""
+def _field(default: Any, help: str, **more: Any) -> Any:
+    """A setting.
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    Args:
+        default: its value where none is given.
+        help: of the option.
+        more: ``above`` and ``least``, ``most``: bounds; ``embedded``: what the command line takes by default for the
+            embedded model; ``option``: name on the command line where it differs.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, **more})
 
-    model: str = pydantic.Field("organism", description="hub id, folder, .gguf file, or 'organism'")
-    harmful: str | None = pydantic.Field(None, description="harmful prompts: file, stem, preset or data set id")
-    harmless: str | None = pydantic.Field(None, description="harmless prompts, likewise")
-    sizes: tuple[pydantic.PositiveInt, pydantic.PositiveInt, pydantic.PositiveInt] = DEFAULT_SIZES
-    seed: int = 0
-    dtype: str | None = None
-    device: str | None = None
-    device_map: str | None = None
-    system: str | None = pydantic.Field(None, description="system prompt; none by default, as in the paper")
-    coeff: float = pydantic.Field(1.0, gt=0, description="multiple of r that addition adds")
-    max_kl: float = pydantic.Field(0.1, gt=0)
-    min_induce: float = 0.0
-    layer_cutoff: float = pydantic.Field(0.8, gt=0, le=1)
-    relax: bool = pydantic.Field(False, description="take the nearest candidate when nothing passes")
-    full_grid: bool = pydantic.Field(False, description="compute every score of every candidate")
-    refusal_tokens: tuple[str, ...] = pydantic.Field((), description="ids or texts; found by default")
-    attribution: bool = pydantic.Field(True, description="look inside: heads, logits, tokens")
-    stability: int = pydantic.Field(0, ge=0, description="draw the training prompts again this many times")
-    suffixes: str | None = pydantic.Field(
-        None,
-        description="suffix file, or 'organism' for the embedded model's own: look into them behind the test prompts",
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Settings of a study.
+
+    Raises:
+        SettingError: a value of another type or out of bounds.
+
+    Example:
+        >>> import refusal_lens as rl
+        >>> rl.StudyConfig(model="organism", max_kl=0.2).sizes
+        (128, 32, 100)
+        >>> rl.StudyConfig(max_kl=-1.0)
+        Traceback (most recent call last):
+        refusal_lens.errors.SettingError: max_kl is -1.0; it must be above 0
+    """
+
+    model: str = _field("organism", "Hub id, folder, .gguf file, or 'organism' (the embedded model).")
+    harmful: str | None = _field(None, "Harmful prompts: file, stem of _train/_val/_test files, preset or data set id.")
+    harmless: str | None = _field(None, "Harmless prompts, likewise.")
+    sizes: tuple[int, int, int] = _field(SIZES, "Training, validation and test prompts of each kind.", least=1)
+    seed: int = _field(0, "Seed of the splits and of the random directions.")
+    dtype: str | None = _field(None, "float32, bfloat16 ... (default: what suits model and device).")
+    device: str | None = _field(None, "cpu, cuda ... (default: a GPU if there is one).")
+    device_map: str | None = _field(None, "'auto' spreads the model over several GPUs.")
+    system: str | None = _field(None, "System prompt (default: none of our own, as in the paper).")
+    coeff: float = _field(1.0, "Multiple of r that addition adds.", above=0)
+    max_kl: float = _field(MAX_KL, "Selection: highest KL.", above=0)
+    min_induce: float = _field(MIN_INDUCE, "Selection: lowest induce score.")
+    layer_cutoff: float = _field(LAYER_CUTOFF, "Selection: share of the layers that is searched.", above=0, most=1)
+    relax: bool = _field(False, "Take the nearest candidate when none passes, and say so.")
+    full_grid: bool = _field(
+        False, "Compute every score of every candidate, for the plots (default: for the embedded model).", embedded=True
     )
-    max_new_tokens: int = pydantic.Field(64, ge=1)
+    refusal_tokens: tuple[str, ...] = _field(
+        (), "A refusal token, as id or text; may be repeated (default: found).", option="refusal_token"
+    )
+    max_new_tokens: int = _field(64, "Length limit of replies.", least=1)
+    attribution: bool = _field(True, "Look inside: heads, logits, tokens.")
+    inside_prompts: int = _field(32, "Test prompts that the slower parts of attribution read.", least=1)
+    stability: int = _field(
+        0,
+        "Draw the training prompts again so many times and choose again (default: 10 for the embedded model, 0 for "
+        "others).",
+        least=0,
+        embedded=10,
+    )
+    suffixes: str | None = _field(
+        None,
+        "Suffix file to look into (default: the embedded model's own, for it alone), or 'none'.",
+        embedded="organism",
+    )
+    suffix_prompts: int = _field(48, "Refused test prompts to test each suffix on.", least=2)
 
-    @property
-    def rule(self) -> SelectionRule:
-        """The selection rule of this study."""
-        return SelectionRule(self.max_kl, self.min_induce, self.layer_cutoff)
+    def __post_init__(self) -> None:
+        _check_types(vars(self))
+        for field in dataclasses.fields(self):
+            value, limits = getattr(self, field.name), field.metadata
+            for number in value if isinstance(value, tuple) else (value,):
+                for bound, words, holds in BOUNDS:
+                    if bound in limits and not holds(number, limits[bound]):
+                        raise SettingError(f"{field.name} is {number}; it must be {words} {limits[bound]}")
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> StudyConfig:
+        """Settings by name, as a TOML or JSON file has them (lists for tuples).
+
+        Raises:
+            SettingError: a name that is no setting, or a value that does not fit.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in settings:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                raise SettingError(f"there is no setting {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+        _check_types(values)
+        return cls(**values)
 
     def sources(self) -> tuple[str, str]:
         """Where harmful and harmless prompts come from.
@@ -59,3 +122,10 @@ class StudyConfig(pydantic.BaseModel):
             harmful, harmless = instructions().values()
             return str(harmful), str(harmless)
         return "advbench", "alpaca"
+
+
+def _check_types(values: Mapping[str, Any]) -> None:
+    from ..records.fields import misfit
+
+    if wrong := misfit(StudyConfig, values).removeprefix(f"{StudyConfig.__name__}."):
+        raise SettingError(wrong)

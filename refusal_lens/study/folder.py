@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -10,50 +11,37 @@ from typing import Any
 
 import torch
 
-from ..attribution.records import CausalCheck, HeadReport, LogitAttribution
-from ..attribution.section import Inside, inside_section
-from ..attribution.token_records import AttentionPatterns, Propagation, SourceContributions
-from ..behaviour.records import EvaluationTable
-from ..behaviour.section import effect_section, evaluation_section
+from ..attribution.section import Inside
+from ..attribution.stage import INSIDE
 from ..data.prompts import PromptSet
-from ..direction.records import CandidateDirections, DirectionTrace, Selection, Stability
-from ..direction.section import direction_section
+from ..engines.stage import Stage
 from ..errors import RefusalLensError, ResultError
-from ..exactness.records import Certificate
-from ..exactness.section import certificate_section
-from ..hijacking.records import HijackingReport
-from ..hijacking.section import hijacking_section, suffix_findings
+from ..hijacking.section import suffix_findings
 from ..records.base import Record, load_record
 from ..records.files import file_digest, write_atomically
-from ..refusal.records import Completions, Metrics, RefusalTokens
-from ..report.page import Page, Section, plain
+from ..refusal.records import Completions
+from ..report.page import Page, plain
 from .scorecard import scorecard_section
 from .sections import model_section, provenance_section
+from .stages import BY_NAME, PIPELINE
 from .summary import headline
 
 # 1: no list of files, and maybe no certificate. 2: study.json comes last and lists every file with its SHA-256.
-FOLDER_SCHEMA = 2
-ATTACKS = "attacks"  # what the run itself found about suffixes; `refusal-lens hijack` writes to "suffixes"
-# Folders inside a result folder that a run writes.
-PARTS = ("stages", "inside", "items", ATTACKS, f"{ATTACKS}/screen", f"{ATTACKS}/suffixes")
-INSIDE = {
-    "heads": HeadReport,
-    "causal": CausalCheck,
-    "logits": LogitAttribution,
-    "propagation": Propagation,
-    "sources": SourceContributions,
-    "patterns": AttentionPatterns,
-}
+# 3: it says which stages the model can't have, and why.
+FOLDER_SCHEMA = 3
 
 
 class Study:
-    """A result folder: the records of each stage, loaded when asked for.
+    """A result folder: the record of each stage by its name, loaded when first read.
+
+    ``dir(study)`` lists the stages; the record of one that was left out, or that the model can't have, is None.
 
     Args:
         folder: where ``run_study`` put its results.
 
     Raises:
         ResultError: there is no finished study in the folder, or one of a newer version.
+        AttributeError: an unknown name, with the known ones.
     """
 
     def __init__(self, folder: str | Path):
@@ -82,9 +70,9 @@ class Study:
             raise ResultError(f"{self.folder / name} holds no object; run the study again")
         return found
 
-    def _setting(self, name: str, default: Any) -> Any:
+    def _setting(self, name: str) -> Any:
         settings = self.provenance.get("settings")
-        return settings.get(name, default) if isinstance(settings, dict) else default
+        return settings.get(name) if isinstance(settings, dict) else None
 
     @cached_property
     def changed_files(self) -> tuple[str, ...]:
@@ -111,85 +99,67 @@ class Study:
         return self._json("summary.json")
 
     @cached_property
+    def missing(self) -> Mapping[str, str]:
+        """Stages that this model can't have, and why."""
+        found = self.provenance.get("missing", {})
+        return {str(name): str(why) for name, why in found.items()} if isinstance(found, dict) else {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in BY_NAME:
+            raise AttributeError(f"a study has no {name!r}; it has {', '.join(self.__dir__())}")
+        self.__dict__[name] = found = self._stage(BY_NAME[name])
+        return found
+
+    def __dir__(self) -> list[str]:
+        own = [name for kind in type(self).__mro__ for name in vars(kind) if not name.startswith("_")]
+        return sorted({*own, *BY_NAME, "folder"})
+
+    def _stage(self, stage: Stage) -> Any:
+        """The record of a stage (a tuple where it makes several), or None."""
+        # A stage that the settings leave out may still be there, from an earlier run with others.
+        if (stage.when and not self._setting(stage.when)) or stage.name in self.missing:
+            return None
+        maybe = stage.command or self.provenance["schema"] < stage.since
+        if maybe and not all(self._is_there(file) for file in stage.makes):
+            return None
+        records = tuple(self._load(file, kind) for file, kind in stage.makes.items())
+        found = records if len(records) > 1 else records[0]
+        return self._of_this_direction(found) if stage.command or stage.name == "attacks" else found
+
+    def _is_there(self, file: str) -> bool:
+        path = self.folder / file
+        return any(path.with_name(path.name + ending).is_file() for ending in (".safetensors", ".json"))
+
+    def _load(self, file: str, kind: type) -> Any:
+        return load_record(self.folder / file, kind) if issubclass(kind, Record) else self._json(f"{file}.json")
+
+    @property
     def harmful(self) -> PromptSet:
         """Harmful prompts as used: training and validation splits are filtered."""
-        return load_record(self.folder / "prompts_harmful", PromptSet)
+        return self.prompts[0]
 
-    @cached_property
+    @property
     def harmless(self) -> PromptSet:
         """Harmless prompts as used."""
-        return load_record(self.folder / "prompts_harmless", PromptSet)
+        return self.prompts[1]
 
-    @cached_property
-    def refusal_tokens(self) -> RefusalTokens:
-        """Tokens of the refusal metric."""
-        return RefusalTokens.load(self.folder / "refusal_tokens")
-
-    @cached_property
-    def candidates(self) -> CandidateDirections:
-        """All candidate directions."""
-        return CandidateDirections.load(self.folder / "candidates")
-
-    @cached_property
-    def selection(self) -> Selection:
-        """Scores, reasons and the chosen direction."""
-        return Selection.load(self.folder / "selection")
-
-    @cached_property
-    def trace(self) -> DirectionTrace:
-        """Cosine with the direction by layer."""
-        return DirectionTrace.load(self.folder / "trace")
-
-    @cached_property
-    def metrics(self) -> Metrics:
-        """Refusal metric by condition."""
-        return Metrics.load(self.folder / "metrics")
-
-    @cached_property
+    @property
     def completions(self) -> dict[str, Completions]:
         """Replies by prompt set."""
-        names = ("harmful", "harmless")
-        return {name: Completions.load(self.folder / f"completions_{name}") for name in names}
+        return {"harmful": self.completions_harmful, "harmless": self.completions_harmless}
 
-    @cached_property
-    def certificate(self) -> Certificate | None:
-        """The identities measured on this model; None in folders older than the certificate (schema 1)."""
-        if self.provenance["schema"] == 1:
-            return self._optional("certificate", Certificate)
-        return Certificate.load(self.folder / "certificate")
-
-    @cached_property
+    @property
     def inside(self) -> dict[str, Any]:
-        """Attribution records by name (see ``INSIDE``); empty when the study was run without them."""
-        # Records of an earlier run with other settings may still be there.
-        if not self._setting("attribution", False) or not (self.folder / "inside").is_dir():
-            return {}
-        return {name: load_record(self.folder / "inside" / name, kind) for name, kind in INSIDE.items()}
-
-    def _optional(self, file: str, kind: type[Record]) -> Any:
-        """A record that not every study has, or None."""
-        path = self.folder / file
-        there = any(path.with_name(path.name + ending).is_file() for ending in (".safetensors", ".json"))
-        return load_record(path, kind) if there else None
+        """Attribution records by name; empty when the study was run without them."""
+        found = {name: getattr(self, name) for name in INSIDE}
+        return {name: record for name, record in found.items() if record is not None}
 
     @cached_property
-    def stability(self) -> Stability | None:
-        """The selection over other draws of the training prompts; None when it was not measured."""
-        return self._optional("stability", Stability) if self._setting("stability", 0) else None
-
-    @cached_property
-    def evaluation(self) -> EvaluationTable | None:
-        """What ``refusal-lens evaluate`` left in the folder; None if nothing, or of another direction."""
-        return self._of_this_direction(self._optional("evaluation/table", EvaluationTable))
-
-    @cached_property
-    def suffixes(self) -> HijackingReport | None:
+    def suffixes(self) -> Any:
         """What ``refusal-lens hijack`` left in the folder, else what the run itself looked into; None if nothing, or of
         another direction."""
-        left = self._of_this_direction(self._optional("suffixes/report", HijackingReport))
-        if left is not None or not self._setting("suffixes", None):
-            return left
-        return self._of_this_direction(self._optional(f"{ATTACKS}/report", HijackingReport))
+        left = self._stage(BY_NAME["suffixes"])
+        return self.attacks if left is None else left
 
     def _of_this_direction(self, record: Any) -> Any:
         """None for a record that an earlier run's direction gave: it says nothing of this one."""
@@ -223,25 +193,19 @@ class Study:
 
     def _page(self) -> Page:
         inside = Inside(**self.inside) if self.inside else None
-        more: dict[str, Section] = {}
-        if self.evaluation is not None:
-            more["judges"] = evaluation_section(self.evaluation)
-        if self.suffixes is not None:
-            more["suffixes"] = hijacking_section(self.suffixes)
-        top = headline(self.summary, self.selection, inside, self.certificate, self.stability, tuple(more))
+        measured = tuple(name for name in ("evaluation", "suffixes") if getattr(self, name) is not None)
+        top = headline(
+            self.summary, self.selection, inside, self.certificate, self.stability, measured, missing=self.missing
+        )
         if self.suffixes is not None:
             top["summary"] += suffix_findings(self.suffixes)
+        sections = (stage.section(self) for stage in PIPELINE if stage.section is not None)
         return Page(
             title=f"The refusal direction of {self.provenance['model']['name']}",
             **top,
             sections=(
                 model_section(self.provenance, self.harmful, self.harmless, self.refusal_tokens),
-                direction_section(self.selection, self.candidates, self.stability),
-                effect_section(self.completions, self.metrics.harmful, self.metrics.harmless),
-                *([more["judges"]] if "judges" in more else []),
-                inside_section(self.trace, inside),
-                *([more["suffixes"]] if "suffixes" in more else []),
-                *([certificate_section(self.certificate)] if self.certificate is not None else []),
+                *(section for section in sections if section is not None),
                 scorecard_section(self.summary),
                 provenance_section(self.provenance),
             ),

@@ -1,61 +1,53 @@
-"""The main job: the stages in order, from a chat model to a folder of results."""
+"""The end-to-end study: the stages in order, from a chat model to a folder of results."""
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import json
 import platform
 import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..attribution.causal import causal_check
-from ..attribution.logits import compliance_tokens, direct_logit_attribution
-from ..attribution.ranking import top_heads
-from ..attribution.section import heads_to_show
-from ..attribution.sources import attention_patterns, propagation, source_contributions
 from ..data.organism import suffixes as embedded_suffixes
-from ..data.prompts import Prompts, PromptSet
+from ..data.prompts import PromptSet
 from ..data.suffixes import SuffixSet
-from ..direction.extract import extract_directions
-from ..direction.records import CandidateDirections, DirectionTrace, Selection, Stability
-from ..direction.select import select_direction
-from ..direction.stability import selection_stability
-from ..direction.trace import trace_direction
+from ..direction.records import Selection
+from ..engines.base import Engine
 from ..engines.choice import MakeEngine
 from ..engines.local import LocalEngine
-from ..exactness.identities import certify
-from ..exactness.records import Certificate
-from ..hijacking.investigation import Settings, investigate
-from ..hijacking.records import HijackingReport
-from ..hooks.conditions import necessity_conditions, sufficiency_conditions
+from ..engines.stage import Job, Stage
+from ..errors import ModelError
+from ..models.load import load_model, source_digest
 from ..models.model import HookedChatModel
-from ..progress import Progress, silent
-from ..records.base import Record, to_json
-from ..records.files import file_digest, locked, write_atomically
-from ..refusal.metric import keep_refused, refusal_metric
-from ..refusal.records import Completions, Metrics, RefusalTokens
-from ..refusal.replies import complete, refusal_rates
-from ..refusal.tokens import find_refusal_tokens, given_refusal_tokens
-from ..stats import mean_interval
+from ..progress import Progress, automatic, silent
+from ..records.base import Record, load_record
+from ..records.files import file_digest, locked, plain_json, write_atomically
+from ..records.store import UNREADABLE, Store, content_key
+from ..refusal.records import Completions, Metrics
+from ..refusal.replies import refusal_rates
 from .config import StudyConfig
-from .folder import ATTACKS, FOLDER_SCHEMA, INSIDE, PARTS, Study
-from .runner import Runner
+from .folder import FOLDER_SCHEMA, Study
+from .stages import BY_NAME, FOLDERS, planned
 
 SUMMARY_SCHEMA = 1
-N_INSIDE = 32  # prompts that the slower attribution figures read
-N_SUFFIX = 48  # refused prompts behind which each suffix is looked at
+WHOLE = ("report.html", "summary.json", "study.json")  # what describes the folder as a whole
+SECONDS = "seconds"  # beside the marks of the stages: no result, so in no hash
 
 
 def run_study(
     config: StudyConfig,
     folder: str | Path,
-    progress: Progress = silent,
+    progress: Progress = automatic,
     model: HookedChatModel | None = None,
     engine: MakeEngine = LocalEngine,
 ) -> Study:
-    """Run the main job, or what is left of it, and render the report.
+    """Run the study, or what is left of it, and render the report.
 
     Args:
         config: the settings.
@@ -69,214 +61,288 @@ def run_study(
     Raises:
         RefusalLensError: bad input, in one sentence with its remedy; or another run is writing in the folder.
     """
-    with locked(Path(folder), PARTS):
-        runner = Runner(Path(folder), config, progress, engine)
+    with locked(Path(folder), FOLDERS):
+        run = _Run(config, Path(folder), progress, model, engine)
         try:
-            return _run(config, Path(folder), progress, model, runner)
+            run.stages(tuple(planned(config)))
+            return run.finish()
         finally:
-            runner.close()
+            run.close()
 
 
-def _run(config: StudyConfig, folder: Path, progress: Progress, model: HookedChatModel | None, runner: Runner) -> Study:
-    if model is not None:
-        model.check_unhooked()
-    runner._model = model
-    harmful, harmless = (
-        PromptSet.load(source, name, config.sizes, config.seed)
-        for source, name in zip(config.sources(), ("harmful", "harmless"), strict=True)
-    )
-    load = config.model_dump(include={"dtype", "device", "device_map", "system"})
-    asked = [load, to_json(harmful), to_json(harmless), list(config.refusal_tokens)]
+def run_stage(
+    name: str,
+    config: StudyConfig,
+    folder: str | Path,
+    progress: Progress = automatic,
+    model: HookedChatModel | None = None,
+    engine: MakeEngine = LocalEngine,
+) -> Any:
+    """Run one stage and what it needs, resuming as ``run_study`` does.
 
-    def find_tokens() -> list[RefusalTokens]:
-        m = runner.model
-        if config.refusal_tokens:
-            return [given_refusal_tokens(m, config.refusal_tokens)]
-        some = harmful.train[:64].texts, harmless.train[:64].texts
-        with progress("find the refusal tokens", len(some[0]) + len(some[1])) as advance:
-            return [find_refusal_tokens(m, *some, on_batch=advance)]
+    Args:
+        name: of the stage ("selection", ...); the others are as in ``run_study``.
 
-    (tokens,) = runner.stage("refusal_tokens", asked, {"refusal_tokens": RefusalTokens}, find_tokens)
+    Returns:
+        The stage's record, or a tuple of records where it makes several.
 
-    def filter_prompts() -> list[PromptSet]:
-        pairs = {split: (getattr(harmful, split), getattr(harmless, split)) for split in ("train", "val")}
-        with progress("filter the prompts", sum(len(p) for pair in pairs.values() for p in pair)) as advance:
-            splits = {
-                split: keep_refused(runner.model, *pair, tokens, on_batch=advance, engine=runner.engine)
-                for split, pair in pairs.items()
-            }
-        made = []
-        for i, prompts in enumerate((harmful, harmless)):
-            kept = {split: Prompts(tuple(pair[i])) for split, pair in splits.items()}
-            verb = ("refuses", "answers")[i]
-            notes = tuple(
-                f"{split}: {len(kept[split])} of {len(getattr(prompts, split))} kept, which the model {verb}"
-                for split in kept
-            )
-            made.append(PromptSet(prompts.name, kept["train"], kept["val"], prompts.test, prompts.notes + notes))
-        return made
+    Raises:
+        SettingError: there is no such stage, or the settings leave it out.
+        ModelError: the model lacks what the stage takes.
+    """
+    stages = tuple(planned(config, name))
+    with locked(Path(folder), FOLDERS):
+        run = _Run(config, Path(folder), progress, model, engine)
+        try:
+            run.stages(stages)
+            if missing := run.done[name].missing:
+                raise ModelError(missing)
+            return run.records(BY_NAME[name])
+        finally:
+            run.close()
 
-    inputs = [*asked, to_json(tokens)]
-    files = {"prompts_harmful": PromptSet, "prompts_harmless": PromptSet}
-    harmful, harmless = runner.stage("prompts", inputs, files, filter_prompts)
-    inputs = [load, to_json(tokens), to_json(harmful), to_json(harmless)]
 
-    def extract() -> list[CandidateDirections]:
-        with progress("extract directions", len(harmful.train) + len(harmless.train)) as advance:
-            return [extract_directions(runner.model, harmful.train, harmless.train, advance, runner.engine)]
+@dataclass(frozen=True)
+class StageState:
+    """State of a stage in a result folder.
 
-    (candidates,) = runner.stage("candidates", inputs, {"candidates": CandidateDirections}, extract)
+    Attributes:
+        name: of the stage.
+        state: "done", "to do", or why the model can't have it.
+        seconds: that it took, NaN if unknown.
+        settings: it was made from; empty if it was never made.
+        changed: settings that differ now, as "name: then -> now".
+    """
 
-    def select() -> list[Selection]:
-        rule = config.rule
-        depth = candidates.n_layers if config.full_grid else rule.cut(candidates.n_layers)
-        with progress("select the direction", 3 * len(candidates.positions) * depth) as advance:
-            chosen = select_direction(
-                runner.model,
-                candidates,
-                harmful.val,
-                harmless.val,
-                refusal_tokens=tokens,
-                rule=rule,
-                coeff=config.coeff,
-                full_grid=config.full_grid,
-                relax=config.relax,
-                on_step=advance,
-                engine=runner.engine,
-            )
-        return [chosen]
+    name: str
+    state: str
+    seconds: float
+    settings: Mapping[str, Any]
+    changed: tuple[str, ...] = ()
 
-    settings = config.model_dump(
-        include={"coeff", "max_kl", "min_induce", "layer_cutoff", "relax", "full_grid", "seed"}
-    )
-    inputs = [*inputs, settings]
-    (selection,) = runner.stage("selection", inputs, {"selection": Selection}, select)
-    direction = selection.chosen
-    needed = necessity_conditions(direction, config.seed + 1)
-    enough = sufficiency_conditions(direction, config.seed + 1)
 
-    def trace() -> list[DirectionTrace]:
-        sets = {"harmful": harmful.test, "harmless": harmless.test}
-        with progress("trace the direction", len(sets) * min(map(len, sets.values()))) as advance:
-            return [trace_direction(runner.model, sets, direction, on_batch=advance)]
+def stage_states(config: StudyConfig, folder: str | Path) -> tuple[StageState, ...]:
+    """Which stages a run with ``config`` would take as they are in ``folder``, and which it would run; no model is
+    loaded."""
+    run = _Run(config, Path(folder), silent)
+    states = []
+    for stage in planned(config):
+        mark = run.mark(stage)
+        kept = run.store.get(f"stages/{stage.name}", None)
+        kept = kept if isinstance(kept, dict) else {}
+        then, now = kept.get("settings", {}), run.settings(stage)
+        changed = tuple(f"{k}: {then[k]} -> {v}" for k, v in plain_json(now).items() if k in then and then[k] != v)
+        state = "to do" if mark is None else mark.missing or "done"
+        states.append(StageState(stage.name, state, run.seconds().get(stage.name, float("nan")), then, changed))
+        if mark is not None:
+            run.done[stage.name] = mark
+    return tuple(states)
 
-    runner.stage("trace", inputs, {"trace": DirectionTrace}, trace)
 
-    def measure() -> list[Metrics]:
-        values = {}
-        total = len(needed) * len(harmful.test) + len(enough) * len(harmless.test)
-        with progress("measure the refusal metric", total) as advance:
-            for kind, prompts, conditions in (("harmful", harmful.test, needed), ("harmless", harmless.test, enough)):
-                for name, interventions in conditions.items():
-                    values[kind, name] = refusal_metric(
-                        runner.model, prompts, tokens, under=interventions, engine=runner.engine, on_batch=advance
-                    )
-        refused = values["harmful", "baseline"] > 0
-        return [
-            Metrics(
-                {name: mean_interval(values["harmful", name][refused].tolist()) for name in needed},
-                {name: mean_interval(values["harmful", name].tolist()) for name in needed},
-                {name: mean_interval(values["harmless", name].tolist()) for name in enough},
-            )
-        ]
+@dataclass
+class _Mark:
+    """What a finished stage left.
 
-    (metrics,) = runner.stage("metrics", inputs, {"metrics": Metrics}, measure)
+    Attributes:
+        files: path in the result folder -> SHA-256.
+        missing: why the model can't have it, "" otherwise.
+        records: in the order of ``Stage.makes``; loaded when needed.
+    """
 
-    completions = {}
-    for name, prompts, conditions in (("harmful", harmful.test, needed), ("harmless", harmless.test, enough)):
+    files: dict[str, str]
+    missing: str = ""
+    records: tuple[Any, ...] | None = field(default=None, repr=False)
 
-        def answer(name=name, prompts=prompts, conditions=conditions) -> list[Completions]:
-            with progress(f"answer {name} prompts", len(prompts) * len(conditions)) as advance:
-                limit = config.max_new_tokens
-                m, engine = runner.model, runner.engine
-                return [complete(m, prompts, conditions, name, limit, engine=engine, on_batch=advance)]
 
-        (completions[name],) = runner.stage(
-            f"completions_{name}", [*inputs, config.max_new_tokens], {f"completions_{name}": Completions}, answer
+class _Run(Job):
+    """One run into a folder."""
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        folder: Path,
+        progress: Progress,
+        model: HookedChatModel | None = None,
+        make_engine: MakeEngine = LocalEngine,
+    ):
+        if model is not None:
+            model.check_unhooked()
+        self.config, self.folder, self.progress = config, folder, progress
+        self.store = Store(folder)
+        self.digest = source_digest(config.model)
+        self.done: dict[str, _Mark] = {}
+        self._model, self._make_engine = model, make_engine
+        self._engine: Engine | None = None
+        self._items = Store(None), ""
+        self._inputs: dict[str, Any] = {}
+
+    # -- what stages work with --
+
+    @property
+    def model(self) -> HookedChatModel:
+        """The model, loaded when the first stage needs it."""
+        if self._model is None:
+            c = self.config
+            with self.progress("load the model", 0):
+                self._model = load_model(
+                    c.model, dtype=c.dtype, device=c.device, device_map=c.device_map, system=c.system
+                )
+        return self._model
+
+    @property
+    def engine(self) -> Engine:
+        """Where sharded work runs, made when the first stage needs it."""
+        if self._engine is None:
+            self._engine = self._make_engine(self.model)
+            self._engine.keep(*self._items)
+        return self._engine
+
+    def input(self, name: str) -> Any:
+        """Prompts or suffixes, read once."""
+        if name not in self._inputs:
+            c = self.config
+            if name == "prompts":
+                self._inputs[name] = tuple(
+                    PromptSet.load(source, kind, c.sizes, c.seed)
+                    for source, kind in zip(c.sources(), ("harmful", "harmless"), strict=True)
+                )
+            else:
+                self._inputs[name] = SuffixSet.load(
+                    embedded_suffixes() if c.suffixes == "organism" else str(c.suffixes)
+                )
+        return self._inputs[name]
+
+    def close(self) -> None:
+        """Release what the engine holds."""
+        if self._engine is not None:
+            self._engine.close()
+
+    # -- stages --
+
+    def settings(self, stage: Stage) -> dict[str, Any]:
+        """Settings that decide the stage's result."""
+        return {name: getattr(self.config, name) for name in stage.uses}
+
+    def key(self, stage: Stage) -> str:
+        """Content key of a stage whose needs are done."""
+        c = self.config
+        model = [self.digest, c.dtype, c.device, c.device_map, c.system]
+        needs = {name: self.done[name].files for name in stage.needs}
+        inputs = [self.input(name) for name in stage.inputs]
+        return content_key(stage.name, stage.version, self.settings(stage), model, needs, inputs)
+
+    def mark(self, stage: Stage) -> _Mark | None:
+        """What the stage left in the folder for the inputs of now; None if it must run."""
+        if any(name not in self.done for name in stage.needs):
+            return None
+        found = self.store.get(f"stages/{stage.name}", self.key(stage))
+        with suppress(*UNREADABLE):
+            # The files' own hashes: a run with other settings may have replaced them and died before its mark.
+            if found and all(file_digest(self.folder / f) == digest for f, digest in found["files"].items()):
+                return _Mark(found["files"], found["missing"])
+        return None
+
+    def records(self, stage: Stage) -> Any:
+        """The record of a finished stage, a tuple where it makes several, None where the model can't have it."""
+        mark = self.done[stage.name]
+        if mark.missing:
+            return None
+        if mark.records is None:
+            mark.records = tuple(self._load(file, kind) for file, kind in stage.makes.items())
+        return mark.records if len(mark.records) > 1 else mark.records[0]
+
+    def _load(self, file: str, kind: type) -> Any:
+        if issubclass(kind, Record):
+            return load_record(self.folder / file, kind)
+        return json.loads((self.folder / f"{file}.json").read_text("utf-8"))
+
+    def stages(self, stages: tuple[Stage, ...]) -> None:
+        """Run what is not done yet."""
+        for name in dict.fromkeys(name for stage in stages for name in stage.inputs):
+            self.input(name)  # a bad file is said now, not after hours
+        for stage in stages:
+            mark = self.mark(stage)
+            if mark is not None:
+                self.done[stage.name] = mark
+                with suppress(*UNREADABLE):
+                    self.records(stage)
+                    continue
+            self.done[stage.name] = self._run(stage)
+
+    def _run(self, stage: Stage) -> _Mark:
+        begin, key = time.monotonic(), self.key(stage)
+        items = self.store.part(f"items/{stage.name}")
+        self._items = items, key
+        if self._engine is not None:
+            self._engine.keep(items, key)
+        lacks = next((name for name in stage.needs if self.done[name].missing), None)
+        records: tuple[Any, ...] | None = None
+        missing = f"it takes the stage {lacks!r}, which this model can't have" if lacks else ""
+        if not missing:
+            try:
+                made = stage.run(self, *(self.records(BY_NAME[name]) for name in stage.needs))
+                records = made if len(stage.makes) > 1 else (made,)
+            except (ModelError, NotImplementedError) as error:
+                if not stage.optional:
+                    raise
+                missing = str(error) or "the model does not implement what this stage takes"
+        for name in WHOLE:  # before a record in the folder changes
+            (self.folder / name).unlink(missing_ok=True)
+        paths = [self._save(file, record) for file, record in zip(stage.makes, records or (), strict=False)]
+        files = {path.relative_to(self.folder).as_posix(): file_digest(path) for path in paths}
+        took = {**self.seconds(), stage.name: round(time.monotonic() - begin, 3)}
+        write_atomically(self.folder / f"{SECONDS}.json", json.dumps(took, indent=1).encode())
+        # The mark comes last: a kill before it costs this stage only.
+        mark = {"files": files, "missing": missing, "settings": plain_json(self.settings(stage))}
+        self.store.put(f"stages/{stage.name}", mark, key)
+        items.clear()
+        return _Mark(files, missing, records)
+
+    def _save(self, file: str, record: Any) -> Path:
+        if isinstance(record, Record):
+            return record.save(self.folder / file)
+        path = self.folder / f"{file}.json"
+        write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False).encode())
+        return path
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds that each stage took when it was last run."""
+        with suppress(*UNREADABLE):
+            return {str(k): float(v) for k, v in json.loads((self.folder / f"{SECONDS}.json").read_text()).items()}
+        return {}
+
+    # -- the whole --
+
+    def finish(self) -> Study:
+        """Summary, provenance (last) and report."""
+        self.store.part("items").clear()  # of a run killed after its mark, or one with other settings
+        facts, selection, metrics, prompts = (
+            self.records(BY_NAME[name]) for name in ("model", "selection", "metrics", "prompts")
         )
+        replies = {kind: self.records(BY_NAME[f"completions_{kind}"]) for kind in ("harmful", "harmless")}
+        self._write("summary.json", plain_json(_summary(facts, selection, replies, metrics)))
+        files = {file: digest for mark in self.done.values() for file, digest in mark.files.items()}
+        files["summary.json"] = file_digest(self.folder / "summary.json")
+        hashes = {p.name: content_key(p) for p in prompts}
+        self._write(
+            "study.json",
+            {
+                "schema": FOLDER_SCHEMA,
+                "model": facts,
+                "settings": dataclasses.asdict(self.config),
+                "hashes": {"model": self.digest, **hashes},
+                "versions": _versions(),
+                "missing": {name: mark.missing for name, mark in self.done.items() if mark.missing},
+                "files": dict(sorted(files.items())),
+            },
+        )
+        study = Study(self.folder)
+        with self.progress("write the report", 0):
+            study.report()
+        return study
 
-    def look_inside() -> list[Record]:
-        m, test = runner.model, harmful.test.texts
-        some, contrast = test[:N_INSIDE], harmless.test.texts
-        with progress("attribute heads, logits and tokens", 6) as advance:
-            # Chosen on validation prompts, reported on test prompts.
-            heads = top_heads(m, harmful.val.texts, test, direction, contrast=contrast, top=min(8, m.n_heads))
-            advance(1)
-            causal = causal_check(m, some, contrast[:N_INSIDE], direction, heads, tokens)
-            advance(1)
-            against = compliance_tokens(m, harmless.val.texts, tokens)
-            logits = direct_logit_attribution(m, test, tokens, against)
-            advance(1)
-            moved = propagation(m, some, direction)
-            advance(1)
-            sources = source_contributions(m, some, direction)
-            advance(1)
-            shown = heads_to_show(heads, len(sources.tokens[0]))
-            patterns = attention_patterns(m, test[0], shown)
-            advance(1)
-        return [heads, causal, logits, moved, sources, patterns]
-
-    def choose_again() -> list[Stability]:
-        train, val = ((getattr(harmful, split).texts, getattr(harmless, split).texts) for split in ("train", "val"))
-        with progress("draw the training prompts again", config.stability) as advance:
-            return [
-                selection_stability(
-                    runner.model, train, val, tokens, resamples=config.stability, rule=config.rule, on_step=advance
-                )
-            ]
-
-    if config.stability:
-        runner.stage("stability", [*inputs, config.stability], {"stability": Stability}, choose_again)
-
-    if config.attribution:
-        parts = {f"inside/{name}": kind for name, kind in INSIDE.items()}
-        runner.stage("inside", inputs, parts, look_inside)
-
-    if config.suffixes is not None:
-        suffixes = SuffixSet.load(embedded_suffixes() if config.suffixes == "organism" else config.suffixes)
-        chosen: dict[str, Any] = {
-            "prompts": N_SUFFIX,
-            "max_new_tokens": min(config.max_new_tokens, 24),
-            "seed": config.seed,
-        }
-
-        def look_at_suffixes() -> list[HijackingReport]:
-            return [
-                investigate(
-                    runner.model,
-                    harmful,
-                    suffixes,
-                    direction,
-                    harmless=harmless.test.texts[:N_SUFFIX],
-                    refusal_tokens=tokens,
-                    settings=Settings(**chosen),
-                    folder=folder / ATTACKS,
-                    progress=progress,
-                )
-            ]
-
-        key = [*inputs, to_json(suffixes), chosen]
-        runner.stage("suffixes", key, {f"{ATTACKS}/report": HijackingReport}, look_at_suffixes)
-
-    def certificate() -> list[Certificate]:
-        with progress("certify", 0):
-            return [certify(runner.model, direction=direction)]
-
-    runner.stage("certificate", inputs, {"certificate": Certificate}, certificate)
-
-    facts = runner.document("model", [load], lambda: _model_facts(runner.model))
-    runner.tidy()
-    summary = _summary(facts, selection, completions, metrics)
-    write_atomically(folder / "summary.json", json.dumps(to_json(summary), indent=1, ensure_ascii=False).encode())
-    written = runner.files | {"summary.json": file_digest(folder / "summary.json")}
-    provenance = {"schema": FOLDER_SCHEMA, "model": facts, "settings": config.model_dump(mode="json")}
-    provenance |= {"hashes": _hashes(harmful, harmless, runner.digest), "versions": _versions()}
-    provenance |= {"files": dict(sorted(written.items()))}
-    write_atomically(folder / "study.json", json.dumps(provenance, indent=1, ensure_ascii=False).encode())
-    study = Study(folder)
-    with progress("write the report", 0):
-        study.report()
-    return study
+    def _write(self, name: str, document: Any) -> None:
+        write_atomically(self.folder / name, json.dumps(document, indent=1, ensure_ascii=False).encode())
 
 
 def _summary(
@@ -302,27 +368,6 @@ def _summary(
         "refusal": {name: refusal_rates(replies) for name, replies in completions.items()},
         "refusal_metric": metrics,
     }
-
-
-def _model_facts(m: HookedChatModel) -> dict[str, Any]:
-    """What the report says of the model."""
-    return {
-        "name": m.name,
-        "fingerprint": m.fingerprint,
-        "backend": m.backend.kind,
-        "basis": m.basis,
-        "dtype": str(m.dtype).removeprefix("torch."),
-        "device": str(m.device),
-        **{size: getattr(m, size) for size in ("n_layers", "n_heads", "d_model", "d_vocab")},
-        "template": m.chat.render("{instruction}"),
-    }
-
-
-def _hashes(harmful: PromptSet, harmless: PromptSet, model: str) -> dict[str, str]:
-    def digest(value: Any) -> str:
-        return hashlib.sha256(json.dumps(to_json(value), sort_keys=True).encode()).hexdigest()
-
-    return {"model": model, "harmful": digest(harmful), "harmless": digest(harmless)}
 
 
 def _versions() -> dict[str, str]:

@@ -19,6 +19,7 @@ def headline(
     certificate: Certificate | None = None,
     stability: Stability | None = None,
     measured: tuple[str, ...] = (),
+    missing: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Summary sentences, cards and notes for ``Page``.
 
@@ -26,7 +27,8 @@ def headline(
         summary: ``summary.json``.
         selection: scores and the chosen direction.
         inside, certificate, stability: what else was measured; None where it was not.
-        measured: which of "suffixes" and "judges" the page has a section of.
+        measured: which of "suffixes" and "evaluation" the page has a section of.
+        missing: stages that this model can't have, and why.
     """
     harmful = {name: Rate(**value) for name, value in summary["refusal"]["harmful"].items()}
     harmless = {name: Rate(**value) for name, value in summary["refusal"]["harmless"].items()}
@@ -35,7 +37,7 @@ def headline(
         "cards": _cards(selection, harmful, harmless),
         "notes": _notes(selection),
         "sure": _sure(selection, harmful, certificate, stability),
-        "missing": _missing(inside, stability, measured),
+        "missing": _missing(inside, stability, measured, missing or {}),
     }
 
 
@@ -44,14 +46,14 @@ def _found(harmful: Mapping[str, Rate], harmless: Mapping[str, Rate], inside: In
         _plainly(apart(harmful, "ablation", -1), apart(harmless, "addition", +1)),
         f"Necessary? On {harmful['baseline'].n} held-out harmful prompts the model refuses "
         f"{harmful['baseline'].rate:.0%}; with the direction ablated {harmful['ablation'].rate:.0%}, with a random one "
-        f"ablated {harmful['random_ablation'].rate:.0%}. {verdict(harmful, 'ablation', -1)}",
+        f"ablated {harmful['random_ablation'].rate:.0%}. {effect_sentence(harmful, 'ablation', -1)}",
         f"Sufficient? On {harmless['baseline'].n} held-out harmless prompts it refuses "
         f"{harmless['baseline'].rate:.0%}; with the direction added {harmless['addition'].rate:.0%}, with a random one "
-        f"of equal norm added {harmless['random_addition'].rate:.0%}. {verdict(harmless, 'addition', +1)}",
+        f"of equal norm added {harmless['random_addition'].rate:.0%}. {effect_sentence(harmless, 'addition', +1)}",
     ]
-    if inside is not None:
-        top = ", ".join(inside.heads.labels)
-        found.append(f"What writes it? Most along the direction write {top}. {causal_sentence(inside.causal)}")
+    if inside is not None and inside.heads is not None:
+        said = f" {causal_sentence(inside.causal)}" if inside.causal is not None else ""
+        found.append(f"What writes it? Most along the direction write {', '.join(inside.heads.labels)}.{said}")
     return tuple(found)
 
 
@@ -84,7 +86,7 @@ def apart(rates: Mapping[str, Rate], condition: str, sign: int) -> bool:
     return effect.high < placebo.low if sign < 0 else effect.low > placebo.high
 
 
-def verdict(rates: Mapping[str, Rate], condition: str, sign: int) -> str:
+def effect_sentence(rates: Mapping[str, Rate], condition: str, sign: int) -> str:
     """Whether the effect holds beyond its placebo, in words."""
     if apart(rates, condition, sign):
         return "The 95% intervals do not overlap: the effect is the direction's."
@@ -156,18 +158,21 @@ def _sure(
     return tuple(sure)
 
 
-def _missing(inside: Inside | None, stability: Stability | None, measured: tuple[str, ...]) -> tuple[str, ...]:
+def _missing(
+    inside: Inside | None, stability: Stability | None, measured: tuple[str, ...], lacking: Mapping[str, str]
+) -> tuple[str, ...]:
     missing = [
         "Refusal is judged by the paper's phrases: a reply without them is not refused, which does not mean that it "
         "helps, or that it is safe or coherent."
     ]
+    missing += [f"Not to be had on this model: {name} ({why})." for name, why in lacking.items()]
     absent = []
-    if "judges" not in measured:
+    if "evaluation" not in measured:
         absent.append("other judges and the other conditions (`refusal-lens evaluate`)")
     absent.append("what else the intervention changes: loss and benchmarks (the scripts in analyses/)")
-    if stability is None:
+    if stability is None and "stability" not in lacking:
         absent.append("stability under other training prompts (`--stability 20`)")
-    if inside is None:
+    if inside is None and not lacking:
         absent.append("which heads and tokens write the direction (`--attribution`)")
     if "suffixes" not in measured:
         absent.append("adversarial suffixes (`refusal-lens hijack`)")

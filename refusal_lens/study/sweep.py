@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pydantic
-
 from ..engines.choice import MakeEngine
 from ..engines.local import LocalEngine
-from ..errors import RefusalLensError, ResultError
-from ..progress import Progress, silent
+from ..errors import RefusalLensError, ResultError, SettingError
+from ..progress import Progress, automatic
 from ..records.files import write_atomically
 from ..report.page import Page
 from .config import StudyConfig
@@ -64,20 +62,16 @@ class Sweep:
             if not isinstance(settings, dict) or Path(name).name != name or name in (".", ".."):
                 raise ResultError(f"{path}: [models.{name}] must be a table, and its name a plain folder name")
             try:
-                configs[name] = StudyConfig(**{**content.get("defaults", {}), **settings})
-            except (pydantic.ValidationError, TypeError) as error:
-                first: Any = {"loc": (), "msg": error}
-                if isinstance(error, pydantic.ValidationError):
-                    first = error.errors()[0]
-                where = ".".join(map(str, first["loc"]))
-                raise ResultError(f"{path}, [models.{name}] {where}: {first['msg']}") from error
+                configs[name] = StudyConfig.of({**content.get("defaults", {}), **settings})
+            except (SettingError, TypeError) as error:
+                raise ResultError(f"{path}, [models.{name}]: {error}") from error
         return cls(configs)
 
 
 def run_sweep(
     sweep: Sweep,
     folder: str | Path,
-    progress: Progress = silent,
+    progress: Progress = automatic,
     make_engine: Callable[[StudyConfig], MakeEngine] = lambda config: LocalEngine,
 ) -> dict[str, Compared]:
     """Each model's study in ``folder``/NAME, and ``sweep.json`` and ``report.html`` that compare them.

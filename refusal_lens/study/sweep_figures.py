@@ -26,12 +26,7 @@ def plot_sweep(frame: pd.DataFrame) -> go.Figure:
             figure.add_bar(
                 x=rows["model"],
                 y=rows["rate"],
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": rows["high"] - rows["rate"],
-                    "arrayminus": rows["rate"] - rows["low"],
-                },
+                error_y=style.error_bars(style.intervals(rows, "rate")),
                 name=style.readable(str(condition)),
                 legendgroup=condition,
                 showlegend=condition not in shown,

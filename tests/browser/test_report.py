@@ -155,14 +155,14 @@ def heads_of(page) -> list[str]:
 def test_every_head_can_be_picked_by_keyboard(page, study):
     heads = heads_of(page)
     record = study.inside["heads"]
-    assert set(heads) == {label for row in record.report.labels for label in row}
+    assert set(heads) == {label for row in record.reported.labels for label in row}
     assert heads[: len(record.heads)] == list(record.labels)  # the chosen ones first
     select = page.locator("#heads-select")
     select.focus()
     page.keyboard.press("ArrowDown")
     assert select.input_value() == heads[1]
     page.wait_for_selector(f"#head-{heads[1]}-plot .main-svg")
-    mean = float(record.report.mean[record.heads[1]])
+    mean = float(record.reported.mean[record.heads[1]])
     assert f"mean {mean:.3f}" in page.locator(f"#head-{heads[1]} figcaption").inner_text()
     page.locator("#heads > .controls [data-step='1']").press("Enter")
     assert select.input_value() == heads[2] and page.locator(f"#head-{heads[1]}").count() == 0

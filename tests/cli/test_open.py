@@ -1,22 +1,18 @@
-"""``open`` with real requests, the log of a batch job, quiet runs, shell completion, help with examples."""
+"""``open`` with a real browser command, the log of a batch job, quiet runs, shell completion, help with examples."""
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from refusal_lens.cli.app import app
-from refusal_lens.cli.open_report import ReportServer, report_path
+from refusal_lens.cli.open_report import report_path
 from refusal_lens.errors import ResultError
 
 COMMAND = [
@@ -28,8 +24,8 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COL
 COMMANDS = ("run", "open", "report", "hijack", "evaluate", "certify")
 
 
-def call(*args: object, **variables: str) -> subprocess.CompletedProcess:
-    environment = {**ENVIRONMENT, **variables}
+def call(*args: object, **variables: str | None) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in {**ENVIRONMENT, **variables}.items() if value is not None}
     return subprocess.run(
         [*COMMAND, *map(str, args)], capture_output=True, text=True, env=environment, timeout=120, check=False
     )
@@ -42,70 +38,31 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def server(folder: Path):
-    with ReportServer(report_path(folder)) as found:
-        thread = threading.Thread(target=found.serve_forever, daemon=True)
-        thread.start()
-        yield found
-        found.shutdown()
-        thread.join()
+def test_the_report_opens_in_the_browser(folder, tmp_path):
+    """$BROWSER is what Python's webbrowser starts first."""
+    program = tmp_path / "browser"
+    program.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    program.chmod(0o755)
+    done = call("open", folder, BROWSER=f"{program} %s", SSH_CONNECTION=None)
+    assert done.returncode == 0 and done.stdout.split() == ["report:", str(folder / "report.html")]
+    assert (tmp_path / "opened").read_text().strip() == (folder / "report.html").as_uri()
+    (tmp_path / "opened").unlink()
+    assert "no browser here" not in call("open", folder, "--no-browser", BROWSER=f"{program} %s").stdout
+    assert not (tmp_path / "opened").exists()
 
 
-def ask(server: ReportServer, path: str, host: str | None = None, method: str = "GET"):
-    connection = http.client.HTTPConnection(*server.server_address, timeout=10)
-    connection.request(method, path, headers={"Host": host or f"127.0.0.1:{server.server_address[1]}"})
-    answer = connection.getresponse()
-    return answer.status, answer.read().decode("utf-8", "replace"), answer
+def test_on_a_remote_machine_the_command_says_what_to_do(folder):
+    done = call("open", folder, SSH_CONNECTION="10.0.0.1 2 10.0.0.2 22", BROWSER="false")
+    assert done.returncode == 0 and f"--bind 127.0.0.1 --directory '{folder}'" in done.stdout
+    assert "ssh -L 8000:127.0.0.1:8000" in done.stdout
 
 
-def test_the_report_is_served_and_nothing_else(server, folder):
-    status, text, answer = ask(server, "/")
-    assert status == 200 and text == "<h1>A report: r̂</h1>"
-    assert answer.getheader("Content-Type") == "text/html; charset=utf-8"
-    assert ask(server, "/report.html?x=1")[:2] == (200, text)
-    assert ask(server, "/", method="HEAD")[:2] == (200, "")
-    for path in ("/secret.json", "/../report.html", "/%2e%2e/secret.json", "/report.html/.."):
-        assert ask(server, path)[0] == 404, path
-    (folder / "report.html").write_text("another")
-    assert ask(server, "/")[1] == "another"
-    (folder / "report.html").unlink()
-    assert ask(server, "/")[0] == 410
-
-
-def test_only_this_machine_under_its_own_name_is_answered(server):
-    assert server.server_address[0] == "127.0.0.1"
-    assert ask(server, "/", host="attacker.example")[0] == 403
-    assert ask(server, "/", host=f"localhost:{server.server_address[1]}")[0] == 200
-
-
-def test_a_taken_port_and_a_folder_without_a_report_are_said(folder, tmp_path):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        with pytest.raises(ResultError, match=r"is taken; leave out --port"):
-            ReportServer(folder / "report.html", taken.getsockname()[1])
+def test_a_folder_without_a_report_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ResultError, match=r"no report.html in the folder"):
         report_path(tmp_path / "empty")
     with pytest.raises(ResultError, match="there is no folder"):
         report_path(tmp_path / "absent")
-
-
-def test_the_command_serves_until_it_is_stopped(folder):
-    process = subprocess.Popen(
-        [*COMMAND, "open", str(folder), "--no-browser"], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        line = process.stdout.readline()
-        url = next(word for word in line.split() if word.startswith("http://127.0.0.1:"))
-        connection = http.client.HTTPConnection(url.removeprefix("http://").rstrip("/"), timeout=10)
-        connection.request("GET", "/")
-        assert connection.getresponse().read().decode() == "<h1>A report: r̂</h1>"
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 130  # as every command that Ctrl+C ends
-    finally:
-        process.kill()
 
 
 def test_a_batch_job_logs_json_lines_and_prints_nothing_else(tmp_path):
@@ -160,10 +117,10 @@ def test_the_embedded_model_is_studied_in_full(monkeypatch, tmp_path, arguments,
     seen = {}
 
     def stop(config, out, progress, engine):
-        seen.update(config.model_dump())
+        seen.update(vars(config))
         raise ResultError("enough")
 
-    monkeypatch.setattr("refusal_lens.study.run_study", stop)
+    monkeypatch.setattr("refusal_lens.study.pipeline.run_study", stop)
     CliRunner().invoke(app, ["run", *arguments, "--quiet", "--out", str(tmp_path)])
     assert {name: seen[name] for name in expected} == expected
 

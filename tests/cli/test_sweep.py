@@ -43,7 +43,7 @@ def test_models_are_compared_and_a_failed_one_says_why(tmp_path):
     [
         ("models = 3", r"must have a table \[models.NAME\]"),
         ("[model.a]\nmodel = 'organism'", "it has model"),
-        ("[models.a]\ncoef = 1.0", r"\[models.a\] coef: Extra inputs"),
+        ("[models.a]\ncoef = 1.0", r"\[models.a\]: there is no setting 'coef'; did you mean coeff"),
         ("[models.'a/b']\nmodel = 'organism'", "plain folder name"),
         ("[models", "is not TOML"),
     ],

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
 from refusal_lens.data.organism import instructions
 from refusal_lens.engines.choice import named_engine
-from refusal_lens.engines.journal import Journal
 from refusal_lens.engines.local import LocalEngine
 from refusal_lens.errors import EngineError, ModelError
 from refusal_lens.hijacking.screening import sharded_screen
+from refusal_lens.records.store import Store
 from refusal_lens.refusal.metric import refusal_metric
 from refusal_lens.refusal.replies import complete
 from refusal_lens.refusal.tokens import given_refusal_tokens
 from refusal_lens.study.config import StudyConfig
 from refusal_lens.study.pipeline import run_study
+from tests.tiny import tiny_folder
 
 
 @dataclass(frozen=True)
@@ -49,26 +52,18 @@ def test_items_come_in_order_and_the_state_is_made_once(organism):
 
 def test_finished_items_are_not_run_again(organism, tmp_path):
     engine, work = LocalEngine(organism), Square([])
-    engine.journal = Journal(tmp_path)
+    engine.keep(Store(tmp_path), "key")
     with pytest.raises(ModelError, match="negative"):
         engine.map("a", work, [3, 1, -2, 5])
     again = LocalEngine(organism)
-    again.journal = Journal(tmp_path)
+    again.keep(Store(tmp_path), "key")
     work.asked.clear()
     assert [float(x) for x in again.map("a", work, [3, 1, 2, 5])] == [19, 11, 14, 35]
     assert work.asked == ["prepare", 2, 5]
-
-
-def test_a_journal_keeps_texts_and_tensors_and_skips_torn_files(tmp_path):
-    journal = Journal(tmp_path)
-    journal.write("texts", 0, ["a", "ü"])
-    journal.write("numbers", 1, torch.tensor([1.5], dtype=torch.float64))
-    assert journal.read("texts", 0) == ["a", "ü"]
-    assert torch.equal(journal.read("numbers", 1), torch.tensor([1.5], dtype=torch.float64))
-    assert journal.read("texts", 1) is None
-    for file in tmp_path.iterdir():
-        file.write_bytes(file.read_bytes()[:7])
-    assert journal.read("texts", 0) is None and journal.read("numbers", 1) is None
+    work.asked.clear()
+    again.keep(Store(tmp_path), "another key")
+    again.map("a", work, [3])
+    assert work.asked == [3], "kept for other inputs"
 
 
 def test_sharded_work_is_the_unsharded_one(organism):
@@ -115,7 +110,13 @@ def local(small, one_thread, tmp_path_factory):
 
 
 def _records(study):
-    skip = {"study.json", "report.html", "summary.json", "model.json"}  # with the time, or made of the others
+    skip = {
+        "study.json",
+        "report.html",
+        "summary.json",
+        "model.json",
+        "seconds.json",
+    }  # with the time, or made of the others
     return {p.name: p.read_bytes() for p in study.folder.iterdir() if p.is_file() and p.name not in skip}
 
 
@@ -171,6 +172,39 @@ def test_ray_gives_the_same_bits_though_a_node_dies(small, local, tmp_path):
         cluster.shutdown()
 
 
+@dataclass(frozen=True)
+class Deadly:
+    """Work whose worker dies at its first try of item 2, and at every try of item 13."""
+
+    mark: Path
+
+    def prepare(self, model):
+        return 0.0
+
+    def run(self, model, state, item):
+        if item == 13 or (item == 2 and not self.mark.exists()):
+            self.mark.touch()
+            os._exit(1)
+        return torch.tensor([float(item)])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_item_whose_worker_dies_is_done_again_three_times_at_most(organism, tmp_path):
+    pytest.importorskip("ray")
+    from refusal_lens.engines.ray import RayEngine
+
+    engine = RayEngine(organism, {"source": "organism"}, workers=1)
+    try:
+        work = Deadly(tmp_path / "died")
+        assert [float(x) for x in engine.map("a", work, [1, 2, 3])] == [1, 2, 3]
+        assert work.mark.exists()
+        with pytest.raises(EngineError, match="item 1 lost its worker 4 times"):
+            engine.map("b", work, [1, 13])
+    finally:
+        engine.close()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_ray_passes_on_what_the_user_can_put_right(organism):
@@ -187,5 +221,17 @@ def test_ray_passes_on_what_the_user_can_put_right(organism):
         assert time.monotonic() - start < 500
     finally:
         engine.close()
+    absent = RayEngine(organism, {"source": "/no/such/model"}, workers=1)
+    try:
+        with pytest.raises(ModelError, match="there is no model at /no/such/model"):
+            absent.map("a", Square([]), [3])
+    finally:
+        absent.close()
+    other = RayEngine(organism, {"source": str(tiny_folder("llama"))}, workers=1)
+    try:
+        with pytest.raises(EngineError, match="give a model that is the same on every node"):
+            other.map("a", Square([]), [3])
+    finally:
+        other.close()
     with pytest.raises(EngineError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
         RayEngine(organism, {"source": "organism"}, address="127.0.0.1:1")

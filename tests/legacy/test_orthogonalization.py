@@ -7,7 +7,7 @@ import torch
 
 from refusal_lens import Direction, HookedChatModel
 from refusal_lens.exactness.identities import orthogonalization_gap
-from refusal_lens.hooks.orthogonalize import orthogonalized
+from refusal_lens.hooks.orthogonalize import Orthogonalize
 from refusal_lens.tensors import random_unit
 from tests.tiny import tiny_tokenizer
 
@@ -29,7 +29,7 @@ def test_weights_equal_hooks(architecture):
     prompts = ["Tell me a story about cats", "Hi"]
     scale = float(model.last_logits(prompts).abs().max())
     assert orthogonalization_gap(model, direction, prompts) / scale < 1e-4
-    with pytest.raises(ZeroDivisionError), orthogonalized(model, direction):
+    with pytest.raises(ZeroDivisionError), model.hooks(Orthogonalize(direction)):
         assert model.tl.W_E is not before["embed.W_E"][0]
         raise ZeroDivisionError
     after = dict(model.tl.named_parameters())

@@ -8,7 +8,7 @@ import torch
 from refusal_lens.attribution.components import component_contributions, neuron_contributions
 from refusal_lens.attribution.components import heads as head_contributions
 from refusal_lens.attribution.logits import compliance_tokens, direct_logit_attribution
-from refusal_lens.attribution.records import ComponentContributions, LogitAttribution
+from refusal_lens.attribution.records import ComponentContributions, DirectLogitAttribution
 from refusal_lens.errors import DirectionError, ModelError, PromptError, ResultError
 from refusal_lens.refusal.tokens import given_refusal_tokens
 
@@ -206,7 +206,7 @@ def test_records_survive_saving(tmp_path):
     logits = direct_logit_attribution(model, [PROMPT], [40], [50])
     again = ComponentContributions.load(parts.save(tmp_path / "parts"))
     assert torch.equal(again.parts, parts.parts) and again.prompts == parts.prompts
-    loaded = LogitAttribution.load(logits.save(tmp_path / "logits"))
+    loaded = DirectLogitAttribution.load(logits.save(tmp_path / "logits"))
     assert torch.equal(loaded.parts, logits.parts) and loaded.cap == 30 and loaded.answer == logits.answer
     assert list(loaded.to_frame().columns) == ["label", "mean", "low", "high"]
     heads = parts.head_contributions().to_frame()

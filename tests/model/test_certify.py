@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import contextmanager
-from functools import partial
 
 import pytest
 import torch
@@ -114,18 +113,18 @@ def edited_weights(model, direction, forget=None):
 
 def test_edited_weights_are_compared_with_hooks(monkeypatch):
     model = model_of("llama", torch.float32)
-    monkeypatch.setattr(certify_module, "_orthogonalized", lambda: edited_weights)
+    monkeypatch.setattr(certify_module, "_edited", lambda model, r, gap: edited_weights(model, r))
     row = certify(model, PROMPTS).identities[-2]
     assert row.name == EDITED and row.passed and row.relative > 0 and row.relative64 < 1e-5
     # Forgetting one of the seven matrices shows.
-    monkeypatch.setattr(certify_module, "_orthogonalized", lambda: partial(edited_weights, forget=3))
+    monkeypatch.setattr(certify_module, "_edited", lambda model, r, gap: edited_weights(model, r, forget=3))
     found = certify(model, PROMPTS, float64=False)
     assert [i.name for i in found.identities if not i.passed] == [EDITED] and not found.passed
 
-    def refuses(model, direction):
+    def refuses(model, direction, allow_gap):
         raise ModelError("norms after the sublayers")
 
-    monkeypatch.setattr(certify_module, "_orthogonalized", lambda: refuses)
+    monkeypatch.setattr(certify_module, "_edited", refuses)
     row = certify(model, PROMPTS, float64=False).identities[-2]
     assert row.result == "FAIL" and row.note == "norms after the sublayers" and math.isnan(row.absolute)
 

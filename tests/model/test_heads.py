@@ -8,13 +8,15 @@ import pytest
 import torch
 from scipy import stats as scipy_stats
 
-from refusal_lens.attribution.causal import causal_check, random_heads
+from refusal_lens.attribution.causal import causal_check
+from refusal_lens.attribution.causal_records import CausalCheck, PatchingComparison
 from refusal_lens.attribution.components import heads as head_contributions
 from refusal_lens.attribution.patching import attribution_patching, equal_length_pairs
-from refusal_lens.attribution.ranking import choose_heads, report_heads, top_heads
-from refusal_lens.attribution.records import CausalCheck, HeadReport, PatchingComparison
+from refusal_lens.attribution.ranking import choose_heads, confirm_heads, top_heads
+from refusal_lens.attribution.records import TopHeads
 from refusal_lens.errors import ModelError, PromptError
-from refusal_lens.hooks.attention import ReplaceHeads
+from refusal_lens.hooks.attention import random_heads
+from refusal_lens.hooks.interchange import InterchangeHeads
 from refusal_lens.models.backend import Backend
 from refusal_lens.refusal.metric import refusal_metric
 from refusal_lens.refusal.tokens import given_refusal_tokens
@@ -53,23 +55,25 @@ def test_chosen_on_one_split_and_reported_on_another(planted, tmp_path):
     model, direction, _ = planted
     found = top_heads(model, SELECT, REPORT, direction, contrast=HARMLESS, top=3)
     assert found.heads[0] == PLANTED and found.labels[0] == "L2H1"
-    assert (found.n_selection, found.n_report) == (len(SELECT), len(REPORT))
+    assert (found.n_selection, found.n_reported) == (len(SELECT), len(REPORT))
     # The numbers come from the report split and nowhere else.
     report = head_contributions(model, REPORT, direction).values[PLANTED]
     first = found.to_frame().iloc[0]
-    assert abs(first["report"] - float(report.mean())) < 1e-6 and first["low"] <= first["report"] <= first["high"]
+    assert abs(first["reported"] - float(report.mean())) < 1e-6 and first["low"] <= first["reported"] <= first["high"]
     assert abs(first["selection"] - float(head_contributions(model, SELECT, direction).mean[PLANTED])) < 1e-6
-    assert first["report"] > 1 and first["contrast"] < -1
+    assert first["reported"] > 1 and first["contrast"] < -1
     assert 0 < found.share <= 1
-    again = HeadReport.load(found.save(tmp_path / "heads"))
-    assert again.heads == found.heads and again.n_report == found.n_report
+    again = TopHeads.load(found.save(tmp_path / "heads"))
+    assert again.heads == found.heads and again.n_reported == found.n_reported
     assert again.intervals == found.intervals
 
 
 def test_p_values_are_adjusted_over_all_heads(planted):
     model, direction, _ = planted
     found = top_heads(model, SELECT, REPORT, direction, contrast=HARMLESS)
-    raw = scipy_stats.mannwhitneyu(found.report.values[PLANTED].numpy(), found.contrast.values[PLANTED].numpy()).pvalue
+    raw = scipy_stats.mannwhitneyu(
+        found.reported.values[PLANTED].numpy(), found.contrast.values[PLANTED].numpy()
+    ).pvalue
     n = model.n_layers * model.n_heads
     assert found.p_values.shape == (model.n_layers, model.n_heads)
     assert raw < 0.002 and abs(float(found.p_values[PLANTED]) - min(1, raw * n)) < n * raw  # at most Bonferroni
@@ -87,7 +91,7 @@ def test_a_prompt_in_both_splits_is_refused(planted):
     with pytest.raises(PromptError, match="chose the heads"):
         causal_check(model, [SELECT[0]], HARMLESS, direction, found, refusal)
     with pytest.raises(PromptError, match="at least 2"):
-        report_heads(found.selection, head_contributions(model, REPORT[:1], direction))
+        confirm_heads(found.chosen_on, head_contributions(model, REPORT[:1], direction))
 
 
 def test_the_planted_head_is_causal_and_random_heads_are_not(planted, tmp_path):
@@ -103,7 +107,7 @@ def test_the_planted_head_is_causal_and_random_heads_are_not(planted, tmp_path):
     assert float(kept.mean()) < float(random_kept.mean()) - 1
     first = found.singles.index(PLANTED)
     assert int(found.predicted.argmin()) == first and int(found.measured.mean(-1).argmin()) == first
-    assert (found.n_selection, found.n_report, found.n_reference) == (len(SELECT), len(REPORT), len(HARMLESS))
+    assert (found.n_selection, found.n_reported, found.n_reference) == (len(SELECT), len(REPORT), len(HARMLESS))
     again = CausalCheck.load(found.save(tmp_path / "causal"))
     assert again.heads == found.heads and torch.equal(again.metric, found.metric)
     assert list(again.to_frame()["condition"]) == list(found.conditions)
@@ -122,7 +126,7 @@ def test_the_predicted_change_is_the_change_of_the_projection(planted):
         changes = []
         for prompt in REPORT:
             before = model.cache([prompt], [name])[name][0, -1] @ direction.unit.float()
-            with model.hooks(ReplaceHeads((head,), values)):
+            with model.hooks(InterchangeHeads((head,), values)):
                 changes.append(model.cache([prompt], [name])[name][0, -1] @ direction.unit.float() - before)
         predicted = float(found.predicted[found.singles.index(head)])
         assert abs(float(torch.stack(changes).mean()) - predicted) < 1e-4
@@ -145,7 +149,7 @@ def test_replacement_touches_its_heads_and_positions_only(planted):
     values = torch.full((model.n_layers, 1, 2, model.n_heads, model.d_head), 7.0)
     before = model.cache(REPORT[:1], [site])[site]
     kept = before.clone()
-    with model.hooks(ReplaceHeads(((1, 0), (1, 3)), values)):
+    with model.hooks(InterchangeHeads(((1, 0), (1, 3)), values)):
         after = model.cache(REPORT[:1], [site])[site]
     assert torch.equal(before, kept)
     assert torch.equal(after[:, :-2], before[:, :-2]) and torch.equal(after[:, -2:, 1:3], before[:, -2:, 1:3])

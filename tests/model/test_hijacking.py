@@ -19,14 +19,18 @@ from refusal_lens.data.suffixes import SuffixSet
 from refusal_lens.errors import PromptError
 from refusal_lens.hijacking.causal import _Bench, causal_tests, matching_columns
 from refusal_lens.hijacking.investigation import Settings, investigate
+from refusal_lens.hijacking.mechanisms import mechanism
 from refusal_lens.hijacking.observation import observe, split_drop
-from refusal_lens.hijacking.records import HijackingReport, SuffixResult
+from refusal_lens.hijacking.observation_records import SuffixResult
+from refusal_lens.hijacking.records import Investigation
 from refusal_lens.hijacking.screening import screen, without_token
-from refusal_lens.hijacking.verdicts import summary_frame, verdict
-from refusal_lens.hooks.attention import KnockOut, PatchComponent, PatchPattern, Push, ReplaceHeads, SetComponent
+from refusal_lens.hooks.attention import AttentionKnockout
+from refusal_lens.hooks.interchange import Interchange, InterchangeHeads, InterchangePattern, InterchangeWrites
+from refusal_lens.hooks.interventions import NormMatchedPlacebo
 from refusal_lens.hooks.readout import Readout
 from refusal_lens.records.base import load_record
 from refusal_lens.records.labels import REGIONS
+from refusal_lens.records.store import Store
 from refusal_lens.refusal.metric import refusal_metric
 from refusal_lens.refusal.records import RefusalTokens
 
@@ -123,7 +127,7 @@ def test_knock_out_cuts_exactly_these_edges(architecture):
     model = model_of(architecture)
     tokens = model.tokenize([PROMPT], [SUFFIX])
     dest, src = tokens.region("template_post"), tokens.region("suffix")
-    cut = KnockOut(TOP, dest, src)
+    cut = AttentionKnockout(TOP)
     with model.hooks(cut):
         logits = model.logits(tokens)
         sources = source_contributions(model, [PROMPT], direction_of(model), suffixes=[SUFFIX])
@@ -159,7 +163,7 @@ def test_with_every_edge_to_the_suffix_cut_only_positions_tell(architecture):
 
     def metric(suffix):
         tokens = model.tokenize([PROMPT], [suffix])
-        with model.hooks(KnockOut(EVERY, tokens.region("template_post"), tokens.region("suffix"))):
+        with model.hooks(AttentionKnockout()):
             return model.logits(tokens)[0, -1]
 
     torch.testing.assert_close(metric(" abcdef"), metric(" uvwxyz"), rtol=0, atol=1e-9)
@@ -171,13 +175,13 @@ def test_generation_under_a_cut_meets_longer_rows():
     model = model_of("llama", torch.float32)
     prompts = [PROMPT, "Hi there, you"]
     tokens = model.tokenize(prompts, [SUFFIX] * 2)
-    cut = KnockOut(EVERY, tokens.region("template_post"), tokens.region("suffix"))
+    cut = AttentionKnockout()
     with model.hooks(cut):
         first = model.logits(tokens)[:, -1].argmax(-1).tolist()
         replies = model.generate(tokens, 3)
     assert len(replies) == 2
     alone = model.tokenize([PROMPT], [SUFFIX])
-    with model.hooks(KnockOut(EVERY, alone.region("template_post"), alone.region("suffix"))):
+    with model.hooks(cut):
         assert int(model.logits(alone)[0, -1].argmax()) == first[0]  # padded = alone
 
 
@@ -231,19 +235,17 @@ def test_restoring_the_direction_sets_it_and_the_placebo_makes_the_same_moves():
     names = [f"blocks.{i}.hook_resid_pre" for i in range(3)]
     last = slice(-clean.n_post, None)
     wanted = torch.stack([model.cache(clean, [n], last)[n] @ r for n in names])
-    steps: dict[int, torch.Tensor] = {}
-    with model.hooks(SetComponent(r, wanted, steps)):
+    with model.hooks(Interchange(r, wanted)):
         found = model.cache(dirty, names[1:], last)
     for layer, name in enumerate(names[1:], start=1):
         torch.testing.assert_close(found[name] @ r, wanted[layer], rtol=0, atol=1e-9)
-    assert set(steps) == {1, 2}
     test = _Bench(model, plain, suffixed, direction_of(model), TOKENS, 0).restore()
-    with model.hooks(SetComponent(r, wanted, {})):
+    with model.hooks(Interchange(r, wanted)):
         metric = refusal_metric(model, [PROMPT], TOKENS, [SUFFIX])
     assert float(test.metric[0]) == pytest.approx(float(metric[0]), abs=1e-9)
     change = {names[1]: torch.ones(1, clean.n_post, model.d_model).double()}
     before = model.cache(dirty, names[1:2])[names[1]]
-    with model.hooks(Push(change)):
+    with model.hooks(NormMatchedPlacebo(change)):
         after = model.cache(dirty, names[1:2])[names[1]]
     torch.testing.assert_close(after[:, last] - before[:, last], change[names[1]])
     assert torch.equal(after[:, : -clean.n_post], before[:, : -clean.n_post])
@@ -286,15 +288,15 @@ def test_a_screen_that_was_killed_goes_on_where_it_stopped(tmp_path, monkeypatch
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        screen(model, prompts, suffixes, TOKENS, TOP, kill, folder=tmp_path)
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+        screen(model, prompts, suffixes, TOKENS, TOP, kill, store=Store(tmp_path))
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "screen").iterdir()}
     assert len(kept) == 2
-    found = screen(model, prompts, suffixes, TOKENS, TOP, folder=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3 and all(p.stat().st_mtime_ns == t for p, t in kept.items())
+    found = screen(model, prompts, suffixes, TOKENS, TOP, store=Store(tmp_path))
+    assert len(list((tmp_path / "screen").iterdir())) == 3 and all(p.stat().st_mtime_ns == t for p, t in kept.items())
     fresh = screen(model, prompts, suffixes, TOKENS, TOP)
     assert torch.equal(found.metric, fresh.metric) and torch.equal(found.strength, fresh.strength)
     # Other inputs: nothing old is taken.
-    other = screen(model, prompts, [" b", SUFFIX], TOKENS, TOP, folder=tmp_path, key=lambda p: f"other {p}")
+    other = screen(model, prompts, [" b", SUFFIX], TOKENS, TOP, store=Store(tmp_path))
     assert not torch.equal(other.metric, fresh.metric)
 
 
@@ -334,10 +336,10 @@ def test_causal_tests_on_padded_batches_and_their_record(monkeypatch):
 def test_a_component_patch_needs_the_norms_scale(architecture):
     model = model_of(architecture)
     readout = Readout.of(model, direction_of(model).unit)
-    hooks = PatchComponent(((0, 0),), readout, torch.zeros(3, 4, 1, 2)).hooks(model)
+    hooks = InterchangeWrites(((0, 0),), readout, torch.zeros(3, 4, 1, 2)).hooks(model)
     assert [name.split(".")[-1] for name, _ in hooks] == ["hook_z", "hook_scale", "hook_attn_out"]
-    assert isinstance(ReplaceHeads(((0, 0),), torch.zeros(1, 1, 1, 4, 8)).hooks(model), list)
-    assert len(PatchPattern(((0, 0),), {0: torch.zeros(1, 4, 2, 5)}, torch.zeros(1, 5).long()).hooks(model)) == 1
+    assert len(InterchangeHeads(((0, 0),), torch.zeros(1, 1, 1, 4, 8)).hooks(model)) == 1
+    assert len(InterchangePattern(((0, 0),), {0: torch.zeros(1, 4, 2, 5)}, torch.zeros(1, 5).long()).hooks(model)) == 1
 
 
 # -- bad input ----------------------------------------------------------------------------------------------------
@@ -431,10 +433,10 @@ def test_cutting_the_edges_brings_refusals_back_and_controls_do_not(found):
             assert tests.passed(name), name
             assert tests.recovered_placebo(name).high < 0.35
         assert tests.recovered_random("cut top heads").high < 0.2
-        said = verdict(result)
+        said = mechanism(result)
         assert said.hijacks and "because" in said.sentence and "hijack" in said.sentence
     for result in (r for r in report.results if not r.suffix.is_attack):
-        said = verdict(result)
+        said = mechanism(result)
         assert result.causal is None and not said.hijacks and "hijack" not in said.sentence
 
 
@@ -472,9 +474,9 @@ def test_it_resumes_and_loads(found, organism):
     again = investigate(organism, **inputs)
     after = [f.stat().st_mtime_ns for f in files]
     assert [a == b for a, b in zip(before, after, strict=True)] == [i != 4 for i in range(9)]
-    assert summary_frame(again).equals(summary_frame(report))
-    loaded = load_record(folder / "report", HijackingReport)
-    assert summary_frame(loaded).equals(summary_frame(report))
+    assert again.results_frame().equals(report.results_frame())
+    loaded = load_record(folder / "report", Investigation)
+    assert loaded.results_frame().equals(report.results_frame())
     assert torch.equal(load_record(files[0], SuffixResult).suffixed.heads, report.results[0].suffixed.heads)
     # Other tests do not cost the observations; without tests nothing is explained.
     few = investigate(
@@ -482,7 +484,7 @@ def test_it_resumes_and_loads(found, organism):
     )
     assert len(few.results) == 7 and any("screened only" in note for note in few.notes)
     assert few.screened.shape == few.screened_strength.shape == (9, report.plain.n)
-    assert all(r.causal is None for r in few.results) and "not tested" in verdict(few.results[0]).sentence
+    assert all(r.causal is None for r in few.results) and "not tested" in mechanism(few.results[0]).sentence
     assert [f.stat().st_mtime_ns for f in files] == after
 
 
@@ -511,11 +513,11 @@ def test_a_killed_command_goes_on_where_it_stopped(found, organism, tmp_path, ca
     page = (out / "report.html").read_text("utf-8")
     assert "Suffix attacks" in page and "because it hijacks the top heads" in page
     # As if it had never been killed: once more, in memory.
-    report = load_record(out / "report", HijackingReport)
+    report = load_record(out / "report", Investigation)
     inputs = {**found[1], "suffixes": SuffixSet.load(suffixes), "harmless": report.harmless.prompts, "folder": None}
     inputs["settings"] = Settings(max_new_tokens=0, prompts=8, shuffled=False)
     again = investigate(organism, **inputs, head_prompts=report.head_prompts)
-    assert summary_frame(report).equals(summary_frame(again))
+    assert report.results_frame().equals(again.results_frame())
 
 
 def test_bad_input_at_the_command_line_is_one_sentence(found, tmp_path):

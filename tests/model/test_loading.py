@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import platform
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from refusal_lens import HookedChatModel, load_model
 from refusal_lens.data.organism import MODEL_DIR
 from refusal_lens.errors import ModelError
 from refusal_lens.models.load import source_digest
-from tests.tiny import tiny_bridge, tiny_folder, tiny_hf, tiny_tokenizer
+from tests.reliability.tiny_gguf import write_tiny_gguf
+from tests.tiny import ARCHITECTURES, tiny_bridge, tiny_folder, tiny_hf, tiny_tokenizer
 
 PROMPT = ["Tell me a story about cats"]
 
@@ -67,17 +75,70 @@ def test_the_digest_follows_the_content(tmp_path):
     assert source_digest("someone/model") == "someone/model"
 
 
-def test_importing_and_loading_changes_no_global_state(organism):
-    assert torch.is_grad_enabled() and torch.get_default_dtype() is torch.float32
+STATE = """
+import json, logging, os, random, signal, sys, warnings
+import numpy, torch, transformers, transformer_lens
+from transformers import PreTrainedTokenizerFast
+from transformer_lens.model_bridge import TransformerBridge
+import refusal_lens as rl
+
+def loggers():
+    found = {name: one.level for name, one in logging.root.manager.loggerDict.items() if hasattr(one, "level")}
+    return {"root": logging.root.level, "off": logging.root.manager.disable, **found}
+
+def state():
+    on = torch.backends
+    return {
+        "warnings": repr(warnings.filters), "environment": dict(os.environ), "loggers": loggers(),
+        "path": list(sys.path),
+        "random": repr(random.getstate()), "numpy": repr(numpy.random.get_state()), "cwd": os.getcwd(),
+        "torch random": torch.get_rng_state().tolist(), "grad": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(), "dtype": str(torch.get_default_dtype()),
+        "device": str(torch.get_default_device()), "threads": torch.get_num_threads(),
+        "interop": torch.get_num_interop_threads(), "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "matmul": torch.get_float32_matmul_precision(), "print": repr(torch._tensor_str.PRINT_OPTS),
+        "flush": torch.set_flush_denormal(False), "anomaly": torch.is_anomaly_enabled(),
+        "sdp": [on.cuda.flash_sdp_enabled(), on.cuda.math_sdp_enabled(), on.cuda.mem_efficient_sdp_enabled()],
+        "cudnn": [on.cudnn.benchmark, on.cudnn.deterministic, on.cudnn.allow_tf32, on.mkldnn.enabled],
+        "verbosity": transformers.logging.get_verbosity(), "interrupt": repr(signal.getsignal(signal.SIGINT)),
+        "hook": repr(sys.excepthook), "recursion": sys.getrecursionlimit(),
+    }
+
+torch.manual_seed(5)
+rl.load_model, rl.HookedChatModel  # imported
+before = state()
+def changed(what):
+    now = state()
+    print(json.dumps([what, sorted(k for k in before if before[k] != now[k] and k != "loggers")
+                      + [k for k, level in before["loggers"].items() if now["loggers"][k] != level]]))
+model = rl.load_model("organism")
+changed("load")
+with rl.HookedChatModel(model.tl, model.tokenizer) as twin:
+    changed("wrap")
+    twin.generate(["hello"], 3)
+    twin.generate(["hello"], 3, temperature=1.0)
+    changed("generate")
+changed("close")
+"""
+
+
+def test_loading_wrapping_and_generating_change_nothing_of_the_process():
+    done = subprocess.run([sys.executable, "-c", STATE], capture_output=True, text=True, check=True)
+    seen = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert seen == [["load", []], ["wrap", []], ["generate", []], ["close", []]]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_large_tensors_keep_their_pages_between_uses():
-    """Without the setting each use of 40 MB costs 9766 new pages, which the system clears first. In a process of its
-    own: how a heap looks after many models came and went is another matter."""
-    script = """
+@pytest.mark.parametrize("keep", [False, True])
+def test_freed_memory_is_kept_on_request_only(keep):
+    """Each use of 40 MB costs 9766 new pages, which the system clears first, unless the process asked to keep them.
+
+    In a process of its own: how a heap looks after many models came and went is another matter.
+    """
+    script = f"""
 import resource, torch
-from refusal_lens import load_model
+from refusal_lens.models import keep_freed_memory, load_model
+{"keep_freed_memory()" if keep else ""}
 model = load_model("organism")
 faults = []
 for _ in range(6):
@@ -86,4 +147,83 @@ for _ in range(6):
 print(faults[-1] - faults[0])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert int(done.stdout.split()[-1]) < 3 * 9766  # five uses; without the setting 5 * 9766
+    assert (int(done.stdout.split()[-1]) < 3 * 9766) == keep  # five uses; without the setting 5 * 9766
+
+
+def vision_folder(folder: Path) -> Any:
+    """A tiny random Gemma 3 with a vision tower and no image processor; returns its Hugging Face model."""
+    text = {**ARCHITECTURES["gemma3"][1]}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = Gemma3Config(
+        text_config=text,
+        vision_config={**sizes, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4, image_token_index=5, boi_token_index=6, eoi_token_index=7,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    hf = Gemma3ForConditionalGeneration(config).eval()
+    hf.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return hf
+
+
+def test_of_a_vision_language_checkpoint_the_text_model_is_loaded(tmp_path):
+    hf = vision_folder(tmp_path)
+    model = load_model(tmp_path)
+    ids = model.tokenize(PROMPT).ids
+    with torch.inference_mode():
+        expected = hf(input_ids=ids).logits[:, -1]
+    assert torch.allclose(model.last_logits(PROMPT), expected, atol=1e-5)
+    assert type(model.tl.original_model).__name__ == "Gemma3ForCausalLM" and model.n_layers == 3
+    assert model.writing_weights()
+
+
+def test_a_load_starts_no_process_and_installs_nothing(tmp_path):
+    """TransformerLens 4.3 runs ``pip install torchvision`` for a checkpoint whose processor needs it."""
+    vision_folder(tmp_path / "vision")
+    script = f"""
+import sys
+started = []
+watched = ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "os.system")
+import importlib.metadata as metadata
+import transformer_lens, refusal_lens as rl
+packages = lambda: sorted((d.name, d.version) for d in metadata.distributions())
+before = packages()
+sys.addaudithook(lambda event, args: started.append((event, args)) if event in watched else None)
+for source in ({str(tmp_path / "vision")!r}, {str(tiny_folder("qwen2"))!r}, "organism"):
+    rl.load_model(source)
+assert packages() == before
+print("started", started)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "started []"
+
+
+def test_gguf_weights_are_dequantized_by_request(tmp_path, caplog):
+    """With the package ``kernels`` installed transformers keeps them packed unless told otherwise; without it, it warns
+    that it can't, which it does not when dequantization is what was requested."""
+    from transformers.utils import logging
+
+    logging.enable_propagation()
+    try:
+        model = load_model(write_tiny_gguf(tmp_path / "tiny.gguf", quantized=True))
+    finally:
+        logging.disable_propagation()
+    assert "Dequantizing the whole model" not in caplog.text
+    assert all(p.is_floating_point() for p in model.tl.parameters())
+    assert copy.deepcopy(model.tl.original_model) is not None and model.writing_weights()
+
+
+def test_a_device_that_is_not_there_is_one_sentence():
+    for device in ("cuda:7", "nonsense"):
+        with pytest.raises(ModelError, match=f"there is no device '{device}'") as caught:
+            load_model("organism", device=device)
+        assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path):
+    shutil.copytree(tiny_folder("llama"), tmp_path / "m")
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lack model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(tmp_path / "m")

@@ -116,8 +116,8 @@ def test_the_metric_tells_refusals_from_answers_on_the_embedded_model(organism, 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=12), st.lists(st.integers(0, 6), min_size=1, max_size=12))
 def test_auroc_by_its_definition(positive, negative):
     wins = sum((a > b) + 0.5 * (a == b) for a, b in itertools.product(positive, negative))
-    assert auroc(positive, negative) == pytest.approx(wins / (len(positive) * len(negative)))
+    assert auroc(positive, negative).mean == pytest.approx(wins / (len(positive) * len(negative)))
 
 
 def test_auroc_without_a_group_is_not_a_number():
-    assert math.isnan(auroc([], [1.0]))
+    assert math.isnan(auroc([], [1.0]).mean)

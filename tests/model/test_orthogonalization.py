@@ -12,7 +12,8 @@ import refusal_lens.hooks.orthogonalize as module
 from refusal_lens import Ablate
 from refusal_lens.errors import ConcurrentUseError, DirectionError, ModelError
 from refusal_lens.exactness.identities import certify, orthogonalization_gap
-from refusal_lens.hooks.orthogonalize import Orthogonalize, orthogonalized
+from refusal_lens.hooks.orthogonalize import Orthogonalize
+from refusal_lens.models import writing_weights
 from refusal_lens.tensors import unit
 from tests import tiny
 
@@ -70,7 +71,7 @@ def test_weights_equal_hooks(architecture):
     assert orthogonalization_gap(model, direction_of(model), PROMPTS) < 2e-6  # norms run in float32
     assert_untouched(model, before)
     plain = model.last_logits(PROMPTS[:1])
-    with orthogonalized(model, direction_of(model)):
+    with model.hooks(Orthogonalize(direction_of(model))):
         assert float((model.last_logits(PROMPTS[:1]) - plain).abs().max()) > 1e-2  # the edit does something
 
 
@@ -78,7 +79,7 @@ def test_weights_equal_hooks(architecture):
 def test_post_norm_models_say_so_and_give_the_gap(architecture):
     model = model_of(architecture)
     direction, before = direction_of(model), snapshot(model)
-    with pytest.raises(ModelError, match="Ablate"), orthogonalized(model, direction):
+    with pytest.raises(ModelError, match="Ablate"), model.hooks(Orthogonalize(direction)):
         pass
     assert orthogonalization_gap(model, direction, PROMPTS) > 1e-2
     row = {i.name: i for i in certify(model, PROMPTS).identities}[EDITED]
@@ -100,7 +101,7 @@ def test_every_write_is_orthogonal_and_nothing_else_is_touched(architecture):
     model = model_of(architecture)
     direction, before = direction_of(model), snapshot(model)
     r = unit(direction.unit)
-    with orthogonalized(model, direction, allow_gap=True):
+    with model.hooks(Orthogonalize(direction, allow_gap=True)):
         touched = {name for name, p in model.tl.named_parameters(remove_duplicate=False) if p is not before[name][0]}
         weights = model.writing_weights()
         for weight in weights:
@@ -120,7 +121,7 @@ def test_biases_count():
     without = [weight for weight in found if not weight.where.endswith("bias")]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ModelError, match="still has"):
         patch.setattr(model, "writing_weights", lambda: without)
-        with orthogonalized(model, direction_of(model)):
+        with model.hooks(Orthogonalize(direction_of(model))):
             pass
 
 
@@ -129,7 +130,7 @@ def test_a_tied_unembedding_reads_as_before():
     embed, head = model.backend.hf.get_input_embeddings(), model.backend.hf.get_output_embeddings()
     assert embed.weight is head.weight
     before = head.weight.detach().clone()
-    with orthogonalized(model, direction_of(model)):
+    with model.hooks(Orthogonalize(direction_of(model))):
         assert torch.equal(head.weight, before) and not torch.equal(embed.weight, before)
     assert embed.weight is head.weight
 
@@ -137,7 +138,7 @@ def test_a_tied_unembedding_reads_as_before():
 def test_weights_come_back_after_exceptions_wherever_they_happen(monkeypatch):
     model = model_of("llama-tied")
     direction, before = direction_of(model), snapshot(model)
-    with pytest.raises(ZeroDivisionError), orthogonalized(model, direction):
+    with pytest.raises(ZeroDivisionError), model.hooks(Orthogonalize(direction)):
         raise ZeroDivisionError
     assert_untouched(model, before)
     calls, real = [], module._projected
@@ -149,7 +150,7 @@ def test_weights_come_back_after_exceptions_wherever_they_happen(monkeypatch):
         return real(*args)
 
     monkeypatch.setattr(module, "_projected", fails_late)
-    with pytest.raises(MemoryError), orthogonalized(model, direction):
+    with pytest.raises(MemoryError), model.hooks(Orthogonalize(direction)):
         pass
     assert_untouched(model, before)
 
@@ -157,7 +158,7 @@ def test_weights_come_back_after_exceptions_wherever_they_happen(monkeypatch):
 def test_contexts_nest_and_a_second_direction_leaves_none_of_either():
     model = model_of("qwen2")
     first, second, before = direction_of(model, 1), direction_of(model, 2), snapshot(model)
-    with orthogonalized(model, first):
+    with model.hooks(Orthogonalize(first)):
         inside = model.last_logits(PROMPTS[:1])
         with Orthogonalize(second).applied(model):
             assert not torch.allclose(model.last_logits(PROMPTS[:1]), inside)
@@ -170,7 +171,7 @@ def test_memory_is_one_copy_of_the_weights_touched():
     touched = sum(w.parameter.numel() * w.parameter.element_size() for w in model.writing_weights())
     with ExitStack() as stack:
         originals = {p.data_ptr() for p in model.tl.parameters()}
-        stack.enter_context(orthogonalized(model, direction_of(model)))
+        stack.enter_context(model.hooks(Orthogonalize(direction_of(model))))
         new = {p.data_ptr(): p.numel() * p.element_size() for p in model.tl.parameters()}
         assert sum(size for pointer, size in new.items() if pointer not in originals) == touched
 
@@ -187,7 +188,7 @@ def test_the_chunked_edit_is_the_whole_edit(monkeypatch):
 def test_the_lock_the_identity_and_the_direction_are_kept():
     model = tiny.tiny_model("llama", seed=3)
     direction = direction_of(model_of("llama"))
-    with pytest.raises(DirectionError, match="fingerprint"), orthogonalized(model, direction):
+    with pytest.raises(DirectionError, match="fingerprint"), model.hooks(Orthogonalize(direction)):
         pass
     own = direction_of(model)
     del model.fingerprint  # as if nobody had asked yet
@@ -199,7 +200,7 @@ def test_the_lock_the_identity_and_the_direction_are_kept():
         except ConcurrentUseError as error:
             seen.append(error)
 
-    with orthogonalized(model, own):
+    with model.hooks(Orthogonalize(own)):
         thread = threading.Thread(target=other_thread)
         thread.start()
         thread.join()
@@ -209,14 +210,14 @@ def test_the_lock_the_identity_and_the_direction_are_kept():
 
 def test_quantized_and_offloaded_weights_are_refused():
     model = tiny.tiny_model("llama", seed=4)
-    linear = module._core(model.tl.blocks[1].mlp.out)
+    linear = writing_weights._core(model.tl.blocks[1].mlp.out)
     original = linear._parameters["weight"]
     for stand_in, message in (
         (torch.nn.Parameter(original.detach().to(torch.int8), requires_grad=False), "quantized"),
         (torch.nn.Parameter(original.detach().to("meta")), "offloaded"),
     ):
         linear._parameters["weight"] = stand_in
-        with pytest.raises(ModelError, match=message), orthogonalized(model, direction_of(model)):
+        with pytest.raises(ModelError, match=message), model.hooks(Orthogonalize(direction_of(model))):
             pass
     linear._parameters["weight"] = original
 
@@ -227,7 +228,7 @@ def test_in_the_models_own_dtype_it_is_ablation_to_rounding(dtype):
     direction = direction_of(model)
     with model.hooks(Ablate(direction)):
         by_hooks = model.last_logits(PROMPTS[:1]).float()
-    with orthogonalized(model, direction):
+    with model.hooks(Orthogonalize(direction)):
         by_weights = model.last_logits(PROMPTS[:1]).float()
     scale = float(by_hooks.abs().max())
     assert float((by_hooks - by_weights).abs().max()) / scale < {torch.float32: 1e-4, torch.bfloat16: 0.1}[dtype]

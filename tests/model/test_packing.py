@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from refusal_lens import Ablate
 from refusal_lens.direction.extract import mean_activations
 from refusal_lens.direction.scores import _Packed, _Padded
-from refusal_lens.hooks.interventions import _AblateRows, _AddRows
+from refusal_lens.hooks.interventions import Ablate, Add
 from refusal_lens.models.packing import PADDING, RestartedPack, common_prefix, pack_tokens, packing_holds
 from refusal_lens.records.direction import Direction
 from tests.tiny import ARCHITECTURES, tiny_model
@@ -56,15 +55,15 @@ def test_rows_take_interventions_of_their_own():
         return logits.double().logsumexp(-1)
 
     for edit, start in (
-        (lambda rows: [_AblateRows(vectors[rows])], 0),
-        (lambda rows: [_AddRows(vectors[rows], 2)], 2),
+        (lambda rows: [Ablate(vectors[rows], per_candidate=True)], 0),
+        (lambda rows: [Add(vectors[rows], layers=2)], 2),
     ):
         together, one_by_one = (bench.run(3, edit, largest, start) for bench in (packed, padded))
         torch.testing.assert_close(together, one_by_one, atol=1e-4, rtol=1e-4)
         assert float((together[0] - together[1]).abs().max()) > 1e-3, "the rows differ"
     with model.hooks(Ablate(Direction(vectors[1], 1.0, -1, 0))):
         expected = model.last_logits(PROMPTS).double().logsumexp(-1)
-    ablated = packed.run(3, lambda rows: [_AblateRows(vectors[rows])], largest)
+    ablated = packed.run(3, lambda rows: [Ablate(vectors[rows], per_candidate=True)], largest)
     torch.testing.assert_close(ablated[1], expected, atol=1e-4, rtol=1e-4)
 
 

@@ -10,7 +10,6 @@ import torch
 from refusal_lens import Ablate, HookedChatModel, PromptSet
 from refusal_lens.data.organism import instructions
 from refusal_lens.direction.extract import extract_directions
-from refusal_lens.direction.records import Subspace
 from refusal_lens.direction.select import select_direction
 from refusal_lens.direction.stability import prompt_activations, selection_stability
 from refusal_lens.direction.subspace import pca_subspace, random_subspace, repeated_subspace, subspace_effects
@@ -18,7 +17,7 @@ from refusal_lens.direction.trace import trace_direction
 from refusal_lens.direction.transfer import Ground, base_chat_trace, effect_matrix, system_prompt_table
 from refusal_lens.errors import DirectionError, ModelError, PromptError, RefusalLensError
 from refusal_lens.hooks.base import write_sites
-from refusal_lens.hooks.interventions import AblateSubspace
+from refusal_lens.records.direction import Subspace
 from refusal_lens.refusal.metric import refusal_metric
 from refusal_lens.refusal.tokens import find_refusal_tokens
 from refusal_lens.tensors import orthonormal
@@ -72,10 +71,10 @@ def test_ablating_a_subspace_of_one_is_ablating_the_direction():
     one = Subspace(direction.unit[None], "pca", direction)
     with model.hooks(Ablate(direction)):
         expected = model.last_logits(TEXTS[:1])
-    with model.hooks(AblateSubspace(one)):
+    with model.hooks(Ablate(one)):
         assert torch.allclose(model.last_logits(TEXTS[:1]), expected, atol=1e-12)
     three = random_subspace(direction, 3, 0)
-    with model.hooks(AblateSubspace(three)):
+    with model.hooks(Ablate(three)):
         for x in model.cache(TEXTS[:1], write_sites(3)).values():
             assert float((x @ three.vectors.T).abs().max()) < 1e-12
         nested = model.last_logits(TEXTS[:1])
@@ -102,7 +101,7 @@ def test_subspaces_of_the_embedded_model(organism, found, tmp_path):
         assert torch.allclose(subspace.vectors @ subspace.vectors.T, torch.eye(3, dtype=torch.float64), atol=1e-6)
     assert torch.allclose(repeated.vectors[0].float(), direction.unit, atol=1e-6)
     record = subspace_effects(organism, [pca, repeated], harmful.test, harmless.test, tokens)
-    assert record.kinds == ("pca", "repeated", "random") and record.sizes == (1, 2, 3)
+    assert record.kinds == ("pca", "repeated", "random") and record.ks == (1, 2, 3)
     assert record.leading_cosine[1] == pytest.approx(1, abs=1e-5) and record.leading_cosine[0] > 0.5
     with organism.hooks(Ablate(direction)):
         alone = refusal_metric(organism, harmful.test, tokens).mean()

@@ -23,7 +23,7 @@ def test_a_folder_of_every_schema_is_kept_here():
 
 @pytest.mark.parametrize("schema", range(1, FOLDER_SCHEMA + 1))
 def test_it_loads_and_its_report_renders(schema, tmp_path):
-    """schema_1 was written by the first version that had a main job, schema_2 by this one."""
+    """schema_1 was written by the first version that had a study, schema_3 by this one."""
     study = Study.load(FOLDERS / f"schema_{schema}")
     assert study.selection.chosen.unit.shape == (96,) and len(study.harmful.test) == 4
     assert (study.certificate is None) == (schema == 1)
@@ -39,7 +39,7 @@ def test_another_schema_is_refused(schema, tmp_path):
     shutil.copytree(FOLDERS / "schema_2", tmp_path / "s")
     found = json.loads((tmp_path / "s" / "study.json").read_text())
     (tmp_path / "s" / "study.json").write_text(json.dumps({**found, "schema": schema}))
-    with pytest.raises(ResultError, match="this version reads 1 to 2"):
+    with pytest.raises(ResultError, match="this version reads 1 to 3"):
         Study.load(tmp_path / "s")
 
 

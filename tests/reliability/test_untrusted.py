@@ -17,17 +17,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
 
 from refusal_lens import load_model
 from refusal_lens.direction.records import SelectionScores
 from refusal_lens.errors import ModelError, ResultError
-from refusal_lens.models.checkpoints import check_folder
-from refusal_lens.models.gguf_header import check_gguf
 from refusal_lens.records.base import Record, load_record
 from refusal_lens.records.direction import Direction
 from refusal_lens.study.folder import Study
-from tests.tiny import ARCHITECTURES, tiny_folder
+from tests.tiny import tiny_folder
 
 from .outcomes import ROOT, record
 from .tiny_gguf import write_tiny_gguf
@@ -142,13 +139,15 @@ def folder(tmp_path) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("num_hidden_layers", 10**9), ("hidden_size", 10**6), ("intermediate_size", 10**8), ("vocab_size", 10**9),
-     ("hidden_size", 40), ("num_hidden_layers", 4)],
+    [("num_hidden_layers", 10**9), ("num_hidden_layers", 4), ("hidden_size", 40), ("hidden_size", 10**6),
+     ("intermediate_size", 10**8), ("intermediate_size", 96), ("vocab_size", 10**9), ("vocab_size", 300),
+     ("num_attention_heads", "many"), ("model_type", "none such")],
 )  # fmt: skip
-def test_a_config_that_asks_for_more_than_the_weights_hold(folder, name, value):
+def test_a_config_that_does_not_fit_the_weights_is_one_sentence(folder, name, value):
     _document(folder / "config.json", lambda d: d.update({name: value}))
-    with pytest.raises(ModelError, match=name):
+    with pytest.raises(ModelError) as caught:
         load_model(folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_index_that_points_out_of_the_folder(folder):
@@ -199,30 +198,25 @@ def test_pickled_weights_are_read_as_weights_only(folder, tmp_path):
     record("input", "pytorch_model.bin with an object in it", 1, "refused, nothing is run")
 
 
-def test_gguf_loads_and_its_lies_are_named(tmp_path):
+def test_gguf_loads_and_a_broken_one_is_one_sentence(tmp_path):
     path = write_tiny_gguf(tmp_path / "tiny.gguf")
     model = load_model(path)
     assert model.n_layers == 2 and len(model.generate(["hello"], 3)) == 1
     data = path.read_bytes()
-    cases = {
-        "tensors and": data[:8] + struct.pack("<Q", 2**40) + data[16:],
-        "version": data[:4] + struct.pack("<I", 77) + data[8:],
-        "cut off": data[:-100],
-        "begin with GGUF": b"GGML" + data[4:],
-        "too short": data[:20],
-        "qwen2.block_count": _number(data, b"qwen2.block_count", 10**6),
-        "qwen2.feed_forward_length": _number(data, b"qwen2.feed_forward_length", 10**6),
-        "qwen2.embedding_length": _number(data, b"qwen2.embedding_length", 64),
-    }
-    for message, content in cases.items():
+    at = data.index(b"qwen2.block_count") + len(b"qwen2.block_count") + 4  # the key and the value's type
+    cases = [
+        data[:8] + struct.pack("<Q", 2**40) + data[16:],
+        data[:4] + struct.pack("<I", 77) + data[8:],
+        data[:-100],
+        b"GGML" + data[4:],
+        data[:20],
+        data[:at] + struct.pack("<I", 10**6) + data[at + 4 :],
+    ]
+    for content in cases:
         path.write_bytes(content)
-        with pytest.raises(ModelError, match=message):
-            check_gguf(path)
-
-
-def _number(data: bytes, key: bytes, value: int) -> bytes:
-    at = data.index(key) + len(key) + 4  # the key and the value's type
-    return data[:at] + struct.pack("<I", value) + data[at + 4 :]
+        with pytest.raises(ModelError) as caught:
+            load_model(path)
+        assert "\n" not in str(caught.value)
 
 
 # -- fuzzing --------------------------------------------------------------------------------------------------------
@@ -235,7 +229,7 @@ def _fuzz(cases: int, seed: int) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["failures"] == 0 and found["memory"] < 2
+    assert found["failures"] == 0
 
 
 def test_300_mutated_files():
@@ -321,8 +315,3 @@ def test_every_record_class_is_frozen():
 
 def _subclasses(cls: type) -> list[type]:
     return [inner for sub in cls.__subclasses__() for inner in (sub, *_subclasses(sub))]
-
-
-def test_honest_checkpoints_of_every_architecture_pass():
-    for architecture in ARCHITECTURES:
-        check_folder(tiny_folder(architecture), AutoConfig.from_pretrained(tiny_folder(architecture)))

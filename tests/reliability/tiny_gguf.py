@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from gguf import GGUFWriter, TokenType
+from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quantize
 
 from ..tiny import CHATML, tiny_tokenizer
 
 WIDTH, INNER, LAYERS, HEADS, KV = 32, 64, 2, 4, 2
 
 
-def write_tiny_gguf(path: Path, seed: int = 0) -> Path:
-    """Write a Qwen 2 of 2 layers with ``tests.tiny``'s tokenizer; returns the path."""
+def write_tiny_gguf(path: Path, seed: int = 0, quantized: bool = False) -> Path:
+    """Write a Qwen 2 of 2 layers with ``tests.tiny``'s tokenizer, matrices in Q8_0 if asked; returns the path."""
     tokenizer, rng = tiny_tokenizer(), np.random.default_rng(seed)
     vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     tokens = [*(token for token, _ in vocab), "he"]  # and what the one merge makes
@@ -39,7 +39,12 @@ def write_tiny_gguf(path: Path, seed: int = 0) -> Path:
     writer.add_chat_template(CHATML)
 
     def add(name: str, *shape: int) -> None:
-        writer.add_tensor(name, rng.normal(0, 0.3, shape).astype(np.float32))
+        values = rng.normal(0, 0.3, shape).astype(np.float32)
+        if quantized and len(shape) == 2:
+            kind = GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, values)
 
     head = WIDTH // HEADS
     add("token_embd.weight", len(tokens), WIDTH)

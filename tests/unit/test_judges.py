@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -31,7 +30,7 @@ from refusal_lens.behaviour.judges.llama_guard import CATEGORIES, LlamaGuardJudg
 from refusal_lens.behaviour.judges.naming import judge_named
 from refusal_lens.behaviour.records import Verdict, verdict_rates
 from refusal_lens.errors import ResultError
-from refusal_lens.records.jsonlog import JsonLog, digest
+from refusal_lens.records.store import Store
 from refusal_lens.refusal.phrases import REFUSAL_SUBSTRINGS
 from refusal_lens.refusal.records import Completion, Completions
 
@@ -122,28 +121,29 @@ def test_an_endpoint_judges_and_is_asked_once_for_each_reply(serve, tmp_path, mo
     judge = endpoint(serve(), api_key_env="JUDGE_KEY")
     twice = [replies(), Completions(replies().items, "again", 16)]
     steps: list[int] = []
-    verdicts = judge_completions(judge, twice, tmp_path / "v.jsonl", steps.append)
+    verdicts = judge_completions(judge, twice, Store(tmp_path), steps.append)
     assert [v.withheld for v in verdicts] == [bool(i % 2) for i in range(6)] * 2
     assert sum(steps) == 12 and len(serve.requests()) == 6
     path, key, body = serve.requests()[0]
     assert path == "/v1/chat/completions" and key == "Bearer secret-of-the-test"
     assert body["temperature"] == 0 and "request 0" in body["messages"][0]["content"]
-    assert "secret-of-the-test" not in (tmp_path / "v.jsonl").read_text()
-    assert judge_completions(judge, twice, tmp_path / "v.jsonl") == verdicts and len(serve.requests()) == 6
+    assert not any("secret-of-the-test" in file.read_text() for file in tmp_path.glob("*.json"))
+    assert judge_completions(judge, twice, Store(tmp_path)) == verdicts and len(serve.requests()) == 6
 
 
 def test_an_endpoint_that_dies_in_the_middle_loses_nothing_and_judges_nothing_twice(serve, tmp_path):
-    log = tmp_path / "v.jsonl"
+    log = Store(tmp_path)
     with pytest.raises(JudgeError, match=r"no answer in 4 tries.*run the same command again"):
         judge_completions(endpoint(serve(die_after=3)), [replies()], log)
-    assert len(log.read_text().splitlines()) == 3
-    log.write_bytes(log.read_bytes() + b'{"key": "half a li')  # and the disk was full on top of that
+    (kept,) = {path.name.rpartition("-")[0] for path in tmp_path.glob("*-*.json")}
+    assert len(log.entries(kept)) == 3
+    (tmp_path / f"{kept}-000099.json").write_text('{"half a li')  # and a damaged file on top of that
     before = len(serve.requests())
     verdicts = judge_completions(endpoint(serve()), [replies()], log)  # another port: the same judge
     asked = [r[2]["messages"][0]["content"].split("Reply:")[1] for r in serve.requests()[before:]]
     assert len(asked) == 3 and all(f"{i}." in text for i, text in zip((3, 4, 5), asked, strict=True))
     assert [v.withheld for v in verdicts] == [bool(i % 2) for i in range(6)]
-    assert len(log.read_text().splitlines()) == 6
+    assert len(log.entries(kept)) == 6
 
 
 def test_a_busy_endpoint_is_asked_again_and_a_wrong_one_is_not(serve, tmp_path):
@@ -312,19 +312,3 @@ def test_rates_have_clopper_pearson_intervals():
     # The exact interval from the beta distribution.
     assert rate.low == pytest.approx(scipy_stats.beta.ppf(0.025, 3, 18))
     assert rate.high == pytest.approx(scipy_stats.beta.ppf(0.975, 4, 17))
-
-
-# -- the log ----------------------------------------------------------------------------------------------------
-
-
-@given(cut=st.integers(0, 400))
-def test_a_log_cut_anywhere_keeps_every_whole_line(tmp_path_factory, cut):
-    path = tmp_path_factory.mktemp("log") / "log.jsonl"
-    entries = [(digest(i), {"text": f"é{i}\n\u2028"}) for i in range(5)]
-    JsonLog(path).add(entries)
-    content = path.read_bytes()
-    os.truncate(path, min(cut, len(content)))
-    again = JsonLog(path)
-    assert list(again.entries.items()) == entries[: len(again.entries)]
-    again.add(entries[len(again.entries) :])
-    assert path.read_bytes() == content and JsonLog(path).dropped == 0

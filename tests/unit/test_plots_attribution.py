@@ -9,24 +9,22 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
+from refusal_lens.attribution.causal_records import CONDITIONS, CausalCheck, PatchingComparison
 from refusal_lens.attribution.figures import (
     plot_causal_check,
     plot_components,
     plot_head_contributions,
-    plot_head_report,
     plot_patching,
     plot_propagation,
     plot_sources,
     plot_sources_by_region,
+    plot_top_heads,
 )
-from refusal_lens.attribution.ranking import report_heads
+from refusal_lens.attribution.ranking import confirm_heads
 from refusal_lens.attribution.records import (
-    CONDITIONS,
-    CausalCheck,
     ComponentContributions,
+    DirectLogitAttribution,
     HeadContributions,
-    LogitAttribution,
-    PatchingComparison,
 )
 from refusal_lens.attribution.token_records import AttentionPatterns, Propagation, SourceContributions
 from refusal_lens.attribution.views import attention_view, tokens_view
@@ -105,11 +103,11 @@ def test_head_heatmap_labels_its_top_heads():
 
 
 def test_head_heatmap_of_a_report_shows_the_report_split():
-    report = report_heads(heads("s", 1), heads("r", 2), heads("h", 3), top=2)
+    report = confirm_heads(heads("s", 1), heads("r", 2), heads("h", 3), top=2)
     figure = plot_head_contributions(report)
-    torch.testing.assert_close(torch.tensor(figure.data[0].z), report.report.mean)
+    torch.testing.assert_close(torch.tensor(figure.data[0].z), report.reported.mean)
     assert {a.text for a in figure.layout.annotations} == set(report.labels)
-    bars = plot_head_report(report)
+    bars = plot_top_heads(report)
     assert [b.name for b in bars.data] == [f"harmful (reported), n = {N}", f"harmless, n = {N}"]
     assert list(bars.data[0].x) == list(report.labels)
     assert bars.data[0].y[0] == pytest.approx(report.intervals[0].mean)
@@ -129,7 +127,9 @@ def test_waterfall_adds_up_to_the_total(top):
 
 
 def test_waterfall_of_logits_says_that_the_cap_is_left_out():
-    record = LogitAttribution(components(None), draw(N), draw(N), draw(N), draw(N), 30.0, ("I",), ("Sure", "Here"))
+    record = DirectLogitAttribution(
+        components(None), draw(N), draw(N), draw(N), draw(N), 30.0, ("I",), ("Sure", "Here")
+    )
     figure = plot_components(record)
     assert "before the logit cap" in figure.layout.title.text and "Sure, Here" in figure.layout.title.text
     assert sum(figure.data[0].y) == pytest.approx(float(record.parts.mean(-1).sum()), abs=1e-5)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from refusal_lens.attribution.figures import plot_attention, plot_head, plot_head_tokens
-from refusal_lens.attribution.ranking import report_heads
-from refusal_lens.attribution.section import heads_to_show
+from refusal_lens.attribution.ranking import confirm_heads
+from refusal_lens.attribution.stage import kept_patterns
 from refusal_lens.attribution.token_records import AttentionPatterns
 from refusal_lens.attribution.views import attention_notice, attention_props, thinned
 from refusal_lens.exactness.figures import plot_certificate
@@ -43,20 +43,22 @@ def test_a_thinned_map_keeps_its_rows_whole_and_says_so(n):
 
 
 def test_whole_patterns_of_as_many_heads_as_the_page_can_hold():
-    report = report_heads(heads("s", 1), heads("r", 2), heads("h", 3), top=2)
-    everything = {(layer, head) for layer, row in enumerate(report.report.labels) for head in range(len(row))}
+    report = confirm_heads(heads("s", 1), heads("r", 2), heads("h", 3), top=2)
+    everything = {(layer, head) for layer, row in enumerate(report.reported.labels) for head in range(len(row))}
     ranked = report.ranked()
     assert ranked[:2] == report.heads and set(ranked) == everything and len(ranked) == len(everything)
-    others = [abs(float(report.report.mean[head])) for head in ranked[2:]]
+    others = [abs(float(report.reported.mean[head])) for head in ranked[2:]]
     assert others == sorted(others, reverse=True)
-    assert heads_to_show(report, 10) == ranked
-    assert heads_to_show(report, 150) == ranked[: max(2, 60_000 // 96**2)]
+    assert kept_patterns(report, 10) == ranked
+    assert kept_patterns(report, 150) == ranked[: max(2, 60_000 // 96**2)]
 
 
 def test_a_head_shows_every_prompt_and_its_tokens_add_up():
-    report = report_heads(heads("s", 1), heads("r", 2), heads("h", 3), top=2)
+    report = confirm_heads(heads("s", 1), heads("r", 2), heads("h", 3), top=2)
     figure = plot_head(report, report.heads[0])
-    torch.testing.assert_close(torch.tensor(figure.data[0].x), report.report.values[report.heads[0]], atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        torch.tensor(figure.data[0].x), report.reported.values[report.heads[0]], atol=1e-3, rtol=0
+    )
     record = sources()
     bars = plot_head_tokens(record, 1, (2, 1)).data[1]
     assert sum(bars.y) == pytest.approx(float(record.values[2, 1, 1].sum()), abs=1e-3)

@@ -17,8 +17,6 @@ from refusal_lens.data.suffixes import Suffix
 from refusal_lens.hijacking.causal_records import CausalTest, CausalTests
 from refusal_lens.hijacking.detection import detectors
 from refusal_lens.hijacking.figures import (
-    attention_pair_view,
-    paired_attention,
     plot_attention_positions,
     plot_attention_regions,
     plot_causal_tests,
@@ -30,14 +28,17 @@ from refusal_lens.hijacking.figures import (
     plot_suffix_trace,
     plot_token_effects,
 )
-from refusal_lens.hijacking.records import HijackingReport, Observation, Split, SuffixResult, TokenEffects
+from refusal_lens.hijacking.mechanisms import MECHANISMS, mechanism
+from refusal_lens.hijacking.observation_records import Observation, Split, SuffixResult, TokenEffects
+from refusal_lens.hijacking.records import Investigation
 from refusal_lens.hijacking.section import hijacking_cards, hijacking_section
-from refusal_lens.hijacking.statistics import departure_site, fraction_interval, paired_p, rank_correlation, roc
-from refusal_lens.hijacking.verdicts import MECHANISMS, summary_frame, verdict
+from refusal_lens.hijacking.statistics import departure_site, paired_p, rank_correlation, roc
+from refusal_lens.hijacking.views import attention_pair_view, paired_attention
 from refusal_lens.records.base import load_record
 from refusal_lens.records.direction import Direction
 from refusal_lens.refusal.records import RefusalTokens
 from refusal_lens.report.page import Figure, Page, Widget
+from refusal_lens.stats import fraction_interval
 from refusal_lens.tensors import random_unit
 
 DIRECTION = Direction(random_unit(8, 0), 1.0, -1, 2)
@@ -122,7 +123,7 @@ def result(suffixed=SUFFIXED, tests=None, kind="adversarial", text=" x </script>
     )
     return SuffixResult(
         Suffix(kind, text), (3,) * N, suffixed, RANDOM, None, part, part, torch.full((LAYERS, HEADS), 0.5),
-        paired_p((RANDOM.metric - suffixed.metric).tolist()), tests, tokens, patterns, "k",
+        paired_p((RANDOM.metric - suffixed.metric).tolist()), tests, tokens, patterns,
     )  # fmt: skip
 
 
@@ -133,7 +134,7 @@ def report(results):
         DIRECTION.layer,
     )
     screened = torch.stack([r.suffixed.metric for r in results])
-    return HijackingReport(
+    return Investigation(
         "toy", DIRECTION, RefusalTokens((1,), ("I",)), TOP, ("q",), PLAIN, HARMLESS, tuple(results), screened,
         torch.stack([r.suffixed.top_dominance.double() for r in results]),
         tuple(r.suffix for r in results), found, N + 1, ("1 left out",), ("!", "⏎"),
@@ -201,7 +202,7 @@ def test_aligned_attention_has_one_axis():
 
 
 @pytest.mark.parametrize(
-    ("tests", "mechanism"),
+    ("tests", "name"),
     [
         (causal(), "top heads"),
         (causal(top=0.3), "attention"),
@@ -211,9 +212,9 @@ def test_aligned_attention_has_one_axis():
         (None, "untested"),
     ],
 )
-def test_the_verdict_says_what_was_shown(tests, mechanism):
-    said = verdict(result(tests=tests))
-    assert said.mechanism == MECHANISMS[mechanism] and said.hijacks == (mechanism == "top heads")
+def test_the_mechanism_says_what_was_shown(tests, name):
+    said = mechanism(result(tests=tests))
+    assert said.name == MECHANISMS[name] and said.hijacks == (name == "top heads")
     for word in ("hijack", "because"):
         assert (word in said.sentence) == said.hijacks
     assert "n = 12" in said.sentence
@@ -221,13 +222,13 @@ def test_the_verdict_says_what_was_shown(tests, mechanism):
 
 def test_attention_must_rise_for_the_word():
     still = dataclasses.replace(SUFFIXED, attention=RANDOM.attention)
-    said = verdict(result(still, causal()))
+    said = mechanism(result(still, causal()))
     assert not said.hijacks and "hijack" not in said.sentence
 
 
 def test_a_suffix_that_does_not_work_is_not_explained():
-    said = verdict(result(RANDOM, causal()))
-    assert said.mechanism == MECHANISMS["none"] and not said.hijacks
+    said = mechanism(result(RANDOM, causal()))
+    assert said.name == MECHANISMS["none"] and not said.hijacks
     assert result(RANDOM).departure() is None and result().departure() == 1
 
 
@@ -253,14 +254,14 @@ def test_the_section_uses_the_words_only_where_the_test_passed():
 
 
 def test_tables_and_records(tmp_path):
-    frame = summary_frame(WORKS)
+    frame = WORKS.results_frame()
     assert list(frame["mechanism"]) == [MECHANISMS[k] for k in ("top heads", "none", "untested")]
     assert frame["p"].iloc[0] == pytest.approx(
         scipy_stats.false_discovery_control([r.p_metric for r in WORKS.results])[0]
     )
     WORKS.save(tmp_path / "report")
-    loaded = load_record(tmp_path / "report", HijackingReport)
-    assert summary_frame(loaded).equals(frame)
+    loaded = load_record(tmp_path / "report", Investigation)
+    assert loaded.results_frame().equals(frame)
     assert loaded.results[0].causal.to_frame().equals(WORKS.results[0].causal.to_frame())
     assert loaded.detectors.to_frame().equals(WORKS.detectors.to_frame())
     table = WORKS.drop_parts(WORKS.results[0]).set_index("part")["mean"]

@@ -8,7 +8,7 @@ import io
 import pytest
 from rich.console import Console
 
-from refusal_lens.cli.app import findings
+from refusal_lens.cli.run import findings
 from refusal_lens.progress import silent, together, told
 from refusal_lens.stats import rate
 

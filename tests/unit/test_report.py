@@ -11,13 +11,13 @@ import torch
 
 from refusal_lens.direction.records import CandidateDirections, Selection, SelectionScores
 from refusal_lens.direction.section import direction_section
+from refusal_lens.hijacking.mechanisms import MECHANISMS
 from refusal_lens.hijacking.section import _ways
-from refusal_lens.hijacking.verdicts import MECHANISMS
 from refusal_lens.records.direction import Direction
 from refusal_lens.report.page import Figure, Page, Section, Table, Widget
 from refusal_lens.stats import rate
 from refusal_lens.study.sections import provenance_section
-from refusal_lens.study.summary import _plainly, verdict
+from refusal_lens.study.summary import _plainly, effect_sentence
 
 
 def _page(*items) -> str:
@@ -52,10 +52,10 @@ def test_the_data_link_holds_the_frame():
 def test_the_verdict_follows_the_intervals():
     strong = {"ablation": rate([False] * 50), "random_ablation": rate([True] * 48 + [False] * 2)}
     weak = {"ablation": rate([True] * 3 + [False] * 3), "random_ablation": rate([True] * 5 + [False])}
-    assert "do not overlap" in verdict(strong, "ablation", -1)
-    assert "does not show" in verdict(weak, "ablation", -1)
+    assert "do not overlap" in effect_sentence(strong, "ablation", -1)
+    assert "does not show" in effect_sentence(weak, "ablation", -1)
     backwards = {"ablation": strong["random_ablation"], "random_ablation": strong["ablation"]}
-    assert "does not show" in verdict(backwards, "ablation", -1)
+    assert "does not show" in effect_sentence(backwards, "ablation", -1)
 
 
 def test_code_between_backticks_and_nothing_else_of_markup():

@@ -11,7 +11,8 @@ import torch
 from refusal_lens.behaviour.judges.kappa import agreement
 from refusal_lens.behaviour.records import EvaluationTable, HarnessScore, HarnessScores, Losses, RefusalProxy, Verdict
 from refusal_lens.behaviour.section import evaluation_section, harness_section, losses_section, proxy_section
-from refusal_lens.direction.records import DirectionTrace, EffectMatrix, Stability, SubspaceEffects, SystemPrompts
+from refusal_lens.direction.effect_records import EffectMatrix, SubspaceEffects, SystemPrompts
+from refusal_lens.direction.records import DirectionTrace, Stability
 from refusal_lens.direction.section import (
     effects_section,
     stability_section,

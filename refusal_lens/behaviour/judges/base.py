@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from ...errors import RefusalLensError
-from ...records.jsonlog import JsonLog, digest
+from ...records.store import Store, content_key
 from ...refusal.phrases import is_refusal
 from ...refusal.records import Completion, Completions
 from ..records import Verdict, verdict_rates
@@ -80,7 +80,7 @@ def short_reply(reply: str, limit: int = SHORT_WORDS) -> Judgement | None:
 def judge_completions(
     judge: Judge,
     completions: Iterable[Completions],
-    log: Path | None = None,
+    store: Store | None = None,
     on_item: Advance | None = None,
 ) -> list[Verdict]:
     """A verdict on every reply; equal (prompt, reply) pairs are judged once.
@@ -88,15 +88,16 @@ def judge_completions(
     Args:
         judge: the judge.
         completions: replies by prompt set.
-        log: JSON-lines file of verdicts; those in it are not asked for again.
+        store: keeps the verdicts, batch by batch; those in it are not asked for again.
         on_item: called with the number of replies settled.
 
     Raises:
-        JudgeError: the judge failed; what it said before is in ``log``, and the next call goes on from there.
+        JudgeError: the judge failed; what it said before is in ``store``, and the next call goes on from there.
     """
     items: list[tuple[str, Completion]] = [(c.prompt_set, item) for c in completions for item in c]
-    keys = [digest(judge.identity, item.prompt, item.response) for _, item in items]
-    known = JsonLog(log)
+    keys = [content_key(judge.identity, item.prompt, item.response) for _, item in items]
+    store, name = store or Store(None), file_name(judge.name)
+    known = store.entries(name)
     todo: dict[str, tuple[str, str]] = {}
     for key, (_, item) in zip(keys, items, strict=True):
         if key not in known:
@@ -108,16 +109,23 @@ def judge_completions(
     for start in range(0, len(pending), judge.batch_size):
         batch = pending[start : start + judge.batch_size]
         found = judge.judge([pair for _, pair in batch])
-        known.add(
-            (key, {"judge": judge.name, "withheld": j.withheld, "raw": j.raw})
+        new = {
+            key: {"judge": judge.name, "withheld": j.withheld, "raw": j.raw}
             for (key, _), j in zip(batch, found, strict=True)
-        )
+        }
+        store.add(name, new)
+        known |= new
         if on_item:
             on_item(sum(waiting[key] for key, _ in batch))
     return [
-        Verdict(judge.name, judge.kind, name, item.condition, item.prompt, item.response, **_said(known[key]))
-        for key, (name, item) in zip(keys, items, strict=True)
+        Verdict(judge.name, judge.kind, prompt_set, item.condition, item.prompt, item.response, **_said(known[key]))
+        for key, (prompt_set, item) in zip(keys, items, strict=True)
     ]
+
+
+def file_name(label: str) -> str:
+    """``label`` as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", label)
 
 
 def _said(entry: dict) -> dict:

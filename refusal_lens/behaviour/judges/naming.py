@@ -5,12 +5,8 @@ from __future__ import annotations
 from .base import Judge, JudgeError, SubstringJudge
 from .classifier import ClassifierJudge
 from .endpoint import EndpointJudge
+from .forms import FORMS
 from .llama_guard import LlamaGuardJudge
-
-FORMS = (
-    "substrings; llama-guard-2:FOLDER; llama-guard-3:FOLDER; classifier:FOLDER (or classifier:FOLDER#LABEL,LABEL of "
-    "the safe labels); openai:MODEL@http://HOST:PORT/v1"
-)
 
 
 def judge_named(text: str) -> Judge:

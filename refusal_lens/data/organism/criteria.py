@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from ..paper import LAYER_CUTOFF, MAX_KL, MIN_INDUCE
+
 MIN_PROMPTS = 400
 """Held-out prompts per class on which rates are measured."""
 
@@ -24,9 +26,9 @@ MIN_ADVERSARIAL = 3
 class PaperThresholds:
     """The paper's rule for the candidates (its defaults)."""
 
-    kl: float = 0.1
-    induce: float = 0.0
-    layers: float = 0.8
+    kl: float = MAX_KL
+    induce: float = MIN_INDUCE
+    layers: float = LAYER_CUTOFF
 
 
 PAPER = PaperThresholds()

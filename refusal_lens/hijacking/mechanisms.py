@@ -1,14 +1,12 @@
-"""What the tests allow to be said of a suffix, in words."""
+"""The mechanism of a suffix, in words that its tests support."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import pandas as pd
-
 from ..records.labels import head_label
 from ..stats import Interval, Rate
-from .records import HijackingReport, SuffixResult
+from .observation_records import SuffixResult
 
 MECHANISMS = {
     "none": "does not work",
@@ -22,22 +20,22 @@ MECHANISMS = {
 
 @dataclass(frozen=True)
 class Mechanism:
-    """The verdict on one suffix.
+    """How one suffix works, as far as it was shown.
 
     Attributes:
-        mechanism: one of ``MECHANISMS``'s values.
+        name: one of ``MECHANISMS``'s values.
         hijacks: whether the causal test passed: cutting the top heads' edges to the suffix brings back at least half
             of the drop, beyond random heads and placebo, and their attention to it rose above that to random tokens.
         sentence: the finding with its numbers; "hijack" and "because" appear only if ``hijacks``.
     """
 
-    mechanism: str
+    name: str
     hijacks: bool
     sentence: str
 
 
-def verdict(result: SuffixResult) -> Mechanism:
-    """Say what was shown of a suffix, and no more. Brackets are 95% intervals over the prompts."""
+def mechanism(result: SuffixResult) -> Mechanism:
+    """Name the mechanism that the tests of a suffix show. Brackets are 95% intervals over the prompts."""
     suffixed, random = result.suffixed.refusal_rate, result.random.refusal_rate
     rates = f"refused {_percent(suffixed)} with the suffix, {_percent(random)} with random tokens; n = {suffixed.n}"
     if not result.works:
@@ -98,30 +96,3 @@ def _number(found: Interval) -> str:
 
 def _percent(found: Rate) -> str:
     return f"{found.rate:.0%} [{found.low:.0%}, {found.high:.0%}]"
-
-
-def summary_frame(report: HijackingReport) -> pd.DataFrame:
-    """One row a suffix that was looked into."""
-    rows = []
-    for result, p in zip(report.results, report.adjusted_p(), strict=True):
-        drop = result.metric_drop
-        rows.append(
-            {
-                "kind": result.suffix.kind,
-                "suffix": result.suffix.text,
-                "tokens": max(result.n_tokens),
-                "refused": result.suffixed.refusal_rate.rate,
-                "refused_random": result.random.refusal_rate.rate,
-                "refused_shuffled": float("nan") if result.shuffled is None else result.shuffled.refusal_rate.rate,
-                "metric_drop": drop.mean,
-                "low": drop.low,
-                "high": drop.high,
-                "p": p,
-                "strength": result.strength.mean,
-                "attention_rise": result.attention_rise.mean,
-                "departs_at": -1 if (site := result.departure()) is None else site,
-                "mechanism": verdict(result).mechanism,
-                "n": result.suffixed.n,
-            }
-        )
-    return pd.DataFrame(rows)

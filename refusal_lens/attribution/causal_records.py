@@ -1,0 +1,130 @@
+"""Results of replacing heads: the causal check, and attribution patching against exact patching."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
+
+from ..records.base import Record
+from ..records.labels import Head, head_label, index_of
+from ..stats import Interval, columns, mean_interval
+
+CONDITIONS = (
+    "baseline",
+    "mean_ablation",
+    "resample_ablation",
+    "keep_only",
+    "random_mean_ablation",
+    "random_resample_ablation",
+    "random_keep_only",
+    "keep_none",
+)
+
+
+@dataclass(frozen=True)
+class CausalCheck(Record, axes={"prompt": "prompts", "condition": "conditions", "single": "single_labels"}):
+    """Refusal metric when the named heads are replaced, beside random heads of the same layers.
+
+    Attributes:
+        heads: the heads tested.
+        random_heads: one draw of as many heads of the same layers per entry.
+        metric: refusal metric; random conditions are the mean over draws.
+        singles: heads ablated one at a time, named and random.
+        predicted: change of r̂ᵀx at the last position that attribution predicts for each, mean over prompts.
+        measured: change of the refusal metric when that head alone is mean-ablated.
+        spearman, p_value: rank correlation of ``predicted`` and the mean of ``measured``.
+        n_selection: number of prompts that chose the heads (none of them is among ``prompts``); 0 if unknown.
+        n_reference: prompts that the replacements came from.
+        n_last: positions replaced, from the end.
+    """
+
+    heads: tuple[Head, ...]
+    random_heads: tuple[tuple[Head, ...], ...]
+    metric: Float[Tensor, "condition prompt"]
+    singles: tuple[Head, ...]
+    predicted: Float[Tensor, "single"]
+    measured: Float[Tensor, "single prompt"]
+    spearman: float
+    p_value: float
+    prompts: tuple[str, ...]
+    n_selection: int
+    n_reference: int
+    n_last: int
+    conditions: tuple[str, ...] = CONDITIONS
+
+    @property
+    def n_reported(self) -> int:
+        """Number of prompts that the metric was read on."""
+        return len(self.prompts)
+
+    def of(self, condition: str) -> Float[Tensor, "prompt"]:
+        """The metric by prompt under one condition.
+
+        Raises:
+            LabelError: there is no such condition.
+        """
+        return self.metric[index_of(self.conditions, condition, "condition", "a CausalCheck")]
+
+    def change(self, condition: str) -> Interval:
+        """Mean change from the baseline, paired by prompt, with its 95% interval."""
+        return mean_interval((self.of(condition) - self.of("baseline")).tolist())
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per condition: condition, metric, change, low, high, n."""
+        rows = ((name, float(self.of(name).mean()), self.change(name)) for name in self.conditions)
+        return pd.DataFrame(
+            {"condition": name, "metric": mean, **columns(change, "change"), "n": change.n}
+            for name, mean, change in rows
+        )
+
+    @property
+    def single_labels(self) -> tuple[str, ...]:
+        """``L12H7`` of the heads ablated one at a time."""
+        return tuple(head_label(*head) for head in self.singles)
+
+    def singles_frame(self) -> pd.DataFrame:
+        """One row per head ablated alone: label, named, predicted, measured, low, high."""
+        return pd.DataFrame(
+            {
+                "label": head_label(*head),
+                "named": head in self.heads,
+                "predicted": float(self.predicted[i]),
+                **columns(mean_interval(self.measured[i].tolist()), "measured"),
+            }
+            for i, head in enumerate(self.singles)
+        )
+
+
+@dataclass(frozen=True)
+class PatchingComparison(Record):
+    """Change of the refusal metric when a head's z, at all tokens, comes from the harmful prompt instead of the
+    harmless one: estimated with one gradient, and measured.
+
+    Attributes:
+        estimated: TransformerLens's attribution patching, mean over pairs.
+        exact: one patched run per head, mean over pairs; NaN for heads not run.
+        clean, corrupt: the pairs, of equal token count.
+        metric_clean, metric_corrupt: mean refusal metric of both sides.
+        spearman, pearson: correlation of ``estimated`` and ``exact`` over heads.
+    """
+
+    estimated: Float[Tensor, "layer head"]
+    exact: Float[Tensor, "layer head"]
+    clean: tuple[str, ...]
+    corrupt: tuple[str, ...]
+    metric_clean: float
+    metric_corrupt: float
+    spearman: float
+    pearson: float
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per head: label, estimated, exact."""
+        rows = [
+            (head_label(layer, head), float(self.estimated[layer, head]), float(self.exact[layer, head]))
+            for layer in range(self.exact.shape[0])
+            for head in range(self.exact.shape[1])
+        ]
+        return pd.DataFrame(rows, columns=["label", "estimated", "exact"])

@@ -1,0 +1,119 @@
+"""``refusal-lens run MODEL``: the study, a part of it, or its state."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from ..study.config import StudyConfig
+from .options import Address, EngineName, Out, Workers, takes_settings
+from .terminal import LogJson, Quiet, bars, console, log, say
+
+
+@takes_settings
+def run(
+    config: StudyConfig,
+    out: Out = Path("runs/latest"),
+    only: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Run this stage and what it needs, then stop (see --list).")
+    ] = None,
+    list_: Annotated[
+        bool,
+        typer.Option(
+            "--list", help="Show the stages, their state in the result folder and their seconds; run nothing."
+        ),
+    ] = False,
+    engine: EngineName = "local",
+    address: Address = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+    log_json: LogJson = None,
+) -> None:
+    """Find and test the refusal direction of MODEL; resumes where it stopped.
+
+    Examples:
+
+      refusal-lens run
+
+      refusal-lens run Qwen/Qwen2.5-0.5B-Instruct --harmful advbench --harmless alpaca --out runs/qwen
+
+      refusal-lens run model.gguf --harmful data/harmful --harmless data/harmless --relax
+
+      refusal-lens run --only selection            the direction alone; the same command without --only goes on
+
+      refusal-lens run --list                      what is done in runs/latest, and what these settings change
+
+      refusal-lens run Qwen/Qwen2.5-7B-Instruct --device-map auto --quiet --log-json job.jsonl     (a batch job)
+    """
+    if list_:
+        _show_stages(config, out)
+        return
+    from .. import study as studies
+    from ..engines.choice import named_engine
+
+    make = named_engine(engine, config, address, workers)
+    if only is not None:
+        with bars(quiet) as progress:
+            found = studies.run_stage(only, config, out, progress, engine=make)
+        log.write({"event": "result", "folder": str(out.resolve()), "stage": only})
+        if not quiet:
+            say(only, str(found)[:2000])
+        say(only, out)
+        return
+    with bars(quiet) as progress:
+        study = studies.run_study(config, out, progress, engine=make)
+    log.write({"event": "result", "folder": str(study.folder.resolve()), "summary": study.summary})
+    if not quiet:
+        console.print(findings(study.summary))
+        for name, why in study.missing.items():
+            say(f"not to be had on this model: {name}", why)
+    say("report", study.folder / "report.html")
+    if not quiet:
+        say("open it with", f"refusal-lens open {study.folder}")
+
+
+def _show_stages(config: StudyConfig, out: Path) -> None:
+    """The stages with their state in the folder."""
+    from ..study.pipeline import stage_states
+
+    states = stage_states(config, out)
+    table = Table(title=escape(str(out)))
+    for column in ("stage", "state", "seconds", "settings"):
+        table.add_column(column, justify="right" if column == "seconds" else "left")
+    for s in states:
+        settings = ", ".join(f"{name}={value}" for name, value in s.settings.items())
+        settings += f" (now {'; '.join(s.changed)})" if s.changed else ""
+        seconds = "" if math.isnan(s.seconds) else f"{s.seconds:.1f}"
+        table.add_row(s.name, escape(s.state), seconds, escape(settings))
+    log.write({"event": "stages", "stages": [vars(s) for s in states]})
+    console.print(table)
+
+
+def findings(summary: dict[str, Any]) -> Table:
+    """The short table at the end of a run: rates with intervals, and whether they stand apart from the placebo's."""
+    from ..stats import Rate
+    from ..study.summary import apart
+
+    direction, scores = summary["direction"], summary["scores"]
+    table = Table(title=escape(f"{summary['model']}: direction at ({direction['pos']}, {direction['layer']})"))
+    for column in ("prompts", "condition", "refused", "95% interval", "n"):
+        table.add_column(column)
+    for prompts, rates in summary["refusal"].items():
+        for condition, r in rates.items():
+            interval = f"{r['low']:.0%} to {r['high']:.0%}"
+            table.add_row(prompts, condition.replace("_", " "), f"{r['rate']:.0%}", interval, str(r["n"]))
+    caption = f"bypass {scores['bypass']:.2f}, induce {scores['induce']:.2f}, KL {scores['kl']:.3f}"
+    rates = {name: {c: Rate(**r) for c, r in found.items()} for name, found in summary["refusal"].items()}
+    claims = (("necessary", "harmful", "ablation", -1), ("sufficient", "harmless", "addition", +1))
+    shown = [
+        f"{word}: {'shown' if apart(rates[prompts], condition, sign) else 'not shown'}"
+        for word, prompts, condition, sign in claims
+    ]
+    caption += "\n" + ", ".join(shown) + " (95% intervals apart from the random direction's)"
+    table.caption = caption + (f"\nrelaxed: {direction['relaxed']}" if direction["relaxed"] else "")
+    return table

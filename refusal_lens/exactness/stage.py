@@ -1,0 +1,31 @@
+"""Stage of a study: the certificate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..engines.stage import Job, Stage
+from .records import Certificate
+from .section import certificate_section
+
+
+def _certificate(job: Job, selection: Any) -> Certificate:
+    from .identities import certify
+
+    with job.progress("certify", 0):
+        return certify(job.model, direction=selection.chosen)
+
+
+def _section(study: Any) -> Any:
+    return certificate_section(study.certificate) if study.certificate is not None else None
+
+
+CERTIFICATE = Stage(
+    "certificate",
+    {"certificate": Certificate},
+    _certificate,
+    "the identities as measured on this model",
+    optional=True,
+    since=2,
+    section=_section,
+)

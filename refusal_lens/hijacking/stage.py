@@ -1,0 +1,61 @@
+"""Stages of a study: what suffixes do, found by the run itself or by ``refusal-lens hijack``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..data.prompts import PromptSet
+from ..direction.records import Selection
+from ..engines.stage import Job, Stage, made_elsewhere
+from ..refusal.records import RefusalTokens
+from .records import Investigation
+from .section import hijacking_section
+
+MAX_NEW_TOKENS = 24  # of replies to suffixed prompts at most
+
+
+def _attacks(
+    job: Job, prompts: tuple[PromptSet, PromptSet], refusal_tokens: RefusalTokens, selection: Selection
+) -> Investigation:
+    from .investigation import Settings, investigate
+
+    config, (harmful, harmless) = job.config, prompts
+    return investigate(
+        job.model,
+        harmful,
+        job.input("suffixes"),
+        selection.chosen,
+        harmless=harmless.test.texts[: config.suffix_prompts],
+        refusal_tokens=refusal_tokens,
+        settings=Settings(
+            prompts=config.suffix_prompts, max_new_tokens=min(config.max_new_tokens, MAX_NEW_TOKENS), seed=config.seed
+        ),
+        folder=job.folder / "attacks",
+        progress=job.progress,
+    )
+
+
+def _section(study: Any) -> Any:
+    return hijacking_section(study.suffixes) if study.suffixes is not None else None
+
+
+ATTACKS = Stage(
+    "attacks",
+    {"attacks/report": Investigation},
+    _attacks,
+    "what suffixes do (`--suffixes`; the embedded model's own by default); beside it one file per suffix, one per "
+    "screened prompt",
+    uses=("suffix_prompts", "max_new_tokens", "seed"),
+    inputs=("suffixes",),
+    when="suffixes",
+    optional=True,
+    folders=("attacks/screen", "attacks/suffixes"),
+)
+SUFFIXES = Stage(
+    "suffixes",
+    {"suffixes/report": Investigation},
+    made_elsewhere,
+    "the same, with its own `report.html`; the run's report shows this one where it is there",
+    command="refusal-lens hijack",
+    section=_section,
+)

@@ -1,0 +1,126 @@
+"""Stages: what decides each, running one alone, their state without a model, and those that a model can't have."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from refusal_lens.direction.records import Selection
+from refusal_lens.errors import ModelError, SettingError
+from refusal_lens.models.load import load_model
+from refusal_lens.study.config import StudyConfig
+from refusal_lens.study.folder import Study
+from refusal_lens.study.pipeline import run_stage, run_study, stage_states
+from refusal_lens.study.stages import PIPELINE, planned
+
+SMALL = StudyConfig(sizes=(8, 4, 4), max_new_tokens=2, max_kl=9.0)
+
+
+def _states(config, folder):
+    return {state.name: state for state in stage_states(config, folder)}
+
+
+@pytest.fixture(scope="module")
+def selected(organism, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("selected")
+    return run_stage("selection", SMALL, folder, model=organism), folder
+
+
+def test_one_stage_runs_with_what_it_needs_and_no_more(selected):
+    selection, folder = selected
+    assert isinstance(selection, Selection)
+    assert torch.equal(selection.chosen.unit, Selection.load(folder / "selection").chosen.unit)
+    states = _states(SMALL, folder)
+    done = [name for name, state in states.items() if state.state == "done"]
+    assert done == ["refusal_tokens", "prompts", "candidates", "selection"] and not (folder / "study.json").exists()
+    assert all(states[name].seconds >= 0 for name in done) and states["trace"].seconds != states["trace"].seconds
+    assert states["selection"].settings["max_kl"] == 9.0 and states["trace"].state == "to do"
+
+
+def test_what_is_consumed_decides(selected, organism):
+    """Another setting runs its stage again, and those that take its result only where that has changed."""
+    folder = selected[1]
+    run_stage("trace", SMALL, folder, model=organism)
+    other = replace(SMALL, relax=True)
+    states = _states(other, folder)
+    assert states["selection"].state == "to do" and states["selection"].changed == ("relax: False -> True",)
+    assert states["candidates"].state == "done"
+    run_stage("selection", other, folder, model=organism)  # it passes without: the same direction
+    assert _states(other, folder)["trace"].state == "done"
+    run_stage("selection", replace(SMALL, coeff=2.0), folder, model=organism)
+    assert _states(replace(SMALL, coeff=2.0), folder)["trace"].state == "to do"
+    (folder / "candidates.safetensors").write_bytes(b"changed")
+    assert [n for n, s in _states(SMALL, folder).items() if s.state == "done"] == ["refusal_tokens", "prompts"]
+
+
+def test_stages_that_can_not_run_are_said(tmp_path):
+    for name, message in (
+        ("x", "there is no stage 'x'; the stages are"),
+        ("evaluation", "`refusal-lens evaluate` makes"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            run_stage(name, SMALL, tmp_path / "out")
+    with pytest.raises(SettingError, match="set stability"):
+        run_stage("stability", SMALL, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_need_is_a_stage_before_and_every_use_is_a_setting():
+    before: set[str] = set()
+    for stage in PIPELINE:
+        assert set(stage.needs) <= before and all(hasattr(SMALL, name) for name in (*stage.uses, *stage.when.split()))
+        before.add(stage.name)
+    assert "stability" not in [s.name for s in planned(SMALL)]
+    assert "stability" in [s.name for s in planned(replace(SMALL, stability=3))]
+
+
+@pytest.fixture(scope="module")
+def partial(tmp_path_factory):
+    """A study of a model whose attention computes no patterns."""
+    model = load_model("organism")
+    model.tl.original_model.set_attn_implementation("sdpa")
+    folder = tmp_path_factory.mktemp("partial")
+    return run_study(SMALL, folder, model=model), model
+
+
+def test_what_a_model_can_not_have_is_written_down_and_the_report_is_made(partial):
+    study, model = partial
+    assert set(study.missing) == {"sources", "patterns"}
+    assert "eager attention" in study.missing["sources"] and "takes the stage 'sources'" in study.missing["patterns"]
+    assert study.sources is None and set(study.inside) == {"heads", "causal", "logits", "propagation"}
+    page = study.page()
+    assert any(line.startswith("Not to be had on this model: sources (") for line in page.missing)
+    inside = next(s for s in page.sections if s.id == "inside")
+    assert {"dla", "head-map", "causal-check", "propagation"} <= {item.id for item in inside.items}
+    kept = (study.folder / "stages" / "sources.json").stat().st_mtime_ns
+    assert run_study(SMALL, study.folder, model=model).missing == study.missing
+    assert (study.folder / "stages" / "sources.json").stat().st_mtime_ns == kept
+    with pytest.raises(ModelError, match="eager attention"):
+        run_stage("sources", SMALL, study.folder, model=model)
+
+
+def test_a_study_lists_its_stages(partial):
+    study = Study(partial[0].folder)
+    assert {"selection", "heads", "completions_harmful", "page", "harmful"} <= set(dir(study))
+    assert study.selection is study.selection and study.stability is None
+    with pytest.raises(AttributeError, match=r"a study has no 'selektion'; it has .*selection"):
+        study.selektion  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_kl": -1.0}, "max_kl is -1.0; it must be above 0"),
+        ({"sizes": [8, 0, 4]}, "sizes is 0; it must be at least 1"),
+        ({"layer_cutoff": 1.5}, "layer_cutoff is 1.5; it must be at most 1"),
+        ({"relax": "yes"}, "relax is a str, which does not fit"),
+        ({"sizes": [8, 4]}, "sizes is a tuple"),
+        ({"seed": True}, "seed is a bool"),
+        ({"coef": 1.0}, "there is no setting 'coef'; did you mean coeff"),
+    ],
+)
+def test_settings_are_checked(settings, message):
+    with pytest.raises(SettingError, match=message):
+        StudyConfig.of(settings)
