@@ -1,4 +1,4 @@
-"""TODO."""
+"""The direction: the section of the page, and those of its stability, its subspaces and its transfer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Controls of a suffix: random tokens of equal length, and its own tokens in another order."""
 
 from __future__ import annotations
 
