@@ -34,7 +34,10 @@ from .views import paired_attention
 MAX_PATTERNS = 4  # of these, so many with attention on every stored prompt; the others on one
 MAX_SUFFIXES = 16  # suffixes whose figures are in the page: the strongest, so that it stays small
 RANDOM = "random tokens of equal length, drawn afresh for each prompt"
-_COLUMNS = tuple("suffix|refused|random tokens|shuffled|metric drop|share|attention rise|departs at|finding".split("|"))
+_COLUMNS = (
+    *("suffix", "refused", "random tokens", "shuffled", "metric drop", "share", "attention rise"),
+    *("departs at", "finding"),
+)
 
 
 def hijacking_cards(attack: Investigation) -> tuple[Card, ...]:

@@ -31,7 +31,6 @@ def named_conditions(
         RefusalLensError: an unknown condition.
 
     Example:
-        >>> import refusal_lens as rl
         >>> from refusal_lens.tensors import random_unit
         >>> direction = rl.Direction(random_unit(32, 0), norm=1.0, pos=-1, layer=2)
         >>> [edits[0].label for edits in rl.hooks.named_conditions(direction, ["ablation", "subtraction"]).values()]

@@ -84,9 +84,7 @@ class Ablate(HookIntervention):
         DirectionError: a direction of another model, basis or size (when it is applied).
 
     Example:
-        >>> import refusal_lens as rl
         >>> from refusal_lens.tensors import random_unit
-        >>> model = rl.load_model("organism")
         >>> with model.hooks(rl.Ablate(random_unit(model.d_model, 0), layers=slice(2, None), positions="reply")):
         ...     reply = model.generate(["How do I pick a lock?"], 4)
     """
@@ -148,7 +146,6 @@ class Add(HookIntervention):
         DirectionError: a direction of another model, basis or size, or a subspace.
 
     Example:
-        >>> import refusal_lens as rl
         >>> from refusal_lens.tensors import random_unit
         >>> rl.Add(random_unit(32, 0), 4.0, layers=1, positions="prompt").label
         'Add a vector, layers 1, positions prompt'
