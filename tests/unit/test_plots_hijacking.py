@@ -32,13 +32,13 @@ from refusal_lens.hijacking.mechanisms import MECHANISMS, mechanism
 from refusal_lens.hijacking.observation_records import Observation, Split, SuffixResult, TokenEffects
 from refusal_lens.hijacking.records import Investigation
 from refusal_lens.hijacking.section import hijacking_cards, hijacking_section
-from refusal_lens.hijacking.statistics import departure_site, paired_p, rank_correlation, roc
+from refusal_lens.hijacking.statistics import departure_site, paired_p, roc
 from refusal_lens.hijacking.views import attention_pair_view, paired_attention
 from refusal_lens.records.base import load_record
 from refusal_lens.records.direction import Direction
 from refusal_lens.refusal.records import RefusalTokens
 from refusal_lens.report.page import Figure, Page, Widget
-from refusal_lens.stats import fraction_interval
+from refusal_lens.stats import correlation, fraction_interval
 from refusal_lens.tensors import random_unit
 
 DIRECTION = Direction(random_unit(8, 0), 1.0, -1, 2)
@@ -303,10 +303,10 @@ def test_departure_needs_every_later_site():
     assert departure_site(reference, reference) is None
 
 
-def test_rank_correlation_of_few_or_equal_values():
-    assert rank_correlation([1, 2, 3], [2, 4, 9])[0] == pytest.approx(1)
-    assert rank_correlation([1, 2], [1, 2])[0] != rank_correlation([1, 2], [1, 2])[0]
-    assert rank_correlation([1, 1, 1], [1, 2, 3])[0] != 0
+def test_correlation_of_few_or_equal_values():
+    assert correlation([1, 2, 3], [2, 4, 9])[0] == pytest.approx(1)
+    assert correlation([1, 2], [1, 2])[0] != correlation([1, 2], [1, 2])[0]
+    assert correlation([1, 1, 1], [1, 2, 3])[0] != 0
     assert paired_p([0.0, 0.0]) == 1
 
 
