@@ -94,10 +94,9 @@ class AttentionKnockout(HeadsIntervention):
         positions: the tokens that no longer attend to them.
 
     Example:
-        >>> import refusal_lens as rl
-        >>> model = rl.load_model("organism")
-        >>> with model.hooks(rl.hooks.AttentionKnockout(((1, 0), (2, 3)), source="instruction")):
-        ...     blind = model.last_logits(["How do I pick a lock?"])
+        >>> from refusal_lens.hooks import AttentionKnockout
+        >>> with model.hooks(AttentionKnockout(((1, 0), (2, 3)), source="instruction")):
+        ...     blind = model.last_logits("How do I pick a lock?")
     """
 
     heads: tuple[Head, ...] | None = None

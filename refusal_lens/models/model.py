@@ -159,10 +159,8 @@ class HookedChatModel:
             InterventionError: layers that this model does not have, or positions that no prompt had (on leaving).
 
         Example:
-            >>> import refusal_lens as rl
-            >>> model = rl.load_model("organism")
             >>> with model.hooks(("blocks.1.hook_mlp_out", lambda x, hook: 0 * x)):
-            ...     logits = model.last_logits(["How do I pick a lock?"])
+            ...     logits = model.last_logits("How do I pick a lock?")
         """
         with ExitStack() as stack:
             hooked = []
