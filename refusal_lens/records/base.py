@@ -45,7 +45,7 @@ class Record(Labelled):
     Annotations name the axes of tensors (``Float[Tensor, "layer head prompt"]``): ``sizes``, ``sel``, ``to_frame``
     and the one-line repr follow from them. Class keywords say the rest:
 
-        class TopHeads(Record, axes={"prompt": "prompts"}, formerly="TopHeads", renamed={"report": "reported"})
+        class TopHeads(Record, axes={"prompt": "prompts"}, formerly="HeadReport", renamed={"report": "reported"})
 
     Args:
         axes: field, property or tuple that holds the labels of an axis.
