@@ -1,9 +1,17 @@
 from . import attribution as attribution
 from . import behaviour as behaviour
+from . import data as data
 from . import direction as direction
+from . import engines as engines
 from . import exactness as exactness
 from . import hijacking as hijacking
+from . import hooks as hooks
+from . import models as models
 from . import plots as plots
+from . import records as records
+from . import refusal as refusal
+from . import report as report
+from . import study as study
 from .attribution import direct_logit_attribution as direct_logit_attribution
 from .data import Conversation as Conversation
 from .data import PromptSet as PromptSet

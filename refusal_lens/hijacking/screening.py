@@ -90,6 +90,7 @@ def screen(
         >>> rl.hijacking.screen(model, data.harmful.test[:2].texts, [" please"], found.refusal_tokens).metric.shape
         torch.Size([1, 2])
     """
+    prompts = as_prompts(prompts)
     requests, store = as_prompts(prompts), store or Store(None)
     suffixes = (suffixes,) if isinstance(suffixes, str) else tuple(suffixes)
     inputs = content_key(

@@ -9,7 +9,6 @@ import torch
 
 from refusal_lens.direction.records import Selection
 from refusal_lens.errors import ModelError, SettingError
-from refusal_lens.models.load import load_model
 from refusal_lens.study.config import StudyConfig
 from refusal_lens.study.folder import Study
 from refusal_lens.study.pipeline import run_stage, run_study, stage_states
@@ -77,12 +76,16 @@ def test_every_need_is_a_stage_before_and_every_use_is_a_setting():
 
 
 @pytest.fixture(scope="module")
-def partial(tmp_path_factory):
-    """A study of a model whose attention computes no patterns."""
-    model = load_model("organism")
-    model.tl.original_model.set_attn_implementation("sdpa")
-    folder = tmp_path_factory.mktemp("partial")
-    return run_study(SMALL, folder, model=model), model
+def partial(organism, tmp_path_factory):
+    """A study whose sources can't be had; no model that we have lacks them, so the function says so itself."""
+
+    def lacks(model, *_, **__):
+        raise ModelError(f"{model.name} computed no attention pattern; load it with eager attention")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("refusal_lens.attribution.sources.source_contributions", lacks)
+        study = run_study(SMALL, tmp_path_factory.mktemp("partial"), model=organism)
+    return study, organism
 
 
 def test_what_a_model_can_not_have_is_written_down_and_the_report_is_made(partial):
