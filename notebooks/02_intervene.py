@@ -11,7 +11,6 @@ import pandas as pd
 import refusal_lens as rl
 from refusal_lens.refusal.replies import complete
 from refusal_lens.hooks.conditions import named_conditions
-from refusal_lens.refusal.replies import refusal_rates
 from refusal_lens.behaviour.cross_entropy import losses
 from refusal_lens.models.texts import own_completions
 from refusal_lens.exactness.identities import orthogonalization_gap
@@ -59,7 +58,7 @@ necessary = complete(
 sufficient = complete(
     model, harmless.test.texts, named_conditions(direction, ["baseline", "addition", "random_addition"]), "harmless", 24
 )
-rates = {"harmful": refusal_rates(necessary), "harmless": refusal_rates(sufficient)}
+rates = {"harmful": necessary.rates, "harmless": sufficient.rates}
 plot_refusal_rates(rates)
 
 # %%
@@ -76,7 +75,7 @@ pd.DataFrame({kind: {name: str(r) for name, r in of.items()} for kind, of in rat
 
 # %%
 with model.hooks(Orthogonalize(direction)):
-    print("orthogonalized refuses", refusal_rates(complete(model, harmful.test.texts, {"now": []}, "harmful", 24))["now"])
+    print("orthogonalized refuses", complete(model, harmful.test.texts, {"now": []}, "harmful", 24).rates["now"])
 print("largest logit gap to hooks:", orthogonalization_gap(model, direction, harmful.test.texts[:8]))
 
 # %% [markdown]
@@ -112,4 +111,4 @@ if MODEL:
     candidates = rl.extract_directions(model, harmful.train, harmless.train)
     direction = rl.select_direction(model, candidates, harmful.val, harmless.val, relax=True).chosen
     named = named_conditions(direction, ["baseline", "ablation", "random_ablation"])
-    print(refusal_rates(complete(model, harmful.test.texts[:16], named, "harmful", 32)))
+    print(complete(model, harmful.test.texts[:16], named, "harmful", 32).rates)
