@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..data.prompts import PromptsLike, as_prompts
 from ..errors import ModelError, PromptError, RefusalLensError
 from ..hooks.conditions import named_conditions
 from ..hooks.interventions import Ablate, Add
 from ..models.model import HookedChatModel
 from ..records.base import Record
-from ..records.direction import Direction
+from ..records.direction import Direction, DirectionLike, as_direction
 from ..refusal.metric import refusal_metric
 from ..refusal.records import RefusalTokens
-from ..refusal.replies import complete, refusal_rates
+from ..refusal.replies import complete
 from ..stats import Interval, mean_interval
 from .effect_records import EffectMatrix, SystemPrompts
 from .records import DirectionTrace
@@ -72,8 +73,8 @@ def effect_matrix(
 
 def system_prompt_table(
     model: HookedChatModel,
-    direction: Direction,
-    prompts: Sequence[str],
+    direction: DirectionLike,
+    prompts: PromptsLike,
     systems: Sequence[str],
     conditions: Sequence[str] = ("baseline", "ablation", "random_ablation"),
     prompt_set: str = "harmful",
@@ -88,6 +89,8 @@ def system_prompt_table(
     Raises:
         ModelError: the chat template takes no system prompt.
     """
+    direction = as_direction(direction)
+    prompts = as_prompts(prompts)
     if not systems:
         raise PromptError("no system prompt was given")
     rates = []
@@ -97,7 +100,7 @@ def system_prompt_table(
         if system and system not in twin.chat.before:
             raise ModelError(f"the chat template of {model.name} leaves the system prompt {system[:60]!r} out")
         edits = named_conditions(direction, conditions, seed)
-        rates.append(refusal_rates(complete(twin, prompts, edits, prompt_set, max_new_tokens)))
+        rates.append(complete(twin, prompts, edits, prompt_set, max_new_tokens).rates)
     return SystemPrompts(tuple(systems), prompt_set, tuple(rates))
 
 

@@ -21,7 +21,7 @@ from .statistics import rank_correlation
 
 
 @dataclass(frozen=True)
-class Investigation(Record, axes={"suffix": "suffix_texts"}, formerly="Investigation"):
+class Investigation(Record, axes={"suffix": "suffix_texts"}, formerly="HijackingReport"):
     """Results of investigating suffixes: the heads, all conditions, the screen of every suffix, detectors.
 
     Attributes:

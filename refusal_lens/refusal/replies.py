@@ -15,7 +15,6 @@ from ..hooks.base import Intervention
 from ..hooks.conditions import Conditions
 from ..models.chat import Tokens
 from ..models.model import HookedChatModel
-from ..stats import Rate, rate
 from .phrases import is_refusal
 from .records import Completion, Completions
 
@@ -107,11 +106,6 @@ def complete(
         found = replies(model, texts, max_new_tokens, under=under, engine=engine, label=name, on_batch=on_batch)
         items += [Completion(p, r, name, judge(r)) for p, r in zip(texts, found, strict=True)]
     return Completions(tuple(items), prompt_set, max_new_tokens)
-
-
-def refusal_rates(completions: Completions) -> dict[str, Rate]:
-    """Share of refused replies by condition, with 95% Clopper-Pearson intervals."""
-    return {c: rate([item.refused for item in completions.of(c)]) for c in completions.conditions}
 
 
 def check_finite(model: HookedChatModel, prompts: Sequence[str], condition: str) -> None:

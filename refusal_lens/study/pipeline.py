@@ -7,8 +7,8 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -26,13 +26,12 @@ from ..errors import ModelError
 from ..models.load import load_model, source_digest
 from ..models.model import HookedChatModel
 from ..progress import Progress, automatic, silent
-from ..records.base import Record, load_record
-from ..records.files import file_digest, locked, plain_json, write_atomically
+from ..records.base import Record
+from ..records.files import file_digest, locked, plain_json, write_json
 from ..records.store import UNREADABLE, Store, content_key
 from ..refusal.records import Completions, Metrics
-from ..refusal.replies import refusal_rates
 from .config import StudyConfig
-from .folder import FOLDER_SCHEMA, Study
+from .folder import FOLDER_SCHEMA, Study, load_file
 from .stages import BY_NAME, FOLDERS, planned
 
 SUMMARY_SCHEMA = 1
@@ -61,13 +60,9 @@ def run_study(
     Raises:
         RefusalLensError: bad input, in one sentence with its remedy; or another run is writing in the folder.
     """
-    with locked(Path(folder), FOLDERS):
-        run = _Run(config, Path(folder), progress, model, engine)
-        try:
-            run.stages(tuple(planned(config)))
-            return run.finish()
-        finally:
-            run.close()
+    with _exclusive_run(config, folder, progress, model, engine) as run:
+        run.stages(tuple(planned(config)))
+        return run.finish()
 
 
 def run_stage(
@@ -91,15 +86,11 @@ def run_stage(
         ModelError: the model lacks what the stage takes.
     """
     stages = tuple(planned(config, name))
-    with locked(Path(folder), FOLDERS):
-        run = _Run(config, Path(folder), progress, model, engine)
-        try:
-            run.stages(stages)
-            if missing := run.done[name].missing:
-                raise ModelError(missing)
-            return run.records(BY_NAME[name])
-        finally:
-            run.close()
+    with _exclusive_run(config, folder, progress, model, engine) as run:
+        run.stages(stages)
+        if missing := run.done[name].missing:
+            raise ModelError(missing)
+        return run.records(BY_NAME[name])
 
 
 @dataclass(frozen=True)
@@ -154,6 +145,13 @@ class _Mark:
     records: tuple[Any, ...] | None = field(default=None, repr=False)
 
 
+@contextmanager
+def _exclusive_run(config: StudyConfig, folder: str | Path, *how: Any) -> Iterator[_Run]:
+    """A run that has the folder to itself, and whose engine is closed at the end."""
+    with locked(Path(folder), FOLDERS), closing(_Run(config, Path(folder), *how)) as run:
+        yield run
+
+
 class _Run(Job):
     """One run into a folder."""
 
@@ -202,14 +200,11 @@ class _Run(Job):
         if name not in self._inputs:
             c = self.config
             if name == "prompts":
-                self._inputs[name] = tuple(
-                    PromptSet.load(source, kind, c.sizes, c.seed)
-                    for source, kind in zip(c.sources(), ("harmful", "harmless"), strict=True)
-                )
+                kinds = zip(c.sources(), ("harmful", "harmless"), strict=True)
+                self._inputs[name] = tuple(PromptSet.load(source, kind, c.sizes, c.seed) for source, kind in kinds)
             else:
-                self._inputs[name] = SuffixSet.load(
-                    embedded_suffixes() if c.suffixes == "organism" else str(c.suffixes)
-                )
+                source = embedded_suffixes() if c.suffixes == "organism" else str(c.suffixes)
+                self._inputs[name] = SuffixSet.load(source)
         return self._inputs[name]
 
     def close(self) -> None:
@@ -248,13 +243,8 @@ class _Run(Job):
         if mark.missing:
             return None
         if mark.records is None:
-            mark.records = tuple(self._load(file, kind) for file, kind in stage.makes.items())
+            mark.records = tuple(load_file(self.folder / file, kind) for file, kind in stage.makes.items())
         return mark.records if len(mark.records) > 1 else mark.records[0]
-
-    def _load(self, file: str, kind: type) -> Any:
-        if issubclass(kind, Record):
-            return load_record(self.folder / file, kind)
-        return json.loads((self.folder / f"{file}.json").read_text("utf-8"))
 
     def stages(self, stages: tuple[Stage, ...]) -> None:
         """Run what is not done yet."""
@@ -291,7 +281,7 @@ class _Run(Job):
         paths = [self._save(file, record) for file, record in zip(stage.makes, records or (), strict=False)]
         files = {path.relative_to(self.folder).as_posix(): file_digest(path) for path in paths}
         took = {**self.seconds(), stage.name: round(time.monotonic() - begin, 3)}
-        write_atomically(self.folder / f"{SECONDS}.json", json.dumps(took, indent=1).encode())
+        write_json(self.folder / f"{SECONDS}.json", took)
         # The mark comes last: a kill before it costs this stage only.
         mark = {"files": files, "missing": missing, "settings": plain_json(self.settings(stage))}
         self.store.put(f"stages/{stage.name}", mark, key)
@@ -301,8 +291,7 @@ class _Run(Job):
     def _save(self, file: str, record: Any) -> Path:
         if isinstance(record, Record):
             return record.save(self.folder / file)
-        path = self.folder / f"{file}.json"
-        write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False).encode())
+        write_json(path := self.folder / f"{file}.json", record)
         return path
 
     def seconds(self) -> dict[str, float]:
@@ -320,12 +309,12 @@ class _Run(Job):
             self.records(BY_NAME[name]) for name in ("model", "selection", "metrics", "prompts")
         )
         replies = {kind: self.records(BY_NAME[f"completions_{kind}"]) for kind in ("harmful", "harmless")}
-        self._write("summary.json", plain_json(_summary(facts, selection, replies, metrics)))
+        write_json(self.folder / "summary.json", plain_json(_summary(facts, selection, replies, metrics)))
         files = {file: digest for mark in self.done.values() for file, digest in mark.files.items()}
         files["summary.json"] = file_digest(self.folder / "summary.json")
         hashes = {p.name: content_key(p) for p in prompts}
-        self._write(
-            "study.json",
+        write_json(
+            self.folder / "study.json",
             {
                 "schema": FOLDER_SCHEMA,
                 "model": facts,
@@ -341,37 +330,26 @@ class _Run(Job):
             study.report()
         return study
 
-    def _write(self, name: str, document: Any) -> None:
-        write_atomically(self.folder / name, json.dumps(document, indent=1, ensure_ascii=False).encode())
-
 
 def _summary(
     facts: dict[str, Any], selection: Selection, completions: dict[str, Completions], metrics: Metrics
 ) -> dict[str, Any]:
     """The stable part of the result (docs/result_folder.md)."""
-    chosen = selection.chosen
     return {
         "schema": SUMMARY_SCHEMA,
         "model": facts["name"],
-        "direction": {
-            "pos": chosen.pos,
-            "layer": chosen.layer,
-            "norm": chosen.norm,
-            "coeff": chosen.coeff,
-            "relaxed": chosen.relaxed,
-        },
+        "direction": {name: getattr(selection.chosen, name) for name in ("pos", "layer", "norm", "coeff", "relaxed")},
         "scores": {
             **{name: selection.score(name) for name in ("bypass", "induce", "kl")},
             "baseline_harmful": selection.baseline_harmful,
             "baseline_harmless": selection.baseline_harmless,
         },
-        "refusal": {name: refusal_rates(replies) for name, replies in completions.items()},
+        "refusal": {name: replies.rates for name, replies in completions.items()},
         "refusal_metric": metrics,
     }
 
 
 def _versions() -> dict[str, str]:
     packages = ("refusal-lens", "transformer-lens", "transformers", "torch", "safetensors", "plotly")
-    return {"python": sys.version.split()[0], "platform": platform.platform()} | {
-        name: metadata.version(name) for name in packages
-    }
+    versions = {name: metadata.version(name) for name in packages}
+    return {"python": sys.version.split()[0], "platform": platform.platform(), **versions}
