@@ -26,13 +26,12 @@ class Done:
     stderr: str
 
 
-def call(*arguments: object, **variables: str | None) -> Done:
+def call(*arguments: object) -> Done:
     """Run ``refusal-lens ARGUMENTS``; an error that is no sentence for the user is raised, not caught."""
     out, err, code = io.StringIO(), io.StringIO(), 0
-    environment = {name: value for name, value in {**os.environ, **variables}.items() if value is not None}
     with (
         pytest.MonkeyPatch.context() as state,
-        patch.dict(os.environ, environment, clear=True),
+        patch.dict(os.environ),
         warnings.catch_warnings(),
         redirect_stdout(out),
         redirect_stderr(err),

@@ -42,7 +42,7 @@ def organism():
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory):
-    """The main job on the embedded model, small, made once for all workers: what reports, plots and commands look at."""
+    """The main job on the embedded model, small, made once for all workers."""
     from filelock import FileLock
 
     from refusal_lens.study.config import StudyConfig

@@ -25,7 +25,7 @@ COMMANDS = ("run", "open", "report", "hijack", "evaluate", "certify")
 
 
 def process(*args: object, **variables: str | None) -> subprocess.CompletedProcess:
-    """``webbrowser`` reads $BROWSER once per process."""
+    """In a process of its own: ``webbrowser`` and transformers read the environment once."""
     environment = {n: v for n, v in {**os.environ, "COLUMNS": "120", **variables}.items() if v is not None}
     command = [*COMMAND, *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
@@ -67,7 +67,7 @@ def test_a_folder_without_a_report_is_named(tmp_path):
 
 def test_a_batch_job_logs_json_lines_and_prints_nothing_else(tmp_path):
     log = tmp_path / "logs" / "job.jsonl"
-    done = call("certify", "organism", "--quiet", "--log-json", log, "--out", tmp_path / "c", "--no-float64")
+    done = process("certify", "organism", "--quiet", "--log-json", log, "--out", tmp_path / "c", "--no-float64")
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.split() == ["certificate:", str(tmp_path / "c.json")]
     events = [json.loads(line) for line in log.read_text().splitlines()]

@@ -67,6 +67,7 @@ def test_it_holds_the_organism_and_no_tests(wheel):
     assert wheel.stat().st_size < 10_000_000
 
 
+@pytest.mark.slow
 def test_two_builds_give_the_same_bytes(wheel, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "copy").mkdir()
