@@ -173,17 +173,9 @@ class Losses(Record, axes={"condition": "conditions"}):
         rows = []
         for name in self.conditions:
             ce, change = self.ce(name), self.change(name, self.conditions[0])
-            rows.append(
-                {
-                    "dataset": self.dataset,
-                    "condition": name,
-                    **columns(ce, "ce", "ce_"),
-                    "perplexity": math.exp(ce.mean),
-                    **columns(change, "change", "change_"),
-                    "texts": ce.n,
-                    "tokens": int(self.tokens.sum()),
-                }
-            )
+            row = {"dataset": self.dataset, "condition": name, **columns(ce, "ce", "ce_")}
+            row |= {"perplexity": math.exp(ce.mean), **columns(change, "change", "change_")}
+            rows.append({**row, "texts": ce.n, "tokens": int(self.tokens.sum())})
         return pd.DataFrame(rows)
 
 

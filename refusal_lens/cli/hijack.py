@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from .options import Model, OfRunDevice, OfRunDtype
 from .terminal import LogJson, Quiet, bars, console, error_console, load_like, log, say
@@ -63,7 +63,7 @@ def hijack(
     from ..data.organism import suffixes as embedded
     from ..data.suffixes import SuffixSet
     from ..errors import PromptError
-    from ..hijacking.investigation import Settings
+    from ..hijacking.investigation import Settings, investigate
     from ..hijacking.section import hijacking_page
     from ..records.files import locked, write_atomically
     from ..study.folder import Study
@@ -78,7 +78,17 @@ def hijack(
     texts = _prompts(study, harmful, harmless, borderline)
     with bars(quiet) as progress, locked(folder, ("screen", "suffixes")):
         loaded = load_like(study, progress, model, dtype, device)
-        report = _investigated(loaded, study, found, texts, settings=settings, folder=folder, progress=progress)
+        report = investigate(
+            loaded,
+            suffixes=found,
+            direction=study.selection.chosen,
+            head_prompts=[*study.harmful.val, *study.harmful.train][:N_CHOOSE],
+            refusal_tokens=study.refusal_tokens,
+            **texts,
+            settings=settings,
+            folder=folder,
+            progress=progress,
+        )
     write_atomically(folder / "report.html", hijacking_page(report).render().encode())
     log.write({"event": "result", "suffixes": report.results_frame().to_dict("records")})
     if not quiet:
@@ -99,36 +109,23 @@ def _prompts(study: Any, harmful: str | None, harmless: int, borderline: Path | 
     return {"prompts": asked, "harmless": list(study.harmless.test)[:harmless], "borderline": edge}
 
 
-def _investigated(model: Any, study: Any, suffixes: Any, texts: dict[str, Any], **how: Any) -> Any:
-    from ..hijacking.investigation import investigate
-
-    return investigate(
-        model,
-        suffixes=suffixes,
-        direction=study.selection.chosen,
-        head_prompts=[*study.harmful.val, *study.harmful.train][:N_CHOOSE],
-        refusal_tokens=study.refusal_tokens,
-        **texts,
-        **how,
-    )
-
-
 def _findings(model: str, report: Any) -> Table:
     """One row per suffix: its number, its kind and as much of its text as the terminal holds."""
-
     shown = Table(
+        Column("#", justify="right", no_wrap=True, min_width=2),
+        Column("kind", no_wrap=True, min_width=11, max_width=16),
+        Column("suffix", no_wrap=True, ratio=1, overflow="ellipsis"),
+        *(
+            Column(column, justify="right", no_wrap=True, min_width=width)
+            for column, width in (("len", 3), ("refused", 7), ("random", 6), ("rise", 5))
+        ),
+        Column("finding", no_wrap=True, min_width=26),
         title=escape(f"{model}: {report.plain.n} refused prompts, top heads {', '.join(report.head_labels)}"),
         caption="refused with the suffix and with random tokens; rise of the top heads' attention to it above random",
         expand=True,
         box=None,
         padding=(0, 1, 0, 0),
     )
-    shown.add_column("#", justify="right", no_wrap=True, min_width=2)
-    shown.add_column("kind", no_wrap=True, min_width=11, max_width=16)
-    shown.add_column("suffix", no_wrap=True, ratio=1, overflow="ellipsis")
-    for column, width in (("len", 3), ("refused", 7), ("random", 6), ("rise", 5)):
-        shown.add_column(column, justify="right", no_wrap=True, min_width=width)
-    shown.add_column("finding", no_wrap=True, min_width=26)
     for number, row in enumerate(report.results_frame().to_dict("records"), start=1):
         shown.add_row(
             str(number),

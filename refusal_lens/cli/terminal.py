@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -52,14 +52,14 @@ def load_like(study: Any, progress: Any, model: str | None, dtype: str | None, d
 
 
 class Log:
-    """JSON lines about a run, for batch jobs: one object a line, each written at once. Closed until ``open``."""
+    """JSON lines about a run, for batch jobs: one object per line, each written at once. Closed until ``open``."""
 
     def __init__(self) -> None:
         self._file: IO[str] | None = None
 
     @property
     def active(self) -> bool:
-        """Whether anyone asked for it."""
+        """Whether it is open."""
         return self._file is not None
 
     @property
@@ -103,22 +103,14 @@ LogJson = Annotated[
 ]
 
 
-@contextmanager
-def lines(name: str, total: int) -> Iterator[Any]:
-    """Progress as two lines per stage on stderr: begin, and end with its seconds."""
-
-    def say(text: str) -> None:
-        now = datetime.now().strftime("%H:%M:%S")
-        error_console.print(f"{now} {name}: {text}", soft_wrap=True, markup=False, highlight=False)
-
-    start = time.monotonic()
-    say(f"begins ({total} steps)" if total else "begins")
-    try:
-        yield lambda n: None
-    except BaseException:
-        say(f"failed after {time.monotonic() - start:.1f} s")
-        raise
-    say(f"done in {time.monotonic() - start:.1f} s")
+def _line(event: dict[str, Any]) -> None:
+    """An event of a stage as a line on stderr, with the time of day."""
+    if event["event"] == "stage":
+        text = f"begins ({event['total']} steps)" if event["total"] else "begins"
+    else:
+        text = f"{'done in' if event['event'] == 'stage_end' else 'failed after'} {event['seconds']:.1f} s"
+    line = f"{datetime.now():%H:%M:%S} {event['stage']}: {text}"
+    error_console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 @contextmanager
@@ -130,7 +122,7 @@ def bars(quiet: bool) -> Iterator[Any]:
         yield events
         return
     if not error_console.is_terminal:
-        yield together(lines, events)
+        yield together(told(_line, every=math.inf), events)
         return
     columns = (
         SpinnerColumn(),
