@@ -1,4 +1,4 @@
-"""Chapters on behaviour, from records alone: replies by condition and judge, losses, benchmarks, the metric as a proxy."""
+"""Chapters on behaviour, from records alone: replies and judges, losses, benchmarks, the metric as a proxy."""
 
 from __future__ import annotations
 

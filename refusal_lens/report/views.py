@@ -1,4 +1,4 @@
-"""TODO."""
+"""CircuitsVis views as HTML that needs no network."""
 
 from __future__ import annotations
 

@@ -36,7 +36,6 @@ class StudyConfig:
         SettingError: a value of another type or out of bounds.
 
     Example:
-        >>> import refusal_lens as rl
         >>> rl.StudyConfig(model="organism", max_kl=0.2).sizes
         (128, 32, 100)
         >>> rl.StudyConfig(max_kl=-1.0)

@@ -21,8 +21,7 @@ from ..records.base import Record, load_record
 from ..records.files import file_digest, write_atomically
 from ..refusal.records import Completions
 from ..report.page import Page, plain
-from .scorecard import scorecard_section
-from .sections import model_section, provenance_section
+from .sections import model_section, provenance_section, scorecard_section
 from .stages import BY_NAME, PIPELINE
 from .summary import headline
 

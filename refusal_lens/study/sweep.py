@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..engines.choice import MakeEngine
 from ..engines.local import LocalEngine
 from ..errors import RefusalLensError, ResultError, SettingError
 from ..progress import Progress, automatic
-from ..records.files import write_atomically
+from ..records.files import write_atomically, write_json
 from ..report.page import Page
 from .config import StudyConfig
 from .pipeline import run_study
@@ -81,7 +79,7 @@ def run_sweep(
     Args:
         sweep: the models.
         folder: where results go.
-        progress: as in ``run_study``, once a stage of every model.
+        progress: as in ``run_study``, for every stage of every model.
         make_engine: settings -> where sharded work runs.
     """
     folder, found = Path(folder), {}
@@ -100,13 +98,9 @@ def _named(name: str, progress: Progress) -> Progress:
 
 
 def _write(folder: Path, found: dict[str, Compared]) -> None:
-    rows = {name: vars(item) for name, item in found.items()}
-    write_atomically(folder / "sweep.json", json.dumps(rows, indent=1, ensure_ascii=False).encode())
-    page = Page(
-        title=f"The refusal direction of {len(found)} models",
-        summary=tuple(_sentences(found)),
-        sections=(sweep_section(found),),
-    )
+    write_json(folder / "sweep.json", {name: vars(item) for name, item in found.items()})
+    title = f"The refusal direction of {len(found)} models"
+    page = Page(title, tuple(_sentences(found)), sections=(sweep_section(found),))
     write_atomically(folder / "report.html", page.render().encode())
 
 
@@ -115,15 +109,11 @@ def _sentences(found: dict[str, Compared]) -> Iterator[str]:
     yield f"{len(done)} of {len(found)} models have a refusal direction that was found and tested."
     for name in done:
         rates = found[name].summary["refusal"]
-        harmful, harmless = rates["harmful"], rates["harmless"]
-        yield (
-            f"{name}: ablation takes refusals of harmful prompts from {_percent(harmful['baseline'])} to "
-            f"{_percent(harmful['ablation'])} (random direction: {_percent(harmful['random_ablation'])}, n = "
-            f"{harmful['ablation']['n']}); addition takes those of harmless prompts from "
-            f"{_percent(harmless['baseline'])} to {_percent(harmless['addition'])} (random direction: "
-            f"{_percent(harmless['random_addition'])}, n = {harmless['addition']['n']})."
-        )
-
-
-def _percent(rate: dict[str, Any]) -> str:
-    return f"{rate['rate']:.0%}"
+        parts = []
+        for what, kind, effect in (("refusals of", "harmful", "ablation"), ("those of", "harmless", "addition")):
+            before, after, placebo = (rates[kind][c]["rate"] for c in ("baseline", effect, f"random_{effect}"))
+            parts.append(
+                f"{effect} takes {what} {kind} prompts from {before:.0%} to {after:.0%} (random direction: "
+                f"{placebo:.0%}, n = {rates[kind][effect]['n']})"
+            )
+        yield f"{name}: {'; '.join(parts)}."
