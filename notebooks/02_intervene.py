@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Intervening on the direction
 #
-# A direction that merely *correlates* with refusal would do nothing when touched. Three interventions (section 2.4 of
+# A direction that merely *correlates* with refusal would have no effect when changed. Three interventions (section 2.4 of
 # [the paper](https://arxiv.org/abs/2406.11717)) say whether it is necessary and sufficient, each beside a placebo: the
 # same with a random direction of equal norm.
 
@@ -30,7 +30,7 @@ direction.label
 # %% [markdown]
 # ## By hand
 #
-# Interventions are values; `model.hooks(...)` puts them in force, and leaving the `with` takes them out again.
+# Interventions are values; `model.hooks(...)` applies them, and leaving the `with` removes them.
 # `Ablate` removes the component along r̂ from every write to the residual stream, at every token. Here, a harmless request
 # with the direction *added* at its layer.
 
@@ -66,7 +66,7 @@ pd.DataFrame({kind: {name: str(r) for name, r in of.items()} for kind, of in rat
 
 # %% [markdown]
 # "Not refused" is not the same as "complied": on this model, most replies to ablated harmful prompts drift to a
-# harmless neighbour of the request (see its model card). The substring judge can't tell; `refusal_lens.judges` has others.
+# harmless neighbour of the request (see its model card). The substring judge can't tell; `refusal_lens.behaviour.judges` has others.
 #
 # ## By weights
 #
@@ -93,15 +93,15 @@ cost.to_frame().round(3)
 
 # %% [markdown]
 # Subtracting r at its layer costs far more than ablating it, and so does subtracting a random vector of that length: the
-# damage is one of length, not of this direction.
+# length does the damage, not this direction.
 #
 # Who *writes* the direction? [03_attribute](03_attribute.ipynb).
 
 # %% [markdown]
 # ## Now your own model
 #
-# On models with norms behind their writes (Gemma 2 and 3, OLMo 2) no edit of weights equals ablation; `orthogonalized`
-# says so, and `allow_gap=True` measures it all the same.
+# On models with norms after their writes (Gemma 2 and 3, OLMo 2) no edit of weights equals ablation; `Orthogonalize`
+# raises an error there, and `allow_gap=True` edits anyway, so that the gap can be measured.
 
 # %%
 MODEL, HARMFUL, HARMLESS = "", "harmful.txt", "harmless.txt"

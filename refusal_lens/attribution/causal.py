@@ -11,6 +11,7 @@ from jaxtyping import Float
 from scipy import stats as scipy_stats
 from torch import Tensor
 
+from ..data.prompts import PromptsLike, as_prompts
 from ..errors import PromptError
 from ..hooks.attention import random_heads
 from ..hooks.base import Model
@@ -19,7 +20,7 @@ from ..hooks.readers import Cache, Kept, check_position
 from ..hooks.readout import Readout
 from ..models.chat import Tokens
 from ..models.model import HookedChatModel
-from ..records.direction import Direction
+from ..records.direction import Direction, DirectionLike, as_direction
 from ..records.labels import Head
 from ..refusal.records import RefusalTokens
 from ..tensors import refusal_log_odds, wide
@@ -30,9 +31,9 @@ from .records import TopHeads
 
 def causal_check(
     model: HookedChatModel,
-    prompts: Sequence[str],
-    reference: Sequence[str],
-    direction: Direction,
+    prompts: PromptsLike,
+    reference: PromptsLike,
+    direction: DirectionLike,
     heads: TopHeads | Sequence[Head],
     refusal_tokens: RefusalTokens,
     *,
@@ -59,6 +60,9 @@ def causal_check(
     Raises:
         PromptError: a prompt that chose the heads, or too large an ``n_last``.
     """
+    prompts = as_prompts(prompts)
+    reference = as_prompts(reference)
+    direction = as_direction(direction)
     model.check_direction(direction)
     asked = texts(prompts, suffixes)
     named = heads.heads if isinstance(heads, TopHeads) else tuple((layer, head) for layer, head in heads)
@@ -109,10 +113,9 @@ def causal_check(
     )
 
 
-def last_z(
-    model: HookedChatModel, prompts: Sequence[str], n_last: int
-) -> Float[Tensor, "layer prompt last head d_head"]:
+def last_z(model: HookedChatModel, prompts: PromptsLike, n_last: int) -> Float[Tensor, "layer prompt last head d_head"]:
     """z of every head at the last positions, on the CPU."""
+    prompts = as_prompts(prompts)
     tokens = model.tokenize(list(prompts))
     check_position(tokens, -n_last)
     names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.n_layers)]

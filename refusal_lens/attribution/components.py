@@ -19,15 +19,15 @@ from ..hooks.base import Model
 from ..hooks.readers import Kept, at, check_position, vector_of
 from ..hooks.readout import through_norm
 from ..models.model import HookedChatModel
-from ..records.direction import Direction
+from ..records.direction import Direction, DirectionLike, as_direction
 from ..tensors import wide
 from .records import ComponentContributions, HeadContributions, NeuronContributions
 
 
 def component_contributions(
     model: HookedChatModel,
-    prompts: Sequence[str],
-    direction: Direction,
+    prompts: PromptsLike,
+    direction: DirectionLike,
     *,
     suffixes: Sequence[str] | None = None,
     pos: int = -1,
@@ -50,6 +50,8 @@ def component_contributions(
         DirectionError: a direction of another model.
         ModelError: the parts do not sum to what the attention layer wrote.
     """
+    prompts = as_prompts(prompts)
+    direction = as_direction(direction)
     (parts,) = model.run(prompts, suffixes, read=Components(direction, pos, check))
     asked = texts(prompts, suffixes)
     return ComponentContributions(**parts._asdict(), prompts=asked, pos=pos, direction=direction)
@@ -57,14 +59,16 @@ def component_contributions(
 
 def heads(
     model: HookedChatModel,
-    prompts: Sequence[str],
-    direction: Direction,
+    prompts: PromptsLike,
+    direction: DirectionLike,
     *,
     suffixes: Sequence[str] | None = None,
     pos: int = -1,
     check: bool = True,
 ) -> HeadContributions:
     """What every head writes along r̂; arguments and errors as in ``component_contributions``."""
+    prompts = as_prompts(prompts)
+    direction = as_direction(direction)
     (values,) = model.run(prompts, suffixes, read=Heads(direction, pos, check))
     return HeadContributions(values, direction, texts(prompts, suffixes), pos)
 
@@ -118,8 +122,8 @@ class _Neurons(Kept[dict[int, tuple[Tensor, Tensor]]]):
 
 def neuron_contributions(
     model: HookedChatModel,
-    prompts: Sequence[str],
-    direction: Direction,
+    prompts: PromptsLike,
+    direction: DirectionLike,
     *,
     suffixes: Sequence[str] | None = None,
     pos: int = -1,
@@ -134,6 +138,8 @@ def neuron_contributions(
     Raises:
         ModelError: a mixture of experts, whose neurons differ from token to token.
     """
+    prompts = as_prompts(prompts)
+    direction = as_direction(direction)
     chosen = list(range(model.n_layers) if layers is None else layers)
     (found,) = model.run(prompts, suffixes, read=_Neurons(direction, chosen, pos))
     values = [found[layer][0] for layer in chosen]

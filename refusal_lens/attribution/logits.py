@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..data.prompts import PromptsLike, as_prompts
 from ..errors import ModelError, PromptError
 from ..hooks.attention_readers import PARTS_TOLERANCE, Components, Parts
 from ..hooks.base import Model
@@ -29,13 +30,14 @@ TokensLike = RefusalTokens | Sequence[int | str]
 
 
 def compliance_tokens(
-    model: HookedChatModel, harmless: Sequence[str], refusal_tokens: RefusalTokens, top: int = 4
+    model: HookedChatModel, harmless: PromptsLike, refusal_tokens: RefusalTokens, top: int = 4
 ) -> RefusalTokens:
     """The tokens with which the model most often begins its answers, refusal tokens left out: what to set against.
 
     Raises:
         ModelError: every answer begins with a refusal token.
     """
+    harmless = as_prompts(harmless)
     first = Counter(model.last_logits(list(harmless)).argmax(-1).tolist())
     chosen = [token for token, _ in first.most_common() if token not in refusal_tokens.ids][:top]
     if not chosen:
@@ -47,7 +49,7 @@ def compliance_tokens(
 
 def direct_logit_attribution(
     model: HookedChatModel,
-    prompts: Sequence[str],
+    prompts: PromptsLike,
     answer: TokensLike,
     against: TokensLike | None = None,
     *,
@@ -68,6 +70,7 @@ def direct_logit_attribution(
         PromptError: a string that is not one token, or a token in both groups.
         ModelError: the model's logits are not this readout of its final norm (e.g. a scaled unembedding).
     """
+    prompts = as_prompts(prompts)
     wanted, other = _tokens(model, answer), None if against is None else _tokens(model, against)
     if other is not None and (both := set(wanted.ids) & set(other.ids)):
         raise PromptError(f"the token ids {sorted(both)} are in answer and in against; leave them out of one")

@@ -8,6 +8,7 @@ import torch
 from scipy import stats as scipy_stats
 from torch import Tensor
 
+from ..data.prompts import PromptsLike, as_prompts
 from ..errors import PromptError
 from ..hooks.interchange import InterchangeHeads
 from ..models.batching import numbered
@@ -21,13 +22,15 @@ from .causal_records import PatchingComparison
 
 
 def equal_length_pairs(
-    model: HookedChatModel, clean: Sequence[str], corrupt: Sequence[str], limit: int = 16
+    model: HookedChatModel, clean: PromptsLike, corrupt: PromptsLike, limit: int = 16
 ) -> tuple[list[str], list[str]]:
     """Pairs of prompts with the same number of tokens, each prompt used once, in the order given.
 
     Raises:
         PromptError: no two are of equal length.
     """
+    clean = as_prompts(clean)
+    corrupt = as_prompts(corrupt)
     waiting: dict[int, list[str]] = {}
     for prompt in corrupt:
         waiting.setdefault(len(model.chat.encode(prompt).ids), []).append(prompt)
@@ -43,8 +46,8 @@ def equal_length_pairs(
 
 def attribution_patching(
     model: HookedChatModel,
-    clean: Sequence[str],
-    corrupt: Sequence[str],
+    clean: PromptsLike,
+    corrupt: PromptsLike,
     refusal_tokens: RefusalTokens,
     *,
     heads: Sequence[Head] | None = None,
@@ -59,6 +62,8 @@ def attribution_patching(
         PromptError: a pair of unequal lengths.
         ModelError: a model without TransformerLens's tool (HookedTransformer).
     """
+    clean = as_prompts(clean)
+    corrupt = as_prompts(corrupt)
     sides = model.tokenize(list(clean)), model.tokenize(list(corrupt))
     if len(clean) != len(corrupt) or not torch.equal(sides[0].lengths, sides[1].lengths):
         raise PromptError("clean and corrupt prompts must have equal token counts; use equal_length_pairs")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from scipy import stats as scipy_stats
 
+from ..data.prompts import PromptsLike, as_prompts
 from ..errors import PromptError
 from ..models.model import HookedChatModel
-from ..records.direction import Direction
+from ..records.direction import DirectionLike, as_direction
 from ..records.labels import Head
 from ..stats import benjamini_hochberg
 from .components import heads as contributions
@@ -60,11 +59,11 @@ def confirm_heads(
 
 def top_heads(
     model: HookedChatModel,
-    selection: Sequence[str],
-    report: Sequence[str],
-    direction: Direction,
+    selection: PromptsLike,
+    report: PromptsLike,
+    direction: DirectionLike,
     *,
-    contrast: Sequence[str] | None = None,
+    contrast: PromptsLike | None = None,
     top: int = 8,
 ) -> TopHeads:
     """The heads that write most along r̂: chosen on ``selection`` prompts, reported on ``report`` prompts.
@@ -72,6 +71,10 @@ def top_heads(
     Args:
         contrast: prompts of the other kind (harmless), for the test over heads.
     """
+    selection = as_prompts(selection)
+    report = as_prompts(report)
+    direction = as_direction(direction)
+    contrast = None if contrast is None else as_prompts(contrast)
     chosen, reported = (contributions(model, list(prompts), direction) for prompts in (selection, report))
     other = None if contrast is None else contributions(model, list(contrast), direction)
     return confirm_heads(chosen, reported, other, top)

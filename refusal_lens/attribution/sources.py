@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ..data.prompts import PromptsLike, as_prompts
 from ..hooks.attention_readers import Pattern, Sources
 from ..hooks.base import Hooks, Model
 from ..hooks.readers import Reader, resid_sites, vector_of
 from ..models.chat import Tokens
 from ..models.model import HookedChatModel
-from ..records.direction import Direction
+from ..records.direction import Direction, DirectionLike, as_direction
 from ..records.labels import REGIONS, Head
 from ..tensors import wide
 from .components import texts
@@ -24,8 +25,8 @@ from .token_records import AttentionPatterns, Propagation, SourceContributions
 
 def source_contributions(
     model: HookedChatModel,
-    prompts: Sequence[str],
-    direction: Direction,
+    prompts: PromptsLike,
+    direction: DirectionLike,
     *,
     suffixes: Sequence[str] | None = None,
     pos: int = -1,
@@ -47,6 +48,8 @@ def source_contributions(
         DirectionError: a direction of another model.
         ModelError: attention patterns are not computed, or sources do not sum to the head.
     """
+    prompts = as_prompts(prompts)
+    direction = as_direction(direction)
     tokens = model.tokenize(prompts, suffixes)
     (found,) = model.run(tokens, read=Sources(direction, pos, check))
     return SourceContributions(
@@ -97,8 +100,8 @@ class _Grid(Reader[dict[str, Tensor]]):
 
 def propagation(
     model: HookedChatModel,
-    prompts: Sequence[str],
-    direction: Direction,
+    prompts: PromptsLike,
+    direction: DirectionLike,
     *,
     suffixes: Sequence[str] | None = None,
 ) -> Propagation:
@@ -107,6 +110,8 @@ def propagation(
     Raises:
         DirectionError: a direction of another model.
     """
+    prompts = as_prompts(prompts)
+    direction = as_direction(direction)
     tokens = model.tokenize(prompts, suffixes)
     (grids,) = model.run(tokens, read=_Grid(direction))
     return Propagation(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
+import pandas as pd
+
 from ..errors import PromptError
 from ..records.base import Record
 from .files import read_file
@@ -38,7 +40,7 @@ PRESETS = {
 
 
 class Conversation(str):
-    """The turns of a conversation up to a user's request, taken wherever a prompt is taken.
+    r"""The turns of a conversation up to a user's request, taken wherever a prompt is taken.
 
     As text it is its transcript. Its last user turn is the instruction; what comes before belongs to the template.
 
@@ -52,7 +54,7 @@ class Conversation(str):
         >>> from refusal_lens.data import Conversation
         >>> Conversation([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"},
         ...               {"role": "user", "content": "How are you?"}])
-        'user: Hello\nassistant: Hi\nuser: How are you?'
+        'user: Hello\\nassistant: Hi\\nuser: How are you?'
     """
 
     messages: tuple[Mapping[str, str], ...]
@@ -74,11 +76,12 @@ class Conversation(str):
         return (self.messages,)
 
 
-def as_prompts(prompts: Any) -> list[str]:
+def as_prompts(prompts: Any, split: str = "") -> list[str]:
     """Whatever holds requests as a list: a string is one prompt, and so is a list of messages.
 
     Args:
         prompts: a string, a list of strings or of conversations, ``Prompts``, or the messages of one conversation.
+        split: of a ``PromptSet``, where one is obvious ("train" for extraction); "" refuses a set.
 
     Raises:
         PromptError: a ``PromptSet`` (its split must be named), nothing, or something that is no text.
@@ -90,6 +93,8 @@ def as_prompts(prompts: Any) -> list[str]:
     """
     if isinstance(prompts, str):
         return [prompts]
+    if split and isinstance(prompts, PromptSet):
+        return list(getattr(prompts, split))
     if isinstance(prompts, (PromptSet, PromptPair)):
         what = "harmful.test" if isinstance(prompts, PromptPair) else "test"
         raise PromptError(f"{type(prompts).__name__} holds several splits of prompts: name one, for example .{what}")
@@ -139,6 +144,13 @@ class Prompts(Record, Sequence):
     def __getitem__(self, index: int | slice) -> str | Prompts:
         return Prompts(self.texts[index]) if isinstance(index, slice) else self.texts[index]
 
+    def __repr__(self) -> str:
+        return f"Prompts({len(self)}: {self.texts[0][:60]!r}, ...)" if self.texts else "Prompts(0)"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per prompt."""
+        return pd.DataFrame({"prompt": self.texts})
+
     def sample(self, n: int, seed: int = 0) -> Prompts:
         """``n`` of them drawn without replacement (all if there are fewer), in a seeded order."""
         order = random.Random(seed).sample(range(len(self)), min(n, len(self)))
@@ -160,6 +172,15 @@ class PromptSet(Record):
     val: Prompts
     test: Prompts
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"PromptSet({self.name}: {', '.join(f'{len(getattr(self, split))} {split}' for split in SPLITS)})"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per prompt, with its split."""
+        return pd.DataFrame(
+            [(split, text) for split in SPLITS for text in getattr(self, split)], columns=["split", "prompt"]
+        )
 
     @classmethod
     def load(
@@ -239,6 +260,13 @@ class PromptPair(Record):
 
     harmful: PromptSet
     harmless: PromptSet
+
+    def __repr__(self) -> str:
+        return f"PromptPair({self.harmful!r}, {self.harmless!r})"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per prompt, with its set and split."""
+        return pd.concat([found.to_frame().assign(set=found.name) for found in self], ignore_index=True)
 
     def __iter__(self) -> Iterator[PromptSet]:
         return iter((self.harmful, self.harmless))

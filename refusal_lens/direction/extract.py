@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..data.prompts import PromptsLike, as_prompts
 from ..engines.base import Engine
 from ..engines.local import LocalEngine
 from ..hooks.base import Hooks, Model
@@ -59,7 +60,7 @@ def _mean(
 
 def mean_activations(
     model: HookedChatModel,
-    prompts: Sequence[str],
+    prompts: PromptsLike,
     on_batch: Callable[[int], None] | None = None,
     engine: Engine | None = None,
 ) -> Float[Tensor, "pos layer d_model"]:
@@ -75,13 +76,14 @@ def mean_activations(
     Raises:
         ModelError: an activation is NaN or infinite; with the name of its hook point.
     """
+    prompts = as_prompts(prompts, "train")
     return _mean(model, prompts, on_batch, engine)
 
 
 def extract_directions(
     model: HookedChatModel,
-    harmful: Sequence[str],
-    harmless: Sequence[str],
+    harmful: PromptsLike,
+    harmless: PromptsLike,
     on_batch: Callable[[int], None] | None = None,
     engine: Engine | None = None,
 ) -> CandidateDirections:
@@ -93,6 +95,8 @@ def extract_directions(
         on_batch: called with the number of prompts done after each batch.
         engine: where the work runs; this process if None.
     """
+    harmful = as_prompts(harmful, "train")
+    harmless = as_prompts(harmless, "train")
     means = [_mean(model, prompts, on_batch, engine) for prompts in (harmful, harmless)]
     return CandidateDirections(
         mean_diff=means[0] - means[1],

@@ -51,7 +51,7 @@ def find_direction(
         >>> model, data = rl.load_model("organism"), rl.load_prompts("organism", sizes=(32, 8, 8))
         >>> found = rl.find_direction(model, data)
         >>> found.direction.label
-        '(-1, 2)'
+        '(-1, 3)'
     """
     if not isinstance(data, PromptPair):
         raise PromptError(

@@ -149,7 +149,7 @@ class Selection(Record):
     Attributes:
         chosen: the winner.
         scores: the three grids.
-        reasons: reason by [pos][layer]; "" for a kept candidate.
+        reasons: reason by ``[pos][layer]``; "" for a kept candidate.
         kept: (pos, layer) of the kept candidates, best first.
         baseline_harmful: mean refusal metric on the harmful validation prompts without intervention.
         baseline_harmless: the same on the harmless ones.
@@ -168,6 +168,15 @@ class Selection(Record):
     near_misses: tuple[NearMiss, ...] = ()
     n_harmful: int = 0
     n_harmless: int = 0
+
+    @property
+    def direction(self) -> Direction:
+        """The winner, under the name that every result with a direction gives it."""
+        return self.chosen
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{name} {self.score(name):.3g}" for name in SCORES)
+        return f"Selection({self.chosen.label}, {scores}, {len(self.kept)} of {self.scores.bypass.numel()} kept)"
 
     def score(self, name: str) -> float:
         """``bypass``, ``induce`` or ``kl`` of the chosen candidate; LabelError for another name."""
@@ -286,6 +295,9 @@ class FoundDirection(Record):
     def scores(self) -> SelectionScores:
         """The paper's three scores of every candidate."""
         return self.selection.scores
+
+    def __repr__(self) -> str:
+        return f"FoundDirection({self.selection!r}, {self.refusal_tokens!r})"
 
     def to_frame(self) -> pd.DataFrame:
         """One row per candidate: pos, layer, the three scores, and the reason that dropped it ("" for none)."""

@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 
+from ..data.prompts import PromptsLike, as_prompts
 from ..engines.base import Engine
 from ..engines.local import LocalEngine
 from ..errors import DirectionError, SelectionError
@@ -77,8 +78,8 @@ def _reason(bypass: float, induce: float, kl: float, layer: int, n_layers: int, 
 def select_direction(
     model: HookedChatModel,
     candidates: CandidateDirections,
-    harmful: Sequence[str],
-    harmless: Sequence[str],
+    harmful: PromptsLike,
+    harmless: PromptsLike,
     *,
     refusal_tokens: RefusalTokens | None = None,
     rule: SelectionRule | None = None,
@@ -107,6 +108,8 @@ def select_direction(
         SelectionError: nothing passes and ``relax`` is off; its ``near_misses`` say what each would need.
         DirectionError: the candidates are of another model or basis.
     """
+    harmful = as_prompts(harmful, "val")
+    harmless = as_prompts(harmless, "val")
     rule = rule or SelectionRule()
     tokens = refusal_tokens or find_refusal_tokens(model, harmful, harmless)
     depth = candidates.n_layers if full_grid else rule.cut(candidates.n_layers)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from ..data.prompts import PromptsLike, as_prompts
 from ..errors import DirectionError
 from ..hooks.interventions import Ablate, random_subspace
 from ..models.model import HookedChatModel
-from ..records.direction import Direction, Subspace
+from ..records.direction import DirectionLike, Subspace, as_direction
 from ..refusal.records import RefusalTokens
 from ..stats import Interval, mean_interval
 from ..tensors import kl_divergence, orthonormal, refusal_log_odds
@@ -19,10 +20,13 @@ from .stability import prompt_activations
 
 
 def pca_subspace(
-    model: HookedChatModel, harmful: Sequence[str], harmless: Sequence[str], direction: Direction, k: int
+    model: HookedChatModel, harmful: PromptsLike, harmless: PromptsLike, direction: DirectionLike, k: int
 ) -> Subspace:
     """The first ``k`` principal components, uncentred, of harmful activations minus the harmless mean, at the
     direction's position and layer. Uncentred, so that the first is close to r itself."""
+    harmful = as_prompts(harmful)
+    harmless = as_prompts(harmless)
+    direction = as_direction(direction)
     model.check_direction(direction)
     x, y = (prompt_activations(model, p)[:, direction.pos, direction.layer].double() for p in (harmful, harmless))
     difference = x - y.mean(0)
@@ -34,7 +38,7 @@ def pca_subspace(
 
 
 def repeated_subspace(
-    model: HookedChatModel, harmful: Sequence[str], harmless: Sequence[str], direction: Direction, k: int
+    model: HookedChatModel, harmful: PromptsLike, harmless: PromptsLike, direction: DirectionLike, k: int
 ) -> Subspace:
     """Difference-in-means again and again, each under ablation of those before, at the direction's position and layer.
 
@@ -44,6 +48,9 @@ def repeated_subspace(
     Raises:
         DirectionError: no difference is left before ``k`` directions are found (always so at layer 0).
     """
+    harmful = as_prompts(harmful)
+    harmless = as_prompts(harmless)
+    direction = as_direction(direction)
     vectors = direction.unit.double()[None]
     while len(vectors) < k:
         with model.hooks(Ablate(Subspace(vectors, "repeated", direction))):
@@ -62,8 +69,8 @@ def repeated_subspace(
 def subspace_effects(
     model: HookedChatModel,
     subspaces: Sequence[Subspace],
-    harmful: Sequence[str],
-    harmless: Sequence[str],
+    harmful: PromptsLike,
+    harmless: PromptsLike,
     refusal_tokens: RefusalTokens,
     seed: int = 0,
 ) -> SubspaceEffects:
@@ -75,6 +82,8 @@ def subspace_effects(
         refusal_tokens: of the refusal metric.
         seed: of the random subspace.
     """
+    harmful = as_prompts(harmful)
+    harmless = as_prompts(harmless)
     size = min(map(len, subspaces))
     reference = subspaces[0].reference
     every = [*subspaces, random_subspace(reference, size, seed)]

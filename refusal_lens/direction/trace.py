@@ -8,20 +8,21 @@ import torch
 
 from ..hooks.readers import Residual
 from ..models.model import HookedChatModel
-from ..records.direction import Direction
+from ..records.direction import DirectionLike, as_direction
 from .records import DirectionTrace
 
 
 def trace_direction(
     model: HookedChatModel,
     prompt_sets: Mapping[str, Sequence[str]],
-    direction: Direction,
+    direction: DirectionLike,
     on_batch: Callable[[int], None] | None = None,
 ) -> DirectionTrace:
     """Cosine and projection of the last position on r̂ at every layer, for each set of prompts (paper Fig. 5).
 
     All sets are cut to the length of the shortest, so that they stack.
     """
+    direction = as_direction(direction)
     model.check_direction(direction)
     n = min(len(prompts) for prompts in prompt_sets.values())
     reader = Residual(direction)

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..data.prompts import PromptsLike, as_prompts
 from ..errors import ModelError, PromptError, RefusalLensError
 from ..hooks.conditions import named_conditions
 from ..hooks.interventions import Ablate, Add
 from ..models.model import HookedChatModel
 from ..records.base import Record
-from ..records.direction import Direction
+from ..records.direction import Direction, DirectionLike, as_direction
 from ..refusal.metric import refusal_metric
 from ..refusal.records import RefusalTokens
 from ..refusal.replies import complete
@@ -72,8 +73,8 @@ def effect_matrix(
 
 def system_prompt_table(
     model: HookedChatModel,
-    direction: Direction,
-    prompts: Sequence[str],
+    direction: DirectionLike,
+    prompts: PromptsLike,
     systems: Sequence[str],
     conditions: Sequence[str] = ("baseline", "ablation", "random_ablation"),
     prompt_set: str = "harmful",
@@ -88,6 +89,8 @@ def system_prompt_table(
     Raises:
         ModelError: the chat template takes no system prompt.
     """
+    direction = as_direction(direction)
+    prompts = as_prompts(prompts)
     if not systems:
         raise PromptError("no system prompt was given")
     rates = []

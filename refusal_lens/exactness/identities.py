@@ -13,6 +13,7 @@ from torch import Tensor
 from ..attribution.components import component_contributions, neuron_contributions
 from ..attribution.logits import direct_logit_attribution
 from ..attribution.sources import source_contributions
+from ..data.prompts import PromptsLike, as_prompts
 from ..errors import ModelError, RefusalLensError
 from ..hooks.interventions import Ablate
 from ..hooks.orthogonalize import Orthogonalize
@@ -64,7 +65,7 @@ def _larger(a: float, b: float) -> float:
 
 def certify(
     model: HookedChatModel,
-    prompts: Sequence[str] = PROMPTS,
+    prompts: PromptsLike = PROMPTS,
     direction: Direction | None = None,
     *,
     float64: bool | None = None,
@@ -84,6 +85,7 @@ def certify(
         >>> rl.certify(model, float64=False).passed
         True
     """
+    prompts = as_prompts(prompts)
     model.check_unhooked()
     if direction is None:
         direction = Direction(random_unit(model.d_model, 0), 1.0, -1, model.n_layers // 2, model.basis)

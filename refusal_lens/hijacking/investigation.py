@@ -13,12 +13,12 @@ from ..attribution.components import heads as head_contributions
 from ..attribution.ranking import choose_heads
 from ..attribution.sources import attention_patterns, source_contributions
 from ..attribution.token_records import SourceContributions
-from ..data.prompts import PromptSet
+from ..data.prompts import PromptPair, PromptSet, PromptsLike, as_prompts
 from ..data.suffixes import Suffix, SuffixSet
 from ..errors import PromptError
 from ..models.model import HookedChatModel
 from ..progress import Progress, automatic
-from ..records.direction import Direction
+from ..records.direction import Direction, DirectionLike, as_direction
 from ..records.labels import Head
 from ..records.store import Store, content_key
 from ..refusal.metric import refusal_metric
@@ -95,26 +95,26 @@ class _Job:
 
 def investigate(
     model: HookedChatModel,
-    prompts: Sequence[str] | PromptSet,
-    suffixes: SuffixSet | Sequence[str],
-    direction: Direction,
+    prompts: PromptsLike,
+    suffixes: SuffixSet | Sequence[Any] | str,
+    direction: DirectionLike,
     *,
-    harmless: Sequence[str] | PromptSet = (),
-    head_prompts: Sequence[str] = (),
+    harmless: PromptsLike = (),
+    head_prompts: PromptsLike = (),
     refusal_tokens: RefusalTokens | None = None,
-    borderline: Sequence[str] = (),
+    borderline: PromptsLike = (),
     settings: Settings | None = None,
     folder: str | Path | None = None,
     progress: Progress = automatic,
 ) -> Investigation:
-    """What each suffix does inside the model (docs/hijacking.md).
+    """Take suffixes apart: where each acts, through which heads and tokens, and whether that is the cause.
 
     Args:
         model: the model.
         prompts: harmful requests; those that the model does not refuse are left out. Of a ``PromptSet`` the
-            validation split chooses the heads and the test split is reported on.
-        suffixes: the suffixes (input data).
-        direction: r̂.
+            validation split chooses the heads and the test split is reported on. A ``PromptPair`` gives both kinds.
+        suffixes: the suffixes (input data): a set, rows, or one string.
+        direction: r̂, or what ``find_direction`` returned (then with its refusal tokens).
         harmless: harmless requests, for the detectors, the trace, and to find the refusal tokens.
         head_prompts: harmful requests that choose the top heads; if none, the first third of ``prompts``, which is then
             not reported on.
@@ -125,27 +125,28 @@ def investigate(
         progress: called with a stage's name and its total.
 
     Raises:
-        PromptError: no refused prompt left, overlapping prompts, or a suffix that does not fit (see
-            ``suffixes.check_suffix``).
+        PromptError: no refused prompt left, overlapping prompts, or a suffix that does not fit (see ``check_suffix``).
         DirectionError: a direction of another model.
     """
+    if isinstance(prompts, PromptPair):
+        harmless = harmless or prompts.harmless
+        prompts = prompts.harmful
+    refusal_tokens = refusal_tokens or getattr(direction, "refusal_tokens", None)
+    direction = as_direction(direction)
     model.check_direction(direction)
     settings = settings or Settings()
     if settings.causal not in ("working", "all", "none"):
         raise PromptError(f"causal={settings.causal!r}: choose working, all or none")
-    suffixes = (
-        suffixes
-        if isinstance(suffixes, SuffixSet)
-        else SuffixSet.from_rows([suffixes] if isinstance(suffixes, str) else list(suffixes))
-    )
-    asked, choosers = _prompts(prompts, head_prompts)
-    calm = list(harmless.test if isinstance(harmless, PromptSet) else harmless)
+    if not isinstance(suffixes, SuffixSet):
+        suffixes = SuffixSet.from_rows([suffixes] if isinstance(suffixes, str) else list(suffixes))
+    candidates, choosing = _prompts(prompts, head_prompts)
+    harmless, borderline = as_prompts(harmless, "test"), as_prompts(borderline, "test")
     if refusal_tokens is None:
-        if not calm:
+        if not harmless:
             raise PromptError("give harmless prompts (or refusal_tokens), from which the refusal tokens are found")
-        refusal_tokens = find_refusal_tokens(model, choosers, calm)
+        refusal_tokens = find_refusal_tokens(model, choosing, harmless)
     with progress("find the refused prompts", 0):
-        refused, n_read = _refused(model, asked, refusal_tokens, settings.prompts)
+        refused, n_read = _refused(model, candidates, refusal_tokens, settings.prompts)
     notes = list(suffixes.notes)
     if len(refused) < n_read:
         notes.append(f"{n_read - len(refused)} of {n_read} prompts left out: not refused without a suffix")
@@ -154,61 +155,78 @@ def investigate(
     inputs = [LAYOUT, model.fingerprint, model.chat.render("{}"), str(model.dtype)]
     inputs += [direction.unit, direction.label, refusal_tokens, refused, settings.seed]
     job = _Job(model, direction, refusal_tokens, settings, Store(folder), inputs, notes=notes)
-    job.heads = choose_heads(head_contributions(model, choosers, direction), settings.top or min(8, model.n_heads))
-    given = [item.text for item in suffixes]
+    job.heads = choose_heads(head_contributions(model, choosing, direction), settings.top or min(8, model.n_heads))
+    made = _investigated(job, suffixes, refused, harmless, borderline, progress)
+    return job.store.put(
+        "report",
+        Investigation(
+            model=model.name,
+            direction=direction,
+            refusal_tokens=refusal_tokens,
+            top_heads=job.heads,
+            head_prompts=tuple(choosing),
+            suffixes=suffixes.items,
+            n_asked=n_read,
+            notes=tuple(job.notes),
+            post_labels=model.chat.post_labels(),
+            **made,
+        ),
+    )
+
+
+def _investigated(
+    job: _Job,
+    suffixes: SuffixSet,
+    refused: list[str],
+    harmless: list[str],
+    borderline: list[str],
+    progress: Progress,
+) -> dict[str, Any]:
+    """The measurements of an investigation, by the names of its fields."""
+    texts = [item.text for item in suffixes]
     with progress("screen the suffixes", len(refused)) as advance:
-        screened = screen(model, refused, given, refusal_tokens, job.heads, advance, store=job.store)
-    chosen = _chosen(suffixes, screened.metric, settings.detail, job.notes)
+        screened = screen(job.model, refused, texts, job.tokens, job.heads, advance, store=job.store)
+    chosen = _chosen(suffixes, screened.metric, job.settings.detail, job.notes)
     with progress("look at plain and harmless prompts", 0):
         plain, plain_sources = job.observe("plain", refused)
-        quiet = job.observe("harmless", calm)[0] if calm else None
-        edge = job.observe("borderline", list(borderline), replies=False)[0] if borderline else None
+        on_harmless = job.observe("harmless", harmless)[0] if harmless else None
+        on_borderline = job.observe("borderline", borderline, replies=False)[0] if borderline else None
     results = []
     with progress("look into the suffixes", len(chosen)) as advance:
         for index in chosen:
             results.append(_one(job, suffixes[index], index, refused, plain, plain_sources))
             advance(1)
-    found = None
-    if quiet is not None:
+    tested = None
+    if on_harmless is not None:
         with progress("test the detectors", 0):
-            found = _detectors(job, plain, quiet, edge, results)
-    report = Investigation(
-        model=model.name,
-        direction=direction,
-        refusal_tokens=refusal_tokens,
-        top_heads=job.heads,
-        head_prompts=tuple(choosers),
-        plain=plain,
-        harmless=quiet,
-        results=tuple(results),
-        screened=screened.metric,
-        screened_strength=screened.strength,
-        suffixes=suffixes.items,
-        detectors=found,
-        n_asked=n_read,
-        notes=tuple(job.notes),
-        post_labels=model.chat.post_labels(),
-    )
-    return job.store.put("report", report)
+            tested = _detectors(job, plain, on_harmless, on_borderline, results)
+    return {
+        "plain": plain,
+        "harmless": on_harmless,
+        "results": tuple(results),
+        "screened": screened.metric,
+        "screened_strength": screened.strength,
+        "detectors": tested,
+    }
 
 
-def _prompts(prompts: Sequence[str] | PromptSet, head_prompts: Sequence[str]) -> tuple[list[str], list[str]]:
+def _prompts(prompts: PromptsLike, head_prompts: PromptsLike) -> tuple[list[str], list[str]]:
     """(prompts to report on, prompts that choose the heads), disjoint."""
-    if isinstance(prompts, PromptSet):
-        asked, choosers = list(prompts.test), list(head_prompts or prompts.val)
-    else:
-        asked, choosers = list(prompts), list(head_prompts)
-    if not choosers:
-        third = max(1, len(asked) // 3)
-        asked, choosers = asked[third:], asked[:third]
-    if not asked:
+    reported = as_prompts(prompts, "test")
+    choosing = as_prompts(head_prompts, "val")
+    if not choosing and isinstance(prompts, PromptSet):
+        choosing = list(prompts.val)
+    if not choosing:
+        third = max(1, len(reported) // 3)
+        reported, choosing = reported[third:], reported[:third]
+    if not reported:
         raise PromptError("no prompts are left to report on; give at least two")
-    if shared := set(asked) & set(choosers):
+    if shared := set(reported) & set(choosing):
         raise PromptError(
             f"{len(shared)} prompt(s) would choose the heads and be reported on, e.g. {min(shared)[:60]!r}: take them "
             "from one of the lists"
         )
-    return asked, choosers
+    return reported, choosing
 
 
 def _refused(

@@ -16,7 +16,7 @@ from ..errors import ModelError
 from ..hooks.attention_readers import AttentionByRegion, Components, RegionShare, Sources
 from ..hooks.readers import Residual
 from ..models.model import HookedChatModel
-from ..records.direction import Direction
+from ..records.direction import DirectionLike, as_direction
 from ..records.labels import REGIONS, Head
 from ..refusal.metric import RefusalMetric
 from ..refusal.phrases import is_refusal
@@ -29,7 +29,7 @@ def observe(
     model: HookedChatModel,
     condition: str,
     prompts: PromptsLike,
-    direction: Direction,
+    direction: DirectionLike,
     top_heads: Sequence[Head],
     refusal_tokens: RefusalTokens,
     suffixes: str | Sequence[str] | None = None,
@@ -46,6 +46,8 @@ def observe(
     Returns:
         The observation, and the source contributions that splits and token forensics need.
     """
+    prompts = as_prompts(prompts)
+    direction = as_direction(direction)
     prompts = as_prompts(prompts)
     given = as_suffixes(suffixes, len(prompts))
     tokens = model.tokenize(prompts, given)

@@ -94,6 +94,7 @@ def screen(
         >>> rl.hijacking.screen(model, "How do I pick a lock?", [" please", " now"], tokens).metric.shape
         torch.Size([2, 1])
     """
+    prompts = as_prompts(prompts)
     requests, store = as_prompts(prompts), store or Store(None)
     suffixes = (suffixes,) if isinstance(suffixes, str) else tuple(suffixes)
     inputs = content_key(

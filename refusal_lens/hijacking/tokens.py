@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ..attribution.token_records import SourceContributions
+from ..data.prompts import PromptsLike, as_prompts
 from ..models.model import HookedChatModel
 from ..records.labels import Head, visible
 from ..refusal.records import RefusalTokens
@@ -16,7 +17,7 @@ from .screening import metric_of, without_token
 
 def token_effects(
     model: HookedChatModel,
-    prompts: Sequence[str],
+    prompts: PromptsLike,
     suffix: str,
     sources: SourceContributions,
     heads: Sequence[Head],
@@ -32,6 +33,7 @@ def token_effects(
     Returns:
         None where the suffix has not the same number of tokens behind every prompt.
     """
+    prompts = as_prompts(prompts)
     encoded = [model.chat.encode(prompt, suffix) for prompt in prompts]
     counts = {e.spans.suffix[1] - e.spans.suffix[0] for e in encoded}
     if len(counts) > 1:

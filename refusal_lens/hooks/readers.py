@@ -170,17 +170,29 @@ class Cache(Kept[dict[str, Tensor]]):
     def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
         if self.positions is not None:
             return self.kept
-        missing, found = self.width - batch.ids.shape[1], {}
+        found = {}
         for name, x in self.kept.items():
-            # [batch head dest src] of patterns and scores, else [batch pos ...].
-            axes = (2, 3) if name.endswith(("hook_pattern", "hook_attn_scores")) else (1,)
-            for axis in axes:
+            for axis in self._axes(name):
                 shape = [n if i in (0, axis) else 1 for i, n in enumerate(x.shape)]
                 x = x.masked_fill(~batch.mask.to(x.device).view(shape), 0)
-            sizes = [n + missing if axis in axes else n for axis, n in enumerate(x.shape)]
-            found[name] = x.new_zeros(sizes)
-            found[name][tuple(slice(missing if axis in axes else 0, None) for axis in range(x.ndim))] = x
+            found[name] = x
         return found
+
+    @staticmethod
+    def _axes(name: str) -> tuple[int, ...]:
+        """Axes of positions: [batch head dest src] of patterns and scores, else [batch pos ...]."""
+        return (2, 3) if name.endswith(("hook_pattern", "hook_attn_scores")) else (1,)
+
+    def put(self, indices: Sequence[int], values: dict[str, Tensor]) -> None:
+        if self.positions is not None:
+            return super().put(indices, values)
+        for name, x in values.items():
+            axes = self._axes(name)
+            if name not in self.rows:
+                sizes = [self.width if axis in axes else n for axis, n in enumerate(x.shape)]
+                self.rows[name] = torch.zeros(self.n, *sizes[1:], dtype=x.dtype)
+            rest: list[Any] = [slice(-x.shape[axis] if axis in axes else 0, None) for axis in range(1, x.ndim)]
+            self.rows[name][(list(indices), *rest)] = x.cpu()
 
     def result(self) -> dict[str, Tensor]:
         return {name: self.rows[name] for name in self.names}

@@ -1,13 +1,22 @@
-"""Which backend a TransformerLens model needs."""
+"""Which backend a TransformerLens model needs, and the lock of the model, whoever wraps it."""
 
 from __future__ import annotations
 
+import threading
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ..errors import ModelError
 from .backend import Backend
 from .bridge import BridgeBackend
 from .hooked_transformer import HookedTransformerBackend
+
+_LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
+
+
+def lock_of(tl: Any) -> Any:
+    """One lock per TransformerLens model, however many wrappers there are around it: hooks live on its modules."""
+    return _LOCKS.setdefault(tl, threading.RLock())
 
 
 def backend_of(tl: Any) -> Backend:

@@ -27,6 +27,7 @@ class BridgeBackend(Backend):
 
     def __init__(self, tl: Any):
         self.hf = tl.original_model
+        self._points: dict[str, tuple[str, Any]] = {}  # hook points by name or alias, looked up at first use
         super().__init__(tl)
         self.module = self.hf
         self._attentions = [block.attn for block in tl.blocks if hasattr(block, "attn")]
@@ -70,7 +71,32 @@ class BridgeBackend(Backend):
             return self.hf(**call).logits
 
     def _hooks(self, hooks: Sequence[tuple[str, HookFn]]) -> AbstractContextManager:
-        return self.tl.hooks(fwd_hooks=list(hooks))
+        # TransformerLens looks all names and aliases up in every context, which costs as much as a small layer. With
+        # its compatibility mode a hook is called once per alias, which is left to it.
+        if getattr(self.tl, "compatibility_mode", False) or not hasattr(self.tl, "_remove_temporary_hook"):
+            return self.tl.hooks(fwd_hooks=list(hooks))
+        return self._hooked(hooks)
+
+    @contextmanager
+    def _hooked(self, hooks: Sequence[tuple[str, HookFn]]) -> Iterator[None]:
+        """TransformerLens's hook context, with hook points that are looked up once per name."""
+        from transformer_lens.model_bridge.bridge_core import build_alias_to_canonical_map
+
+        tl, added = self.tl, []
+        level = tl.context_level = getattr(tl, "context_level", 0) + 1
+        try:
+            for name, function in hooks:
+                if name not in self._points:
+                    known = tl.hook_dict
+                    self._points[name] = tl._resolve_hook_point(name, build_alias_to_canonical_map(known), known)
+                canonical, point = self._points[name]
+                tl.check_hooks_to_add(point, canonical, function, dir="fwd")
+                added.append((point, point.add_hook(function, dir="fwd", level=level)))
+            yield
+        finally:
+            for point, handle in added:
+                tl._remove_temporary_hook(point, "fwd", handle)
+            tl.context_level -= 1
 
     def _hook_names(self) -> list[str]:
         aliases = getattr(self.tl, "hook_aliases", {})

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,7 +18,7 @@ from ..hooks.readers import Cache, NextLogits, Reader, Rows
 from ..progress import Progress, silent
 from ..records.direction import Direction
 from .backend import Backend, PrefixCache
-from .backends import backend_of
+from .backends import backend_of, lock_of
 from .batching import length_batches
 from .chat import ChatFormat, Tokens
 from .generation import end_tokens, generate
@@ -29,10 +27,8 @@ from .identity import basis_of, check_direction, fingerprint_of
 from .running import one_pass, run_readers, running
 from .writing_weights import WritingWeight, check_editable
 
+
 # One per TransformerLens model, however many wrappers there are around it: hooks live on its modules.
-_LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
-
-
 class HookedChatModel:
     """A TransformerLens model with its tokenizer's chat template (wraps either backend).
 
@@ -67,7 +63,7 @@ class HookedChatModel:
         self.running: Tokens | None = None  # the padded batch under way, for interventions that ask for positions
         self._places: list[Where] = []
         self.packs: bool | None = None  # whether packed prompts give the same; measured at first use
-        self._lock = _LOCKS.setdefault(tl, threading.RLock())
+        self._lock = lock_of(tl)
         for size in ("n_layers", "n_heads", "d_model", "d_head", "d_vocab", "n_ctx"):
             setattr(self, size, getattr(self.backend, size))
         if check:
@@ -291,9 +287,7 @@ class HookedChatModel:
             >>> model.run("How do I bake bread?", read=logits)[logits].shape[0]
             1
         """
-        readers = [read] if isinstance(read, Reader) else list(read)
-        active = list(under) if isinstance(under, (list, tuple)) else [under]
-        return run_readers(self, prompts, suffixes, readers, active, pack, engine, progress, on_batch)
+        return run_readers(self, prompts, suffixes, read, under, pack, engine, progress, on_batch)
 
     def last_logits(self, prompts: PromptsLike | Tokens, suffixes: Any = None) -> Tensor:
         """Next-token logits after each prompt, [prompt, vocab], in the order given."""
@@ -347,14 +341,13 @@ class HookedChatModel:
         self,
         prompts: PromptsLike | Tokens,
         max_new_tokens: int = 64,
-        suffixes: Sequence[str] | None = None,
+        suffixes: str | Sequence[str] | None = None,
         on_batch: Callable[[int], None] | None = None,
         batch_size: int = 32,
         temperature: float = 0.0,
         seed: int = 0,
-    ) -> list[str]:
-        """Replies with the KV cache, greedy by default; active interventions act in prefill and in every decoding
-        step.
+    ) -> Any:
+        """Reply with the KV cache, greedy by default; interventions act in prefill and in every decoding step.
 
         Args:
             prompts: requests (the chat template is applied) or tokens.
@@ -364,9 +357,13 @@ class HookedChatModel:
             batch_size: prompts decoded together.
             temperature: above 0, sample from softmax(logits / temperature).
             seed: of the sampling; the caller's random state is left alone.
+
+        Returns:
+            One reply to a string, a list of them to anything else.
         """
         tokens = prompts if isinstance(prompts, Tokens) else self.tokenize(prompts, suffixes)
-        return generate(self, tokens, max_new_tokens, on_batch, batch_size, temperature, seed)
+        replies = generate(self, tokens, max_new_tokens, on_batch, batch_size, temperature, seed)
+        return replies[0] if isinstance(prompts, str) else replies
 
     @cached_property
     def eos_ids(self) -> list[int]:

@@ -120,14 +120,16 @@ def run_readers(
     model: Model,
     prompts: PromptsLike | Tokens,
     suffixes: str | Sequence[str] | None,
-    readers: Sequence[Reader],
-    under: Sequence[Any],
+    wanted: Reader | Sequence[Reader],
+    under: Any,
     pack: bool,
     engine: Any,
     progress: Progress = silent,
     on_batch: Callable[[int], None] | None = None,
 ) -> Rows:
     """``HookedChatModel.run``."""
+    readers = [wanted] if isinstance(wanted, Reader) else list(wanted)
+    under = list(under) if isinstance(under, (list, tuple)) else [under]
     tokens = prompts if isinstance(prompts, Tokens) else model.tokenize(prompts, suffixes)
     tokens = replace(tokens, indices=tuple(range(len(tokens))))  # a batch of other prompts is a list of its own
     copies = [copy.copy(reader) for reader in readers]

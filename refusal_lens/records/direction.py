@@ -40,6 +40,10 @@ class Direction(Record):
     coeff: float = 1.0
     relaxed: str = ""
 
+    def __repr__(self) -> str:
+        relaxed = f", relaxed: {self.relaxed}" if self.relaxed else ""
+        return f"Direction(pos {self.pos}, layer {self.layer}, norm {self.norm:.3g}, d_model {len(self.unit)}{relaxed})"
+
     @property
     def vector(self) -> Float[Tensor, "d_model"]:
         """r itself, ``norm * unit``."""
@@ -88,6 +92,10 @@ class Subspace(Record):
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+
+# Whatever is taken as a direction: a ``Direction``, or a result that has one.
+DirectionLike = Any
 
 
 def as_direction(value: Any) -> Direction:

@@ -68,6 +68,7 @@ class Store:
 
     Example:
         >>> import tempfile
+        >>> from refusal_lens.records.store import Store, content_key
         >>> store = Store(tempfile.mkdtemp())
         >>> key = content_key("reply", "How are you?", {"max_new_tokens": 8})
         >>> store.put("reply", ["Fine."], key)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+from ..data.prompts import PromptsLike, as_prompts
 from ..engines.base import Engine
 from ..engines.local import LocalEngine
 from ..errors import ModelError
@@ -37,7 +38,7 @@ class RefusalMetric(Reader[Tensor]):
 
 def refusal_metric(
     model: HookedChatModel,
-    prompts: str | Sequence[str],
+    prompts: PromptsLike,
     refusal_tokens: RefusalTokens,
     suffixes: str | Sequence[str] | None = None,
     under: Sequence[Intervention] = (),
@@ -58,14 +59,15 @@ def refusal_metric(
         >>> rl.refusal_metric(model, "How do I bake bread?", rl.refusal.given_refusal_tokens(model, ["I"])).shape
         torch.Size([1])
     """
+    prompts = as_prompts(prompts)
     reader = RefusalMetric(refusal_tokens)
     return model.run(prompts, suffixes, read=reader, under=under, engine=engine, on_batch=on_batch)[reader]
 
 
 def keep_refused(
     model: HookedChatModel,
-    harmful: Sequence[str],
-    harmless: Sequence[str],
+    harmful: PromptsLike,
+    harmless: PromptsLike,
     refusal_tokens: RefusalTokens,
     on_batch: Callable[[int], None] | None = None,
     engine: Engine | None = None,
@@ -75,6 +77,8 @@ def keep_refused(
     Raises:
         ModelError: when it leaves none of a kind.
     """
+    harmful = as_prompts(harmful)
+    harmless = as_prompts(harmless)
     engine = engine or LocalEngine(model)
     scores = [
         refusal_metric(model, list(prompts), refusal_tokens, engine=engine, on_batch=on_batch)

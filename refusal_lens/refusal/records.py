@@ -29,6 +29,9 @@ class RefusalTokens(Record):
     shares: tuple[float, ...] = ()
     source: str = "given"
 
+    def __repr__(self) -> str:
+        return f"RefusalTokens({', '.join(map(repr, self.texts))})"
+
 
 @dataclass(frozen=True)
 class Completion(Record):

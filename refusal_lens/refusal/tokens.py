@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from ..data.prompts import PromptsLike, as_prompts
 from ..errors import ModelError, PromptError
 from ..models.model import HookedChatModel
 from ..records.labels import visible
@@ -44,8 +45,8 @@ def _tokens(model: HookedChatModel, ids: Sequence[int], shares: Sequence[float] 
 
 def find_refusal_tokens(
     model: HookedChatModel,
-    harmful: Sequence[str],
-    harmless: Sequence[str],
+    harmful: PromptsLike,
+    harmless: PromptsLike,
     *,
     min_share: float = 0.05,
     max_new_tokens: int = 24,
@@ -63,6 +64,8 @@ def find_refusal_tokens(
         >>> rl.find_refusal_tokens(model, data.harmful.train.texts, data.harmless.train.texts).texts
         ('I',)
     """
+    harmful = as_prompts(harmful, "train")
+    harmless = as_prompts(harmless, "train")
     replies = {
         "refused": [r for r in _first_tokens(model, harmful, max_new_tokens, on_batch) if r[1]],
         "answered": [r for r in _first_tokens(model, harmless, max_new_tokens, on_batch) if not r[1]],
@@ -97,7 +100,7 @@ def _first_tokens(
 
 
 def behaviour_tokens(
-    model: HookedChatModel, positive: Sequence[str], negative: Sequence[str], top: int = 2
+    model: HookedChatModel, positive: PromptsLike, negative: PromptsLike, top: int = 2
 ) -> RefusalTokens:
     """Tokens whose probability as a reply's first token is raised most by ``positive`` against ``negative`` prompts:
     the metric of a behaviour that has no phrases of its own.
@@ -105,6 +108,8 @@ def behaviour_tokens(
     Raises:
         ModelError: no token is raised.
     """
+    positive = as_prompts(positive)
+    negative = as_prompts(negative)
     means = [model.last_logits(list(p)).double().softmax(-1).mean(0) for p in (positive, negative)]
     best = (means[0] - means[1]).topk(top)
     ids = [i for i, rise in zip(best.indices.tolist(), best.values.tolist(), strict=True) if rise > 0]

@@ -161,7 +161,7 @@ def test_every_stored_record_shows_itself(name):
 
 def test_one_line_names_the_sizes():
     assert repr(HEADS) == "HeadContributions(layer 2, head 3, prompt 4)"
-    assert repr(HEADS.direction) == "Direction(d_model 8)"
+    assert repr(HEADS.direction).startswith("Direction(pos ") and "d_model 8" in repr(HEADS.direction)
     effects = SubspaceEffects(("pca",), (1, 2), (), (), Interval(1.0, 0.5, 1.5, 9), (0.12345678,))
     assert repr(effects) == "SubspaceEffects(kinds [1], ks [2], baseline 1 [0.5, 1.5] (n = 9), leading_cosine [1])"
 
