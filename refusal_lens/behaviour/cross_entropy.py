@@ -20,11 +20,11 @@ def losses(
     dataset: str = "text",
     on_batch: Callable[[int], None] | None = None,
 ) -> Losses:
-    """Negative log-likelihood of the tokens that count, under each condition, in batches.
+    """Measure the negative log-likelihood of the tokens that count, under each condition.
 
     Args:
         texts: from ``text_tokens``, ``completion_tokens`` or ``own_completions``.
-        conditions: from ``evaluation.named_conditions``.
+        conditions: from ``hooks.named_conditions``.
         dataset: label.
         on_batch: called with the number of texts done.
 

@@ -70,18 +70,9 @@ def plot_proxy(record: RefusalProxy, bins: int = 30) -> go.Figure:
 @registered("scores", HarnessScores)
 def plot_harness(record: HarnessScores) -> go.Figure:
     """Benchmark scores by condition with 99% intervals (paper Tables 3 and 8)."""
-    table = record.to_frame()
-    figure = go.Figure()
-    for i, condition in enumerate(table["condition"].unique()):
-        rows = table[table["condition"] == condition]
-        figure.add_bar(
-            x=rows["task"] + ", " + rows["metric"],
-            y=rows["value"],
-            error_y=style.error_bars(style.intervals(rows, "value")),
-            name=style.readable(condition),
-            marker_color=style.colour(condition, i),
-        )
-    return style.finish(figure.update_layout(barmode="group"))
+    table, figure = record.to_frame(), go.Figure()
+    style.add_conditions(figure, table.assign(benchmark=table["task"] + ", " + table["metric"]), "benchmark", "value")
+    return style.finish(figure)
 
 
 @registered("rates", Completions)
@@ -93,15 +84,8 @@ def plot_completions(record: Completions) -> go.Figure:
 @registered("metric", Metrics)
 def plot_metrics(record: Metrics) -> go.Figure:
     """Mean refusal metric by prompt set and condition, 95% bootstrap intervals."""
-    figure = go.Figure()
-    table = record.to_frame()
-    for i, (condition, rows) in enumerate(table.groupby("condition", sort=False)):
-        figure.add_bar(
-            x=[style.readable(name) for name in rows["prompts"]],
-            y=rows["refusal_metric"],
-            error_y=style.error_bars(style.intervals(rows, "refusal_metric")),
-            name=style.readable(str(condition)),
-            marker=style.marker(str(condition), i),
-        )
+    table, figure = record.to_frame(), go.Figure()
+    table["prompts"] = table["prompts"].map(style.readable)
+    style.add_conditions(figure, table, "prompts", "refusal_metric")
     figure.update_yaxes(title_text="refusal metric (log-odds)")
-    return style.finish(figure.update_layout(barmode="group"))
+    return style.finish(figure)

@@ -23,7 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ..progress import silent, together, told
+from ..progress import as_events, silent, together
 from ..records.files import plain_json
 
 error_console = Console(stderr=True)
@@ -117,12 +117,12 @@ def _line(event: dict[str, Any]) -> None:
 def bars(quiet: bool) -> Iterator[Any]:
     """Progress bars with the time left, as a ``Progress``; none when quiet. Where stderr is no terminal (a batch job's
     log), one line when a stage begins and one when it ends. The log in JSON hears of every stage."""
-    events = told(log.write) if log.active else silent
+    events = as_events(log.write) if log.active else silent
     if quiet or log.on_terminal:
         yield events
         return
     if not error_console.is_terminal:
-        yield together(told(_line, every=math.inf), events)
+        yield together(as_events(_line, every=math.inf), events)
         return
     columns = (
         SpinnerColumn(),

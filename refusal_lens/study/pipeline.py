@@ -49,11 +49,10 @@ def run_study(
     """Run the study, or what is left of it, and render the report.
 
     Args:
-        config: the settings.
         folder: result folder; made when the first stage is done.
-        progress: called with a stage's name and its total; gives a context whose value takes steps.
+        progress: see ``progress.Progress``.
         model: an already loaded model that ``config.model`` names (it is loaded when needed otherwise).
-        engine: where sharded work runs (``engines.named_engine``); results do not depend on it.
+        engine: where sharded work runs (``engines.choice.named_engine``); results do not depend on it.
 
     The folder is this run's alone meanwhile; a run that was stopped or killed goes on from its last finished stage.
 
@@ -84,6 +83,11 @@ def run_stage(
     Raises:
         SettingError: there is no such stage, or the settings leave it out.
         ModelError: the model lacks what the stage takes.
+
+    Example:
+        >>> config = rl.StudyConfig(sizes=(48, 12, 12))
+        >>> rl.study.run_stage("refusal_tokens", config, "runs/small").texts
+        ('I',)
     """
     stages = tuple(planned(config, name))
     with _exclusive_run(config, folder, progress, model, engine) as run:
@@ -174,8 +178,6 @@ class _Run(Job):
         self._items = Store(None), ""
         self._inputs: dict[str, Any] = {}
 
-    # -- what stages work with --
-
     @property
     def model(self) -> HookedChatModel:
         """The model, loaded when the first stage needs it."""
@@ -212,8 +214,6 @@ class _Run(Job):
         if self._engine is not None:
             self._engine.close()
 
-    # -- stages --
-
     def settings(self, stage: Stage) -> dict[str, Any]:
         """Settings that decide the stage's result."""
         return {name: getattr(self.config, name) for name in stage.uses}
@@ -249,7 +249,7 @@ class _Run(Job):
     def stages(self, stages: tuple[Stage, ...]) -> None:
         """Run what is not done yet."""
         for name in dict.fromkeys(name for stage in stages for name in stage.inputs):
-            self.input(name)  # a bad file is said now, not after hours
+            self.input(name)  # a bad file is an error now, not after hours
         for stage in stages:
             mark = self.mark(stage)
             if mark is not None:
@@ -299,8 +299,6 @@ class _Run(Job):
         with suppress(*UNREADABLE):
             return {str(k): float(v) for k, v in json.loads((self.folder / f"{SECONDS}.json").read_text()).items()}
         return {}
-
-    # -- the whole --
 
     def finish(self) -> Study:
         """Summary, provenance (last) and report."""

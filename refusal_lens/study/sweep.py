@@ -77,8 +77,6 @@ def run_sweep(
     A model that fails is recorded with its reason and the others go on; what is there is not run again.
 
     Args:
-        sweep: the models.
-        folder: where results go.
         progress: as in ``run_study``, for every stage of every model.
         make_engine: settings -> where sharded work runs.
     """

@@ -97,7 +97,6 @@ def judge_completions(
     """A verdict on every reply; equal (prompt, reply) pairs are judged once.
 
     Args:
-        judge: the judge.
         completions: replies by prompt set.
         store: keeps the verdicts, batch by batch; those in it are not made again.
         on_item: called with the number of replies settled.
