@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,8 +72,9 @@ def hijack(
     found = SuffixSet.load(suffixes or embedded(), kind)
     study = Study.load(direction)
     folder = out or study.folder / "suffixes"
-    settings = Settings(top or None, max_new_tokens, causal=causal, shuffled=shuffled)
-    settings = replace(settings, detail=detail or None, prompts=prompts, seed=seed)
+    settings = Settings(
+        top or None, max_new_tokens, causal=causal, shuffled=shuffled, detail=detail or None, prompts=prompts, seed=seed
+    )
     texts = _prompts(study, harmful, harmless, borderline)
     with bars(quiet) as progress, locked(folder, ("screen", "suffixes")):
         loaded = load_like(study, progress, model, dtype, device)
@@ -100,13 +100,13 @@ def _prompts(study: Any, harmful: str | None, harmless: int, borderline: Path | 
     """Prompts to report on, without those that chose the direction or the heads."""
     from ..behaviour.table import read_prompts
 
-    asked = list(study.harmful.test) if harmful is None else list(read_prompts(harmful)[1])
+    texts = list(study.harmful.test) if harmful is None else list(read_prompts(harmful)[1])
     known = {*study.harmful.train, *study.harmful.val}
-    if seen := known & set(asked):
-        asked = [text for text in asked if text not in known]
+    if seen := known & set(texts):
+        texts = [text for text in texts if text not in known]
         error_console.print(f"{len(seen)} prompts left out: RUN found its direction and heads on them")
     edge = list(read_prompts(str(borderline))[1]) if borderline else []
-    return {"prompts": asked, "harmless": list(study.harmless.test)[:harmless], "borderline": edge}
+    return {"prompts": texts, "harmless": list(study.harmless.test)[:harmless], "borderline": edge}
 
 
 def _findings(model: str, report: Any) -> Table:

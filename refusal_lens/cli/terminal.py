@@ -1,4 +1,4 @@
-"""What the commands share: the consoles, the progress bars, quiet runs, and the log of a batch job."""
+"""Shared by the commands: consoles, progress bars, quiet runs, and the log of a batch job."""
 
 from __future__ import annotations
 
@@ -12,16 +12,8 @@ from pathlib import Path
 from typing import IO, Annotated, Any
 
 import typer
+from rich import progress as rich
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from ..progress import as_events, silent, together
 from ..records.files import plain_json
@@ -116,7 +108,7 @@ def _line(event: dict[str, Any]) -> None:
 @contextmanager
 def bars(quiet: bool) -> Iterator[Any]:
     """Progress bars with the time left, as a ``Progress``; none when quiet. Where stderr is no terminal (a batch job's
-    log), one line when a stage begins and one when it ends. The log in JSON hears of every stage."""
+    log), one line when a stage begins and one when it ends. The JSON log gets every stage."""
     events = as_events(log.write) if log.active else silent
     if quiet or log.on_terminal:
         yield events
@@ -124,16 +116,9 @@ def bars(quiet: bool) -> Iterator[Any]:
     if not error_console.is_terminal:
         yield together(as_events(_line, every=math.inf), events)
         return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=error_console) as progress:
+    steps = (rich.SpinnerColumn(), rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn())
+    times = (rich.TimeElapsedColumn(), rich.TextColumn("left"), rich.TimeRemainingColumn())
+    with rich.Progress(*steps, *times, console=error_console) as progress:
 
         @contextmanager
         def stage(name: str, total: int) -> Iterator[Any]:

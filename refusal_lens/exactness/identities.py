@@ -1,4 +1,4 @@
-"""How exact every identity that this toolkit relies on is, on one model: measured, not assumed."""
+"""Measure the identities that this toolkit relies on, on one model."""
 
 from __future__ import annotations
 
@@ -43,12 +43,16 @@ class _Error:
     absolute: float = 0.0
     relative: float = 0.0
     note: str = ""
-    failed: bool = False
     absent: bool = False
 
     def within(self, limit: float) -> bool:
         """Whether the error is within its limit; NaN is not."""
-        return self.absent or (self.relative <= limit and not self.failed)
+        return self.absent or self.relative <= limit
+
+    def unmeasured(self, note: str, absent: bool = True) -> None:
+        """Drop the error and say why; ``absent`` where the model has no such identity, which is no failure."""
+        self.absolute = self.relative = NAN
+        self.note, self.absent = note, absent
 
     def add(self, gap: Tensor | float, size: Tensor | float) -> None:
         """Take in |gap| against ``size`` (broadcast); NaN stays NaN, so that it can't pass."""
@@ -174,29 +178,26 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
             _component_left(model, prompt, direction, ablated)
             by_hooks = model.last_logits([prompt])
         restored.add(model.last_logits([prompt]) - before, before.abs().max())
-        if not edited.failed:
+        if not math.isnan(edited.absolute):
             _weights_and_hooks(model, prompt, direction, by_hooks, edited)
     yield "writes sum to the stream", stream
     yield "heads and bias sum to attention", heads
     yield "parts sum to resid · r̂ at every layer", whole
     yield "sources sum to heads", sources
     if experts:
-        neurons.absolute = neurons.relative = NAN
-        neurons.absent, neurons.note = True, "a mixture of experts has no neurons that all tokens share"
+        neurons.unmeasured("a mixture of experts has no neurons that all tokens share")
     yield "neurons and bias sum to the MLP", neurons
     if cap := model.backend.logit_cap():
         logits.note = f"before the cap of {cap:g}; the cap is not linear, so no parts sum to what it gives"
     yield "logit parts sum to the logits", logits
     yield "ablation by hooks leaves no component", ablated
     yield "leaving the context restores the model", restored
-    if model.backend.post_norm(0, "attn") is not None and not edited.failed:
-        edited.note = (
+    if model.backend.post_norm(0, "attn") is not None and not math.isnan(edited.absolute):
+        edited.unmeasured(
             "no identity here: a norm after each sublayer rescales what the weights write, so hooks and weights "
             f"differ by nature (largest logit gap measured: {edited.absolute:.2g}, {edited.relative:.0%} of the "
             "largest logit); use the hooks"
         )
-        edited.absolute = edited.relative = NAN
-        edited.absent = True
     yield "orthogonalized weights = ablation by hooks", edited
 
 
@@ -240,8 +241,7 @@ def _weights_and_hooks(
         with model.hooks(Orthogonalize(direction, by_nature)):
             by_weights = model.last_logits([prompt])
     except RefusalLensError as refusal:
-        error.absolute = error.relative = NAN
-        error.failed, error.note = True, str(refusal)
+        error.unmeasured(str(refusal), absent=False)
         return
     error.add(by_weights - by_hooks, by_hooks.abs().max())
 

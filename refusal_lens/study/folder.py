@@ -156,8 +156,7 @@ class Study:
 
     @cached_property
     def suffixes(self) -> Any:
-        """What ``refusal-lens hijack`` left in the folder, else what the run itself looked into; None if nothing, or of
-        another direction."""
+        """Investigation by ``refusal-lens hijack``, else by the run itself; None if there is none of this direction."""
         left = self._stage(BY_NAME["suffixes"])
         return self.attacks if left is None else left
 

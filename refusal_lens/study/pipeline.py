@@ -46,7 +46,7 @@ def run_study(
     model: HookedChatModel | None = None,
     engine: MakeEngine = LocalEngine,
 ) -> Study:
-    """Run the study, or what is left of it, and render the report.
+    """Run the study, from its last finished stage if it was stopped, and render the report.
 
     Args:
         folder: result folder; made when the first stage is done.
@@ -54,7 +54,7 @@ def run_study(
         model: an already loaded model that ``config.model`` names (it is loaded when needed otherwise).
         engine: where sharded work runs (``engines.choice.named_engine``); results do not depend on it.
 
-    The folder is this run's alone meanwhile; a run that was stopped or killed goes on from its last finished stage.
+    Only one run at a time writes in a folder.
 
     Raises:
         RefusalLensError: bad input, in one sentence with its remedy; or another run is writing in the folder.
@@ -136,7 +136,7 @@ def stage_states(config: StudyConfig, folder: str | Path) -> tuple[StageState, .
 
 @dataclass
 class _Mark:
-    """What a finished stage left.
+    """Mark of a finished stage.
 
     Attributes:
         files: path in the result folder -> SHA-256.
@@ -227,7 +227,7 @@ class _Run(Job):
         return content_key(stage.name, stage.version, self.settings(stage), model, needs, inputs)
 
     def mark(self, stage: Stage) -> _Mark | None:
-        """What the stage left in the folder for the inputs of now; None if it must run."""
+        """Mark of the stage for the current inputs; None if it must run."""
         if any(name not in self.done for name in stage.needs):
             return None
         found = self.store.get(f"stages/{stage.name}", self.key(stage))
@@ -247,7 +247,7 @@ class _Run(Job):
         return mark.records if len(mark.records) > 1 else mark.records[0]
 
     def stages(self, stages: tuple[Stage, ...]) -> None:
-        """Run what is not done yet."""
+        """Run those that are not done yet."""
         for name in dict.fromkeys(name for stage in stages for name in stage.inputs):
             self.input(name)  # a bad file is an error now, not after hours
         for stage in stages:

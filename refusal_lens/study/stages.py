@@ -1,4 +1,4 @@
-"""The stages of a study in order: what runs, what the folder holds and what the report shows follow from this tuple."""
+"""The stages of a study in order; the run, the folder's files and the report's sections follow from ``PIPELINE``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..refusal import stage as refusal
 
 
 def _facts(job: Job) -> dict[str, Any]:
-    """What the report says of the model."""
+    """Facts of the model for the report."""
     m = job.model
     return {
         "name": m.name,

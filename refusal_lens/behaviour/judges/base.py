@@ -24,7 +24,7 @@ class JudgeError(RefusalLensError):
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge says of one reply.
+    """Verdict of a judge on one reply.
 
     Attributes:
         withheld: True for a refused (kind "refusal") or safe (kind "safety") reply, False for one that complies or
@@ -89,10 +89,7 @@ def judge_longer(pairs: Pairs, limit: int, judge: Callable[[Pairs], Sequence[Jud
 
 
 def judge_completions(
-    judge: Judge,
-    completions: Iterable[Completions],
-    store: Store | None = None,
-    on_item: Advance | None = None,
+    judge: Judge, completions: Iterable[Completions], store: Store | None = None, on_item: Advance | None = None
 ) -> list[Verdict]:
     """A verdict on every reply; equal (prompt, reply) pairs are judged once.
 
@@ -102,7 +99,7 @@ def judge_completions(
         on_item: called with the number of replies settled.
 
     Raises:
-        JudgeError: the judge failed; what it said before is in ``store``, and the next call goes on from there.
+        JudgeError: the judge failed; its verdicts so far are in ``store``, and the next call goes on from there.
     """
     items: list[tuple[str, Completion]] = [(c.prompt_set, item) for c in completions for item in c]
     keys = [content_key(judge.identity, item.prompt, item.response) for _, item in items]
