@@ -1,4 +1,4 @@
-"""Intervals and tests: a rate or a mean never stands alone."""
+"""Rates and means with their intervals, and tests."""
 
 from __future__ import annotations
 

@@ -18,13 +18,11 @@ from .records import EvaluationTable, HarnessScores, Losses, RefusalProxy
 def plot_evaluation(table: EvaluationTable, judge: str = "substrings") -> go.Figure:
     """Rates of one judge: one group per prompt set, one bar per condition (paper Figs. 1 and 3)."""
     rates: dict[str, dict[str, Rate]] = {}
-    kind = ""
     for (name, condition, who), rate in table.rates.items():
         if who == judge:
             rates.setdefault(name, {})[condition] = rate
-            kind = next(v.kind for v in table.verdicts if v.judge == judge)
-    figure = plot_refusal_rates(rates)
-    return figure.update_yaxes(title_text="safe" if kind == "safety" else "refusal rate")
+    safety = any(v.judge == judge and v.kind == "safety" for v in table.verdicts)
+    return plot_refusal_rates(rates).update_yaxes(title_text="safe" if safety else "refusal rate")
 
 
 @registered("change of loss", Losses)

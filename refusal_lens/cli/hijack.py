@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from .options import Model, OfRunDevice, OfRunDtype
-from .terminal import LogJson, Quiet, bars, console, error_console, load_like, log, say
+from .terminal import LATEST, LogJson, Quiet, bars, console, error_console, load_like, log, say
 
 N_CHOOSE = 32  # prompts that choose the top heads: validation prompts of RUN, then, where these are few, training ones
 
@@ -23,7 +23,7 @@ def hijack(
     ] = None,
     direction: Annotated[
         Path, typer.Option(help="Result folder of `refusal-lens run`: its direction, prompts and refusal tokens.")
-    ] = Path("runs/latest"),
+    ] = LATEST,
     out: Annotated[Path | None, typer.Option(help="Result folder; by default `suffixes` in RUN.")] = None,
     kind: Annotated[str, typer.Option(help="Kind of suffixes whose file names none.")] = "adversarial",
     harmful: Annotated[

@@ -12,13 +12,13 @@ from rich.table import Column, Table
 
 from ..study.config import StudyConfig
 from .options import Address, EngineName, Out, Workers, takes_settings
-from .terminal import LogJson, Quiet, bars, console, log, say
+from .terminal import LATEST, LogJson, Quiet, bars, console, log, say
 
 
 @takes_settings
 def run(
     config: StudyConfig,
-    out: Out = Path("runs/latest"),
+    out: Out = LATEST,
     only: Annotated[
         str | None, typer.Option(metavar="STAGE", help="Run this stage and what it needs, then stop (see --list).")
     ] = None,

@@ -18,6 +18,7 @@ from rich.console import Console
 from ..progress import as_events, silent, together
 from ..records.files import plain_json
 
+LATEST = Path("runs/latest")
 error_console = Console(stderr=True)
 console = Console()
 

@@ -24,11 +24,9 @@ class Work(Protocol):
 
     def prepare(self, model: HookedChatModel) -> Any:
         """State that all items share (baseline activations, say); made once on each worker."""
-        ...
 
     def run(self, model: HookedChatModel, state: Any, item: Any) -> Value:
         """The result of one item: a tensor, named tensors or texts."""
-        ...
 
 
 class Engine(ABC):

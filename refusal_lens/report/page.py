@@ -226,6 +226,12 @@ class Page:
         missing: what was not measured.
         notes: what was relaxed, and other warnings.
         sections: the chapters.
+
+    Example:
+        >>> table = rl.report.Table("rates", ("prompts", "refused"), (("harmful", "90%"),))
+        >>> page = rl.report.Page("My model", sections=(rl.report.Section("rates", "Refusals", items=(table,)),))
+        >>> "90%" in page.render()
+        True
     """
 
     title: str

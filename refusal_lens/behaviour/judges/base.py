@@ -54,11 +54,9 @@ class Judge(Protocol):
     @property
     def identity(self) -> str:
         """What decides its verdicts."""
-        ...
 
     def judge(self, pairs: Sequence[tuple[str, str]]) -> list[Judgement]:
         """One judgement per (prompt, reply)."""
-        ...
 
 
 class SubstringJudge:
