@@ -47,15 +47,6 @@ def project_out(
     return torch.addcmul(full, along, r, value=-share).to(x.dtype)
 
 
-def orthogonalize(weight: Tensor, direction: Float[Tensor, "d"], axis: int) -> Tensor:
-    """``W - r̂ r̂ᵀ W`` where ``axis`` of ``weight`` is the one written to the residual stream.
-
-    Args:
-        weight: any tensor with ``weight.shape[axis] == d`` (a Linear's weight has axis 0, an embedding's -1).
-    """
-    return project_out(weight.movedim(axis, -1), direction).movedim(-1, axis)
-
-
 def cosine(x: Float[Tensor, "*batch d"], direction: Float[Tensor, "d"]) -> Float[Tensor, "*batch"]:
     """Cosine similarity along the last axis, in float32 or better; 0 where x is zero."""
     full = wide(x)

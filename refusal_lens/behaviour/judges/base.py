@@ -78,7 +78,7 @@ def short_reply(reply: str, limit: int = SHORT_WORDS) -> Judgement | None:
 Pairs = Sequence[tuple[str, str]]
 
 
-def judge_longer(pairs: Pairs, limit: int, judge: Callable[[Pairs], Sequence[Judgement]]) -> list[Judgement]:
+def judge_longer(pairs: Pairs, limit: int, judge: Callable[[Pairs], Iterable[Judgement]]) -> list[Judgement]:
     """Judgements by ``short_reply`` where it has one, by ``judge`` of the other pairs, in order."""
     short = [short_reply(reply, limit) for _, reply in pairs]
     others = [pair for pair, known in zip(pairs, short, strict=True) if known is None]
