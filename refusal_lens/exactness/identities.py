@@ -122,11 +122,7 @@ def _row(name: str, dtype: torch.dtype, own: _Error, other: _Error | None, reaso
 
 
 def _float64_copy(model: HookedChatModel) -> HookedChatModel:
-    """A copy of the model in float64.
-
-    Raises:
-        ModelError: the model can't be copied or does not run in float64.
-    """
+    """A copy of the model in float64; a ``ModelError`` where it does not run."""
     try:
         tl = torch.nn.Module.to(copy.deepcopy(model.tl), torch.float64)  # TransformerLens's own .to prints
         config = getattr(getattr(tl, "original_model", None), "config", None)

@@ -17,14 +17,8 @@ SPLITS = ("n_train", "n_val", "n_test")
 
 
 def _field(default: Any, help: str, **more: Any) -> Any:
-    """A setting.
-
-    Args:
-        default: its value where none is given.
-        help: of the option.
-        more: ``above`` and ``least``, ``most``: bounds; ``embedded``: what the command line takes by default for the
-            embedded model; ``option``: name on the command line where it differs.
-    """
+    """A setting; ``more``: bounds (``above``, ``least``, ``most``), ``embedded`` (the command line's default for the
+    embedded model), ``option`` (its name there, where it differs)."""
     return dataclasses.field(default=default, metadata={"help": help, **more})
 
 

@@ -136,13 +136,7 @@ def stage_states(config: StudyConfig, folder: str | Path) -> tuple[StageState, .
 
 @dataclass
 class _Mark:
-    """Mark of a finished stage.
-
-    Attributes:
-        files: path in the result folder -> SHA-256.
-        missing: why the model can't have it, "" otherwise.
-        records: in the order of ``Stage.makes``; loaded when needed.
-    """
+    """Mark of a finished stage: SHA-256 by file, why the model can't have it, and its records once they are loaded."""
 
     files: dict[str, str]
     missing: str = ""
