@@ -75,7 +75,10 @@ class StudyConfig:
     suffix_prompts: int = _field(48, "Refused test prompts to test each suffix on.", least=2)
 
     def __post_init__(self) -> None:
-        _check_types(vars(self))
+        from ..records.fields import misfit  # after the command line's help, which needs no torch
+
+        if wrong := misfit(type(self), vars(self)).removeprefix(f"{type(self).__name__}."):
+            raise SettingError(wrong)
         for field in dataclasses.fields(self):
             value, limits = getattr(self, field.name), field.metadata
             for number in value if isinstance(value, tuple) else (value,):
@@ -95,9 +98,7 @@ class StudyConfig:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
                 raise SettingError(f"there is no setting {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
-        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
-        _check_types(values)
-        return cls(**values)
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()})
 
     def sources(self) -> tuple[str, str]:
         """Where harmful and harmless prompts come from.
@@ -115,10 +116,3 @@ class StudyConfig:
             harmful, harmless = instructions().values()
             return str(harmful), str(harmless)
         return "advbench", "alpaca"
-
-
-def _check_types(values: Mapping[str, Any]) -> None:
-    from ..records.fields import misfit
-
-    if wrong := misfit(StudyConfig, values).removeprefix(f"{StudyConfig.__name__}."):
-        raise SettingError(wrong)

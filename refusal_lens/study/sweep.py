@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..engines.choice import MakeEngine
@@ -23,15 +22,8 @@ else:
     import tomli as tomllib
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """The models of a sweep.
-
-    Attributes:
-        configs: name -> settings of its study.
-    """
-
-    configs: dict[str, StudyConfig]
+class Sweep(dict[str, StudyConfig]):
+    """Settings of each model's study by its name."""
 
     @classmethod
     def load(cls, path: str | Path) -> Sweep:
@@ -81,7 +73,7 @@ def run_sweep(
         make_engine: settings -> where sharded work runs.
     """
     folder, found = Path(folder), {}
-    for name, config in sweep.configs.items():
+    for name, config in sweep.items():
         try:
             study = run_study(config, folder / name, _named(name, progress), engine=make_engine(config))
             found[name] = Compared(study.summary, study.provenance["model"], f"{name}/report.html")
