@@ -31,6 +31,12 @@ def losses(
     Raises:
         PromptError: no text has a token to predict.
         ModelError: NaN or infinite loss, naming the condition.
+
+    Example:
+        >>> from refusal_lens.models.texts import own_completions
+        >>> conditions = rl.hooks.named_conditions(found.direction, ["baseline", "ablation"])
+        >>> rl.behaviour.losses(model, own_completions(model, data.harmless.test[:4], 8), conditions).sizes
+        {'condition': 2, 'text': 4}
     """
     if not texts:
         raise PromptError("no text has a token whose loss could be measured; give longer texts or completions")

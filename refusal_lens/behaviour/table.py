@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..data.files import read_file
@@ -109,25 +109,9 @@ def evaluate_table(
                     advance(len(batch))
                 items += [Completion(p, known[keys[p]], condition, is_refusal(known[keys[p]])) for p in prompts]
         completions.append(Completions(tuple(items), name, max_new_tokens))
-    verdicts = judged(completions, judges or [SubstringJudge()], store, progress)
-    table = EvaluationTable(model.name, direction, tuple(completions), verdicts, agreement(verdicts), seed)
-    return store.put("table", table)
-
-
-def judged(
-    completions: Sequence[Completions],
-    judges: Iterable[Judge],
-    store: Store | None = None,
-    progress: Progress = automatic,
-) -> tuple[Verdict, ...]:
-    """Every judge on every reply; verdicts are kept in ``store``, under ``verdicts``, as they come.
-
-    Raises:
-        JudgeError: a judge failed; its verdicts so far are kept.
-    """
-    kept = (store or Store(None)).part("verdicts")
     verdicts: list[Verdict] = []
-    for judge in judges:
+    for judge in judges or [SubstringJudge()]:
         with progress(f"judge: {judge.name}", sum(len(c.items) for c in completions)) as advance:
-            verdicts += judge_completions(judge, completions, kept, advance)
-    return tuple(verdicts)
+            verdicts += judge_completions(judge, completions, store.part("verdicts"), advance)
+    table = EvaluationTable(model.name, direction, tuple(completions), tuple(verdicts), agreement(verdicts), seed)
+    return store.put("table", table)
