@@ -251,17 +251,8 @@ class HarnessScores(Record):
         first = self.items[0].condition if self.items else ""
         base = {(i.task, i.metric): i.value for i in self.items if i.condition == first}
         return pd.DataFrame(
-            [
-                {
-                    "task": i.task,
-                    "metric": i.metric,
-                    "condition": i.condition,
-                    "value": i.value,
-                    "low": i.value - 2.576 * i.stderr,
-                    "high": i.value + 2.576 * i.stderr,
-                    "change": i.value - base.get((i.task, i.metric), float("nan")),
-                    "n": i.n,
-                }
-                for i in self.items
-            ]
+            {"task": i.task, "metric": i.metric, "condition": i.condition, "value": i.value}
+            | {"low": i.value - 2.576 * i.stderr, "high": i.value + 2.576 * i.stderr}
+            | {"change": i.value - base.get((i.task, i.metric), float("nan")), "n": i.n}
+            for i in self.items
         )

@@ -47,16 +47,8 @@ PIPELINE: tuple[Stage, ...] = (
 )
 BY_NAME: Mapping[str, Stage] = {stage.name: stage for stage in PIPELINE}
 # Folders inside a result folder that a run writes.
-FOLDERS = tuple(
-    dict.fromkeys(
-        (
-            "stages",
-            "items",
-            *(file.rpartition("/")[0] for s in PIPELINE if not s.command for file in s.makes if "/" in file),
-            *(folder for s in PIPELINE for folder in s.folders),
-        )
-    )
-)
+_PARENTS = (file.rpartition("/")[0] for s in PIPELINE if not s.command for file in s.makes if "/" in file)
+FOLDERS = tuple(dict.fromkeys(("stages", "items", *_PARENTS, *(folder for s in PIPELINE for folder in s.folders))))
 
 
 def planned(settings: Any, only: str | None = None) -> Iterator[Stage]:
