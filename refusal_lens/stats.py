@@ -133,6 +133,14 @@ def benjamini_hochberg(p_values: Values) -> np.ndarray:
     return scipy_stats.false_discovery_control(np.asarray(p_values, dtype=float), method="bh")
 
 
+def correlation(x: Sequence[float], y: Sequence[float], of: Callable = scipy_stats.spearmanr) -> tuple[float, float]:
+    """Spearman's (or another) correlation and its p-value; NaN below three points or where one side does not vary."""
+    if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
+        return float("nan"), float("nan")
+    found = of(x, y)
+    return float(found.statistic), float(found.pvalue)
+
+
 def auroc(positive: Values, negative: Values) -> Interval:
     """Area under the ROC curve with its 95% interval (DeLong et al. 1988); ties count half.
 
