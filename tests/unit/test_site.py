@@ -22,7 +22,12 @@ def public_names(stub: Path) -> Iterator[str]:
         assert isinstance(node, ast.ImportFrom)
         home = stub.parents[node.level - 1].joinpath(*(node.module or "").split("."))
         for alias in node.names:
-            if (home / alias.name / "__init__.py").is_file():
+            if alias.name == "*":  # figures and views of a slice
+                shown = re.findall(
+                    r"^def (plot_\w+|\w+_view)\(", home.with_suffix(".py").read_text("utf-8"), re.MULTILINE
+                )
+                yield from (".".join((*home.relative_to(ROOT).parts, name)) for name in shown)
+            elif (home / alias.name / "__init__.py").is_file():
                 yield alias.name  # a package: it has a page of its own, or an entry
             elif (inner := home / "__init__.pyi") != stub and inner.is_file():
                 yield next(name for name in public_names(inner) if name.split(".")[-1] == alias.name)
