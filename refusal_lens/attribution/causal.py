@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from scipy import stats as scipy_stats
 from torch import Tensor
 
 from ..data.prompts import PromptsLike, as_prompts
 from ..errors import PromptError
-from ..hooks.attention import random_heads
+from ..hooks.attention import every_head, random_heads
 from ..hooks.base import Model
 from ..hooks.interchange import InterchangeHeads
 from ..hooks.readers import Cache, Kept, check_position
 from ..hooks.readout import Readout
 from ..models.chat import Tokens
 from ..models.model import HookedChatModel
-from ..records.direction import Direction, DirectionLike, as_direction
+from ..records.direction import DirectionLike, as_direction
 from ..records.labels import Head
 from ..refusal.records import RefusalTokens
+from ..stats import correlation
 from ..tensors import refusal_log_odds, wide
 from .causal_records import CausalCheck
 from .components import texts
@@ -59,10 +59,16 @@ def causal_check(
 
     Raises:
         PromptError: a prompt that chose the heads, or too large an ``n_last``.
+
+    Example:
+        >>> top = rl.attribution.top_heads(model, data.harmful.val, data.harmful.test, found, top=2)
+        >>> check = rl.attribution.causal_check(
+        ...     model, data.harmful.test, data.harmless.test, found, top, found.refusal_tokens, n_random=1
+        ... )
+        >>> check.change("mean_ablation").mean < check.change("random_mean_ablation").mean
+        ?
     """
-    prompts = as_prompts(prompts)
-    reference = as_prompts(reference)
-    direction = as_direction(direction)
+    prompts, reference, direction = as_prompts(prompts), as_prompts(reference), as_direction(direction)
     model.check_direction(direction)
     asked = texts(prompts, suffixes)
     named = heads.heads if isinstance(heads, TopHeads) else tuple((layer, head) for layer, head in heads)
@@ -74,13 +80,13 @@ def causal_check(
     rng = random.Random(seed)
     bench = _Bench(model, tokens, refusal_tokens, last_z(model, reference, n_last), rng)
     draws = tuple(random_heads(model, named, rng) for _ in range(n_random))
-    every = {(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)}
+    every = every_head(model)
 
     def averaged(run: Callable[[tuple[Head, ...]], Tensor]) -> Tensor:
         return torch.stack([run(draw) for draw in draws]).mean(0)
 
     def keep(kept: tuple[Head, ...]) -> Tensor:
-        return bench.mean_ablated(tuple(sorted(every - set(kept))))
+        return bench.mean_ablated(tuple(head for head in every if head not in kept))
 
     baseline = bench.mean_ablated(())
     metric = [
@@ -95,8 +101,9 @@ def causal_check(
     ]
     singles = tuple(dict.fromkeys([*named, *(head for draw in draws for head in draw)]))
     measured = torch.stack([bench.mean_ablated((head,)) - baseline for head in singles])
-    predicted = _predicted(model, tokens, direction, bench.mean, singles)
-    rank = scipy_stats.spearmanr(predicted.numpy(), measured.mean(-1).numpy()) if len(singles) > 2 else None
+    gap = _Gap(Readout.of(model, direction.unit), bench.mean, singles)
+    (predicted,) = model.run(tokens, read=gap)
+    spearman, p_value = correlation(predicted.tolist(), measured.mean(-1).tolist())
     return CausalCheck(
         heads=named,
         random_heads=draws,
@@ -104,8 +111,8 @@ def causal_check(
         singles=singles,
         predicted=predicted,
         measured=measured,
-        spearman=float("nan") if rank is None else float(rank.statistic),
-        p_value=float("nan") if rank is None else float(rank.pvalue),
+        spearman=spearman,
+        p_value=p_value,
         prompts=asked,
         n_selection=heads.n_selection if isinstance(heads, TopHeads) else 0,
         n_reference=len(reference),
@@ -115,8 +122,7 @@ def causal_check(
 
 def last_z(model: HookedChatModel, prompts: PromptsLike, n_last: int) -> Float[Tensor, "layer prompt last head d_head"]:
     """z of every head at the last positions, on the CPU."""
-    prompts = as_prompts(prompts)
-    tokens = model.tokenize(list(prompts))
+    tokens = model.tokenize(prompts)
     check_position(tokens, -n_last)
     names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.n_layers)]
     (found,) = model.run(tokens, read=Cache(names, slice(-n_last, None)))
@@ -160,7 +166,8 @@ class _Bench:
 
 
 class _Gap(Kept[Tensor]):
-    """(mean reference z - z) · W_O r̂ at the last position; a post-norm's scale is kept frozen."""
+    """Change of r̂ · x at the last position that mean ablation of each head predicts, mean over prompts: (mean reference
+    z - z) · W_O r̂; a post-norm's scale is kept frozen."""
 
     def __init__(self, readout: Readout, mean: Tensor, heads: Sequence[Head]):
         self.readout, self.mean, self.heads, self.where = readout, mean, heads, slice(-1, None)
@@ -179,11 +186,3 @@ class _Gap(Kept[Tensor]):
 
     def result(self) -> Tensor:
         return self.rows["gap"].mean(-1)
-
-
-def _predicted(
-    model: HookedChatModel, tokens: Tokens, direction: Direction, mean: Tensor, heads: Sequence[Head]
-) -> Float[Tensor, "head"]:
-    """Predicted change of r̂ · x at the last position by mean ablation of each head, mean over prompts."""
-    (gap,) = model.run(tokens, read=_Gap(Readout.of(model, direction.unit), mean, heads))
-    return gap

@@ -49,9 +49,13 @@ def component_contributions(
     Raises:
         DirectionError: a direction of another model.
         ModelError: the parts do not sum to what the attention layer wrote.
+
+    Example:
+        >>> parts = rl.attribution.component_contributions(model, data.harmful.test[:4], found)
+        >>> bool(parts.errors.max() < 1e-3)  # embedding, heads, biases and MLPs add up to the residual stream
+        True
     """
-    prompts = as_prompts(prompts)
-    direction = as_direction(direction)
+    prompts, direction = as_prompts(prompts), as_direction(direction)
     (parts,) = model.run(prompts, suffixes, read=Components(direction, pos, check))
     asked = texts(prompts, suffixes)
     return ComponentContributions(**parts._asdict(), prompts=asked, pos=pos, direction=direction)
@@ -66,9 +70,16 @@ def heads(
     pos: int = -1,
     check: bool = True,
 ) -> HeadContributions:
-    """What every head writes along r̂; arguments and errors as in ``component_contributions``."""
-    prompts = as_prompts(prompts)
-    direction = as_direction(direction)
+    """What every head writes along r̂; arguments and errors as in ``component_contributions``.
+
+    Example:
+        >>> heads = rl.attribution.heads(model, data.harmful.test[:4], found)
+        >>> heads.sizes
+        ?
+        >>> heads.sel("L1H0").values.shape
+        ?
+    """
+    prompts, direction = as_prompts(prompts), as_direction(direction)
     (values,) = model.run(prompts, suffixes, read=Heads(direction, pos, check))
     return HeadContributions(values, direction, texts(prompts, suffixes), pos)
 
@@ -138,8 +149,7 @@ def neuron_contributions(
     Raises:
         ModelError: a mixture of experts, whose neurons differ from token to token.
     """
-    prompts = as_prompts(prompts)
-    direction = as_direction(direction)
+    prompts, direction = as_prompts(prompts), as_direction(direction)
     chosen = list(range(model.n_layers) if layers is None else layers)
     (found,) = model.run(prompts, suffixes, read=_Neurons(direction, chosen, pos))
     values = [found[layer][0] for layer in chosen]

@@ -11,14 +11,8 @@ from plotly.subplots import make_subplots
 from ..records.base import figure as registered
 from ..records.labels import Head, as_head, head_label, index_of, visible
 from ..report import style
-from ..report.style import REGION_COLOURS
 from .causal_records import CausalCheck, PatchingComparison
-from .records import (
-    ComponentContributions,
-    DirectLogitAttribution,
-    HeadContributions,
-    TopHeads,
-)
+from .records import ComponentContributions, DirectLogitAttribution, HeadContributions, TopHeads
 from .token_records import AttentionPatterns, Propagation, SourceContributions
 from .views import MAX_TOKENS, thinned
 
@@ -38,22 +32,13 @@ def plot_head_contributions(record: HeadContributions | TopHeads, top: int = 8) 
         go.Heatmap(
             z=mean.tolist(),
             customdata=shown.labels,
-            colorscale=style.DIVERGING,
-            zmin=-limit,
-            zmax=limit,
-            colorbar={"title": "along r̂"},
+            **style.diverging(limit, "along r̂"),
             hovertemplate="%{customdata}<br>mean %{z:.3f}<extra></extra>",
         )
     )
     for layer, head in marked:
-        strong = abs(float(mean[layer, head])) > 0.6 * limit
-        figure.add_annotation(
-            x=head,
-            y=layer,
-            text=shown.labels[layer][head],
-            showarrow=False,
-            font={"size": 9, "color": "white" if strong else "black"},
-        )
+        font = {"size": 9, "color": "white" if abs(float(mean[layer, head])) > 0.6 * limit else "black"}
+        figure.add_annotation(x=head, y=layer, text=shown.labels[layer][head], showarrow=False, font=font)
     figure.update_xaxes(title_text="head", dtick=1 if mean.shape[1] <= 16 else None)
     figure.update_yaxes(title_text="layer", autorange="reversed")
     title = f"What each head writes along r̂ (n = {len(shown.prompts)})"
@@ -78,22 +63,8 @@ def plot_components(record: ComponentContributions | DirectLogitAttribution, top
         title = f"Logit of ({', '.join(record.answer)}){other}, by component{cap}"
     else:
         title = "What the components write along r̂"
-    figure = go.Figure(
-        go.Waterfall(
-            x=[*names, "total"],
-            y=[*values, 0],
-            measure=[*["relative"] * len(values), "total"],
-            text=[f"{v:.2f}" for v in (*values, sum(values))],
-            textposition="outside",
-            increasing={"marker": {"color": style.RED}},
-            decreasing={"marker": {"color": style.BLUE}},
-            totals={"marker": {"color": style.GREY}},
-            hovertemplate="%{x}: %{text}<extra></extra>",
-        )
-    )
-    figure.update_xaxes(tickangle=-40)
-    figure.update_yaxes(title_text=unit)
-    return style.finish(figure, title, height=420).update_layout(showlegend=False)
+    figure = style.waterfall(names, values, ("total", sum(values)), style.RED, unit).update_xaxes(tickangle=-40)
+    return style.finish(figure, title, height=420)
 
 
 @registered("tokens", SourceContributions)
@@ -123,12 +94,9 @@ def plot_sources(
             text=grid([visible(token) for token in tokens], ""),
             customdata=grid(regions, ""),
             texttemplate="%{text}",
-            colorscale=style.DIVERGING,
-            zmin=-limit,
-            zmax=limit,
             xgap=1,
             ygap=4,
-            colorbar={"title": "along r̂"},
+            **style.diverging(limit, "along r̂"),
             hovertemplate="%{text}<br>%{customdata}<br>%{z:.3f}<extra></extra>",
             hoverongaps=False,
         )
@@ -154,17 +122,9 @@ def plot_sources_by_region(
         best = means.sum(-1).flatten().topk(min(top, means[..., 0].numel())).indices.tolist()
         heads = [divmod(i, means.shape[1]) for i in best]
     named = [as_head(head) for head in heads]
+    values = {name: [float(means[(*head, i)]) for head in named] for i, name in enumerate(record.regions)}
     figure = go.Figure()
-    for i, region in enumerate(record.regions):
-        values = [float(means[layer, head, i]) for layer, head in named]
-        if any(values):
-            figure.add_bar(
-                x=[head_label(*head) for head in named],
-                y=values,
-                name=style.readable(region),
-                marker_color=REGION_COLOURS[region],
-                hovertemplate=f"%{{x}}, {style.readable(region)}: %{{y:.3f}}<extra></extra>",
-            )
+    style.add_regions(figure, [head_label(*head) for head in named], values)
     figure.update_yaxes(title_text="along r̂")
     figure.update_layout(barmode="relative")
     return style.finish(figure, f"From which region each head writes r̂ (n = {len(record.prompts)})")
@@ -189,10 +149,7 @@ def plot_propagation(record: Propagation, prompt: int | None = None) -> go.Figur
             x=list(range(len(columns))),
             y=rows,
             customdata=[columns] * len(rows),
-            colorscale=style.DIVERGING,
-            zmin=-limit,
-            zmax=limit,
-            colorbar={"title": "x · r̂"},
+            **style.diverging(limit, "x · r̂"),
             hovertemplate="%{customdata}, layer %{y}<br>%{z:.3f}<extra></extra>",
             hoverongaps=False,
         )
@@ -206,22 +163,19 @@ def plot_propagation(record: Propagation, prompt: int | None = None) -> go.Figur
 def plot_top_heads(record: TopHeads) -> go.Figure:
     """The chosen heads with 95% intervals on the report prompts, beside the contrast prompts."""
     figure = go.Figure()
-    names = list(record.labels)
     for name, found, tone in (
         ("harmful (reported)", record.reported, style.colour("harmful")),
         ("harmless", record.contrast, style.colour("harmless")),
     ):
         if found is None:
             continue
-        intervals = [found.interval(*head) for head in record.heads]
-        p = [float(record.p_values[head]) for head in record.heads]
-        figure.add_bar(
-            x=names,
-            y=[i.mean for i in intervals],
-            name=f"{name}, n = {len(found.prompts)}",
+        style.add_bars(
+            figure,
+            record.labels,
+            [found.interval(*head) for head in record.heads],
+            f"{name}, n = {len(found.prompts)}",
             marker_color=tone,
-            error_y=style.error_bars(intervals),
-            customdata=p,
+            customdata=[float(record.p_values[head]) for head in record.heads],
             hovertemplate="%{x}: %{y:.3f}<br>adjusted p %{customdata:.2g}<extra></extra>",
         )
     figure.update_yaxes(title_text="along r̂")
@@ -232,30 +186,24 @@ def plot_top_heads(record: TopHeads) -> go.Figure:
 @registered("causal check", CausalCheck)
 def plot_causal_check(record: CausalCheck) -> go.Figure:
     """Change of the refusal metric under each condition, and predicted against measured change head by head."""
-    figure = make_subplots(
-        rows=1,
-        cols=2,
-        column_widths=[0.55, 0.45],
-        horizontal_spacing=0.12,
-        subplot_titles=(
-            f"change of the refusal metric (n = {record.n_reported})",
-            f"single heads: Spearman {record.spearman:.2f} (p = {record.p_value:.2g})",
-        ),
+    titles = (
+        f"change of the refusal metric (n = {record.n_reported})",
+        f"single heads: Spearman {record.spearman:.2f} (p = {record.p_value:.2g})",
     )
+    figure = style.panels(titles, column_widths=[0.55, 0.45], horizontal_spacing=0.12)
     conditions = [name for name in record.conditions if name != "baseline"]
-    changes = [record.change(name) for name in conditions]
-    figure.add_bar(
-        x=[style.readable(name) for name in conditions],
-        y=[c.mean for c in changes],
-        error_y=style.error_bars(changes),
+    style.add_bars(
+        figure,
+        [style.readable(name) for name in conditions],
+        [record.change(name) for name in conditions],
+        "",
         marker={
             "color": [style.GREY if "random" in name or name == "keep_none" else style.GREEN for name in conditions],
             "pattern": {"shape": ["/" if "random" in name else "" for name in conditions], "size": 7, "solidity": 0.15},
         },
         showlegend=False,
         hovertemplate="%{x}: %{y:.2f}<extra></extra>",
-        row=1,
-        col=1,
+        **style.panel(1),
     )
     table = record.singles_frame()
     for named, name, tone in ((True, "top heads", style.GREEN), (False, "random heads", style.GREY)):
@@ -269,12 +217,10 @@ def plot_causal_check(record: CausalCheck) -> go.Figure:
             marker={"color": tone, "size": 8, "symbol": "circle" if named else "x"},
             error_y=style.error_bars(style.intervals(rows, "measured"), thickness=1),
             hovertemplate="%{text}<br>predicted %{x:.3f} along r̂<br>measured %{y:.3f}<extra></extra>",
-            row=1,
-            col=2,
+            **style.panel(2),
         )
-    figure.update_xaxes(tickangle=-35, row=1, col=1)
+    figure.update_xaxes(tickangle=-35, row=1, col=1).update_yaxes(title_text="refusal metric", row=1, col=1)
     figure.update_xaxes(title_text="predicted change along r̂", row=1, col=2)
-    figure.update_yaxes(title_text="refusal metric", row=1, col=1)
     figure.update_yaxes(title_text="measured change of the metric", row=1, col=2)
     style.finish(figure, height=430)
     figure.update_annotations(font_size=12)
@@ -351,8 +297,7 @@ def plot_head_tokens(record: SourceContributions, prompt: int, head: Head | str)
             name=what,
             marker_color=tints or [style.RED if v > 0 else style.BLUE for v in numbers],
             hovertemplate="%{text}<br>" + what + " %{y:.3f}<extra></extra>",
-            row=row,
-            col=1,
+            **style.panel(1, row),
         )
         figure.update_yaxes(title_text=what, row=row, col=1)
     figure.update_xaxes(tickvals=list(range(len(tokens))), ticktext=tokens, tickangle=-50, row=2, col=1)

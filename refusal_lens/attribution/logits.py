@@ -38,7 +38,7 @@ def compliance_tokens(
         ModelError: every answer begins with a refusal token.
     """
     harmless = as_prompts(harmless)
-    first = Counter(model.last_logits(list(harmless)).argmax(-1).tolist())
+    first = Counter(model.last_logits(harmless).argmax(-1).tolist())
     chosen = [token for token, _ in first.most_common() if token not in refusal_tokens.ids][:top]
     if not chosen:
         raise ModelError(f"{model.name} begins every answer with a refusal token: name tokens of compliance yourself")
@@ -69,6 +69,11 @@ def direct_logit_attribution(
     Raises:
         PromptError: a string that is not one token, or a token in both groups.
         ModelError: the model's logits are not this readout of its final norm (e.g. a scaled unembedding).
+
+    Example:
+        >>> logits = rl.attribution.direct_logit_attribution(model, data.harmful.test[:4], found.refusal_tokens)
+        >>> logits.to_frame().label[0], logits.error < 1e-3
+        ?
     """
     prompts = as_prompts(prompts)
     wanted, other = _tokens(model, answer), None if against is None else _tokens(model, against)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from scipy import stats as scipy_stats
@@ -10,12 +10,14 @@ from torch import Tensor
 
 from ..data.prompts import PromptsLike, as_prompts
 from ..errors import PromptError
+from ..hooks.attention import every_head
 from ..hooks.interchange import InterchangeHeads
 from ..models.batching import numbered
 from ..models.chat import Tokens
 from ..models.model import HookedChatModel
 from ..records.labels import Head
 from ..refusal.records import RefusalTokens
+from ..stats import correlation
 from ..tensors import refusal_log_odds
 from .causal import wide_dtype
 from .causal_records import PatchingComparison
@@ -29,8 +31,7 @@ def equal_length_pairs(
     Raises:
         PromptError: no two are of equal length.
     """
-    clean = as_prompts(clean)
-    corrupt = as_prompts(corrupt)
+    clean, corrupt = as_prompts(clean), as_prompts(corrupt)
     waiting: dict[int, list[str]] = {}
     for prompt in corrupt:
         waiting.setdefault(len(model.chat.encode(prompt).ids), []).append(prompt)
@@ -56,18 +57,17 @@ def attribution_patching(
 
     Args:
         clean, corrupt: pairs of equal token count (see ``equal_length_pairs``).
-        heads: heads to patch exactly; all if None (one run a head and pair).
+        heads: heads to patch exactly; all if None (one run per head and pair).
 
     Raises:
         PromptError: a pair of unequal lengths.
         ModelError: a model without TransformerLens's tool (HookedTransformer).
     """
-    clean = as_prompts(clean)
-    corrupt = as_prompts(corrupt)
-    sides = model.tokenize(list(clean)), model.tokenize(list(corrupt))
+    clean, corrupt = as_prompts(clean), as_prompts(corrupt)
+    sides = model.tokenize(clean), model.tokenize(corrupt)
     if len(clean) != len(corrupt) or not torch.equal(sides[0].lengths, sides[1].lengths):
         raise PromptError("clean and corrupt prompts must have equal token counts; use equal_length_pairs")
-    chosen = [(i, j) for i in range(model.n_layers) for j in range(model.n_heads)] if heads is None else list(heads)
+    chosen = every_head(model) if heads is None else tuple(heads)
     estimated = _estimate(model, sides[0], sides[1], refusal_tokens)
     exact = torch.full_like(estimated, float("nan"))
     sums: dict[Head, float] = dict.fromkeys(chosen, 0.0)
@@ -80,13 +80,13 @@ def attribution_patching(
         ends += torch.stack(metrics).sum(-1)
         for layer, head in chosen:
             z = cached[f"blocks.{layer}.attn.hook_z"]
-            values = {layer: z.reshape(*z.shape[:2], model.n_heads, model.d_head)}
-            with model.hooks(InterchangeHeads(((layer, head),), values)):
+            whole = {layer: z.reshape(*z.shape[:2], model.n_heads, model.d_head)}
+            with model.hooks(InterchangeHeads(((layer, head),), whole)):
                 patched = refusal_log_odds(model.logits(bad)[:, -1], refusal_tokens.ids).cpu()
             sums[layer, head] += float((patched - metrics[1]).sum())
     for (layer, head), total in sums.items():
         exact[layer, head] = total / len(clean)
-    pairs = [(float(estimated[h]), float(exact[h])) for h in chosen]
+    x, y = ([float(grid[head]) for head in chosen] for grid in (estimated, exact))
     on_clean, on_corrupt = (ends / len(clean)).tolist()
     return PatchingComparison(
         estimated,
@@ -95,15 +95,9 @@ def attribution_patching(
         tuple(corrupt),
         on_clean,
         on_corrupt,
-        spearman=_correlation(scipy_stats.spearmanr, pairs),
-        pearson=_correlation(scipy_stats.pearsonr, pairs),
+        spearman=correlation(x, y)[0],
+        pearson=correlation(x, y, of=scipy_stats.pearsonr)[0],
     )
-
-
-def _correlation(of: Callable, pairs: list[tuple[float, float]]) -> float:
-    """NaN for fewer than three heads, or where one side does not vary."""
-    x, y = zip(*pairs, strict=True)
-    return float(of(x, y).statistic) if len(x) > 2 and len(set(x)) > 1 and len(set(y)) > 1 else float("nan")
 
 
 def _groups(tokens: Tokens) -> list[list[int]]:

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from scipy import stats as scipy_stats
 
-from ..data.prompts import PromptsLike, as_prompts
+from ..data.prompts import PromptsLike
 from ..errors import PromptError
 from ..models.model import HookedChatModel
-from ..records.direction import DirectionLike, as_direction
+from ..records.direction import DirectionLike
 from ..records.labels import Head
 from ..stats import benjamini_hochberg
 from .components import heads as contributions
@@ -70,11 +70,12 @@ def top_heads(
 
     Args:
         contrast: prompts of the other kind (harmless), for the test over heads.
+
+    Example:
+        >>> top = rl.attribution.top_heads(model, data.harmful.val, data.harmful.test, found, top=2)
+        >>> top.labels
+        ?
     """
-    selection = as_prompts(selection)
-    report = as_prompts(report)
-    direction = as_direction(direction)
-    contrast = None if contrast is None else as_prompts(contrast)
-    chosen, reported = (contributions(model, list(prompts), direction) for prompts in (selection, report))
-    other = None if contrast is None else contributions(model, list(contrast), direction)
+    chosen, reported = (contributions(model, prompts, direction) for prompts in (selection, report))
+    other = None if contrast is None else contributions(model, contrast, direction)
     return confirm_heads(chosen, reported, other, top)

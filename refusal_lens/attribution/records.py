@@ -51,22 +51,17 @@ class HeadContributions(Record, axes={"prompt": "prompts"}):
 
     def to_frame(self) -> pd.DataFrame:
         """One row per head: layer, head, label, mean, low, high, n; highest mean first."""
-        return pd.DataFrame(self._rows()).sort_values("mean", ascending=False, ignore_index=True)
+        return self._head(None)
 
     def _head(self, rows: int | None) -> pd.DataFrame:
         """The first rows; intervals of thousands of heads would keep a notebook waiting."""
         best = self.mean.flatten().argsort(descending=True)[:rows].tolist()
-        places = [divmod(i, self.values.shape[1]) for i in best]
-        return pd.DataFrame(
-            {
-                "layer": p[0],
-                "head": p[1],
-                "label": head_label(*p),
-                **columns((i := self.interval(*p)), "mean"),
-                "n": i.n,
-            }
-            for p in places
+        found = [(*divmod(i, self.values.shape[1]), mean_interval(self.values.flatten(0, 1)[i].tolist())) for i in best]
+        frame = pd.DataFrame(
+            {"layer": layer, "head": head, "label": head_label(layer, head), **columns(i, "mean"), "n": i.n}
+            for layer, head, i in found
         )
+        return frame.sort_values("mean", ascending=False, ignore_index=True)
 
 
 @dataclass(frozen=True)

@@ -47,20 +47,24 @@ def source_contributions(
     Raises:
         DirectionError: a direction of another model.
         ModelError: attention patterns are not computed, or sources do not sum to the head.
+
+    Example:
+        >>> sources = rl.attribution.source_contributions(model, data.harmful.test[:4], found)
+        >>> sources.to_frame([(2, 0)]).set_index("region").along_direction.idxmax()
+        ?
     """
-    prompts = as_prompts(prompts)
-    direction = as_direction(direction)
+    prompts, direction = as_prompts(prompts), as_direction(direction)
     tokens = model.tokenize(prompts, suffixes)
     (found,) = model.run(tokens, read=Sources(direction, pos, check))
-    return SourceContributions(
-        found.values, found.pattern, bounds_of(tokens), token_texts(model, tokens), texts(prompts, suffixes),
-        direction, pos,
-    )  # fmt: skip
+    bounds, words, asked = bounds_of(tokens), token_texts(model, tokens), texts(prompts, suffixes)
+    return SourceContributions(found.values, found.pattern, bounds, words, asked, direction, pos)
 
 
 class _Grid(Reader[dict[str, Tensor]]):
     """The residual stream, and what attention and MLP write to it, along r̂ at every token; padding is NaN."""
 
+    axis: ClassVar[int] = -2
+    fill: ClassVar[float | None] = float("nan")
     SITES: ClassVar[dict[str, str]] = {"projection": "resid_pre", "attn": "attn_out", "mlp": "mlp_out"}
 
     def __init__(self, direction: Direction):
@@ -70,7 +74,6 @@ class _Grid(Reader[dict[str, Tensor]]):
         super().begin(model, tokens)
         dtype = torch.promote_types(model.dtype, torch.float32)
         self.r = vector_of(model, self.direction).to(model.device, dtype)
-        self.width = tokens.ids.shape[1]
 
     def hooks(self, model: Model, batch: Any) -> Hooks:
         self.found: dict[str, list[Tensor]] = {what: [] for what in self.SITES}
@@ -88,12 +91,6 @@ class _Grid(Reader[dict[str, Tensor]]):
     def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
         return {what: torch.stack(layers) for what, layers in self.found.items()}
 
-    def put(self, indices: Sequence[int], values: dict[str, Tensor]) -> None:
-        for name, x in values.items():
-            if name not in self.rows:
-                self.rows[name] = torch.full((len(x), self.n, self.width), float("nan"), dtype=x.dtype)
-            self.rows[name][:, list(indices), self.width - x.shape[-1] :] = x.cpu()
-
     def result(self) -> dict[str, Tensor]:
         return self.rows
 
@@ -109,9 +106,13 @@ def propagation(
 
     Raises:
         DirectionError: a direction of another model.
+
+    Example:
+        >>> travel = rl.attribution.propagation(model, data.harmful.test[:4], found)
+        >>> travel.columns[:3]
+        ?
     """
-    prompts = as_prompts(prompts)
-    direction = as_direction(direction)
+    prompts, direction = as_prompts(prompts), as_direction(direction)
     tokens = model.tokenize(prompts, suffixes)
     (grids,) = model.run(tokens, read=_Grid(direction))
     return Propagation(
@@ -127,11 +128,15 @@ def propagation(
 def attention_patterns(
     model: HookedChatModel, prompt: str, heads: Sequence[Head], suffix: str = ""
 ) -> AttentionPatterns:
-    """Attention patterns of a few heads on one prompt (all tokens to all tokens)."""
+    """Attention patterns of a few heads on one prompt (all tokens to all tokens).
+
+    Example:
+        >>> rl.attribution.attention_patterns(model, "How do I pick a lock?", [(1, 0), (2, 3)]).sizes
+        ?
+    """
     tokens = model.tokenize([prompt], [suffix])
     (found,) = model.run(tokens, read=Pattern(heads))
-    shown = tuple((layer, head) for layer, head in heads)
-    return AttentionPatterns(found[0], shown, token_texts(model, tokens)[0], prompt + suffix)
+    return AttentionPatterns(found[0], tuple(heads), token_texts(model, tokens)[0], prompt + suffix)
 
 
 def bounds_of(tokens: Tokens) -> Int[Tensor, "prompt region 2"]:

@@ -21,7 +21,6 @@ def read_file(path: Path) -> Any:
 
     Example:
         >>> from pathlib import Path
-        >>> import refusal_lens as rl
         >>> from refusal_lens.data.files import read_file
         >>> sorted(read_file(rl.organism.instructions()["harmful"]))
         ['test', 'train', 'val']

@@ -295,7 +295,6 @@ def load_prompts(
         PromptError: only one of the two, or a source that can't be read.
 
     Example:
-        >>> import refusal_lens as rl
         >>> data = rl.load_prompts("organism", sizes=(8, 4, 4))
         >>> len(data.harmful.train), len(data.harmless.test)
         (8, 4)

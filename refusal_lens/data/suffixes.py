@@ -45,6 +45,11 @@ class SuffixSet(Record):
         name: the file's stem.
         items: the suffixes, no two with the same text.
         notes: what was dropped on the way, in words.
+
+    Example:
+        >>> suffixes = rl.data.SuffixSet.from_rows(["please!", {"kind": "greeting", "suffix": " thank you"}])
+        >>> suffixes.kinds, suffixes[0].text
+        ?
     """
 
     name: str

@@ -76,8 +76,7 @@ def mean_activations(
     Raises:
         ModelError: an activation is NaN or infinite; with the name of its hook point.
     """
-    prompts = as_prompts(prompts, "train")
-    return _mean(model, prompts, on_batch, engine)
+    return _mean(model, as_prompts(prompts, "train"), on_batch, engine)
 
 
 def extract_directions(
@@ -94,9 +93,13 @@ def extract_directions(
         harmful, harmless: requests (the training split).
         on_batch: called with the number of prompts done after each batch.
         engine: where the work runs; this process if None.
+
+    Example:
+        >>> candidates = rl.extract_directions(model, data.harmful, data.harmless)  # of their training splits
+        >>> candidates.sizes
+        ?
     """
-    harmful = as_prompts(harmful, "train")
-    harmless = as_prompts(harmless, "train")
+    harmful, harmless = as_prompts(harmful, "train"), as_prompts(harmless, "train")
     means = [_mean(model, prompts, on_batch, engine) for prompts in (harmful, harmless)]
     return CandidateDirections(
         mean_diff=means[0] - means[1],

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from ..records.base import figure as registered
 from ..report import style
@@ -16,29 +15,19 @@ from .records import DirectionTrace, FoundDirection, Selection, Stability
 @registered("resamples won", Stability)
 def plot_stability(record: Stability) -> go.Figure:
     """How often each candidate wins over bootstrap resamples, and the cosine between every two winners."""
-    figure = make_subplots(rows=1, cols=2, subplot_titles=("share of resamples won", "cosine between winners"))
+    figure = style.panels(("share of resamples won", "cosine between winners"))
     wins = record.wins
-    figure.add_bar(
-        x=list(wins),
-        y=[r.rate for r in wins.values()],
-        error_y=style.error_bars(wins.values()),
-        marker_color=[style.GREEN if label == record.reference.label else style.GREY for label in wins],
-        showlegend=False,
-        row=1,
-        col=1,
-    )
+    tints = [style.GREEN if label == record.reference.label else style.GREY for label in wins]
+    style.add_bars(figure, list(wins), list(wins.values()), "", marker_color=tints, showlegend=False, **style.panel(1))
     if record.winners:
         labels = [f"{i}: {w.label}" for i, w in enumerate(record.winners)]
         figure.add_heatmap(
             z=record.cosines.tolist(),
             x=labels,
             y=labels,
-            colorscale=style.DIVERGING,
-            zmin=-1,
-            zmax=1,
+            **style.diverging(1),
             hovertemplate="%{x} and %{y}: %{z:.3f}<extra></extra>",
-            row=1,
-            col=2,
+            **style.panel(2),
         )
     figure.update_yaxes(tickformat=".0%", range=[0, 1.05], row=1, col=1)
     return style.finish(figure, height=420)
@@ -48,32 +37,22 @@ def plot_stability(record: Stability) -> go.Figure:
 def plot_fine_tuning(record: FineTuning) -> go.Figure:
     """Refusal rates under the old direction, and its cosine with the tuned model's own, by optimizer steps."""
     titles = ("harmful prompts, refused", "harmless prompts, refused", "cosine with the tuned model's own")
-    figure = make_subplots(rows=1, cols=3, subplot_titles=titles)
+    figure = style.panels(titles)
     for col, rates in enumerate((record.harmful, record.harmless), start=1):
         for i, condition in enumerate(rates[0]):
-            values = [row[condition] for row in rates]
-            figure.add_scatter(
-                x=list(record.steps),
-                y=[r.rate for r in values],
-                error_y=style.error_bars(values),
-                name=style.readable(condition),
+            style.add_line(
+                figure,
+                record.steps,
+                [row[condition] for row in rates],
+                style.readable(condition),
                 legendgroup=condition,
                 showlegend=col == 1 or condition != "baseline",
-                mode="lines+markers",
                 line={"color": style.colour(condition, i)},
-                row=1,
-                col=col,
+                **style.panel(col),
             )
         figure.update_yaxes(tickformat=".0%", range=[-0.05, 1.05], row=1, col=col)
-    figure.add_scatter(
-        x=list(record.steps),
-        y=list(record.cosine),
-        mode="lines+markers",
-        line={"color": style.GREEN},
-        showlegend=False,
-        row=1,
-        col=3,
-    )
+    look = {"mode": "lines+markers", "line": {"color": style.GREEN}, "showlegend": False}
+    figure.add_scatter(x=list(record.steps), y=list(record.cosine), **look, **style.panel(3))
     figure.update_yaxes(range=[-0.05, 1.05], row=1, col=3)
     figure.update_xaxes(title_text="optimizer steps")
     return style.finish(figure, height=420)
@@ -83,20 +62,18 @@ def plot_fine_tuning(record: FineTuning) -> go.Figure:
 def plot_subspaces(record: SubspaceEffects) -> go.Figure:
     """Refusal metric on harmful and KL on harmless prompts by the number of directions ablated."""
     titles = ("refusal metric, harmful prompts", "KL of the next token, harmless prompts")
-    figure = make_subplots(rows=1, cols=2, subplot_titles=titles)
+    figure = style.panels(titles)
     for col, grid in enumerate((record.bypass, record.kl), start=1):
         for i, (kind, row) in enumerate(zip(record.kinds, grid, strict=True)):
-            figure.add_scatter(
-                x=list(record.ks),
-                y=[interval.mean for interval in row],
-                error_y=style.error_bars(row),
-                name=kind,
+            style.add_line(
+                figure,
+                record.ks,
+                row,
+                kind,
                 legendgroup=kind,
                 showlegend=col == 1,
-                mode="lines+markers",
                 line={"color": style.GREY if kind == "random" else style.colour("", i)},
-                row=1,
-                col=col,
+                **style.panel(col),
             )
     figure.add_hline(y=record.baseline.mean, line_dash="dash", line_color=style.GREY, row=1, col=1)
     figure.update_xaxes(title_text="directions ablated", dtick=1)
@@ -106,7 +83,7 @@ def plot_subspaces(record: SubspaceEffects) -> go.Figure:
 @registered("matrix", EffectMatrix)
 def plot_effects(record: EffectMatrix) -> go.Figure:
     """Change of each ground's metric under each direction, beside the same under random directions."""
-    figure = make_subplots(rows=1, cols=2, subplot_titles=(record.effect, "random directions"), shared_yaxes=True)
+    figure = style.panels((record.effect, "random directions"), shared_yaxes=True)
     limit = max(abs(i.mean) for grid in (record.change, record.control) for row in grid for i in row) or 1.0
     for col, grid in enumerate((record.change, record.control), start=1):
         figure.add_heatmap(
@@ -115,12 +92,9 @@ def plot_effects(record: EffectMatrix) -> go.Figure:
             y=list(record.directions),
             text=[[f"{i.mean:.2f}<br>[{i.low:.2f}, {i.high:.2f}]" for i in row] for row in grid],
             texttemplate="%{text}",
-            colorscale=style.DIVERGING,
-            zmin=-limit,
-            zmax=limit,
+            **style.diverging(limit),
             showscale=col == 2,
-            row=1,
-            col=col,
+            **style.panel(col),
         )
     figure.update_yaxes(title_text="direction", col=1)
     figure.update_xaxes(title_text="metric on")
@@ -147,7 +121,7 @@ def plot_selection(selection: Selection | FoundDirection, pos_labels: Sequence[s
     appendix C)."""
     if isinstance(selection, FoundDirection):
         pos_labels, selection = pos_labels or selection.candidates.pos_labels, selection.selection
-    figure = make_subplots(rows=1, cols=3, subplot_titles=list(_SCORES.values()), horizontal_spacing=0.07)
+    figure = style.panels(list(_SCORES.values()), horizontal_spacing=0.07)
     limits = {
         "bypass": ("baseline", selection.baseline_harmful),
         "induce": ("threshold", selection.thresholds["min_induce"]),
@@ -159,22 +133,19 @@ def plot_selection(selection: Selection | FoundDirection, pos_labels: Sequence[s
         grid = getattr(selection.scores, name)
         for i, pos in enumerate(selection.scores.positions):
             token = f" {pos_labels[i]}" if i < len(pos_labels) else ""
-            values = [None if v != v else v for v in grid[i].tolist()]
-            reasons = [reason or "kept" for reason in selection.reasons[i]]
             figure.add_scatter(
                 x=list(range(n_layers)),
-                y=values,
+                y=[None if v != v else v for v in grid[i].tolist()],
                 name=f"{pos}{token}",
                 legendgroup=str(pos),
                 showlegend=col == 1,
                 mode="lines+markers",
                 marker={"size": 5, "color": style.colour("", i)},
                 line={"color": style.colour("", i)},
-                customdata=reasons,
+                customdata=[reason or "kept" for reason in selection.reasons[i]],
                 hovertemplate=f"position {pos}{token}, layer %{{x}}<br>{name} %{{y:.3f}}<br>%{{customdata}}"
                 "<extra></extra>",
-                row=1,
-                col=col,
+                **style.panel(col),
             )
         label, value = limits[name]
         figure.add_hline(y=value, line_dash="dash", line_color=style.GREY, annotation_text=label, row=1, col=col)
@@ -188,13 +159,12 @@ def plot_selection(selection: Selection | FoundDirection, pos_labels: Sequence[s
             legendgroup="chosen",
             showlegend=col == 1,
             marker={"symbol": "star", "size": 16, "color": style.RED, "line": {"width": 1, "color": "white"}},
-            row=1,
-            col=col,
+            **style.panel(col),
         )
     figure.update_xaxes(title_text="layer")
     style.finish(figure, height=450)
     figure.update_annotations(font_size=12)
-    return figure.update_layout(margin_t=60, legend={"y": -0.22, "yanchor": "top", "x": 0.5, "xanchor": "center"})
+    return style.legend_below(figure.update_layout(margin_t=60))
 
 
 @registered("by layer", DirectionTrace)
@@ -203,12 +173,11 @@ def plot_trace(trace: DirectionTrace, value: str = "cosine") -> go.Figure:
     (paper Fig. 5)."""
     figure = go.Figure()
     grid = getattr(trace, value)
-    layers = list(range(grid.shape[1]))
     for i, condition in enumerate(trace.conditions):
         tint = style.colour(condition, i)
         style.add_band(figure, grid[i], tint, 0.18)
         figure.add_scatter(
-            x=layers,
+            x=list(range(grid.shape[1])),
             y=grid[i].mean(-1).tolist(),
             name=style.readable(condition),
             mode="lines+markers",

@@ -47,8 +47,6 @@ def find_direction(
         SelectionError: nothing passes the rule and ``relax`` is off; its ``near_misses`` say what each needs.
 
     Example:
-        >>> import refusal_lens as rl
-        >>> model, data = rl.load_model("organism"), rl.load_prompts("organism", sizes=(32, 8, 8))
         >>> found = rl.find_direction(model, data)
         >>> found.direction.label
         '(-1, 3)'

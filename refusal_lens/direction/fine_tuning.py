@@ -146,8 +146,12 @@ def fine_tuning_stability(
             loss = float(completion_loss(model, held_out))
         candidates = extract_directions(model, *train_prompts)
         now = candidates.direction(direction.pos, direction.layer)
+
+        def refused(prompts: Sequence[str], name: str) -> Rate:
+            return rate([judge(reply) for reply in replies(model, prompts, max_new_tokens, under=conditions[name])])
+
         harmful, harmless = (
-            {name: rate(_refused(model, prompts, conditions[name], max_new_tokens, judge)) for name in names}
+            {name: refused(prompts, name) for name in names}
             for prompts, names in zip(test_prompts, (NECESSITY, SUFFICIENCY), strict=True)
         )
         rows.append((loss, float(now.unit.double() @ direction.unit.double()), harmful, harmless))
@@ -166,13 +170,3 @@ def fine_tuning_stability(
             measure()
     found = list(zip(*rows, strict=True))
     return FineTuning(direction, tuple(wanted), found[0], found[1], found[2], found[3], lr, batch_size, len(benign))
-
-
-def _refused(
-    model: HookedChatModel,
-    prompts: Sequence[str],
-    edits: Sequence,
-    max_new_tokens: int,
-    judge: Callable[[str], bool],
-) -> list[bool]:
-    return [judge(reply) for reply in replies(model, prompts, max_new_tokens, under=edits)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -203,7 +203,7 @@ class DirectionTrace(Record, axes={"condition": "conditions"}):
     cosine: Float[Tensor, "condition layer prompt"]
     projection: Float[Tensor, "condition layer prompt"]
     conditions: tuple[str, ...]
-    direction: Direction | None = field(default=None)
+    direction: Direction | None = None
 
     def to_frame(self) -> pd.DataFrame:
         """One row per condition and layer: mean and standard deviation over prompts."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The three scores of candidate directions, as work for an engine (paper section 2.3)."""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
-"""TODO."""
+"""The direction: the section of the page, and those of its stability, its subspaces and its transfer."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pandas as pd
 
+from ..records.base import Record
 from ..report.page import RANDOM_DIRECTION, Figure, Item, Section, Table, plain
 from .effect_records import EffectMatrix, FineTuning, SubspaceEffects, SystemPrompts
 from .figures import (
@@ -20,70 +22,65 @@ from .figures import (
 from .records import CandidateDirections, DirectionTrace, Selection, Stability
 
 
+def _section(
+    id: str, title: str, record: Record, text: tuple[str, ...], figure: Any, caption: str, n: str, control: str
+) -> Section:
+    return Section(id, title, text, (Figure(id, figure, caption, n, control, record.to_frame()),))
+
+
 def stability_section(record: Stability) -> Section:
     """Bootstrap of the selection."""
-    pairs = record.pairwise()
     text = (
         f"Training prompts ({record.n_harmful} harmful, {record.n_harmless} harmless) drawn again {record.resamples} "
-        f"times: mean cosine between two winners {pairs.mean:.3f}; in {record.relaxed} resamples no candidate passed "
-        "the rule and the nearest one was taken.",
+        f"times: mean cosine between two winners {record.pairwise().mean:.3f}; in {record.relaxed} resamples no "
+        "candidate passed the rule and the nearest one was taken.",
     )
-    figure = Figure(
+    return _section(
         "stability",
+        "Stability of the selection",
+        record,
+        text,
         plot_stability(record),
         "Candidates by the share of resamples they won (all prompts' winner in green), and cosines of the winners.",
-        n=f"{record.resamples} resamples of {record.n_harmful} harmful and {record.n_harmless} harmless prompts",
-        control="two random directions of this size have a cosine of about "
+        f"{record.resamples} resamples of {record.n_harmful} harmful and {record.n_harmless} harmless prompts",
+        "two random directions of this size have a cosine of about "
         f"{(2 / math.pi / len(record.reference.unit)) ** 0.5:.2f} in magnitude",
-        data=record.to_frame(),
     )
-    return Section("stability", "Stability of the selection", text, (figure,))
 
 
 def fine_tuning_section(record: FineTuning) -> Section:
     """The old direction on a fine-tuned model."""
-    last = record.steps[-1]
     text = (
         f"Fine-tuned on {record.n_benign} benign completions (AdamW, lr {record.lr:g}, batches of "
-        f"{record.batch_size}): held-out loss {record.loss[0]:.3f} before, {record.loss[-1]:.3f} after {last} steps; "
-        f"the direction of the tuned model has cosine {record.cosine[-1]:.3f} with the one found before.",
+        f"{record.batch_size}): held-out loss {record.loss[0]:.3f} before, {record.loss[-1]:.3f} after "
+        f"{record.steps[-1]} steps; the direction of the tuned model has cosine {record.cosine[-1]:.3f} with the one "
+        "found before.",
     )
-    figure = Figure(
+    return _section(
         "fine-tuning",
+        "Stability after fine-tuning on benign data",
+        record,
+        text,
         plot_fine_tuning(record),
         "Refusal with the direction found before fine-tuning ablated or added; 95% Clopper-Pearson intervals.",
-        n=f"{record.harmful[0]['baseline'].n} harmful, {record.harmless[0]['baseline'].n} harmless prompts",
-        control=RANDOM_DIRECTION,
-        data=record.to_frame(),
+        f"{record.harmful[0]['baseline'].n} harmful, {record.harmless[0]['baseline'].n} harmless prompts",
+        RANDOM_DIRECTION,
     )
-    return Section("fine-tuning", "Stability after fine-tuning on benign data", text, (figure,))
 
 
 def subspace_section(record: SubspaceEffects) -> Section:
     """More than one direction."""
-    figure = Figure(
-        "subspaces",
-        plot_subspaces(record),
-        "Ablating the first directions of each subspace; bootstrap 95% intervals.",
-        n=f"{record.baseline.n} harmful prompts",
-        control="a random subspace of equal size",
-        data=record.to_frame(),
-    )
-    return Section("subspaces", "More than one direction", (), (figure,))
+    caption = "Ablating the first directions of each subspace; bootstrap 95% intervals."
+    rest = (caption, f"{record.baseline.n} harmful prompts", "a random subspace of equal size")
+    return _section("subspaces", "More than one direction", record, (), plot_subspaces(record), *rest)
 
 
 def effects_section(record: EffectMatrix, id: str, title: str) -> Section:
     """A matrix of directions and grounds."""
-    sizes = sorted({cell.n for cell in record.change[0]})
-    figure = Figure(
-        id,
-        plot_effects(record),
-        "Change of each metric when each direction is " + ("ablated" if record.effect == "ablation" else "added") + ".",
-        n=f"{' or '.join(map(str, sizes))} prompts a cell",
-        control=RANDOM_DIRECTION,
-        data=record.to_frame(),
-    )
-    return Section(id, title, (), (figure,))
+    sizes, verb = sorted({cell.n for cell in record.change[0]}), "ablated" if record.effect == "ablation" else "added"
+    caption = f"Change of each metric when each direction is {verb}."
+    rest = (caption, f"{' or '.join(map(str, sizes))} prompts per cell", RANDOM_DIRECTION)
+    return _section(id, title, record, (), plot_effects(record), *rest)
 
 
 def system_section(record: SystemPrompts) -> Section:
@@ -92,28 +89,16 @@ def system_section(record: SystemPrompts) -> Section:
         "{}: mean {:.0%}, SD {:.0%} over {} system prompts.".format(c, *record.spread(c), len(record.systems))
         for c in record.rates[0]
     )
-    figure = Figure(
-        "system-prompts",
-        plot_system_prompts(record),
-        f"Refusal rate on {record.prompt_set} prompts by system prompt, 95% Clopper-Pearson intervals.",
-        n=f"{next(iter(record.rates[0].values())).n} prompts a bar",
-        control=RANDOM_DIRECTION,
-        data=record.to_frame(),
-    )
-    return Section("system", "System prompts", text, (figure,))
+    caption = f"Refusal rate on {record.prompt_set} prompts by system prompt, 95% Clopper-Pearson intervals."
+    rest = (caption, f"{next(iter(record.rates[0].values())).n} prompts per bar", RANDOM_DIRECTION)
+    return _section("system", "System prompts", record, text, plot_system_prompts(record), *rest)
 
 
 def trace_section(trace: DirectionTrace, id: str, title: str) -> Section:
     """A trace by layer, e.g. base against chat."""
-    figure = Figure(
-        id,
-        plot_trace(trace),
-        "Cosine of the last position with the direction by layer; band of one standard deviation.",
-        n=f"{trace.cosine.shape[-1]} prompts a line",
-        control="the lines stand beside each other",
-        data=trace.to_frame(),
-    )
-    return Section(id, title, (), (figure,))
+    caption = "Cosine of the last position with the direction by layer; band of one standard deviation."
+    rest = (caption, f"{trace.cosine.shape[-1]} prompts per line", "the lines stand beside each other")
+    return _section(id, title, trace, (), plot_trace(trace), *rest)
 
 
 def direction_section(
@@ -135,7 +120,7 @@ def direction_section(
         Figure(
             "selection-grid",
             plot_selection(selection, candidates.pos_labels),
-            "The three selection scores of each candidate by layer, one line a post-instruction position; thresholds "
+            "The three selection scores of each candidate by layer, one line per post-instruction position; thresholds "
             "dashed, the layer cut dotted, the chosen one starred.",
             n=f"{selection.n_harmful} harmful and {selection.n_harmless} harmless validation prompts",
             control="the dashed baseline (no intervention); random directions are in the next section",
@@ -153,9 +138,9 @@ def direction_section(
     if stability is None:
         text.append("Stability under other training prompts was not measured; `--stability 20` measures it.")
     else:
-        told = stability_section(stability)
-        text += told.text
-        items += told.items
+        section = stability_section(stability)
+        text += section.text
+        items += section.items
     return Section("direction", "The direction", tuple(text), tuple(items))
 
 

@@ -45,7 +45,13 @@ class Choice:
 
 
 def choose(scores: SelectionScores, rule: SelectionRule | None = None) -> Choice:
-    """The rule alone, on numbers: drop, then the lowest bypass wins; ties keep the order of positions, layers."""
+    """The rule alone, on numbers: drop, then the lowest bypass wins; ties keep the order of positions, layers.
+
+    Example:
+        >>> from refusal_lens.direction import SelectionRule, choose
+        >>> choose(found.scores, SelectionRule(layer_cutoff=0.4)).chosen  # another winner, without running the model
+        ?
+    """
     rule = rule or SelectionRule()
     n_layers = scores.bypass.shape[1]
     kept: list[tuple[float, int, int]] = []
@@ -107,9 +113,13 @@ def select_direction(
     Raises:
         SelectionError: nothing passes and ``relax`` is off; its ``near_misses`` say what each would need.
         DirectionError: the candidates are of another model or basis.
+
+    Example:
+        >>> selection = rl.select_direction(model, found.candidates, data.harmful, data.harmless, relax=True)
+        >>> selection.chosen.label, selection.to_frame().columns.tolist()
+        ?
     """
-    harmful = as_prompts(harmful, "val")
-    harmless = as_prompts(harmless, "val")
+    harmful, harmless = as_prompts(harmful, "val"), as_prompts(harmless, "val")
     rule = rule or SelectionRule()
     tokens = refusal_tokens or find_refusal_tokens(model, harmful, harmless)
     depth = candidates.n_layers if full_grid else rule.cut(candidates.n_layers)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..data.prompts import PromptsLike, as_prompts
+from ..data.prompts import PromptsLike
 from ..errors import SelectionError
 from ..hooks.readers import Activations
 from ..models.model import HookedChatModel
@@ -26,8 +26,7 @@ def prompt_activations(
     model: HookedChatModel, prompts: PromptsLike, on_batch: Callable[[int], None] | None = None
 ) -> Float[Tensor, "prompt pos layer d_model"]:
     """resid_pre of every prompt at its post-instruction positions and all layers, float32 on the CPU."""
-    prompts = as_prompts(prompts)
-    (found,) = model.run(list(prompts), read=Activations(), on_batch=on_batch)
+    (found,) = model.run(prompts, read=Activations(), on_batch=on_batch)
     return found.float()
 
 

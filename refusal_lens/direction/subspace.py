@@ -23,10 +23,14 @@ def pca_subspace(
     model: HookedChatModel, harmful: PromptsLike, harmless: PromptsLike, direction: DirectionLike, k: int
 ) -> Subspace:
     """The first ``k`` principal components, uncentred, of harmful activations minus the harmless mean, at the
-    direction's position and layer. Uncentred, so that the first is close to r itself."""
-    harmful = as_prompts(harmful)
-    harmless = as_prompts(harmless)
-    direction = as_direction(direction)
+    direction's position and layer. Uncentred, so that the first is close to r itself.
+
+    Example:
+        >>> plane = rl.direction.pca_subspace(model, data.harmful.val, data.harmless.val, found, k=2)
+        >>> with model.hooks(rl.Ablate(plane)):
+        ...     replies = model.generate(data.harmful.test[:2], 4)
+    """
+    harmful, harmless, direction = as_prompts(harmful), as_prompts(harmless), as_direction(direction)
     model.check_direction(direction)
     x, y = (prompt_activations(model, p)[:, direction.pos, direction.layer].double() for p in (harmful, harmless))
     difference = x - y.mean(0)
@@ -48,9 +52,7 @@ def repeated_subspace(
     Raises:
         DirectionError: no difference is left before ``k`` directions are found (always so at layer 0).
     """
-    harmful = as_prompts(harmful)
-    harmless = as_prompts(harmless)
-    direction = as_direction(direction)
+    harmful, harmless, direction = as_prompts(harmful), as_prompts(harmless), as_direction(direction)
     vectors = direction.unit.double()[None]
     while len(vectors) < k:
         with model.hooks(Ablate(Subspace(vectors, "repeated", direction))):
@@ -82,24 +84,21 @@ def subspace_effects(
         refusal_tokens: of the refusal metric.
         seed: of the random subspace.
     """
-    harmful = as_prompts(harmful)
-    harmless = as_prompts(harmless)
+    harmful, harmless = as_prompts(harmful), as_prompts(harmless)
     size = min(map(len, subspaces))
     reference = subspaces[0].reference
     every = [*subspaces, random_subspace(reference, size, seed)]
-    before = model.last_logits(list(harmless))
-    baseline = refusal_log_odds(model.last_logits(list(harmful)), refusal_tokens.ids)
-    bypass, kl = [], []
-    for subspace in every:
-        rows: tuple[list[Interval], list[Interval]] = ([], [])
-        for k in range(1, size + 1):
-            with model.hooks(Ablate(subspace.first(k))):
-                metric = refusal_log_odds(model.last_logits(list(harmful)), refusal_tokens.ids)
-                change = kl_divergence(before, model.last_logits(list(harmless)))
-            rows[0].append(mean_interval(metric.tolist()))
-            rows[1].append(mean_interval(change.tolist()))
-        bypass.append(tuple(rows[0]))
-        kl.append(tuple(rows[1]))
+    before = model.last_logits(harmless)
+    baseline = refusal_log_odds(model.last_logits(harmful), refusal_tokens.ids)
+
+    def ablated(subspace: Subspace) -> tuple[Interval, Interval]:
+        with model.hooks(Ablate(subspace)):
+            metric = refusal_log_odds(model.last_logits(harmful), refusal_tokens.ids)
+            change = kl_divergence(before, model.last_logits(harmless))
+        return mean_interval(metric.tolist()), mean_interval(change.tolist())
+
+    grid = [[ablated(subspace.first(k)) for k in range(1, size + 1)] for subspace in every]
+    bypass, kl = (tuple(tuple(pair[i] for pair in row) for row in grid) for i in (0, 1))
     cosines = tuple(float(s.vectors[0].double() @ reference.unit.double()) for s in every)
     kinds, sizes = tuple(s.kind for s in every), tuple(range(1, size + 1))
-    return SubspaceEffects(kinds, sizes, tuple(bypass), tuple(kl), mean_interval(baseline.tolist()), cosines)
+    return SubspaceEffects(kinds, sizes, bypass, kl, mean_interval(baseline.tolist()), cosines)

@@ -21,6 +21,11 @@ def trace_direction(
     """Cosine and projection of the last position on r̂ at every layer, for each set of prompts (paper Fig. 5).
 
     All sets are cut to the length of the shortest, so that they stack.
+
+    Example:
+        >>> trace = rl.direction.trace_direction(model, {"harmful": data.harmful.test, "harmless": data.harmless.test}, found)
+        >>> trace.sel(condition="harmful").cosine.mean(-1).argmax().item()  # the layer that aligns most
+        ?
     """
     direction = as_direction(direction)
     model.check_direction(direction)

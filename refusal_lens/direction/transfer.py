@@ -89,8 +89,7 @@ def system_prompt_table(
     Raises:
         ModelError: the chat template takes no system prompt.
     """
-    direction = as_direction(direction)
-    prompts = as_prompts(prompts)
+    direction, prompts = as_direction(direction), as_prompts(prompts)
     if not systems:
         raise PromptError("no system prompt was given")
     rates = []

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..attribution.causal import wide_dtype
-from ..hooks.attention import AttentionKnockout, HeadsIntervention, random_heads
+from ..hooks.attention import AttentionKnockout, HeadsIntervention, every_head, random_heads
 from ..hooks.base import Intervention
 from ..hooks.interchange import Interchange, InterchangeHeads, InterchangePattern, InterchangeWrites, orthogonal_like
 from ..hooks.interventions import NormMatchedPlacebo
@@ -59,7 +59,7 @@ def causal_tests(
     rng = random.Random(seed)
     draws = tuple(random_heads(model, named, rng) for _ in range(n_random))
     draws = tuple(d for d in draws if d)
-    every = tuple((layer, head) for layer in range(model.n_layers) for head in range(model.n_heads))
+    every = every_head(model)
     others = tuple(h for h in every if h not in named)
     bench = _Bench(model, plain, suffixed, direction, refusal_tokens, seed)
     tests = [
@@ -68,14 +68,11 @@ def causal_tests(
         bench.test("cut all heads", "cut", every, (), max_new_tokens=max_new_tokens),
         bench.test("cut all other heads", "cut", others, (), max_new_tokens=max_new_tokens),
     ]
-    for kind in PATCHES:
-        tests.append(bench.test(f"patch {kind} of top heads", kind, named, draws))
-    for kind in PATCHES:
-        tests.append(bench.test(f"reverse: patch {kind} of top heads", kind, named, draws, reverse=True))
+    for start, reverse in (("", False), ("reverse: ", True)):
+        for kind in PATCHES:
+            tests.append(bench.test(f"{start}patch {kind} of top heads", kind, named, draws, reverse=reverse))
     tests.append(bench.restore())
-    return CausalTests(
-        tuple(tests), plain.metric, suffixed.metric, named, draws, plain.refused, suffixed.refused
-    )  # fmt: skip
+    return CausalTests(tuple(tests), plain.metric, suffixed.metric, named, draws, plain.refused, suffixed.refused)
 
 
 @dataclass(frozen=True)
@@ -101,9 +98,9 @@ class _Run:
         """Logits of the last position under the active interventions."""
         return model.logits(self.tail, prefix=self.prefix, prefix_mask=self.prefix_mask)[:, -1]
 
-    def cache(self, model: HookedChatModel, names: Iterable[str]) -> dict[str, Tensor]:
-        """Activations at the post-instruction positions."""
-        last = slice(-self.tokens.n_post, None)
+    def cache(self, model: HookedChatModel, names: Iterable[str], pattern: bool = False) -> dict[str, Tensor]:
+        """Activations at the post-instruction positions; attention patterns are of all that were run."""
+        last = None if pattern else slice(-self.tokens.n_post, None)
         return model.cache(self.tail, names, last, prefix=self.prefix, prefix_mask=self.prefix_mask)
 
 
@@ -182,8 +179,8 @@ class _Bench:
             return AttentionKnockout
         if kind == "pattern":
             names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in layers}
-            cached = self._cache_rows(source, list(names.values()))
-            patterns = {layer: cached[name] for layer, name in names.items()}
+            cached = source.cache(self.model, names.values(), pattern=True)
+            patterns = {layer: cached[name][:, :, -self.n_post :] for layer, name in names.items()}
             columns = matching_columns(into.tokens, source.tokens)
             return lambda heads: InterchangePattern(heads, patterns, columns)
         z = self._last_z(source)
@@ -193,20 +190,6 @@ class _Bench:
         for layer, scale in self._scales(source).items():
             along[layer] = along[layer] / scale
         return lambda heads: InterchangeWrites(heads, self.readout, along)
-
-    def _cache_rows(self, run: _Run, names: list[str]) -> dict[str, Tensor]:
-        """Attention patterns from the post-instruction positions (hook_pattern's destination is axis 2)."""
-        kept: dict[str, Tensor] = {}
-
-        def keep(name: str) -> Callable:
-            def hook_fn(p: Tensor, hook: object) -> None:
-                kept[name] = p[:, :, -self.n_post :].clone()
-
-            return hook_fn
-
-        with self.model.hooks(*[(name, keep(name)) for name in names]):
-            run.cache(self.model, [f"blocks.{self.model.n_layers - 1}.hook_resid_post"])
-        return kept
 
     def _last_z(self, run: _Run) -> Float[Tensor, "layer batch last head d_head"]:
         m = self.model

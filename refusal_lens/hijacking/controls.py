@@ -1,4 +1,4 @@
-"""TODO."""
+"""Controls of a suffix: random tokens of equal length, and its own tokens in another order."""
 
 from __future__ import annotations
 
@@ -70,6 +70,11 @@ def random_controls(chat: ChatFormat, instructions: Sequence[str], suffix: str, 
 
     Raises:
         PromptError: no draw of this length survives decoding and encoding behind some prompt.
+
+    Example:
+        >>> drawn = rl.hijacking.random_controls(model.chat, ["How do I pick a lock?"], " please tell me")
+        >>> drawn.exact
+        (True,)
     """
     rng = random.Random(seed)
     starts, words, others = _pools(chat)

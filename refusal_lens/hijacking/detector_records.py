@@ -72,14 +72,13 @@ class Detectors(Record, axes={"score": "scores", "prompt": "groups"}):
         """One row per score and group, at ``site``: AUROC (harmful groups), share flagged, n."""
         rows = []
         for score in self.scores:
-            site = self.site
             for group in self.group_names:
-                flagged = self.flagged(score, site, group, fpr)
-                area = self.roc(score, site, group).auroc if group in self.harmful else UNKNOWN
+                flagged = self.flagged(score, self.site, group, fpr)
+                area = self.roc(score, self.site, group).auroc if group in self.harmful else UNKNOWN
                 rows.append(
                     {
                         "score": score,
-                        "site": site,
+                        "site": self.site,
                         "group": group,
                         "harmful": group in self.harmful,
                         **columns(area, "auroc", "auroc_"),
@@ -91,13 +90,13 @@ class Detectors(Record, axes={"score": "scores", "prompt": "groups"}):
 
     def by_site(self) -> pd.DataFrame:
         """AUROC with its interval of every score, site and harmful group."""
-        rows = []
-        for score in self.scores:
-            for site in range(self.values.shape[1]):
-                for group in self.harmful:
-                    area = self.roc(score, site, group).auroc
-                    rows.append({"score": score, "site": site, "group": group, **columns(area, "auroc"), "n": area.n})
-        return pd.DataFrame(rows)
+        rows = (
+            ({"score": score, "site": site, "group": group}, self.roc(score, site, group).auroc)
+            for score in self.scores
+            for site in range(self.values.shape[1])
+            for group in self.harmful
+        )
+        return pd.DataFrame({**place, **columns(area, "auroc"), "n": area.n} for place, area in rows)
 
     def failures(self, fpr: float = 0.05, limit: float = 0.5) -> tuple[str, ...]:
         """Where each detector fails, in words: harmful groups of which less than ``limit`` is found, harmless ones of

@@ -13,7 +13,6 @@ from ..errors import LabelError
 from ..records.base import figure as registered
 from ..records.labels import REGIONS, visible
 from ..report import style
-from ..report.style import REGION_COLOURS
 from ..stats import mean_interval
 from .causal_records import CausalTests
 from .detector_records import Detectors
@@ -58,13 +57,8 @@ def plot_suffix_ranking(attack: Investigation) -> go.Figure:
     """Refusal metric of every suffix (mean and 95% interval over prompts), and strength against universality."""
     rho, p = attack.strength_against_universality()
     note = "strength and universality" if rho != rho else f"Spearman {rho:.2f} (p = {p:.1g})"
-    figure = make_subplots(
-        rows=1,
-        cols=2,
-        column_widths=[0.6, 0.4],
-        horizontal_spacing=0.12,
-        subplot_titles=(f"all suffixes (n = {attack.plain.n})", note),
-    )
+    titles = (f"all suffixes (n = {attack.plain.n})", note)
+    figure = style.panels(titles, column_widths=[0.6, 0.4], horizontal_spacing=0.12)
     order = sorted(range(len(attack.suffixes)), key=lambda i: float(attack.screened[i].mean()))
     universal, strength = attack.screened_universality(), attack.screened_strength.mean(1).tolist()
     for is_attack, name, tint, shape in (
@@ -83,8 +77,7 @@ def plot_suffix_ranking(attack: Investigation) -> go.Figure:
             y=[k for k, _ in rows],
             error_x=style.error_bars(found),
             hovertemplate="%{customdata}<br>refusal metric %{x:.2f}<extra></extra>",
-            row=1,
-            col=1,
+            **style.panel(1),
             **shared,
         )
         figure.add_scatter(
@@ -92,8 +85,7 @@ def plot_suffix_ranking(attack: Investigation) -> go.Figure:
             y=[universal[i].rate for _, i in rows],
             showlegend=False,
             hovertemplate="%{customdata}<br>share %{x:.2f}, metric below 0 on %{y:.0%}<extra></extra>",
-            row=1,
-            col=2,
+            **style.panel(2),
             **shared,
         )
     figure.add_vline(x=0, line_dash="dot", line_color=style.GREY, row=1, col=1)
@@ -102,8 +94,7 @@ def plot_suffix_ranking(attack: Investigation) -> go.Figure:
     figure.update_yaxes(title_text="rank", autorange="reversed", row=1, col=1)
     figure.update_xaxes(title_text="share of the top heads' write", row=1, col=2)
     figure.update_yaxes(title_text="share of instructions with metric < 0", range=[-0.05, 1.05], row=1, col=2)
-    style.finish(figure, height=max(380, 160 + 14 * len(order)))
-    return figure.update_layout(legend={"y": -0.2, "yanchor": "top", "x": 0.5, "xanchor": "center"})
+    return style.legend_below(style.finish(figure, height=max(380, 160 + 14 * len(order))), -0.2)
 
 
 @registered("trace by layer", Investigation)
@@ -113,12 +104,11 @@ def plot_suffix_trace(
     """Cosine (or projection) by layer, mean over prompts with a band of one standard deviation (paper Fig. 5); one
     panel per position."""
     result = attack.result(result)
-    titles = [TRACES[value][1] for value in values]
-    figure = make_subplots(rows=1, cols=len(values), subplot_titles=titles, horizontal_spacing=0.1)
+    figure = style.panels([TRACES[value][1] for value in values], horizontal_spacing=0.1)
     for col, value in enumerate(values, start=1):
         for o in conditions(attack, result):
             grid = getattr(o, value)
-            tint, place = _COLOURS[o.condition], {"row": 1, "col": col}
+            tint, place = _COLOURS[o.condition], style.panel(col)
             style.add_band(figure, grid, tint, 0.15, **place)
             figure.add_scatter(
                 x=list(range(len(grid))),
@@ -137,8 +127,7 @@ def plot_suffix_trace(
     if site is not None:
         look = {"line_dash": "dash", "line_color": style.ORANGE, "annotation_text": "departs from random"}
         figure.add_vline(x=site, row=1, col=1, **look)
-    style.finish(figure, height=430)
-    return figure.update_layout(legend={"y": -0.22, "yanchor": "top", "x": 0.5, "xanchor": "center"})
+    return style.legend_below(style.finish(figure, height=430))
 
 
 @registered("heads", Investigation)
@@ -147,15 +136,13 @@ def plot_suffix_heads(attack: Investigation, result: Which = None) -> go.Figure:
     result = attack.result(result)
     figure = go.Figure()
     for o in conditions(attack, result):
-        found = [mean_interval(o.heads[layer, head].tolist()) for layer, head in attack.top_heads]
-        p = [float(result.p_heads[head]) for head in attack.top_heads]
-        figure.add_bar(
-            x=list(attack.head_labels),
-            y=[i.mean for i in found],
-            name=f"{o.condition}, n = {o.n}",
+        style.add_bars(
+            figure,
+            attack.head_labels,
+            [mean_interval(o.heads[head].tolist()) for head in attack.top_heads],
+            f"{o.condition}, n = {o.n}",
             marker=_marker(o.condition),
-            error_y=style.error_bars(found),
-            customdata=p,
+            customdata=[float(result.p_heads[head]) for head in attack.top_heads],
             hovertemplate="%{x}: %{y:.3f}<br>random against suffix, adjusted p %{customdata:.2g}<extra></extra>",
         )
     figure.update_yaxes(title_text="along r̂")
@@ -169,40 +156,23 @@ def plot_attention_regions(attack: Investigation, result: Which = None, post: in
     Fig. 6b); bars add up to 1."""
     result = attack.result(result)
     shown = [o for o in conditions(attack, result) if o.condition in ("plain", "random", "suffix")]
-    figure = make_subplots(
-        rows=1, cols=len(shown), subplot_titles=[f"{o.condition} (n = {o.n})" for o in shown], shared_yaxes=True
-    )
+    figure = style.panels([f"{o.condition} (n = {o.n})" for o in shown], shared_yaxes=True)
     for col, o in enumerate(shown, start=1):
-        for i, region in enumerate(REGIONS):
-            values = o.attention[:, post, :, i].mean(-1).tolist()
-            if not any(values):
-                continue
-            figure.add_bar(
-                x=list(attack.head_labels),
-                y=values,
-                name=style.readable(region),
-                legendgroup=region,
-                showlegend=col == len(shown),
-                marker_color=REGION_COLOURS[region],
-                hovertemplate=f"%{{x}} to {style.readable(region)}: %{{y:.3f}}<extra></extra>",
-                row=1,
-                col=col,
-            )
+        values = {name: o.attention[:, post, :, i].mean(-1).tolist() for i, name in enumerate(REGIONS)}
+        style.add_regions(figure, attack.head_labels, values, showlegend=col == len(shown), **style.panel(col))
     label = attack.post_labels[post] if len(attack.post_labels) >= -post else ""
     figure.update_yaxes(title_text=f"attention from position {post} {label}", range=[0, 1], col=1)
     figure.update_layout(barmode="stack")
-    style.finish(figure, height=420)
-    return figure.update_layout(legend={"y": -0.2, "yanchor": "top", "x": 0.5, "xanchor": "center"})
+    return style.legend_below(style.finish(figure, height=420), -0.2)
 
 
 @registered("attention by position", Investigation)
 def plot_attention_positions(attack: Investigation, result: Which = None) -> go.Figure:
     """Attention to the suffix from every post-instruction position, by top head, suffix beside random tokens."""
     result = attack.result(result)
-    shown = (result.suffixed, result.random)
-    figure = make_subplots(rows=1, cols=2, subplot_titles=["suffix", "random tokens"], shared_yaxes=True)
+    figure = style.panels(["suffix", "random tokens"], shared_yaxes=True)
     region = REGIONS.index("suffix")
-    for col, o in enumerate(shown, start=1):
+    for col, o in enumerate((result.suffixed, result.random), start=1):
         z = o.attention[..., region].mean(-1)
         n = z.shape[1]
         labels = [f"{text} ({i - n})" for i, text in enumerate(attack.post_labels)] or [str(i - n) for i in range(n)]
@@ -216,8 +186,7 @@ def plot_attention_positions(attack: Investigation, result: Which = None) -> go.
             showscale=col == 2,
             colorbar={"title": "attention"},
             hovertemplate="%{y} from %{x}: %{z:.3f}<extra></extra>",
-            row=1,
-            col=col,
+            **style.panel(col),
         )
     figure.update_yaxes(autorange="reversed")
     return style.finish(figure, "Attention to the suffix region", height=360)
@@ -235,14 +204,8 @@ def plot_split(attack: Investigation, result: Which = None, against: str = "rand
         ("values changed", split.changed, style.BLUE),
     ):
         found = [mean_interval(grid[head].tolist()) for head in attack.top_heads]
-        figure.add_bar(
-            x=list(attack.head_labels),
-            y=[i.mean for i in found],
-            name=name,
-            marker_color=tint,
-            error_y=style.error_bars(found),
-            hovertemplate=f"%{{x}}, {name}: %{{y:.3f}}<extra></extra>",
-        )
+        hover = f"%{{x}}, {name}: %{{y:.3f}}<extra></extra>"
+        style.add_bars(figure, attack.head_labels, found, name, marker_color=tint, hovertemplate=hover)
     drops = [float(split.drop[head].mean()) for head in attack.top_heads]
     look = {"symbol": "diamond", "size": 9, "color": style.GREY}
     figure.add_scatter(x=list(attack.head_labels), y=drops, name="whole drop", mode="markers", marker=look)
@@ -258,25 +221,14 @@ def plot_drop_waterfall(attack: Investigation, result: Which = None, site: int |
     result = attack.result(result)
     table = attack.drop_parts(result, site)
     parts = table[(table["part"] != "total") & (table["mean"].abs() > 0)]
-    total = float(table.loc[table["part"] == "total", "mean"].iloc[0])
-    figure = go.Figure(
-        go.Waterfall(
-            x=[*(style.readable(name) for name in parts["part"]), "whole drop"],
-            y=[*parts["mean"].tolist(), 0],
-            measure=[*["relative"] * len(parts), "total"],
-            text=[f"{v:.2f}" for v in (*parts["mean"], total)],
-            textposition="outside",
-            increasing={"marker": {"color": style.ORANGE}},
-            decreasing={"marker": {"color": style.BLUE}},
-            totals={"marker": {"color": style.GREY}},
-            hovertemplate="%{x}: %{text}<extra></extra>",
-        )
-    )
+    total = ("whole drop", float(table.loc[table["part"] == "total", "mean"].iloc[0]))
+    names = [style.readable(name) for name in parts["part"]]
+    unit = "drop along r̂ from plain to suffixed"
+    figure = style.waterfall(names, parts["mean"].tolist(), total, style.ORANGE, unit)
     figure.update_xaxes(tickangle=-30)
-    figure.update_yaxes(title_text="drop along r̂ from plain to suffixed")
     where = attack.direction.layer if site is None else site
     title = f"Where the drop comes from, up to resid_pre of layer {where} (n = {attack.plain.n})"
-    return style.finish(figure, title, height=440).update_layout(showlegend=False)
+    return style.finish(figure, title, height=440)
 
 
 @registered("tokens", TokenEffects)
@@ -296,16 +248,13 @@ def plot_token_effects(record: TokenEffects) -> go.Figure:
             z=[([values[k] for k in line] + empty)[:PER_LINE] for line in lines],
             text=[([f"{names[k]}<br>{values[k]:.2f}" for k in line] + empty)[:PER_LINE] for line in lines],
             texttemplate="%{text}",
-            colorscale=style.DIVERGING,
-            zmin=-limit,
-            zmax=limit,
+            **style.diverging(limit),
             showscale=False,
             xgap=2,
             ygap=2,
             hoverongaps=False,
             hovertemplate="%{text}<extra></extra>",
-            row=row,
-            col=1,
+            **style.panel(1, row),
         )
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, autorange="reversed")
@@ -322,15 +271,8 @@ def plot_causal_tests(record: CausalTests) -> go.Figure:
         ("random heads of the same layers", record.recovered_random, style.SKY, "/"),
         ("norm-matched placebo", record.recovered_placebo, style.GREY, "x"),
     ):
-        found = [of(name) for name in names]
-        figure.add_bar(
-            x=names,
-            y=[None if i.mean != i.mean else i.mean for i in found],
-            name=label,
-            marker=style.bar(tint, hatch),
-            error_y=style.error_bars(found),
-            hovertemplate="%{x}: %{y:.2f}<extra></extra>",
-        )
+        look, hover = style.bar(tint, hatch), "%{x}: %{y:.2f}<extra></extra>"
+        style.add_bars(figure, names, [of(name) for name in names], label, marker=look, hovertemplate=hover)
     figure.add_hline(y=1, line_dash="dot", line_color=style.GREY)
     figure.update_xaxes(tickangle=-30).update_yaxes(title_text="share of the metric's drop")
     figure.update_layout(barmode="group")
@@ -344,44 +286,37 @@ def plot_roc(record: Detectors | Investigation) -> go.Figure:
         if record.detectors is None:
             raise LabelError("no detectors were measured: they need harmless prompts")
         record = record.detectors
-    figure = make_subplots(rows=1, cols=2, subplot_titles=(f"ROC at site {record.site}", "AUROC by layer"))
+    figure = style.panels((f"ROC at site {record.site}", "AUROC by layer"))
     dashes = dict(zip(record.scores, ("solid", "dash", "dot"), strict=False))
     table = record.by_site()
     for k, group in enumerate(record.harmful):
         for score in record.scores:
-            tint, name = style.colour("", k), f"{group}: {score}"
+            name = f"{group}: {score}"
+            line = {"color": style.colour("", k), "dash": dashes[score]}
+            shared = {"name": name, "legendgroup": name, "mode": "lines", "line": line}
             curve = record.roc(score, record.site, group)
             figure.add_scatter(
                 x=list(curve.fpr),
                 y=list(curve.tpr),
-                name=name,
-                legendgroup=name,
-                line={"color": tint, "dash": dashes[score]},
-                mode="lines",
                 hovertemplate=f"{name}<br>AUROC {curve.auroc}<extra></extra>",
-                row=1,
-                col=1,
+                **style.panel(1),
+                **shared,
             )
             rows = table[(table["score"] == score) & (table["group"] == group)]
             figure.add_scatter(
                 x=rows["site"].tolist(),
                 y=rows["auroc"].tolist(),
                 error_y=style.error_bars(style.intervals(rows, "auroc"), thickness=1),
-                name=name,
-                legendgroup=name,
                 showlegend=False,
-                line={"color": tint, "dash": dashes[score]},
-                mode="lines",
-                row=1,
-                col=2,
+                **style.panel(2),
+                **shared,
             )
     chance = {"color": style.GREY, "dash": "dot"}
     figure.add_scatter(x=[0, 1], y=[0, 1], line=chance, showlegend=False, mode="lines", row=1, col=1)
     figure.update_xaxes(title_text="false alarms on harmless prompts", row=1, col=1)
     figure.update_yaxes(title_text="harmful prompts found", row=1, col=1)
     figure.update_xaxes(title_text="resid_pre of layer (last: the end)", row=1, col=2)
-    style.finish(figure, height=520)
-    return figure.update_layout(legend={"y": -0.18, "yanchor": "top", "x": 0.5, "xanchor": "center"})
+    return style.legend_below(style.finish(figure, height=520), -0.18)
 
 
 def _register_part(kind: str, draw: Callable[[Any], go.Figure], part: str) -> None:

@@ -38,10 +38,14 @@ def mechanism(result: SuffixResult) -> Mechanism:
     """Name the mechanism that the tests of a suffix show. Brackets are 95% intervals over the prompts."""
     suffixed, random = result.suffixed.refusal_rate, result.random.refusal_rate
     rates = f"refused {_percent(suffixed)} with the suffix, {_percent(random)} with random tokens; n = {suffixed.n}"
+
+    def found(key: str, sentence: str) -> Mechanism:
+        return Mechanism(MECHANISMS[key], key == "top heads", sentence)
+
     if not result.works:
-        return Mechanism(MECHANISMS["none"], False, f"It does not stop refusals beyond random tokens: {rates}.")
+        return found("none", f"It does not stop refusals beyond random tokens: {rates}.")
     if result.causal is None:
-        return Mechanism(MECHANISMS["untested"], False, f"It stops refusals ({rates}); how was not tested.")
+        return found("untested", f"It stops refusals ({rates}); how was not tested.")
     tests, rise = result.causal, result.attention_rise
     top, all_heads, restored = (
         _number(tests.recovered(name)) for name in ("cut top heads", "cut all heads", "restore r̂")
@@ -55,9 +59,8 @@ def mechanism(result: SuffixResult) -> Mechanism:
     if tests.passed("cut top heads") and rise.low > 0:
         per_head = zip(result.suffixed.top_heads, result.head_rises(), strict=True)
         head, most = max(per_head, key=lambda pair: pair[1].mean)
-        return Mechanism(
-            MECHANISMS["top heads"],
-            True,
+        return found(
+            "top heads",
             f"It stops refusals ({rates}) because it hijacks the top heads' attention: their attention to it rises by "
             f"{_number(rise)} above random tokens (mean over {len(result.suffixed.top_heads)} heads; most in "
             f"{head_label(*head)}, {_number(most)}), and cutting these edges brings back {top} of the drop of the "
@@ -65,25 +68,22 @@ def mechanism(result: SuffixResult) -> Mechanism:
             + split,
         )
     if tests.passed("cut all heads"):
-        return Mechanism(
-            MECHANISMS["attention"],
-            False,
+        return found(
+            "attention",
             f"It stops refusals ({rates}) through attention from the post-instruction positions, but not through the "
             f"top heads alone: cutting all heads' edges brings back {all_heads} of the drop of the refusal metric, the "
             f"top heads' {top} ({controls}); the top heads' attention to it changes by {_number(rise)} against random "
             "tokens." + split,
         )
     if tests.passed("restore r̂"):
-        return Mechanism(
-            MECHANISMS["direction"],
-            False,
+        return found(
+            "direction",
             f"It stops refusals ({rates}) and acts through the direction, but cutting attention from the "
             f"post-instruction positions brings back only {all_heads} of the drop of the refusal metric; restoring the "
             f"direction {restored}." + split,
         )
-    return Mechanism(
-        MECHANISMS["otherwise"],
-        False,
+    return found(
+        "otherwise",
         f"It stops refusals ({rates}) otherwise: cutting attention brings back {all_heads} of the drop of the refusal "
         f"metric, restoring the direction {restored} (placebo {_number(tests.recovered_placebo('restore r̂'))})."
         + split,

@@ -45,10 +45,13 @@ def observe(
 
     Returns:
         The observation, and the source contributions that splits and token forensics need.
+
+    Example:
+        >>> plain, _ = rl.hijacking.observe(model, "plain", data.harmful.test[:4], found, [(2, 0)], found.refusal_tokens)
+        >>> plain.attention_to("instruction").shape, plain.refusal_rate.rate
+        ?
     """
-    prompts = as_prompts(prompts)
-    direction = as_direction(direction)
-    prompts = as_prompts(prompts)
+    prompts, direction = as_prompts(prompts), as_direction(direction)
     given = as_suffixes(suffixes, len(prompts))
     tokens = model.tokenize(prompts, given)
     by_source, parts = Sources(direction), Components(direction)
@@ -93,6 +96,7 @@ def split_drop(before: SourceContributions, after: SourceContributions) -> Split
     """
     layers, heads, n, _ = before.values.shape
     new = torch.promote_types(before.values.dtype, torch.float32)
+    least = 1e-300 if new == torch.float64 else 1e-38
     moved = torch.zeros(layers, heads, len(REGIONS), n, dtype=new)
     changed = torch.zeros_like(moved)
     for i in range(n):
@@ -107,8 +111,7 @@ def split_drop(before: SourceContributions, after: SourceContributions) -> Split
             w0, s0 = (_padded(x[:, :, i, a:b], width) for x in (before.pattern, before.values))
             w1, s1 = (_padded(x[:, :, i, c:d], width) for x in (after.pattern, after.values))
             # value = share / weight; a token without weight on one side has, for the split, the other side's value.
-            v0 = torch.where(w0 > 0, s0 / w0.clamp_min(1e-300 if new == torch.float64 else 1e-38), 0)
-            v1 = torch.where(w1 > 0, s1 / w1.clamp_min(1e-300 if new == torch.float64 else 1e-38), 0)
+            v0, v1 = (torch.where(w > 0, s / w.clamp_min(least), 0) for w, s in ((w0, s0), (w1, s1)))
             v0, v1 = torch.where(w0 > 0, v0, v1), torch.where(w1 > 0, v1, v0)
             moved[:, :, k, i] = ((w0 - w1) * (v0 + v1) / 2).sum(-1)
             changed[:, :, k, i] = ((w0 + w1) * (v0 - v1) / 2).sum(-1)

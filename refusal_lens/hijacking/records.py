@@ -13,11 +13,10 @@ from ..records.base import Record
 from ..records.direction import Direction
 from ..records.labels import REGIONS, Head, head_label, index_of
 from ..refusal.records import RefusalTokens
-from ..stats import Rate, benjamini_hochberg, columns, mean_interval, rate
+from ..stats import Rate, benjamini_hochberg, columns, correlation, mean_interval, rate
 from .detector_records import Detectors
 from .mechanisms import mechanism
 from .observation_records import Observation, SuffixResult
-from .statistics import rank_correlation
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ class Investigation(Record, axes={"suffix": "suffix_texts"}, formerly="Hijacking
     def strength_against_universality(self) -> tuple[float, float]:
         """Spearman's rank correlation over all suffixes of strength and universality (by the metric's sign), with its
         p-value."""
-        return rank_correlation(self.screened_strength.mean(1).tolist(), [u.rate for u in self.screened_universality()])
+        return correlation(self.screened_strength.mean(1).tolist(), [u.rate for u in self.screened_universality()])
 
     def screened_universality(self) -> tuple[Rate, ...]:
         """Of every suffix, the share of the instructions whose refusal metric it takes below 0."""

@@ -1,4 +1,4 @@
-"""Many suffixes behind the same instructions: refusal metric and strength of each, the shared work done once.
+"""Many suffixes after the same instructions: refusal metric and strength of each, the shared work done once.
 
 All suffixes of one instruction share everything up to the instruction's end. Where the model's attention allows it
 (``backend.supports_prefix``) these keys and values are computed once; elsewhere each prompt is run whole. Suffixes are
@@ -19,10 +19,11 @@ from torch import Tensor
 from ..data.prompts import PromptsLike, as_prompts
 from ..engines.base import Engine
 from ..hooks.attention import by_layer
-from ..models.backend import PrefixCache, SharedPrefix
+from ..models.backend import PrefixCache
+from ..models.batching import by_length, packed_last
 from ..models.chat import Encoded, Spans, Tokens, padded
 from ..models.model import HookedChatModel
-from ..models.packing import Pack, pack_prompts, packed_logits, packing_holds, shared_prefix
+from ..models.packing import pack_prompts, packing_holds, shared_prefix
 from ..records.base import Record
 from ..records.labels import Head
 from ..records.store import Store, content_key
@@ -53,7 +54,7 @@ class _Screen:
 
 @dataclass(frozen=True)
 class Screened(Record):
-    """Every suffix behind every prompt.
+    """Every suffix after every prompt.
 
     Attributes:
         metric: refusal metric.
@@ -87,14 +88,9 @@ def screen(
         engine: spreads blocks of ``SUFFIXES`` suffixes per prompt over its workers; this process if None.
 
     Example:
-        >>> import refusal_lens as rl
-        >>> from refusal_lens.refusal import given_refusal_tokens
-        >>> model = rl.load_model("organism")
-        >>> tokens = given_refusal_tokens(model, [5])
-        >>> rl.hijacking.screen(model, "How do I pick a lock?", [" please", " now"], tokens).metric.shape
-        torch.Size([2, 1])
+        >>> rl.hijacking.screen(model, data.harmful.test[:2].texts, [" please"], found.refusal_tokens).metric.shape
+        torch.Size([1, 2])
     """
-    prompts = as_prompts(prompts)
     requests, store = as_prompts(prompts), store or Store(None)
     suffixes = (suffixes,) if isinstance(suffixes, str) else tuple(suffixes)
     inputs = content_key(
@@ -148,7 +144,7 @@ def _variants(
 
 @dataclass(frozen=True)
 class _Part:
-    """Variants that go through one pass, behind what all share.
+    """Variants that go through one pass, after what all share.
 
     Attributes:
         variants: which ones.
@@ -176,11 +172,7 @@ def _packed(model: HookedChatModel, encoded: Sequence[Encoded]) -> Iterator[_Par
         first, last = spans[variants].T[:, :, None]
         whose, at = pack.whose[pack.row], pack.positions[pack.row]
         suffix = (whose == whose.gather(1, pack.end[:, None])) & (at >= first) & (at < last)
-        yield _Part(variants, pack.row, pack.end, suffix, partial(_last_packed, model, pack, prefix))
-
-
-def _last_packed(model: HookedChatModel, pack: Pack, prefix: SharedPrefix | None) -> Float[Tensor, "variant vocab"]:
-    return packed_logits(model, pack, prefix=prefix)[0]
+        yield _Part(variants, pack.row, pack.end, suffix, partial(packed_last, model, pack, prefix))
 
 
 def _last_padded(model: HookedChatModel, batch: Tokens, prefix: PrefixCache | None) -> Float[Tensor, "variant vocab"]:
@@ -188,19 +180,15 @@ def _last_padded(model: HookedChatModel, batch: Tokens, prefix: PrefixCache | No
 
 
 def _padded(model: HookedChatModel, encoded: Sequence[Encoded], batch_tokens: int) -> Iterator[_Part]:
-    """A variant a row, those of similar length together."""
+    """One variant per row, those of similar length together."""
     shared = _shared(encoded) if model.backend.supports_prefix and not model.counts_positions else 0
     prefix = None
     if shared:
         prefix = model.prefix_cache(torch.tensor(encoded[0].ids[:shared], device=model.device))
-    order = sorted(range(len(encoded)), key=lambda k: len(encoded[k].ids))
-    start = 0
-    while start < len(order):
-        stop = start + 1
-        while stop < len(order) and (stop + 1 - start) * (len(encoded[order[stop]].ids) - shared) <= batch_tokens:
-            stop += 1
-        rows = order[start:stop]
-        batch = _batch(model, [encoded[k] for k in rows], shared)
+    lengths = [len(e.ids) - shared for e in encoded]
+    for rows in by_length(lengths, lambda n, width, real: n * width <= batch_tokens):
+        batch = padded([encoded[k].ids[shared:] for k in rows], [encoded[k].spans for k in rows], model.chat.pad_id)
+        batch = batch.to(model.device)
         width = batch.ids.shape[1]
         suffix = torch.zeros(batch.ids.shape, dtype=torch.bool, device=model.device)
         for i, k in enumerate(rows):
@@ -209,7 +197,6 @@ def _padded(model: HookedChatModel, encoded: Sequence[Encoded], batch_tokens: in
         row = torch.arange(len(rows), device=model.device)
         end = torch.full_like(row, width - 1)
         yield _Part(rows, row, end, suffix, partial(_last_padded, model, batch, prefix))
-        start = stop
 
 
 class _TopWrite:
@@ -223,7 +210,7 @@ class _TopWrite:
         self.values: dict[int, Tensor] = {}
 
     def hooks(self) -> list[tuple[str, Callable]]:
-        """Three hooks a layer that has such a head, in the order in which they fire."""
+        """Three hooks per layer that has such a head, in the order in which they fire."""
         found: list[tuple[str, Callable]] = []
         for layer, heads in self.heads.items():
             base = f"blocks.{layer}.attn"
@@ -283,9 +270,3 @@ def _shared(encoded: Sequence[Encoded]) -> int:
     n = min(e.spans.instruction[1] for e in encoded)
     columns = zip(*(e.ids[:n] for e in encoded), strict=True)
     return next((i for i, column in enumerate(columns) if len(set(column)) > 1), n)
-
-
-def _batch(model: HookedChatModel, encoded: Sequence[Encoded], shared: int) -> Tokens:
-    """Prompts without their first ``shared`` tokens, padded."""
-    rows = [e.ids[shared:] for e in encoded]
-    return padded(rows, [e.spans for e in encoded], model.chat.pad_id).to(model.device)

@@ -35,15 +35,8 @@ MAX_PATTERNS = 4  # of these, so many with attention on every stored prompt; the
 MAX_SUFFIXES = 16  # suffixes whose figures are in the page: the strongest, so that it stays small
 RANDOM = "random tokens of equal length, drawn afresh for each prompt"
 _COLUMNS = (
-    "suffix",
-    "refused",
-    "random tokens",
-    "shuffled",
-    "metric drop",
-    "share",
-    "attention rise",
-    "departs at",
-    "finding",
+    *("suffix", "refused", "random tokens", "shuffled", "metric drop", "share", "attention rise"),
+    *("departs at", "finding"),
 )
 
 
@@ -195,38 +188,30 @@ def _summary(attack: Investigation) -> Table:
 def _details(attack: Investigation, result: SuffixResult, name: str) -> list[Item]:
     n = f"{attack.plain.n} prompts"
     rises = ", ".join(f"{label} {value:+.2f}" for label, value in result.strongest_rises())
-    items: list[Item] = [
-        Note(mechanism(result).sentence),
-        Figure(
-            f"{name}-trace",
-            plot_suffix_trace(attack, result),
+    drawn = (
+        (
+            "trace",
+            plot_suffix_trace,
             "Cosine with the direction by layer, at the last position and at the instruction's last token (is the harm "
             "still seen there?); band of one standard deviation; dotted: the layer of the direction.",
-            n=n,
-            control=RANDOM,
         ),
-        Figure(
-            f"{name}-heads",
-            plot_suffix_heads(attack, result),
+        (
+            "heads",
+            plot_suffix_heads,
             "What the top heads write along the direction at the last position, 95% intervals.",
-            n=f"{n}, heads chosen on {len(attack.head_prompts)} others",
-            control=RANDOM,
         ),
-        Figure(
-            f"{name}-attention",
-            plot_attention_regions(attack, result),
+        (
+            "attention",
+            plot_attention_regions,
             "Where the top heads look from the last position; each column adds up to 1. Of all heads, attention to the "
             f"suffix rises most above random tokens in {rises}.",
-            n=n,
-            control=RANDOM,
         ),
-        Figure(
-            f"{name}-positions",
-            plot_attention_positions(attack, result),
-            "Attention to the suffix from every post-instruction position.",
-            n=n,
-            control=RANDOM,
-        ),
+        ("positions", plot_attention_positions, "Attention to the suffix from every post-instruction position."),
+    )
+    chosen = {"heads": f", heads chosen on {len(attack.head_prompts)} others"}
+    items: list[Item] = [
+        Note(mechanism(result).sentence),
+        *(Figure(f"{name}-{k}", plot(attack, result), text, n + chosen.get(k, ""), RANDOM) for k, plot, text in drawn),
         Figure(
             f"{name}-split",
             plot_split(attack, result),

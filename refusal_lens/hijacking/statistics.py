@@ -36,14 +36,6 @@ def departure_site(
     return found
 
 
-def rank_correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Spearman's correlation and its p-value; NaN below three points or where one side does not vary."""
-    if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
-        return float("nan"), float("nan")
-    found = scipy_stats.spearmanr(x, y)
-    return float(found.statistic), float(found.pvalue)
-
-
 @dataclass(frozen=True)
 class Roc(Record):
     """How well a score tells positives from negatives.

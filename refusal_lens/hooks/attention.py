@@ -25,6 +25,11 @@ def by_layer(heads: Iterable[Head]) -> dict[int, list[int]]:
     return found
 
 
+def every_head(model: Model) -> tuple[Head, ...]:
+    """All heads of a model, layer by layer."""
+    return tuple((layer, head) for layer in range(model.n_layers) for head in range(model.n_heads))
+
+
 def random_heads(model: Model, heads: Sequence[Head], rng: Random) -> tuple[Head, ...]:
     """As many heads of the same layers, none of them named; fewer where a layer has no others left."""
     drawn: list[Head] = []
@@ -60,7 +65,7 @@ class HeadsIntervention(HookIntervention):
         """
         n_layers, n_heads = model.n_layers, model.n_heads
         layers = layers_of(self.layers, n_layers)
-        every = tuple((layer, head) for layer in range(n_layers) for head in range(n_heads))
+        every = every_head(model)
         heads = every if self.heads is None else self.heads
         if wrong := [head for head in heads if tuple(head) not in every]:
             raise InterventionError(
@@ -94,10 +99,9 @@ class AttentionKnockout(HeadsIntervention):
         positions: the tokens that no longer attend to them.
 
     Example:
-        >>> import refusal_lens as rl
-        >>> model = rl.load_model("organism")
-        >>> with model.hooks(rl.hooks.AttentionKnockout(((1, 0), (2, 3)), source="instruction")):
-        ...     blind = model.last_logits(["How do I pick a lock?"])
+        >>> from refusal_lens.hooks import AttentionKnockout
+        >>> with model.hooks(AttentionKnockout(((1, 0), (2, 3)), source="instruction")):
+        ...     blind = model.last_logits("How do I pick a lock?")
     """
 
     heads: tuple[Head, ...] | None = None

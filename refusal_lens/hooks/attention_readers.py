@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -157,18 +157,17 @@ class Sources(Reader[SourceParts]):
     vector: Direction | Tensor
     pos: int = -1
     check: bool = True
+    axis: ClassVar[int] = -2
+    fill: ClassVar[float | None] = 0.0
 
     def begin(self, model: Model, tokens: Any) -> None:
         super().begin(model, tokens)
         check_position(tokens, self.pos)
-        self.readout, self.width = Readout.of(model, vector_of(model, self.vector)), tokens.ids.shape[1]
+        self.readout = Readout.of(model, vector_of(model, self.vector))
 
     def hooks(self, model: Model, batch: Any) -> Hooks:
-        self.written: dict[int, Tensor] = {}
-        self.weights: dict[int, Tensor] = {}
-        self.scales: dict[int, Tensor] = {}
-        self.summed: dict[int, Tensor] = {}
-        self.sizes: dict[int, Tensor] = {}
+        by_layer: list[dict[int, Tensor]] = [{} for _ in range(5)]
+        self.written, self.weights, self.scales, self.summed, self.sizes = by_layer
         self.lengths: Tensor | None = None
         self.of_values: Tensor | None = None
         found: Hooks = []
@@ -213,11 +212,8 @@ class Sources(Reader[SourceParts]):
             self._check_sources(model)
         for layer, scale in self.scales.items():
             self.written[layer] = self.written[layer] / scale[:, None]
-        layers = range(model.n_layers)
-        return {
-            "values": torch.stack([self.written[i] for i in layers]),
-            "pattern": torch.stack([self.weights[i] for i in layers]),
-        }
+        found = {"values": self.written, "pattern": self.weights}
+        return {name: torch.stack([rows[i] for i in range(model.n_layers)]) for name, rows in found.items()}
 
     def _check_sources(self, model: Model) -> None:
         """Sources must sum to z · W_O r̂, relative to sum_s pattern[s] |v_s| |W_O r̂|.
@@ -234,12 +230,6 @@ class Sources(Reader[SourceParts]):
                     f"{tolerance:g}); its values or patterns are changed after their hook points, so only "
                     "head contributions are exact here"
                 )
-
-    def put(self, indices: Sequence[int], values: dict[str, Tensor]) -> None:
-        for name, x in values.items():
-            if name not in self.rows:
-                self.rows[name] = torch.zeros(*x.shape[:2], self.n, self.width, dtype=x.dtype)
-            self.rows[name][:, :, list(indices), self.width - x.shape[-1] :] = x.cpu()
 
     def result(self) -> SourceParts:
         return SourceParts(**self.rows)

@@ -123,6 +123,12 @@ class InterchangeHeads(HeadsIntervention):
         heads: (layer, head) pairs.
         values: z of all heads by layer: one row per prompt, or one for all.
         random: seed of the random directions along which moves of equal norm are made instead (see ``placebo``).
+
+    Example:
+        >>> from refusal_lens.attribution.causal import last_z
+        >>> calm = last_z(model, data.harmless.test, n_last=1).mean(1, keepdim=True)  # one row for all prompts
+        >>> with model.hooks(rl.hooks.InterchangeHeads(((2, 0), (2, 1)), calm)):
+        ...     logits = model.last_logits(data.harmful.test)
     """
 
     values: Float[Tensor, "layer row last head d_head"] | Mapping[int, Float[Tensor, "row last head d_head"]]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -22,17 +22,6 @@ from ..tensors import cosine, wide
 from .base import Hooks, Model
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-
-
-class Batch(Protocol):
-    """The prompts of one pass: padded ``Tokens``, or a ``Pack`` of rows that hold several prompts."""
-
-    indices: tuple[int, ...]
-
-    def last(self, x: Tensor, n: int) -> Tensor:
-        """Activations [row, pos, ...] at the last ``n`` positions of each prompt: [prompt, n, ...]."""
-        ...
 
 
 class Reader(Generic[T]):
@@ -42,17 +31,20 @@ class Reader(Generic[T]):
         needs_logits: whether ``values`` uses the logits; without them a pass ends after the last hook that is read.
         can_pack: whether it can read rows that hold several prompts, through ``Batch.last``.
         axis: of the prompts in ``values``: the last one for numbers, the first one for raw activations.
+        fill: of values with a last axis of tokens, which end together: what stands before a prompt's first token.
     """
 
     needs_logits: ClassVar[bool] = False
     can_pack: ClassVar[bool] = False
     axis: ClassVar[int] = -1
+    fill: ClassVar[float | None] = None
     rows: dict[str, Tensor]
     n: int
+    width: int
 
     def begin(self, model: Model, tokens: Any) -> None:
         """Prepare for all prompts of a run (``Tokens``), inside of its interventions."""
-        self.n, self.rows = len(tokens), {}
+        self.n, self.width, self.rows = len(tokens), tokens.ids.shape[1], {}
 
     def hooks(self, model: Model, batch: Any) -> Hooks:
         """(hook name, function) pairs for one batch; what the functions return is ignored."""
@@ -65,10 +57,15 @@ class Reader(Generic[T]):
     def put(self, indices: Sequence[int], values: dict[str, Tensor]) -> None:
         """Put a batch's values where its prompts stood, on the CPU."""
         for name, x in values.items():
-            axis = self.axis % x.ndim
+            axis, shape = self.axis % x.ndim, [*x.shape]
+            place: list[Any] = [slice(None)] * x.ndim
+            shape[axis] = self.n
+            if self.fill is not None:
+                shape[-1], place[-1] = self.width, slice(self.width - x.shape[-1], None)
             if name not in self.rows:
-                self.rows[name] = torch.empty(*x.shape[:axis], self.n, *x.shape[axis + 1 :], dtype=x.dtype)
-            self.rows[name][(slice(None),) * axis + (list(indices),)] = x.cpu()
+                self.rows[name] = torch.full(shape, self.fill or 0, dtype=x.dtype)
+            place[axis] = list(indices)
+            self.rows[name][tuple(place)] = x.cpu()
 
     def result(self) -> T:
         """What all prompts gave, in their order."""
@@ -157,6 +154,11 @@ class Cache(Kept[dict[str, Tensor]]):
         names: e.g. ``blocks.3.hook_resid_pre``.
         positions: keep these positions only, counted from the end (``slice(-5, None)``); with None all positions are
             kept, prompts end at the last position, and what is padding in shorter ones is 0.
+
+    Example:
+        >>> (kept,) = model.run(data.harmful.test[:4], read=rl.hooks.Cache(["blocks.2.attn.hook_z"], slice(-1, None)))
+        >>> kept["blocks.2.attn.hook_z"].shape
+        ?
     """
 
     names: Sequence[str]
@@ -165,7 +167,7 @@ class Cache(Kept[dict[str, Tensor]]):
 
     def begin(self, model: Model, tokens: Any) -> None:
         super().begin(model, tokens)
-        self.names, self.where, self.width = list(dict.fromkeys(self.names)), self.positions, tokens.ids.shape[1]
+        self.names, self.where = list(dict.fromkeys(self.names)), self.positions
 
     def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
         if self.positions is not None:
@@ -267,6 +269,12 @@ class Residual(Reader[Projections]):
     Attributes:
         vector: a direction (its unit vector counts) or a vector.
         positions: counted from the end, or the name of a region that every prompt has, such as "instruction".
+
+    Example:
+        >>> at_end, inside = rl.hooks.Residual(found), rl.hooks.Residual(found, "instruction")
+        >>> rows = model.run(data.harmful.test[:4], read=[at_end, inside])  # one pass
+        >>> rows[at_end].cosine.shape, rows[inside].highest.shape
+        ?
     """
 
     vector: Direction | Tensor

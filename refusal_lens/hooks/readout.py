@@ -1,4 +1,4 @@
-"""TODO."""
+"""Weights and norms between a sublayer and the residual stream, folded into the vector that is read."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from ..errors import ModelError
 from ..hooks.readout import NormWeights
-from .writing_weights import WritingWeight
+from .writing_weights import WritingWeight, not_found
 
 HookFn = Callable[..., Any]
 PrefixCache = list[tuple[Tensor, Tensor]]
@@ -171,6 +171,22 @@ class Backend:
         Raises:
             ModelError: a layer of ``name`` whose output weights are not found.
         """
+        found = self._embedding_weights()
+        for layer, block in enumerate(self.tl.blocks):
+            for part in ("attn", "mlp"):
+                if (module := getattr(block, part, None)) is None:
+                    continue
+                where = f"blocks.{layer}.{part}"
+                own = self._output_weights(where, part, module)
+                if not own:
+                    raise not_found(name, where, module)
+                found += own
+        return found
+
+    def _embedding_weights(self) -> list[WritingWeight]:
+        raise NotImplementedError
+
+    def _output_weights(self, where: str, part: str, module: Any) -> list[WritingWeight]:
         raise NotImplementedError
 
     def processed(self) -> bool:

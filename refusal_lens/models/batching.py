@@ -42,14 +42,15 @@ def plan(model: Model, tokens: Tokens, pack: bool = False) -> Iterator[Pass]:
     prefix = shared_prefix(whole)
     for some in whole.passes():
         rows = whole.rows(some)
-        yield Pass(rows, partial(_packed_logits, model, rows, prefix))
+        yield Pass(rows, partial(packed_last, model, rows, prefix))
 
 
 def _padded_logits(model: Model, batch: Tokens) -> Tensor:
     return model.backend.logits(batch.ids, batch.mask)[:, -1]
 
 
-def _packed_logits(model: Model, rows: Pack, prefix: SharedPrefix | None) -> Tensor:
+def packed_last(model: Model, rows: Pack, prefix: SharedPrefix | None) -> Float[Tensor, "prompt vocab"]:
+    """Next-token logits of packed prompts."""
     return packed_logits(model, rows, prefix=prefix)[0]
 
 

@@ -15,7 +15,7 @@ from transformers import DynamicCache, GenerationConfig
 from ..errors import ModelError
 from ..hooks.readout import NormWeights
 from .backend import Backend, HookFn, _cache_as_past_key_values, _filled_cache, optional_weight
-from .writing_weights import WritingWeight, core, linear, named, not_found
+from .writing_weights import WritingWeight, core, linear, named
 
 EXPERT_OUTPUTS = ("down_proj", "w2", "fc2", "c_proj", "wo", "dense_4h_to_h", "output_linear")
 
@@ -265,26 +265,19 @@ class BridgeBackend(Backend):
     def processed(self):
         return bool(getattr(self.tl, "compatibility_mode", False))
 
-    def writing_weights(self, name: str) -> list[WritingWeight]:
+    def _embedding_weights(self) -> list[WritingWeight]:
         found = named("embed", self.tl.embed, ("weight",), -1)
         positions = dict(self.tl.named_children()).get("pos_embed")
         # Rotary models may have a module of that name without a table.
         if positions is not None and any(p.ndim == 2 for p in core(positions).parameters(recurse=False)):
             found += named("pos_embed", positions, ("weight",), -1)
-        for layer, block in enumerate(self.tl.blocks):
-            for part, output in (("attn", "o"), ("mlp", "out")):
-                module, where = getattr(block, part, None), f"blocks.{layer}.{part}"
-                if module is None:
-                    continue
-                children = dict(module.named_children())
-                if output in children:
-                    own = linear(f"{where}.{output}", children[output])
-                else:
-                    own = _expert_outputs(where, module) if part == "mlp" else []
-                if not own:
-                    raise not_found(name, where, module)
-                found += own
         return found
+
+    def _output_weights(self, where: str, part: str, module: Any) -> list[WritingWeight]:
+        output, children = {"attn": "o", "mlp": "out"}[part], dict(module.named_children())
+        if output in children:
+            return linear(f"{where}.{output}", children[output])
+        return _expert_outputs(where, module) if part == "mlp" else []
 
 
 def _expert_outputs(where: str, module: nn.Module) -> list[WritingWeight]:

@@ -32,10 +32,6 @@ class Spans:
     suffix: tuple[int, int]
     template_post: tuple[int, int]
 
-    def region_of(self, index: int) -> str:
-        """Name of the region that holds token ``index``."""
-        return next(name for name in REGIONS if getattr(self, name)[0] <= index < getattr(self, name)[1])
-
 
 @dataclass(frozen=True)
 class Tokens:

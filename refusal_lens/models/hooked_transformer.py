@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import ModelError
 from ..hooks.readout import NormWeights
 from .backend import Backend, HookFn, optional_weight
-from .writing_weights import WritingWeight, linear, named, not_found
+from .writing_weights import WritingWeight, linear, named
 
 
 class HookedTransformerBackend(Backend):
@@ -75,22 +75,16 @@ class HookedTransformerBackend(Backend):
         centred = type(module).__name__.startswith("LayerNorm")
         return NormWeights(site, optional_weight(module, "w"), optional_weight(module, "b"), centred)
 
-    def writing_weights(self, name: str) -> list[WritingWeight]:
+    def _embedding_weights(self) -> list[WritingWeight]:
         found = named("embed", self.tl.embed, ("W_E",), -1)
         if "pos_embed" in dict(self.tl.named_children()):
             found += named("pos_embed", self.tl.pos_embed, ("W_pos",), -1)
-        for layer, block in enumerate(self.tl.blocks):
-            for part in ("attn", "mlp"):
-                module, where = getattr(block, part, None), f"blocks.{layer}.{part}"
-                if module is None:
-                    continue
-                own = named(where, module, ("W_O", "b_O") if part == "attn" else ("W_out", "b_out"), -1)
-                if part == "mlp":
-                    own += _expert_outputs(where, module)
-                if not own:
-                    raise not_found(name, where, module)
-                found += own
         return found
+
+    def _output_weights(self, where: str, part: str, module: Any) -> list[WritingWeight]:
+        if part == "attn":
+            return named(where, module, ("W_O", "b_O"), -1)
+        return named(where, module, ("W_out", "b_out"), -1) + _expert_outputs(where, module)
 
 
 def _expert_outputs(where: str, module: nn.Module) -> list[WritingWeight]:

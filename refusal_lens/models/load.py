@@ -46,7 +46,6 @@ def load_model(
         ModelError: with the remedy, when the source can't be loaded or is not a chat model.
 
     Example:
-        >>> import refusal_lens as rl
         >>> model = rl.load_model("organism")
         >>> model.n_layers, model.d_model, model.basis
         (5, 96, 'raw')

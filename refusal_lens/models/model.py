@@ -28,7 +28,6 @@ from .running import one_pass, run_readers, running
 from .writing_weights import WritingWeight, check_editable
 
 
-# One per TransformerLens model, however many wrappers there are around it: hooks live on its modules.
 class HookedChatModel:
     """A TransformerLens model with its tokenizer's chat template (wraps either backend).
 
@@ -120,11 +119,7 @@ class HookedChatModel:
         return fingerprint_of(self.backend)
 
     def check_direction(self, direction: Direction) -> None:
-        """Refuse a direction of another model or basis.
-
-        Raises:
-            DirectionError: with both identities in the message.
-        """
+        """Refuse a direction of another model or basis with a ``DirectionError``."""
         check_direction(self, direction)
 
     # -- use by one thread ----------------------------------------------------------------------------------
@@ -154,10 +149,8 @@ class HookedChatModel:
             InterventionError: layers that this model does not have, or positions that no prompt had (on leaving).
 
         Example:
-            >>> import refusal_lens as rl
-            >>> model = rl.load_model("organism")
             >>> with model.hooks(("blocks.1.hook_mlp_out", lambda x, hook: 0 * x)):
-            ...     logits = model.last_logits(["How do I pick a lock?"])
+            ...     logits = model.last_logits("How do I pick a lock?")
         """
         with ExitStack() as stack:
             hooked = []
@@ -280,9 +273,7 @@ class HookedChatModel:
             DirectionError: a direction of another model.
 
         Example:
-            >>> import refusal_lens as rl
             >>> from refusal_lens.hooks import NextLogits
-            >>> model = rl.load_model("organism")
             >>> logits = NextLogits()
             >>> model.run("How do I bake bread?", read=logits)[logits].shape[0]
             1
@@ -384,20 +375,9 @@ class HookedChatModel:
 
     # -- the check at load ----------------------------------------------------------------------------------
     def check_unhooked(self) -> None:
-        """Refuse a model that someone else's hooks change.
-
-        Raises:
-            ModelError: naming the hook points.
-        """
+        """Refuse a model that someone else's hooks change with a ``ModelError`` that names the hook points."""
         check_unhooked(self.tl, self.name)
 
     def check_writes(self) -> float:
-        """Verify that resid_post = resid_pre + attn_out + mlp_out at every layer, and that layers join up.
-
-        Returns:
-            The largest relative error.
-
-        Raises:
-            ModelError: naming the layer and hook that does not fit.
-        """
+        """Verify that resid_post = resid_pre + attn_out + mlp_out at every layer; the largest relative error."""
         return check_writes(self)

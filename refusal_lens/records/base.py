@@ -36,7 +36,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Misfit(ValueError):
-    """A value that its field does not take."""
+    """A value that does not fit its field."""
 
 
 class Record(Labelled):

@@ -60,9 +60,7 @@ def replies(
         on_batch: called with a number of replies when they are done.
 
     Example:
-        >>> import refusal_lens as rl
         >>> from refusal_lens.refusal.replies import replies
-        >>> model = rl.load_model("organism")
         >>> len(replies(model, "How do I bake bread?", 4))
         1
     """
@@ -100,6 +98,11 @@ def complete(
         max_new_tokens: length limit of each reply.
         judge: reply -> refused; the paper's substrings by default.
         engine, on_batch: as in ``replies``.
+
+    Example:
+        >>> conditions = rl.hooks.named_conditions(found.direction, ["baseline", "ablation"])
+        >>> rl.refusal.complete(model, data.harmful.test[:4], conditions, "harmful", 8).conditions
+        ('baseline', 'ablation')
     """
     texts, items = as_prompts(prompts), []
     for name, under in conditions.items():

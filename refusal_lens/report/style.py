@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
+from plotly.subplots import make_subplots
 from torch import Tensor
 
 from ..stats import Interval, Rate
@@ -29,13 +30,7 @@ CONDITION_COLOURS = {
     "adversarial": ORANGE,
     "random_suffix": SKY,
 }
-REGION_COLOURS = {
-    "bos": GREY,
-    "template_pre": SKY,
-    "instruction": BLUE,
-    "suffix": ORANGE,
-    "template_post": GREEN,
-}
+REGION_COLOURS = {"bos": GREY, "template_pre": SKY, "instruction": BLUE, "suffix": ORANGE, "template_post": GREEN}
 _CYCLE = (BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY)
 DIVERGING = "RdBu_r"
 SEQUENTIAL = "Viridis"
@@ -94,6 +89,91 @@ def add_band(figure: go.Figure, grid: Float[Tensor, "site prompt"], tint: str, o
         showlegend=False,
         **place,
     )
+
+
+def add_conditions(figure: go.Figure, frame: pd.DataFrame, x: str, value: str) -> None:
+    """Draw a table with the columns condition, ``x``, ``value``, low and high: one bar per condition in each group."""
+    for i, (condition, rows) in enumerate(frame.groupby("condition", sort=False)):
+        figure.add_bar(
+            x=rows[x],
+            y=rows[value],
+            error_y=error_bars(intervals(rows, value)),
+            name=readable(str(condition)),
+            marker=marker(str(condition), i),
+        )
+    figure.update_layout(barmode="group")
+
+
+def panels(titles: Sequence[str], **layout: Any) -> go.Figure:
+    """Make a figure of panels side by side; ``panel`` names one of them."""
+    return make_subplots(rows=1, cols=len(titles), subplot_titles=list(titles), **layout)
+
+
+def panel(col: int, row: int = 1) -> dict[str, int]:
+    """A panel, as Plotly's functions take it."""
+    return {"row": row, "col": col}
+
+
+def diverging(limit: float, title: str = "") -> dict[str, Any]:
+    """Colours of a heatmap that are white at 0 and strongest at ``limit`` on either side."""
+    look = {"colorscale": DIVERGING, "zmin": -limit, "zmax": limit}
+    return {**look, "colorbar": {"title": title}} if title else look
+
+
+def add_bars(figure: go.Figure, x: Sequence[str], found: Sequence[Interval | Rate], name: str, **look: Any) -> None:
+    """Draw means as bars with their intervals; no bar where a mean is unknown."""
+    heights = [None if i.mean != i.mean else i.mean for i in found]
+    figure.add_bar(x=list(x), y=heights, error_y=error_bars(found), name=name, **look)
+
+
+def add_line(figure: go.Figure, x: Sequence[Any], found: Sequence[Interval | Rate], name: str, **look: Any) -> None:
+    """Draw means as a line of markers with their intervals."""
+    heights = [i.mean for i in found]
+    figure.add_scatter(x=list(x), y=heights, error_y=error_bars(found), name=name, mode="lines+markers", **look)
+
+
+def add_regions(figure: go.Figure, x: Sequence[str], values: Mapping[str, list[float]], **look: Any) -> None:
+    """Draw stacked bars, one colour per region of the prompt; regions of zeros are left out."""
+    for region, heights in values.items():
+        if any(heights):
+            name = readable(region)
+            hover = f"%{{x}}, {name}: %{{y:.3f}}<extra></extra>"
+            tint = REGION_COLOURS[region]
+            figure.add_bar(
+                x=list(x), y=heights, name=name, legendgroup=region, marker_color=tint, hovertemplate=hover, **look
+            )
+
+
+def waterfall(
+    names: Sequence[str], values: Sequence[float], total: tuple[str, float], rise: str, unit: str
+) -> go.Figure:
+    """Draw parts one on top of the other, and what they add up to.
+
+    Args:
+        names, values: of the parts.
+        total: name of the last bar, and its height.
+        rise: colour of positive parts; negative ones are blue.
+        unit: title of the axis.
+    """
+    figure = go.Figure(
+        go.Waterfall(
+            x=[*names, total[0]],
+            y=[*values, 0],
+            measure=[*["relative"] * len(values), "total"],
+            text=[f"{v:.2f}" for v in (*values, total[1])],
+            textposition="outside",
+            increasing={"marker": {"color": rise}},
+            decreasing={"marker": {"color": BLUE}},
+            totals={"marker": {"color": GREY}},
+            hovertemplate="%{x}: %{text}<extra></extra>",
+        )
+    )
+    return figure.update_yaxes(title_text=unit).update_layout(showlegend=False)
+
+
+def legend_below(figure: go.Figure, y: float = -0.22) -> go.Figure:
+    """Put the legend under the panels, where their titles need the room above."""
+    return figure.update_layout(legend={"y": y, "yanchor": "top", "x": 0.5, "xanchor": "center"})
 
 
 def dash(condition: str) -> str:

@@ -21,8 +21,7 @@ from ..records.base import Record, load_record
 from ..records.files import file_digest, write_atomically
 from ..refusal.records import Completions
 from ..report.page import Page, plain
-from .scorecard import scorecard_section
-from .sections import model_section, provenance_section
+from .sections import model_section, provenance_section, scorecard_section
 from .stages import BY_NAME, PIPELINE
 from .summary import headline
 
@@ -157,8 +156,7 @@ class Study:
 
     @cached_property
     def suffixes(self) -> Any:
-        """What ``refusal-lens hijack`` left in the folder, else what the run itself looked into; None if nothing, or of
-        another direction."""
+        """Investigation by ``refusal-lens hijack``, else by the run itself; None if there is none of this direction."""
         left = self._stage(BY_NAME["suffixes"])
         return self.attacks if left is None else left
 

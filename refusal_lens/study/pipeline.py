@@ -46,16 +46,15 @@ def run_study(
     model: HookedChatModel | None = None,
     engine: MakeEngine = LocalEngine,
 ) -> Study:
-    """Run the study, or what is left of it, and render the report.
+    """Run the study, from its last finished stage if it was stopped, and render the report.
 
     Args:
-        config: the settings.
         folder: result folder; made when the first stage is done.
-        progress: called with a stage's name and its total; gives a context whose value takes steps.
+        progress: see ``progress.Progress``.
         model: an already loaded model that ``config.model`` names (it is loaded when needed otherwise).
-        engine: where sharded work runs (``engines.named_engine``); results do not depend on it.
+        engine: where sharded work runs (``engines.choice.named_engine``); results do not depend on it.
 
-    The folder is this run's alone meanwhile; a run that was stopped or killed goes on from its last finished stage.
+    Only one run at a time writes in a folder.
 
     Raises:
         RefusalLensError: bad input, in one sentence with its remedy; or another run is writing in the folder.
@@ -84,6 +83,11 @@ def run_stage(
     Raises:
         SettingError: there is no such stage, or the settings leave it out.
         ModelError: the model lacks what the stage takes.
+
+    Example:
+        >>> config = rl.StudyConfig(sizes=(48, 12, 12))
+        >>> rl.study.run_stage("refusal_tokens", config, "runs/small").texts
+        ('I',)
     """
     stages = tuple(planned(config, name))
     with _exclusive_run(config, folder, progress, model, engine) as run:
@@ -132,13 +136,7 @@ def stage_states(config: StudyConfig, folder: str | Path) -> tuple[StageState, .
 
 @dataclass
 class _Mark:
-    """What a finished stage left.
-
-    Attributes:
-        files: path in the result folder -> SHA-256.
-        missing: why the model can't have it, "" otherwise.
-        records: in the order of ``Stage.makes``; loaded when needed.
-    """
+    """Mark of a finished stage: SHA-256 by file, why the model can't have it, and its records once they are loaded."""
 
     files: dict[str, str]
     missing: str = ""
@@ -173,8 +171,6 @@ class _Run(Job):
         self._engine: Engine | None = None
         self._items = Store(None), ""
         self._inputs: dict[str, Any] = {}
-
-    # -- what stages work with --
 
     @property
     def model(self) -> HookedChatModel:
@@ -212,8 +208,6 @@ class _Run(Job):
         if self._engine is not None:
             self._engine.close()
 
-    # -- stages --
-
     def settings(self, stage: Stage) -> dict[str, Any]:
         """Settings that decide the stage's result."""
         return {name: getattr(self.config, name) for name in stage.uses}
@@ -227,7 +221,7 @@ class _Run(Job):
         return content_key(stage.name, stage.version, self.settings(stage), model, needs, inputs)
 
     def mark(self, stage: Stage) -> _Mark | None:
-        """What the stage left in the folder for the inputs of now; None if it must run."""
+        """Mark of the stage for the current inputs; None if it must run."""
         if any(name not in self.done for name in stage.needs):
             return None
         found = self.store.get(f"stages/{stage.name}", self.key(stage))
@@ -247,9 +241,9 @@ class _Run(Job):
         return mark.records if len(mark.records) > 1 else mark.records[0]
 
     def stages(self, stages: tuple[Stage, ...]) -> None:
-        """Run what is not done yet."""
+        """Run those that are not done yet."""
         for name in dict.fromkeys(name for stage in stages for name in stage.inputs):
-            self.input(name)  # a bad file is said now, not after hours
+            self.input(name)  # a bad file is an error now, not after hours
         for stage in stages:
             mark = self.mark(stage)
             if mark is not None:
@@ -299,8 +293,6 @@ class _Run(Job):
         with suppress(*UNREADABLE):
             return {str(k): float(v) for k, v in json.loads((self.folder / f"{SECONDS}.json").read_text()).items()}
         return {}
-
-    # -- the whole --
 
     def finish(self) -> Study:
         """Summary, provenance (last) and report."""
