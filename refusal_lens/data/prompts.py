@@ -40,7 +40,7 @@ PRESETS = {
 
 
 class Conversation(str):
-    r"""The turns of a conversation up to a user's request, taken wherever a prompt is taken.
+    """The turns of a conversation up to a user's request, taken wherever a prompt is taken.
 
     As text it is its transcript. Its last user turn is the instruction; what comes before belongs to the template.
 

@@ -55,6 +55,7 @@ def test_it_runs_on_the_embedded_model(name, study_folder, tmp_path, monkeypatch
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=\"(https?:)?//", page)
 
 
+@pytest.mark.slow
 def test_benchmarks_of_ones_own(study_folder, tmp_path, monkeypatch, capsys):
     """The table of coherence with a task from a folder: the official ones need a network."""
     pytest.importorskip("lm_eval")
