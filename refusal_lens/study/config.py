@@ -98,7 +98,8 @@ class StudyConfig:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
                 raise SettingError(f"there is no setting {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()})
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+        return cls(**values)
 
     def sources(self) -> tuple[str, str]:
         """Where harmful and harmless prompts come from.
