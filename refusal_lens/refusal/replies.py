@@ -61,7 +61,7 @@ def replies(
 
     Example:
         >>> from refusal_lens.refusal.replies import replies
-        >>> len(replies(model, "How do I bake bread?", 4))
+        >>> len(replies(model, ["How do I bake bread?"], 4))
         1
     """
     if engine is None or isinstance(prompts, Tokens):
