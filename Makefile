@@ -8,15 +8,18 @@ LEGACY := .venv-legacy
 WORKERS ?= 2
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: docs notebooks report test coverage test-real test-legacy lint check reliability matrix audit bench clean
+.PHONY: docs notebooks report test test-slow coverage test-real test-legacy lint check reliability matrix audit bench clean
 
 report: $(VENV)/.installed  ## the main job on the embedded model; prints where report.html is
 	$(BIN)/refusal-lens run organism --out runs/organism
 
-test: $(VENV)/.test  ## all tests but the nightly ones
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore tests/real
+test: $(VENV)/.test  ## the tests of a few seconds each, in a few minutes
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore tests/real -m "not slow"
 
-coverage: $(VENV)/.test  ## the same with the share of lines that they run, by module
+test-slow: $(VENV)/.test  ## the others but the nightly ones: notebooks, Ray clusters, memory, training
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore tests/real -m slow
+
+coverage: $(VENV)/.test  ## both, with the share of lines that they run, by module
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore tests/real --cov=refusal_lens --cov-report=term
 
 test-real: $(VENV)/.test  ## the main job on the real chat model that REFUSAL_LENS_REAL_MODEL names
@@ -43,7 +46,7 @@ audit: $(VENV)/.test  ## known vulnerabilities and licences of everything instal
 
 # One make for each, in this order also under -j: the tests are timed, and the real model runs alone, on all cores.
 check:  ## all of what CI runs (.ci/run runs this); the real model's tests where REFUSAL_LENS_REAL_MODEL names one
-	@set -e; for target in lint docs audit test-legacy matrix test $(if $(REFUSAL_LENS_REAL_MODEL),test-real); do \
+	@set -e; for target in lint docs audit test-legacy matrix test test-slow $(if $(REFUSAL_LENS_REAL_MODEL),test-real); do \
 	begin=$$(date +%s); $(MAKE) $$target; echo "$$target: $$(($$(date +%s) - begin)) s"; done
 	@[ -n "$(REFUSAL_LENS_REAL_MODEL)" ] || echo "the real model was left out: set REFUSAL_LENS_REAL_MODEL to a chat model"
 

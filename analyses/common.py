@@ -13,7 +13,7 @@ from refusal_lens.records.files import write_atomically
 from refusal_lens.report.page import Page, Section
 from refusal_lens.study.config import StudyConfig
 from refusal_lens.study.folder import Study
-from refusal_lens.study.pipeline import run_study
+from refusal_lens.study.pipeline import run_study, stage_states
 
 
 def parser(doc: str, name: str) -> argparse.ArgumentParser:
@@ -41,7 +41,9 @@ def prepared(args: argparse.Namespace) -> tuple[HookedChatModel, Study]:
         max_new_tokens=args.max_new_tokens,
         relax=True,
     )
-    study = run_study(config, args.study or args.out / "study", model=model)
+    folder = args.study or args.out / "study"
+    finished = (folder / "report.html").is_file() and all(s.state == "done" for s in stage_states(config, folder))
+    study = Study.load(folder) if finished else run_study(config, folder, model=model)
     chosen = study.selection.chosen
     note = f" (relaxed: {chosen.relaxed})" if chosen.relaxed else ""
     print(f"{model.name}: direction at {chosen.label}{note}")

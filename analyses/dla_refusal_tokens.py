@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import torch
 
-from analyses.top_heads import arguments, prepared
 from refusal_lens import HookedChatModel
 from refusal_lens.attribution.figures import plot_components
 from refusal_lens.attribution.logits import compliance_tokens, direct_logit_attribution
+
+from .common import parser, prepared
 
 
 @torch.inference_mode()
@@ -33,7 +34,7 @@ def transformerlens_gap(model: HookedChatModel, prompt: str, answer: int, agains
 
 
 def main() -> None:
-    args = arguments(__doc__, "dla_refusal_tokens")
+    args = parser(__doc__, "dla_refusal_tokens").parse_args()
     model, study = prepared(args)
     answer = study.refusal_tokens
     against = compliance_tokens(model, study.harmless.train.texts, answer)

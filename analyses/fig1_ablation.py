@@ -10,7 +10,7 @@ from refusal_lens.behaviour.judges.naming import judge_named
 from refusal_lens.behaviour.section import evaluation_section
 from refusal_lens.behaviour.table import evaluate_table
 from refusal_lens.hooks.orthogonalize import post_norm_layers
-from refusal_lens.study.scorecard import scorecard_section
+from refusal_lens.study.sections import scorecard_section
 
 CONDITIONS = ("baseline", "ablation", "orthogonalized", "random_ablation", "random_orthogonalized")
 

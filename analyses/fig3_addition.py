@@ -8,7 +8,7 @@ from __future__ import annotations
 from analyses.common import finish, parser, prepared, show
 from refusal_lens.behaviour.section import evaluation_section
 from refusal_lens.behaviour.table import evaluate_table
-from refusal_lens.study.scorecard import scorecard_section
+from refusal_lens.study.sections import scorecard_section
 
 CONDITIONS = ("baseline", "addition", "random_addition")
 

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analyses.top_heads import arguments, prepared
 from refusal_lens.attribution.figures import plot_propagation, plot_sources, plot_sources_by_region
 from refusal_lens.attribution.ranking import choose_heads
 from refusal_lens.attribution.sources import propagation, source_contributions
 from refusal_lens.records.labels import head_label
 
+from .common import parser, prepared
+
 
 def main() -> None:
-    args = arguments(__doc__, "propagation")
+    args = parser(__doc__, "propagation").parse_args()
     model, study = prepared(args)
     direction = study.selection.chosen
     figures = []

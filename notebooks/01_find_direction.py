@@ -32,7 +32,7 @@ pd.DataFrame({"harmful": harmful.train.texts[:5], "harmless": harmless.train.tex
 
 # %% [markdown]
 # The chat template is the tokenizer's own. The candidates live at the *post-instruction positions*: the template's tokens
-# behind the request, where the model has read everything and is about to speak.
+# after the request, where the model has read everything and is about to answer.
 
 # %%
 print(model.chat.render(harmful.train.texts[0]))
@@ -41,7 +41,7 @@ model.chat.post_labels()
 # %% [markdown]
 # ## The refusal metric
 #
-# Which tokens begin a refusal? They are found from the model's own replies. The refusal metric is the log-odds of
+# Which tokens begin a refusal? `find_refusal_tokens` takes them from the model's own replies. The refusal metric is the log-odds of
 # those tokens at the last position (paper, appendix B): above 0 the model is about to refuse.
 
 # %%
@@ -85,8 +85,8 @@ table.round(3)
 # %% [markdown]
 # ## What it separates
 #
-# The cosine of the last position with the direction, layer by layer, on prompts that took no part in finding it: harmful
-# and harmless requests part ways.
+# The cosine of the last position with the direction, layer by layer, on prompts that were not used to find it: harmful
+# and harmless requests separate.
 
 # %%
 trace = trace_direction(model, {"harmful": harmful.test.texts, "harmless": harmless.test.texts}, direction)
@@ -95,7 +95,7 @@ plot_trace(trace)
 # %% [markdown]
 # ## Is it luck?
 #
-# Draw the training prompts again with replacement and choose again. If the winners agree, the direction is a property of
+# Resample the training prompts with replacement and select again. If the winners agree, the direction is a property of
 # the model rather than of these prompts.
 
 # %%
@@ -113,7 +113,7 @@ plot_stability(stability)
 #
 # Any chat model that refuses: a Hugging Face id, a local folder or a `.gguf` file; prompts from text, CSV, JSON or JSONL
 # files. If no candidate passes the paper's rule, the error names the nearest ones and what each would need;
-# `relax=True` takes the nearest and records that it did.
+# `relax=True` takes the nearest and records that it did so.
 
 # %%
 MODEL, HARMFUL, HARMLESS = "", "harmful.txt", "harmless.txt"

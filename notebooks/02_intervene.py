@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Intervening on the direction
 #
-# A direction that merely *correlates* with refusal would do nothing when touched. Three interventions (section 2.4 of
+# A direction that merely *correlates* with refusal would have no effect when changed. Three interventions (section 2.4 of
 # [the paper](https://arxiv.org/abs/2406.11717)) say whether it is necessary and sufficient, each beside a placebo: the
 # same with a random direction of equal norm.
 
@@ -11,7 +11,6 @@ import pandas as pd
 import refusal_lens as rl
 from refusal_lens.refusal.replies import complete
 from refusal_lens.hooks.conditions import named_conditions
-from refusal_lens.refusal.replies import refusal_rates
 from refusal_lens.behaviour.cross_entropy import losses
 from refusal_lens.models.texts import own_completions
 from refusal_lens.exactness.identities import orthogonalization_gap
@@ -31,7 +30,7 @@ direction.label
 # %% [markdown]
 # ## By hand
 #
-# Interventions are values; `model.hooks(...)` puts them in force, and leaving the `with` takes them out again.
+# Interventions are values; `model.hooks(...)` applies them, and leaving the `with` removes them.
 # `Ablate` removes the component along r̂ from every write to the residual stream, at every token. Here, a harmless request
 # with the direction *added* at its layer.
 
@@ -59,7 +58,7 @@ necessary = complete(
 sufficient = complete(
     model, harmless.test.texts, named_conditions(direction, ["baseline", "addition", "random_addition"]), "harmless", 24
 )
-rates = {"harmful": refusal_rates(necessary), "harmless": refusal_rates(sufficient)}
+rates = {"harmful": necessary.rates, "harmless": sufficient.rates}
 plot_refusal_rates(rates)
 
 # %%
@@ -67,7 +66,7 @@ pd.DataFrame({kind: {name: str(r) for name, r in of.items()} for kind, of in rat
 
 # %% [markdown]
 # "Not refused" is not the same as "complied": on this model, most replies to ablated harmful prompts drift to a
-# harmless neighbour of the request (see its model card). The substring judge can't tell; `refusal_lens.judges` has others.
+# harmless neighbour of the request (see its model card). The substring judge can't tell; `refusal_lens.behaviour.judges` has others.
 #
 # ## By weights
 #
@@ -76,7 +75,7 @@ pd.DataFrame({kind: {name: str(r) for name, r in of.items()} for kind, of in rat
 
 # %%
 with model.hooks(Orthogonalize(direction)):
-    print("orthogonalized refuses", refusal_rates(complete(model, harmful.test.texts, {"now": []}, "harmful", 24))["now"])
+    print("orthogonalized refuses", complete(model, harmful.test.texts, {"now": []}, "harmful", 24).rates["now"])
 print("largest logit gap to hooks:", orthogonalization_gap(model, direction, harmful.test.texts[:8]))
 
 # %% [markdown]
@@ -94,15 +93,15 @@ cost.to_frame().round(3)
 
 # %% [markdown]
 # Subtracting r at its layer costs far more than ablating it, and so does subtracting a random vector of that length: the
-# damage is one of length, not of this direction.
+# length does the damage, not this direction.
 #
 # Who *writes* the direction? [03_attribute](03_attribute.ipynb).
 
 # %% [markdown]
 # ## Now your own model
 #
-# On models with norms behind their writes (Gemma 2 and 3, OLMo 2) no edit of weights equals ablation; `orthogonalized`
-# says so, and `allow_gap=True` measures it all the same.
+# On models with norms after their writes (Gemma 2 and 3, OLMo 2) no edit of weights equals ablation; `Orthogonalize`
+# raises an error there, and `allow_gap=True` edits anyway, so that the gap can be measured.
 
 # %%
 MODEL, HARMFUL, HARMLESS = "", "harmful.txt", "harmless.txt"
@@ -112,4 +111,4 @@ if MODEL:
     candidates = rl.extract_directions(model, harmful.train, harmless.train)
     direction = rl.select_direction(model, candidates, harmful.val, harmless.val, relax=True).chosen
     named = named_conditions(direction, ["baseline", "ablation", "random_ablation"])
-    print(refusal_rates(complete(model, harmful.test.texts[:16], named, "harmful", 32)))
+    print(complete(model, harmful.test.texts[:16], named, "harmful", 32).rates)

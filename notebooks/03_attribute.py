@@ -3,7 +3,7 @@
 #
 # The residual stream is a sum: what enters block 0, and one write for each attention layer and MLP. So its projection
 # on r̂ splits exactly, component by component, head by head, and for each head source token by source token. Nothing is left
-# over, and every call checks that on its own prompts.
+# over, and each call checks this on its own prompts.
 
 # %%
 import refusal_lens as rl
@@ -57,7 +57,7 @@ plot_components(logits)
 # %% [markdown]
 # ## Heads
 #
-# Heads are *chosen* on validation prompts and *reported* on test prompts (else the best of many looks better than it is),
+# Heads are *chosen* on validation prompts and *reported* on test prompts (otherwise the best of many looks better than it is),
 # with intervals, harmless prompts beside them, and p-values adjusted over all heads.
 
 # %%
@@ -98,8 +98,8 @@ plot_propagation(path)
 # %% [markdown]
 # ## Attribution is not causation
 #
-# So it is checked: ablate the top heads (put their mean on harmless prompts, or another harmless prompt's output, in
-# their place), keep only them, and do the same with random heads of the same layers.
+# So test it: replace the top heads' output by its mean over harmless prompts, or by another harmless prompt's output; keep
+# only these heads; and do the same with random heads of the same layers.
 
 # %%
 check = causal_check(model, test, contrast, direction, heads, tokens)

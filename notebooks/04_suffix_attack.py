@@ -1,8 +1,8 @@
 # %% [markdown]
 # # What does a suffix do inside the model?
 #
-# A model refuses a harmful request. Append eight words that mean nothing, and it does not. This notebook takes such
-# suffixes apart on the embedded model: at which layer they act, through which heads and which tokens, and whether that
+# A model refuses a harmful request. Append eight words that mean nothing, and it does not. This notebook dissects such
+# suffixes on the embedded model: at which layer they act, through which heads and which tokens, and whether that
 # is the *cause*. Suffixes are input data here; nothing in this project searches for them.
 #
 # It runs on a laptop's CPU in under a minute. The definitions are in
@@ -36,9 +36,9 @@ direction.label
 # %% [markdown]
 # ## The suffixes
 #
-# The file names a kind for each. Three are adversarial (found when the model was made), the others random words.
+# The file gives a kind for each. Three are adversarial (found when the model was made), the others random words.
 # `SuffixSet.load` also reads text, CSV, nanoGCG's result as JSON and JailbreakBench artifacts. Length is counted in
-# tokens *behind an instruction*, since a tokenizer may merge the two; if it does, the suffix is refused.
+# tokens *after an instruction*, since a tokenizer may merge the two; if it does, the suffix is an error.
 
 # %%
 suffixes = SuffixSet.load(rl.organism.suffixes())
@@ -46,9 +46,9 @@ few = SuffixSet("few", (*suffixes.of("adversarial").items, *suffixes.of("random_
 [(s.kind, n, s.text) for s, n in zip(few, few.lengths(model.chat, harmful.test.texts[0]), strict=True)]
 
 # %% [markdown]
-# ## Look at all of them
+# ## Investigate all of them
 #
-# The heads are chosen on the validation prompts and reported on the test prompts. Every suffix stands beside random
+# The heads are chosen on the validation prompts and reported on the test prompts. Each suffix is compared with random
 # tokens of equal length, drawn afresh for each prompt. `metric_drop` is the refusal metric (log-odds of the refusal
 # tokens) with random tokens minus with the suffix, with its 95% interval; `p` is adjusted over suffixes.
 
@@ -65,7 +65,7 @@ report = investigate(
 report.results_frame().drop(columns=["suffix", "refused_shuffled"]).round(3)
 
 # %% [markdown]
-# Refusals fall from all to none with the adversarial suffixes and stay with random words. Look at the strongest one.
+# Refusals fall from all to none with the adversarial suffixes and stay with random words. Consider the strongest one.
 
 # %%
 result = max(report.results, key=lambda r: r.metric_drop.mean)
@@ -83,7 +83,7 @@ plot_suffix_trace(report, result)
 plot_suffix_heads(report, result)
 
 # %% [markdown]
-# One head carries most of it. Where does it look? Each column adds up to 1.
+# One head carries most of it. Where does it attend? Each column adds up to 1.
 
 # %%
 plot_attention_regions(report, result)
@@ -93,8 +93,8 @@ print("mean over the top heads", result.attention_rise)
 {label: str(rise) for label, rise in zip(report.head_labels, result.head_rises(), strict=True)}
 
 # %% [markdown]
-# The first head turns to the suffix; the mean over the top heads rises by much less. The paper reports a rise of its top
-# eight heads together; on this model one head has it, not their mean.
+# The first head turns to the suffix; the mean over the top heads rises by much less. The paper reports a rise for its top
+# eight heads together; on this model one head shows it, not their mean.
 #
 # The same head on one prompt, plain and with the suffix, on the same tokens (hover over a head to see it large).
 
@@ -136,7 +136,7 @@ print(mechanism(report.results[-1]).sentence)
 # %% [markdown]
 # ## Which tokens?
 #
-# Leave each token out and read the metric again; below it, what the top heads take from that token along the direction.
+# Leave out each token and measure the metric again; below, what the top heads take from that token along the direction.
 
 # %%
 plot_token_effects(result.tokens)
@@ -144,8 +144,8 @@ plot_token_effects(result.tokens)
 # %% [markdown]
 # ## Could a defence see it?
 #
-# The projection on the direction tells harmful from harmless prompts, until a suffix moves it. Reading the maximum over
-# the instruction's tokens would not be fooled, if harm were seen there: on this model it is not.
+# The projection on the direction separates harmful from harmless prompts until a suffix moves it. The maximum over the
+# instruction's tokens would not be fooled if harm were visible there; on this model it is not.
 
 # %%
 plot_roc(report.detectors)
@@ -156,8 +156,8 @@ report.detectors.failures()
 # %% [markdown]
 # ## Now your own model
 #
-# Set the names and run the cell; prompts and suffixes are files of yours. Long jobs belong on the command line, where
-# they resume: `refusal-lens hijack MODEL --suffixes F --direction RUN --out DIR`.
+# Set the names and run the cell; prompts and suffixes are your own files. Run long jobs on the command line, where
+# they can resume: `refusal-lens hijack MODEL --suffixes F --direction RUN --out DIR`.
 
 # %%
 MODEL, SUFFIXES = None, "suffixes.jsonl"  # e.g. "Qwen/Qwen2.5-0.5B-Instruct"

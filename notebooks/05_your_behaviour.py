@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Another behaviour: any two sets of prompts
 #
-# Nothing in the method knows about refusal. Two sets of prompts that differ in one behaviour give a direction, and the
-# same questions follow: does adding it bring the behaviour about, does ablating it take it away, and is it another
-# direction than refusal's? Here the behaviour is *answering with a list*, on the embedded model.
+# Nothing in the method is specific to refusal. Two sets of prompts that differ in one behaviour give a direction, and the
+# same questions follow: does adding it cause the behaviour, does ablating it remove it, and is it a different
+# direction from refusal's? Here the behaviour is *answering with a list*, on the embedded model.
 
 # %%
 import refusal_lens as rl
@@ -20,7 +20,7 @@ harmful, harmless = (rl.PromptSet.load(path, sizes=(128, 32, 64)) for path in rl
 # ## Two sets of prompts
 #
 # Harmless requests that ask for tips, steps, ideas or a list, and harmless requests that don't. Any two files will do:
-# two languages, two tones, two topics. Half of each is kept back to measure on.
+# two languages, two tones, two topics. Half of each is held out to measure on.
 
 # %%
 words = ("tips", "steps", "ideas", "list")
@@ -56,8 +56,8 @@ print("cosine of the two:", round(refusal.cosine(other), 3))
 # %% [markdown]
 # ## Cross-effects
 #
-# Each direction on each ground: the change of the ground's metric on held-out prompts, with bootstrap 95% intervals; on
-# the right the same with random directions of equal norm.
+# Each direction on each set of prompts: the change of that set's metric on held-out prompts, with bootstrap 95% intervals;
+# on the right, the same with random directions of equal norm.
 
 # %%
 grounds = {
@@ -75,8 +75,8 @@ added = effect_matrix(model, directions, grounds, "addition")
 plot_effects(added)
 
 # %% [markdown]
-# Read the diagonal against the rest *and* against the right-hand side. Ablating each direction takes its own behaviour
-# away and leaves the other within a few tenths of where it was. Adding is blunter: a vector of this length moves other
+# Read the diagonal against the rest *and* against the right-hand side. Ablating each direction removes its own behaviour
+# and leaves the other within a few tenths of where it was. Adding is blunter: a vector of this length moves other
 # metrics too, whichever way it points, so an effect of addition counts only beyond its placebo.
 
 # %%
@@ -85,8 +85,8 @@ added.to_frame().round(2)
 # %% [markdown]
 # ## Now your own model
 #
-# Two files of prompts, one behaviour apart. If the metric does not differ between them at baseline, there is no behaviour
-# to move: look at that first.
+# Two files of prompts that differ in one behaviour. If the metric does not differ between them at baseline, there is no
+# behaviour to move: check that first.
 
 # %%
 MODEL, POSITIVE, NEGATIVE = "", "positive.txt", "negative.txt"

@@ -1,4 +1,4 @@
-"""How long work tells how far it is: a stage's name and total in, a function that takes steps out."""
+"""Progress of long work: called with a stage's name and total, it gives a context whose value takes steps."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def together(*parts: Progress) -> Progress:
     return stage
 
 
-def told(write: Callable[[dict[str, Any]], None], every: float = 5.0) -> Progress:
-    """Progress as events: "stage" at the start, "progress" at most once in ``every`` seconds, "stage_end" with the
-    seconds it took, or "stage_failed".
+def as_events(write: Callable[[dict[str, Any]], None], every: float = 5.0) -> Progress:
+    """Progress as events: "stage" at the start, "progress" at most once in ``every`` seconds, then "stage_end" or
+    "stage_failed".
 
     Args:
         write: takes an event: ``event``, ``stage``, ``total`` (0 where it is not known), ``done``, ``seconds``,
@@ -50,6 +50,9 @@ def told(write: Callable[[dict[str, Any]], None], every: float = 5.0) -> Progres
         start = last = time.monotonic()
         done = 0
         write({"event": "stage", "stage": name, "total": total})
+
+        def end(event: str) -> None:
+            write({"event": event, "stage": name, "seconds": round(time.monotonic() - start, 3)})
 
         def advance(n: int) -> None:
             nonlocal done, last
@@ -65,9 +68,9 @@ def told(write: Callable[[dict[str, Any]], None], every: float = 5.0) -> Progres
         try:
             yield advance
         except BaseException:
-            write({"event": "stage_failed", "stage": name, "seconds": round(time.monotonic() - start, 3)})
+            end("stage_failed")
             raise
-        write({"event": "stage_end", "stage": name, "seconds": round(time.monotonic() - start, 3)})
+        end("stage_end")
 
     return stage
 

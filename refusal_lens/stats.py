@@ -1,4 +1,4 @@
-"""Intervals and tests: a rate or a mean never stands alone."""
+"""Rates and means with their intervals, and tests."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 Values = Sequence[float] | np.ndarray
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ def columns(found: Interval | Rate, name: str, prefix: str = "") -> dict[str, fl
     return {name: found.mean, f"{prefix}low": found.low, f"{prefix}high": found.high}
 
 
-def rate(hits: Sequence[bool], confidence: float = 0.95) -> Rate:
-    """Share of true values with its exact (Clopper-Pearson) interval; an empty sequence gives NaN and [0, 1].
+def rate(hits: Sequence[bool]) -> Rate:
+    """Share of true values with its exact (Clopper-Pearson) 95% interval; an empty sequence gives NaN and [0, 1].
 
     Example:
         >>> from refusal_lens.stats import rate
@@ -60,7 +61,7 @@ def rate(hits: Sequence[bool], confidence: float = 0.95) -> Rate:
     n, k = len(hits), int(sum(bool(h) for h in hits))
     if n == 0:
         return Rate(float("nan"), 0.0, 1.0, 0)
-    interval = scipy_stats.binomtest(k, n).proportion_ci(confidence, method="exact")
+    interval = scipy_stats.binomtest(k, n).proportion_ci(0.95, method="exact")
     return Rate(k / n, float(interval.low), float(interval.high), n)
 
 
@@ -72,9 +73,9 @@ def _draws(n: int, seed: int, resamples: int) -> np.ndarray:
 
 
 def bootstrap(
-    statistic: Callable[..., Any], *samples: np.ndarray, confidence: float = 0.95, seed: int = 0, resamples: int = 2000
+    statistic: Callable[..., Any], *samples: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic; several samples are paired and drawn together.
+    """Percentile bootstrap 95% interval of a statistic; several samples are paired and drawn together.
 
     Not ``scipy.stats.bootstrap``: with its draws every stored interval would change, and equal draws are reused here.
 
@@ -84,13 +85,12 @@ def bootstrap(
     """
     draws = _draws(len(samples[0]), seed, resamples)
     values = statistic(*(sample[draws] for sample in samples))
-    ends = [(1 - confidence) / 2, (1 + confidence) / 2]
-    low, high = (np.nanquantile if np.isnan(values).any() else np.quantile)(values, ends)
+    low, high = (np.nanquantile if np.isnan(values).any() else np.quantile)(values, [(1 - 0.95) / 2, (1 + 0.95) / 2])
     return float(low), float(high)
 
 
-def mean_interval(values: Values, confidence: float = 0.95, seed: int = 0, resamples: int = 2000) -> Interval:
-    """Mean of per-prompt values with its percentile bootstrap interval over prompts.
+def mean_interval(values: Values, seed: int = 0) -> Interval:
+    """Mean of per-prompt values with its percentile bootstrap 95% interval over prompts.
 
     For a paired comparison pass the per-prompt differences.
 
@@ -104,29 +104,27 @@ def mean_interval(values: Values, confidence: float = 0.95, seed: int = 0, resam
         return Interval(float("nan"), float("nan"), float("nan"), 0)
     if len(x) == 1 or np.ptp(x) == 0:
         return Interval(float(x.mean()), float(x.mean()), float(x.mean()), len(x))
-    low, high = bootstrap(lambda x: x.mean(1), x, confidence=confidence, seed=seed, resamples=resamples)
+    low, high = bootstrap(lambda x: x.mean(1), x, seed=seed)
     return Interval(float(x.mean()), low, high, len(x))
 
 
-def fraction_interval(
-    part: Values, whole: Values, confidence: float = 0.95, seed: int = 0, resamples: int = 2000
-) -> Interval:
-    """mean(part) / mean(whole) with its percentile bootstrap interval over prompts (both drawn together).
+def fraction_interval(part: Values, whole: Values, seed: int = 0) -> Interval:
+    """mean(part) / mean(whole) with its percentile bootstrap 95% interval over prompts (both drawn together).
 
-    NaN where the whole is 0; no interval where more resamples than 1 - ``confidence`` turn the whole's sign over.
+    NaN where the whole is 0; no interval where more than 5% of the resamples turn the whole's sign over.
     """
     x, y = np.asarray(part, dtype=float), np.asarray(whole, dtype=float)
     if not len(x) or not np.isfinite(x).all() or y.mean() == 0:
         return Interval(float("nan"), float("nan"), float("nan"), len(x))
     value = float(x.mean() / y.mean())
-    below = y[_draws(len(y), seed, resamples)].mean(1)
-    if (np.sign(below) != np.sign(y.mean())).mean() > 1 - confidence:
+    below = y[_draws(len(y), seed, RESAMPLES)].mean(1)
+    if (np.sign(below) != np.sign(y.mean())).mean() > 1 - 0.95:
         return Interval(value, float("nan"), float("nan"), len(x))
 
     def fraction(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return x.mean(1) / np.where(y.mean(1) == 0, np.nan, y.mean(1))
 
-    low, high = bootstrap(fraction, x, y, confidence=confidence, seed=seed, resamples=resamples)
+    low, high = bootstrap(fraction, x, y, seed=seed)
     return Interval(value, low, high, len(x))
 
 

@@ -40,27 +40,17 @@ def project_out(
         direction: unit vector r̂, or one for each entry of x's first axis, ``[batch 1 d]``.
         share: how much of the projection is removed.
     """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    r = direction.to(wide)
-    # Products and one fused step: half the time of (wide - (wide * r).sum(-1, keepdim=True) * r) on a CPU.
-    along = wide @ (r[:, None] if r.ndim == 1 else r.mT)
-    return torch.addcmul(wide, along, r, value=-share).to(x.dtype)
-
-
-def orthogonalize(weight: Tensor, direction: Float[Tensor, "d"], axis: int) -> Tensor:
-    """``W - r̂ r̂ᵀ W`` where ``axis`` of ``weight`` is the one written to the residual stream.
-
-    Args:
-        weight: any tensor with ``weight.shape[axis] == d`` (a Linear's weight has axis 0, an embedding's -1).
-    """
-    return project_out(weight.movedim(axis, -1), direction).movedim(-1, axis)
+    full = wide(x)
+    r = direction.to(full)
+    # Products and one fused step: half the time of (full - (full * r).sum(-1, keepdim=True) * r) on a CPU.
+    along = full @ (r[:, None] if r.ndim == 1 else r.mT)
+    return torch.addcmul(full, along, r, value=-share).to(x.dtype)
 
 
 def cosine(x: Float[Tensor, "*batch d"], direction: Float[Tensor, "d"]) -> Float[Tensor, "*batch"]:
     """Cosine similarity along the last axis, in float32 or better; 0 where x is zero."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    r = unit(direction.to(wide))
-    return (wide @ r) / wide.norm(dim=-1).clamp_min(torch.finfo(wide.dtype).tiny)
+    full = wide(x)
+    return (full @ unit(direction.to(full))) / full.norm(dim=-1).clamp_min(torch.finfo(full.dtype).tiny)
 
 
 def refusal_log_odds(
@@ -94,5 +84,5 @@ def orthonormal(vectors: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
 
 
 def wide(x: Tensor) -> Tensor:
-    """float32, or float64 as it is."""
+    """``x`` in float32; float64 stays."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

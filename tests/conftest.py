@@ -42,9 +42,15 @@ def organism():
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory):
-    """The main job on the embedded model, small: what the report, plots and command-line tests look at."""
+    """The main job on the embedded model, small, made once for all workers."""
+    from filelock import FileLock
+
     from refusal_lens.study.config import StudyConfig
     from refusal_lens.study.pipeline import run_study
 
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent  # the workers' common folder
     config = StudyConfig(sizes=(64, 24, 24), max_new_tokens=24, relax=True)
-    return run_study(config, tmp_path_factory.mktemp("study"))
+    with FileLock(place / "study.lock"):
+        return run_study(config, place / "study")  # the second worker finds every stage done

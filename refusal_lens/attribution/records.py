@@ -34,7 +34,7 @@ class HeadContributions(Record, axes={"prompt": "prompts"}):
 
     @property
     def labels(self) -> tuple[tuple[str, ...], ...]:
-        """``L12H7`` by [layer][head]."""
+        """``L12H7`` by ``[layer][head]``."""
         return tuple(
             tuple(head_label(layer, head) for head in range(self.values.shape[1]))
             for layer in range(self.values.shape[0])

@@ -20,17 +20,23 @@ def losses(
     dataset: str = "text",
     on_batch: Callable[[int], None] | None = None,
 ) -> Losses:
-    """Negative log-likelihood of the tokens that count, under each condition, in batches.
+    """Measure the negative log-likelihood of the tokens that count, under each condition.
 
     Args:
         texts: from ``text_tokens``, ``completion_tokens`` or ``own_completions``.
-        conditions: from ``evaluation.named_conditions``.
+        conditions: from ``hooks.named_conditions``.
         dataset: label.
         on_batch: called with the number of texts done.
 
     Raises:
         PromptError: no text has a token to predict.
         ModelError: NaN or infinite loss, naming the condition.
+
+    Example:
+        >>> from refusal_lens.models.texts import own_completions
+        >>> conditions = rl.hooks.named_conditions(found.direction, ["baseline", "ablation"])
+        >>> rl.behaviour.losses(model, own_completions(model, data.harmless.test[:4], 8), conditions).sizes
+        {'condition': 2, 'text': 4}
     """
     if not texts:
         raise PromptError("no text has a token whose loss could be measured; give longer texts or completions")

@@ -18,13 +18,11 @@ from .records import EvaluationTable, HarnessScores, Losses, RefusalProxy
 def plot_evaluation(table: EvaluationTable, judge: str = "substrings") -> go.Figure:
     """Rates of one judge: one group per prompt set, one bar per condition (paper Figs. 1 and 3)."""
     rates: dict[str, dict[str, Rate]] = {}
-    kind = ""
     for (name, condition, who), rate in table.rates.items():
         if who == judge:
             rates.setdefault(name, {})[condition] = rate
-            kind = next(v.kind for v in table.verdicts if v.judge == judge)
-    figure = plot_refusal_rates(rates)
-    return figure.update_yaxes(title_text="safe" if kind == "safety" else "refusal rate")
+    safety = any(v.judge == judge and v.kind == "safety" for v in table.verdicts)
+    return plot_refusal_rates(rates).update_yaxes(title_text="safe" if safety else "refusal rate")
 
 
 @registered("change of loss", Losses)
@@ -70,18 +68,9 @@ def plot_proxy(record: RefusalProxy, bins: int = 30) -> go.Figure:
 @registered("scores", HarnessScores)
 def plot_harness(record: HarnessScores) -> go.Figure:
     """Benchmark scores by condition with 99% intervals (paper Tables 3 and 8)."""
-    table = record.to_frame()
-    figure = go.Figure()
-    for i, condition in enumerate(table["condition"].unique()):
-        rows = table[table["condition"] == condition]
-        figure.add_bar(
-            x=rows["task"] + ", " + rows["metric"],
-            y=rows["value"],
-            error_y=style.error_bars(style.intervals(rows, "value")),
-            name=style.readable(condition),
-            marker_color=style.colour(condition, i),
-        )
-    return style.finish(figure.update_layout(barmode="group"))
+    table, figure = record.to_frame(), go.Figure()
+    style.add_conditions(figure, table.assign(benchmark=table["task"] + ", " + table["metric"]), "benchmark", "value")
+    return style.finish(figure)
 
 
 @registered("rates", Completions)
@@ -93,15 +82,8 @@ def plot_completions(record: Completions) -> go.Figure:
 @registered("metric", Metrics)
 def plot_metrics(record: Metrics) -> go.Figure:
     """Mean refusal metric by prompt set and condition, 95% bootstrap intervals."""
-    figure = go.Figure()
-    table = record.to_frame()
-    for i, (condition, rows) in enumerate(table.groupby("condition", sort=False)):
-        figure.add_bar(
-            x=[style.readable(name) for name in rows["prompts"]],
-            y=rows["refusal_metric"],
-            error_y=style.error_bars(style.intervals(rows, "refusal_metric")),
-            name=style.readable(str(condition)),
-            marker=style.marker(str(condition), i),
-        )
+    table, figure = record.to_frame(), go.Figure()
+    table["prompts"] = table["prompts"].map(style.readable)
+    style.add_conditions(figure, table, "prompts", "refusal_metric")
     figure.update_yaxes(title_text="refusal metric (log-odds)")
-    return style.finish(figure.update_layout(barmode="group"))
+    return style.finish(figure)

@@ -28,15 +28,15 @@ TASKS = {
     "TinyHellaSwag": "tinyHellaswag",
 }
 MAX_NEW_TOKENS = 256
+SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
 
 
 def _lm_eval() -> Any:
     try:
         import lm_eval
     except ImportError as error:
-        raise ModelError(
-            "the LM Evaluation Harness is not installed: pip install 'refusal-lens[evals]' (or lm-eval)"
-        ) from error
+        need = "the LM Evaluation Harness is not installed: pip install 'refusal-lens[evals]' (or lm-eval)"
+        raise ModelError(need) from error
     return lm_eval
 
 
@@ -66,9 +66,8 @@ def _lm_class() -> type:
             return self.hooked.name
 
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-            return self.tokenizer.apply_chat_template(
-                chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
+            options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+            return self.tokenizer.apply_chat_template(chat_history, **options)
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
             # A chat template has written its own special tokens; a bare text gets what the tokenizer gives.
@@ -152,7 +151,7 @@ def run_harness(
     """Run the harness under each condition.
 
     Args:
-        conditions: from ``evaluation.named_conditions``.
+        conditions: from ``hooks.named_conditions``.
         tasks: the harness's task names, or the paper's (``TASKS``).
         num_fewshot: examples in the context; the task's own default if None.
         limit: documents of each task at most.
@@ -178,21 +177,15 @@ def run_harness(
                     task_manager=task_manager,
                     log_samples=False,
                     bootstrap_iters=0,
-                    random_seed=seed,
-                    numpy_random_seed=seed,
-                    torch_random_seed=seed,
-                    fewshot_random_seed=seed,
+                    **dict.fromkeys(SEEDS, seed),
                 )
             except (KeyError, FileNotFoundError) as error:
                 raise ModelError(f"the harness can't run {', '.join(names)}: {error}") from error
         for task, results in found["results"].items():
             counted = found.get("n-samples", {}).get(task, {}).get("effective", 0)
             for metric, value in results.items():
-                if (
-                    not isinstance(value, (int, float))
-                    or "_stderr" in metric
-                    or metric in ("sample_len", "sample_count")
-                ):
+                about_samples = "_stderr" in metric or metric in ("sample_len", "sample_count")
+                if about_samples or not isinstance(value, (int, float)):
                     continue
                 name, _, kind = metric.partition(",")
                 stderr = results.get(f"{name}_stderr,{kind}", float("nan"))

@@ -23,11 +23,16 @@ def refusal_proxy(
     max_new_tokens: int = 64,
     edits: Sequence[Intervention] = (),
 ) -> RefusalProxy:
-    """Metric and reply of every prompt, under ``edits`` if any.
+    """Measure the metric of every prompt and judge its reply by the paper's phrases, under ``edits`` if any.
 
     Args:
         prompt_sets: name -> prompts.
-        max_new_tokens: length limit of the replies that are judged by the paper's phrases.
+        max_new_tokens: length limit of the replies.
+
+    Example:
+        >>> prompts = {"harmful": data.harmful.test[:4], "harmless": data.harmless.test[:4]}
+        >>> rl.behaviour.refusal_proxy(model, prompts, found.refusal_tokens, 8).sizes
+        {'prompt': 8}
     """
     prompts = [prompt for texts in prompt_sets.values() for prompt in texts]
     names = tuple(name for name, texts in prompt_sets.items() for _ in texts)

@@ -173,17 +173,9 @@ class Losses(Record, axes={"condition": "conditions"}):
         rows = []
         for name in self.conditions:
             ce, change = self.ce(name), self.change(name, self.conditions[0])
-            rows.append(
-                {
-                    "dataset": self.dataset,
-                    "condition": name,
-                    **columns(ce, "ce", "ce_"),
-                    "perplexity": math.exp(ce.mean),
-                    **columns(change, "change", "change_"),
-                    "texts": ce.n,
-                    "tokens": int(self.tokens.sum()),
-                }
-            )
+            row = {"dataset": self.dataset, "condition": name, **columns(ce, "ce", "ce_")}
+            row |= {"perplexity": math.exp(ce.mean), **columns(change, "change", "change_")}
+            rows.append({**row, "texts": ce.n, "tokens": int(self.tokens.sum())})
         return pd.DataFrame(rows)
 
 
@@ -259,17 +251,8 @@ class HarnessScores(Record):
         first = self.items[0].condition if self.items else ""
         base = {(i.task, i.metric): i.value for i in self.items if i.condition == first}
         return pd.DataFrame(
-            [
-                {
-                    "task": i.task,
-                    "metric": i.metric,
-                    "condition": i.condition,
-                    "value": i.value,
-                    "low": i.value - 2.576 * i.stderr,
-                    "high": i.value + 2.576 * i.stderr,
-                    "change": i.value - base.get((i.task, i.metric), float("nan")),
-                    "n": i.n,
-                }
-                for i in self.items
-            ]
+            {"task": i.task, "metric": i.metric, "condition": i.condition, "value": i.value}
+            | {"low": i.value - 2.576 * i.stderr, "high": i.value + 2.576 * i.stderr}
+            | {"change": i.value - base.get((i.task, i.metric), float("nan")), "n": i.n}
+            for i in self.items
         )

@@ -1,5 +1,4 @@
-"""Chapters on behaviour, from records alone: conditions and judges, what else changes, stability, transfer, and the
-scorecard of paper, public run and this run."""
+"""Chapters on behaviour, from records alone: replies and judges, losses, benchmarks, the metric as a proxy."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ import pandas as pd
 from ..refusal.records import Completions
 from ..report import style
 from ..report.page import RANDOM_DIRECTION, Figure, Section, Table, anchor, frame_table
-from ..stats import Interval, rate
+from ..stats import Interval
 from .figures import plot_evaluation, plot_harness, plot_losses, plot_proxy, plot_refusal_rates
 from .records import EvaluationTable, HarnessScores, Losses, RefusalProxy
 
@@ -23,25 +22,13 @@ def evaluation_section(table: EvaluationTable) -> Section:
         rows = frame[frame["judge"] == judge]
         what = "safe" if rows["kind"].iloc[0] == "safety" else "refused"
         n = ", ".join(f"{int(g['n'].max())} {name}" for name, g in rows.groupby("prompts", sort=False))
-        items.append(
-            Figure(
-                f"evaluation-{anchor(judge)}",
-                plot_evaluation(table, judge),
-                f"Share of replies {what} by {judge}, with 95% Clopper-Pearson intervals.",
-                n=f"{n} prompts",
-                control=RANDOM_DIRECTION,
-                data=rows,
-            )
-        )
+        caption = f"Share of replies {what} by {judge}, with 95% Clopper-Pearson intervals."
+        drawn = plot_evaluation(table, judge)
+        items.append(Figure(f"evaluation-{anchor(judge)}", drawn, caption, f"{n} prompts", RANDOM_DIRECTION, rows))
     for a in table.agreements:
-        items.append(
-            frame_table(
-                f"disagreements-{anchor(a.first)}-{anchor(a.second)}",
-                a.to_frame(),
-                f"{a.first} and {a.second} agree on {a.agreed}; Cohen's kappa {a.kappa:.2f}. Where they differ.",
-                searchable=True,
-            )
-        )
+        id = f"disagreements-{anchor(a.first)}-{anchor(a.second)}"
+        caption = f"{a.first} and {a.second} agree on {a.agreed}; Cohen's kappa {a.kappa:.2f}. Where they differ."
+        items.append(frame_table(id, a.to_frame(), caption, searchable=True))
     return Section(
         "evaluation",
         "Behaviour under every condition",
@@ -57,22 +44,11 @@ def losses_section(records: Sequence[Losses]) -> Section:
     """CE loss and perplexity."""
     frame = pd.concat([record.to_frame() for record in records], ignore_index=True)
     n = ", ".join(f"{len(r.tokens)} {r.dataset} ({int(r.tokens.sum())} tokens)" for r in records)
-    return Section(
-        "losses",
-        "What else changes: loss",
-        ("Mean cross-entropy a token. Of chat completions only the completion's tokens count.",),
-        (
-            Figure(
-                "ce-change",
-                plot_losses(records),
-                "Change of the loss, with bootstrap 95% intervals over texts.",
-                n=n,
-                control=RANDOM_DIRECTION,
-                data=frame,
-            ),
-            frame_table("ce-loss", frame.round(4), "Cross-entropy in nats a token, and perplexity."),
-        ),
-    )
+    text = "Mean cross-entropy per token. Of chat completions only the completion's tokens count."
+    caption = "Change of the loss, with bootstrap 95% intervals over texts."
+    figure = Figure("ce-change", plot_losses(records), caption, n, RANDOM_DIRECTION, frame)
+    table = frame_table("ce-loss", frame.round(4), "Cross-entropy in nats per token, and perplexity.")
+    return Section("losses", "What else changes: loss", (text,), (figure, table))
 
 
 def harness_section(scores: HarnessScores | None) -> Section:
@@ -84,17 +60,10 @@ def harness_section(scores: HarnessScores | None) -> Section:
     text = (f"LM Evaluation Harness {scores.version}; intervals of 99%, as in the paper.",)
     control = RANDOM_DIRECTION if any(c.startswith("random") for c in frame["condition"]) else "none was run"
     counts = ", ".join(f"{int(n)} {task}" for task, n in frame.groupby("task", sort=False)["n"].max().items())
-    figure = Figure(
-        "harness-scores",
-        plot_harness(scores),
-        "Benchmark scores by condition, with 99% intervals.",
-        n=f"documents: {counts}",
-        control=control,
-        data=frame,
-    )
-    return Section(
-        "harness", title, text, (figure, frame_table("harness-table", frame.round(4), "The harness's scores."))
-    )
+    caption = "Benchmark scores by condition, with 99% intervals."
+    figure = Figure("harness-scores", plot_harness(scores), caption, f"documents: {counts}", control, frame)
+    table = frame_table("harness-table", frame.round(4), "The harness's scores.")
+    return Section("harness", title, text, (figure, table))
 
 
 def proxy_section(record: RefusalProxy) -> Section:
@@ -104,14 +73,9 @@ def proxy_section(record: RefusalProxy) -> Section:
         f"A refused prompt has a higher metric than an answered one with probability {a.mean:.3f} [{a.low:.3f}, "
         f"{a.high:.3f}] (AUROC). The sign of the metric and the judge agree on {record.accuracy:.0%} of {a.n} prompts.",
     )
-    figure = Figure(
-        "proxy",
-        plot_proxy(record),
-        "Refusal metric of prompts whose replies were judged refused and answered.",
-        n=f"{a.n} prompts",
-        control="none applies: two readings of the same prompts",
-        data=record.to_frame(),
-    )
+    caption = "Refusal metric of prompts whose replies were judged refused and answered."
+    control = "none applies: two readings of the same prompts"
+    figure = Figure("proxy", plot_proxy(record), caption, f"{a.n} prompts", control, record.to_frame())
     return Section("proxy", "The refusal metric as a proxy", text, (figure,))
 
 
@@ -121,12 +85,9 @@ def effect_section(
     metric_harmless: Mapping[str, Interval],
 ) -> Section:
     """Necessary and sufficient: rates, the refusal metric, and the replies side by side."""
-    rates = {
-        name: {c: rate([item.refused for item in replies.of(c)]) for c in replies.conditions}
-        for name, replies in completions.items()
-    }
+    rates = {name: replies.rates for name, replies in completions.items()}
     rate_rows = [
-        {"prompts": name, "condition": c, "rate": r.rate, "low": r.low, "high": r.high, "n": r.n}
+        {"prompts": name, "condition": c, **vars(r)}
         for name, by_condition in rates.items()
         for c, r in by_condition.items()
     ]
@@ -166,7 +127,7 @@ def effect_section(
 
 
 def _side_by_side(name: str, completions: Completions) -> Table:
-    """One row a prompt, one column a condition."""
+    """One row per prompt, one column per condition."""
     columns = completions.conditions
     replies = [completions.of(condition) for condition in columns]
     rows = tuple(

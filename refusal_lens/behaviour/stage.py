@@ -68,10 +68,6 @@ def _effects(study: Any) -> Any:
     return effect_section(study.completions, study.metrics.harmful, study.metrics.harmless)
 
 
-def _evaluation(study: Any) -> Any:
-    return evaluation_section(study.evaluation) if study.evaluation is not None else None
-
-
 METRICS = Stage("metrics", {"metrics": Metrics}, _metrics, "refusal metric by condition", uses=("seed",))
 REPLIES = (_replies(0), _replies(1))
 EVALUATION = Stage(
@@ -80,5 +76,5 @@ EVALUATION = Stage(
     made_elsewhere,
     "conditions x prompt sets x judges; replies and verdicts beside it",
     command="refusal-lens evaluate",
-    section=_evaluation,
+    section=lambda study: study.evaluation and evaluation_section(study.evaluation),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..data.files import read_file
@@ -56,30 +56,34 @@ def evaluate_table(
     batch_size: int = 32,
     progress: Progress = automatic,
 ) -> EvaluationTable:
-    """Replies under each condition, judged; run again with the same folder it goes on where it stopped.
+    """Reply under each condition, and judge the replies; with the same folder it goes on where it stopped.
 
     Args:
-        model, direction: what is measured.
         prompt_sets: name -> prompts.
         folder: where replies and verdicts are kept as they come (``replies/``, ``verdicts/``, ``table``); None keeps
             nothing.
-        conditions: some of ``evaluation.CONDITIONS``.
+        conditions: some of ``hooks.conditions.CONDITIONS``.
         judges: the paper's substrings if None.
         max_new_tokens: length limit of replies (the paper: 512).
         seed: of the random directions.
         allow_gap: run ``orthogonalized`` on a model with post-norms, where it is not equivalent to ablation.
         batch_size: replies decoded together, and the most that a kill can cost.
-        progress: see ``study.Progress``.
+        progress: see ``progress.Progress``.
 
     Raises:
         ModelError: NaN logits, or ``orthogonalized`` on a model with post-norms without ``allow_gap``.
         JudgeError: a judge failed; everything so far is kept.
+
+    Example:
+        >>> prompts = {"harmful": data.harmful.test[:4]}
+        >>> rl.behaviour.evaluate_table(model, found.direction, prompts, conditions=["baseline"]).to_frame()["n"].sum()
+        np.int64(4)
     """
     model.check_direction(direction)
     store = Store(folder)
     edits = named_conditions(direction, conditions, seed, allow_gap)
     r = [round(x, 7) for x in direction.vector.tolist()]
-    asked = [model.fingerprint, model.chat.system, direction.layer, direction.coeff, max_new_tokens]
+    shared = [model.fingerprint, model.chat.system, direction.layer, direction.coeff, max_new_tokens]
     completions = []
     for name, prompts in prompt_sets.items():
         if not len(prompts):
@@ -91,7 +95,7 @@ def evaluate_table(
                 known = store.entries(kept)
                 # The direction decides every condition but the baseline, the seed only the random ones.
                 decides = [] if condition == "baseline" else [r, seed if condition.startswith("random_") else None]
-                keys = {p: content_key(asked, decides, condition, p) for p in prompts}
+                keys = {p: content_key(shared, decides, condition, p) for p in prompts}
                 todo = [p for p in dict.fromkeys(prompts) if keys[p] not in known]
                 advance(sum(keys[p] in known for p in prompts))
                 for start in range(0, len(todo), batch_size):
@@ -105,25 +109,9 @@ def evaluate_table(
                     advance(len(batch))
                 items += [Completion(p, known[keys[p]], condition, is_refusal(known[keys[p]])) for p in prompts]
         completions.append(Completions(tuple(items), name, max_new_tokens))
-    verdicts = judged(completions, judges or [SubstringJudge()], store, progress)
-    table = EvaluationTable(model.name, direction, tuple(completions), verdicts, agreement(verdicts), seed)
-    return store.put("table", table)
-
-
-def judged(
-    completions: Sequence[Completions],
-    judges: Iterable[Judge],
-    store: Store | None = None,
-    progress: Progress = automatic,
-) -> tuple[Verdict, ...]:
-    """Every judge on every reply; verdicts are kept in ``store``, under ``verdicts``, as they come.
-
-    Raises:
-        JudgeError: a judge failed; its verdicts so far are kept.
-    """
-    kept = (store or Store(None)).part("verdicts")
     verdicts: list[Verdict] = []
-    for judge in judges:
+    for judge in judges or [SubstringJudge()]:
         with progress(f"judge: {judge.name}", sum(len(c.items) for c in completions)) as advance:
-            verdicts += judge_completions(judge, completions, kept, advance)
-    return tuple(verdicts)
+            verdicts += judge_completions(judge, completions, store.part("verdicts"), advance)
+    table = EvaluationTable(model.name, direction, tuple(completions), tuple(verdicts), agreement(verdicts), seed)
+    return store.put("table", table)

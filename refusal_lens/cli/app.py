@@ -1,4 +1,4 @@
-"""The command line: ``refusal-lens run | open | report | hijack | evaluate | certify``."""
+"""The commands as one program: their order in the help, their errors, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ from .terminal import LogJson, error_console, log, say
 INTERRUPTED = 130  # 128 + SIGINT
 STOPPED = "refusal-lens: stopped; run the same command again to go on"
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 @app.callback()

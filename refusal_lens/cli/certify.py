@@ -10,11 +10,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from .options import Model
 from .terminal import LogJson, Quiet, bars, console, log, say
 
 
 def certify(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or 'organism'.")] = "organism",
+    model: Model = "organism",
     out: Annotated[Path | None, typer.Option(help="Save the certificate here (JSON).")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 ...")] = None,
     float64: Annotated[bool | None, typer.Option(help="Measure a float64 copy too (default: below 1e9).")] = None,
@@ -37,9 +38,8 @@ def certify(
             loaded = load_model(model, dtype=dtype)
         with progress("certify", 0):
             found = measure(loaded, float64=float64)
-    table = Table(title=escape(f"{found.model}, {found.backend}, {found.dtype}"))
-    for column in ("identity", "result", f"largest relative error, {found.dtype}", "limit", "in float64", "note"):
-        table.add_column(column)
+    columns = ("identity", "result", f"largest relative error, {found.dtype}", "limit", "in float64", "note")
+    table = Table(*columns, title=escape(f"{found.model}, {found.backend}, {found.dtype}"))
     for i in found.identities:
         numbers = ["-" if math.isnan(x) else f"{x:.2g}" for x in (i.relative, i.tolerance, i.relative64)]
         table.add_row(escape(i.name), i.result, *numbers, escape(i.note))

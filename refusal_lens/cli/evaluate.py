@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ..behaviour.judges.forms import FORMS
+from ..behaviour.judges.naming import FORMS
 from ..records.labels import CONDITIONS
 from .options import OfRunDevice, OfRunDtype
 from .terminal import LogJson, Quiet, bars, console, load_like, log, say
@@ -74,13 +74,11 @@ def evaluate(
             allow_gap=allow_gap,
             progress=progress,
         )
-    shown = Table(title=escape(f"{table.model}: direction at {table.direction.label}"))
-    for column in ("prompts", "condition", "judge", "refused or safe", "95% interval", "n"):
-        shown.add_column(column)
+    columns = ("prompts", "condition", "judge", "refused or safe", "95% interval", "n")
+    shown = Table(*columns, title=escape(f"{table.model}: direction at {table.direction.label}"))
     for (name, what, who), r in table.rates.items():
-        shown.add_row(
-            escape(name), what.replace("_", " "), escape(who), f"{r.rate:.0%}", f"{r.low:.0%} to {r.high:.0%}", str(r.n)
-        )
+        interval = f"{r.low:.0%} to {r.high:.0%}"
+        shown.add_row(escape(name), what.replace("_", " "), escape(who), f"{r.rate:.0%}", interval, str(r.n))
     log.write({"event": "result", "rates": table.to_frame().to_dict("records")})
     if not quiet:
         console.print(shown)

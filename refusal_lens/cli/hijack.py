@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from .options import Model, OfRunDevice, OfRunDtype
-from .terminal import LogJson, Quiet, bars, console, error_console, load_like, log, say
+from .terminal import LATEST, LogJson, Quiet, bars, console, error_console, load_like, log, say
 
 N_CHOOSE = 32  # prompts that choose the top heads: validation prompts of RUN, then, where these are few, training ones
 
@@ -24,7 +23,7 @@ def hijack(
     ] = None,
     direction: Annotated[
         Path, typer.Option(help="Result folder of `refusal-lens run`: its direction, prompts and refusal tokens.")
-    ] = Path("runs/latest"),
+    ] = LATEST,
     out: Annotated[Path | None, typer.Option(help="Result folder; by default `suffixes` in RUN.")] = None,
     kind: Annotated[str, typer.Option(help="Kind of suffixes whose file names none.")] = "adversarial",
     harmful: Annotated[
@@ -63,7 +62,7 @@ def hijack(
     from ..data.organism import suffixes as embedded
     from ..data.suffixes import SuffixSet
     from ..errors import PromptError
-    from ..hijacking.investigation import Settings
+    from ..hijacking.investigation import Settings, investigate
     from ..hijacking.section import hijacking_page
     from ..records.files import locked, write_atomically
     from ..study.folder import Study
@@ -73,12 +72,23 @@ def hijack(
     found = SuffixSet.load(suffixes or embedded(), kind)
     study = Study.load(direction)
     folder = out or study.folder / "suffixes"
-    settings = Settings(top or None, max_new_tokens, causal=causal, shuffled=shuffled)
-    settings = replace(settings, detail=detail or None, prompts=prompts, seed=seed)
+    settings = Settings(
+        top or None, max_new_tokens, causal=causal, shuffled=shuffled, detail=detail or None, prompts=prompts, seed=seed
+    )
     texts = _prompts(study, harmful, harmless, borderline)
     with bars(quiet) as progress, locked(folder, ("screen", "suffixes")):
         loaded = load_like(study, progress, model, dtype, device)
-        report = _investigated(loaded, study, found, texts, settings=settings, folder=folder, progress=progress)
+        report = investigate(
+            loaded,
+            suffixes=found,
+            direction=study.selection.chosen,
+            head_prompts=[*study.harmful.val, *study.harmful.train][:N_CHOOSE],
+            refusal_tokens=study.refusal_tokens,
+            **texts,
+            settings=settings,
+            folder=folder,
+            progress=progress,
+        )
     write_atomically(folder / "report.html", hijacking_page(report).render().encode())
     log.write({"event": "result", "suffixes": report.results_frame().to_dict("records")})
     if not quiet:
@@ -90,45 +100,32 @@ def _prompts(study: Any, harmful: str | None, harmless: int, borderline: Path | 
     """Prompts to report on, without those that chose the direction or the heads."""
     from ..behaviour.table import read_prompts
 
-    asked = list(study.harmful.test) if harmful is None else list(read_prompts(harmful)[1])
+    texts = list(study.harmful.test) if harmful is None else list(read_prompts(harmful)[1])
     known = {*study.harmful.train, *study.harmful.val}
-    if seen := known & set(asked):
-        asked = [text for text in asked if text not in known]
+    if seen := known & set(texts):
+        texts = [text for text in texts if text not in known]
         error_console.print(f"{len(seen)} prompts left out: RUN found its direction and heads on them")
     edge = list(read_prompts(str(borderline))[1]) if borderline else []
-    return {"prompts": asked, "harmless": list(study.harmless.test)[:harmless], "borderline": edge}
-
-
-def _investigated(model: Any, study: Any, suffixes: Any, texts: dict[str, Any], **how: Any) -> Any:
-    from ..hijacking.investigation import investigate
-
-    return investigate(
-        model,
-        suffixes=suffixes,
-        direction=study.selection.chosen,
-        head_prompts=[*study.harmful.val, *study.harmful.train][:N_CHOOSE],
-        refusal_tokens=study.refusal_tokens,
-        **texts,
-        **how,
-    )
+    return {"prompts": texts, "harmless": list(study.harmless.test)[:harmless], "borderline": edge}
 
 
 def _findings(model: str, report: Any) -> Table:
     """One row per suffix: its number, its kind and as much of its text as the terminal holds."""
-
     shown = Table(
+        Column("#", justify="right", no_wrap=True, min_width=2),
+        Column("kind", no_wrap=True, min_width=11, max_width=16),
+        Column("suffix", no_wrap=True, ratio=1, overflow="ellipsis"),
+        *(
+            Column(column, justify="right", no_wrap=True, min_width=width)
+            for column, width in (("len", 3), ("refused", 7), ("random", 6), ("rise", 5))
+        ),
+        Column("finding", no_wrap=True, min_width=26),
         title=escape(f"{model}: {report.plain.n} refused prompts, top heads {', '.join(report.head_labels)}"),
         caption="refused with the suffix and with random tokens; rise of the top heads' attention to it above random",
         expand=True,
         box=None,
         padding=(0, 1, 0, 0),
     )
-    shown.add_column("#", justify="right", no_wrap=True, min_width=2)
-    shown.add_column("kind", no_wrap=True, min_width=11, max_width=16)
-    shown.add_column("suffix", no_wrap=True, ratio=1, overflow="ellipsis")
-    for column, width in (("len", 3), ("refused", 7), ("random", 6), ("rise", 5)):
-        shown.add_column(column, justify="right", no_wrap=True, min_width=width)
-    shown.add_column("finding", no_wrap=True, min_width=26)
     for number, row in enumerate(report.results_frame().to_dict("records"), start=1):
         shown.add_row(
             str(number),

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ResultError
-from .terminal import console
+from .terminal import LATEST, console
 
 
 def report_path(target: Path) -> Path:
@@ -33,9 +33,7 @@ def report_path(target: Path) -> Path:
 
 
 def open_report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A result folder, or a .html file.")] = Path(
-        "runs/latest"
-    ),
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A result folder, or a .html file.")] = LATEST,
     browser: Annotated[bool, typer.Option(help="Open the page in the default browser.")] = True,
 ) -> None:
     """Open the report of DIR in the default browser; on a remote machine, say how to see it.

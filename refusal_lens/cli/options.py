@@ -40,9 +40,8 @@ def _parameters() -> list[inspect.Parameter]:
                 option = typer.Option(min=facts["least"], help=f"{what} prompts of each kind.")
                 found.append(_parameter(name, Annotated[int, option], size))
         elif field.name == "refusal_tokens":
-            found.append(
-                _parameter(facts["option"], Annotated[list[str] | None, typer.Option(help=facts["help"])], None)
-            )
+            kind = Annotated[list[str] | None, typer.Option(help=facts["help"])]
+            found.append(_parameter(facts["option"], kind, None))
         else:
             least = {"min": facts["least"]} if kind is int and "least" in facts else {}
             option = typer.Option(help=facts["help"], **least)

@@ -8,25 +8,22 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..study.config import StudyConfig
 from .options import Address, EngineName, Out, Workers, takes_settings
-from .terminal import LogJson, Quiet, bars, console, log, say
+from .terminal import LATEST, LogJson, Quiet, bars, console, log, say
 
 
 @takes_settings
 def run(
     config: StudyConfig,
-    out: Out = Path("runs/latest"),
+    out: Out = LATEST,
     only: Annotated[
         str | None, typer.Option(metavar="STAGE", help="Run this stage and what it needs, then stop (see --list).")
     ] = None,
     list_: Annotated[
-        bool,
-        typer.Option(
-            "--list", help="Show the stages, their state in the result folder and their seconds; run nothing."
-        ),
+        bool, typer.Option("--list", help="Show the stages, their state in the result folder and seconds; run nothing.")
     ] = False,
     engine: EngineName = "local",
     address: Address = None,
@@ -78,13 +75,10 @@ def run(
 
 
 def _show_stages(config: StudyConfig, out: Path) -> None:
-    """The stages with their state in the folder."""
     from ..study.pipeline import stage_states
 
     states = stage_states(config, out)
-    table = Table(title=escape(str(out)))
-    for column in ("stage", "state", "seconds", "settings"):
-        table.add_column(column, justify="right" if column == "seconds" else "left")
+    table = Table("stage", "state", Column("seconds", justify="right"), "settings", title=escape(str(out)))
     for s in states:
         settings = ", ".join(f"{name}={value}" for name, value in s.settings.items())
         settings += f" (now {'; '.join(s.changed)})" if s.changed else ""
@@ -100,9 +94,8 @@ def findings(summary: dict[str, Any]) -> Table:
     from ..study.summary import apart
 
     direction, scores = summary["direction"], summary["scores"]
-    table = Table(title=escape(f"{summary['model']}: direction at ({direction['pos']}, {direction['layer']})"))
-    for column in ("prompts", "condition", "refused", "95% interval", "n"):
-        table.add_column(column)
+    title = escape(f"{summary['model']}: direction at ({direction['pos']}, {direction['layer']})")
+    table = Table("prompts", "condition", "refused", "95% interval", "n", title=title)
     for prompts, rates in summary["refusal"].items():
         for condition, r in rates.items():
             interval = f"{r['low']:.0%} to {r['high']:.0%}"
@@ -110,10 +103,7 @@ def findings(summary: dict[str, Any]) -> Table:
     caption = f"bypass {scores['bypass']:.2f}, induce {scores['induce']:.2f}, KL {scores['kl']:.3f}"
     rates = {name: {c: Rate(**r) for c, r in found.items()} for name, found in summary["refusal"].items()}
     claims = (("necessary", "harmful", "ablation", -1), ("sufficient", "harmless", "addition", +1))
-    shown = [
-        f"{word}: {'shown' if apart(rates[prompts], condition, sign) else 'not shown'}"
-        for word, prompts, condition, sign in claims
-    ]
-    caption += "\n" + ", ".join(shown) + " (95% intervals apart from the random direction's)"
+    shown = (f"{word}: {'' if apart(rates[kind], name, sign) else 'not '}shown" for word, kind, name, sign in claims)
+    caption += f"\n{', '.join(shown)} (95% intervals apart from the random direction's)"
     table.caption = caption + (f"\nrelaxed: {direction['relaxed']}" if direction["relaxed"] else "")
     return table

@@ -47,23 +47,15 @@ def sweep(
         found = run_sweep(models, out, progress, lambda config: named_engine(engine, config, address, workers))
     log.write({"event": "result", "folder": str(out.resolve()), "errors": {k: v.error for k, v in found.items()}})
     if not quiet:
-        table = Table(title=f"{len(found)} models")
-        for column in ("model", "direction", "harmful refused", "ablated", "harmless refused", "added", "error"):
-            table.add_column(column)
+        columns = ("model", "direction", "harmful refused", "ablated", "harmless refused", "added", "error")
+        table = Table(*columns, title=f"{len(found)} models")
         for name, item in found.items():
             if item.error:
                 table.add_row(escape(name), "", "", "", "", "", escape(item.error))
                 continue
             rates, place = item.summary["refusal"], item.summary["direction"]
-            cells = [
-                f"{rates[kind][condition]['rate']:.0%}"
-                for kind, condition in (
-                    ("harmful", "baseline"),
-                    ("harmful", "ablation"),
-                    ("harmless", "baseline"),
-                    ("harmless", "addition"),
-                )
-            ]
+            shown = {"harmful": ("baseline", "ablation"), "harmless": ("baseline", "addition")}
+            cells = [f"{rates[kind][name]['rate']:.0%}" for kind, names in shown.items() for name in names]
             table.add_row(escape(name), f"({place['pos']}, {place['layer']})", *cells, "")
         console.print(table)
     say("report", out / "report.html")

@@ -1,10 +1,10 @@
-"""What the commands share: the consoles, the progress bars, quiet runs, and the log of a batch job."""
+"""Shared by the commands: consoles, progress bars, quiet runs, and the log of a batch job."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -12,20 +12,13 @@ from pathlib import Path
 from typing import IO, Annotated, Any
 
 import typer
+from rich import progress as rich
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from ..progress import silent, together, told
+from ..progress import as_events, silent, together
 from ..records.files import plain_json
 
+LATEST = Path("runs/latest")
 error_console = Console(stderr=True)
 console = Console()
 
@@ -52,14 +45,14 @@ def load_like(study: Any, progress: Any, model: str | None, dtype: str | None, d
 
 
 class Log:
-    """JSON lines about a run, for batch jobs: one object a line, each written at once. Closed until ``open``."""
+    """JSON lines about a run, for batch jobs: one object per line, each written at once. Closed until ``open``."""
 
     def __init__(self) -> None:
         self._file: IO[str] | None = None
 
     @property
     def active(self) -> bool:
-        """Whether anyone asked for it."""
+        """Whether it is open."""
         return self._file is not None
 
     @property
@@ -103,45 +96,30 @@ LogJson = Annotated[
 ]
 
 
-@contextmanager
-def lines(name: str, total: int) -> Iterator[Any]:
-    """Progress as two lines per stage on stderr: begin, and end with its seconds."""
-
-    def say(text: str) -> None:
-        now = datetime.now().strftime("%H:%M:%S")
-        error_console.print(f"{now} {name}: {text}", soft_wrap=True, markup=False, highlight=False)
-
-    start = time.monotonic()
-    say(f"begins ({total} steps)" if total else "begins")
-    try:
-        yield lambda n: None
-    except BaseException:
-        say(f"failed after {time.monotonic() - start:.1f} s")
-        raise
-    say(f"done in {time.monotonic() - start:.1f} s")
+def _line(event: dict[str, Any]) -> None:
+    """An event of a stage as a line on stderr, with the time of day."""
+    if event["event"] == "stage":
+        text = f"begins ({event['total']} steps)" if event["total"] else "begins"
+    else:
+        text = f"{'done in' if event['event'] == 'stage_end' else 'failed after'} {event['seconds']:.1f} s"
+    line = f"{datetime.now():%H:%M:%S} {event['stage']}: {text}"
+    error_console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 @contextmanager
 def bars(quiet: bool) -> Iterator[Any]:
     """Progress bars with the time left, as a ``Progress``; none when quiet. Where stderr is no terminal (a batch job's
-    log), one line when a stage begins and one when it ends. The log in JSON hears of every stage."""
-    events = told(log.write) if log.active else silent
+    log), one line when a stage begins and one when it ends. The JSON log gets every stage."""
+    events = as_events(log.write) if log.active else silent
     if quiet or log.on_terminal:
         yield events
         return
     if not error_console.is_terminal:
-        yield together(lines, events)
+        yield together(as_events(_line, every=math.inf), events)
         return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=error_console) as progress:
+    steps = (rich.SpinnerColumn(), rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn())
+    times = (rich.TimeElapsedColumn(), rich.TextColumn("left"), rich.TimeRemainingColumn())
+    with rich.Progress(*steps, *times, console=error_console) as progress:
 
         @contextmanager
         def stage(name: str, total: int) -> Iterator[Any]:

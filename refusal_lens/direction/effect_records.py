@@ -18,7 +18,7 @@ class SubspaceEffects(Record, renamed={"sizes": "ks"}):
     Attributes:
         kinds: the subspaces, the random one last.
         ks: numbers of directions.
-        bypass: mean refusal metric on harmful prompts by [kind][size], bootstrap 95% intervals.
+        bypass: mean refusal metric on harmful prompts by ``[kind][size]``, bootstrap 95% intervals.
         kl: mean KL(baseline || ablated) of the next token on harmless prompts, nats.
         baseline: refusal metric on harmful prompts without intervention.
         leading_cosine: cosine of each subspace's first direction with r̂.
@@ -47,7 +47,7 @@ class EffectMatrix(Record):
     Attributes:
         effect: "ablation" or "addition".
         directions, grounds: labels of the rows and columns.
-        change: mean change of the metric by [direction][ground], bootstrap 95% intervals over prompts.
+        change: mean change of the metric by ``[direction][ground]``, bootstrap 95% intervals over prompts.
         control: the same with a random direction of equal norm.
         baseline: mean metric of each ground without intervention.
         cosines: cosine of every two directions.

@@ -49,7 +49,7 @@ def find_direction(
     Example:
         >>> found = rl.find_direction(model, data)
         >>> found.direction.label
-        '(-1, 2)'
+        '(-1, 3)'
     """
     if not isinstance(data, PromptPair):
         raise PromptError(

@@ -149,7 +149,7 @@ class Selection(Record):
     Attributes:
         chosen: the winner.
         scores: the three grids.
-        reasons: reason by [pos][layer]; "" for a kept candidate.
+        reasons: reason by ``[pos][layer]``; "" for a kept candidate.
         kept: (pos, layer) of the kept candidates, best first.
         baseline_harmful: mean refusal metric on the harmful validation prompts without intervention.
         baseline_harmless: the same on the harmless ones.

@@ -16,7 +16,7 @@ from ..records.base import Record
 from ..records.direction import Direction, DirectionLike, as_direction
 from ..refusal.metric import refusal_metric
 from ..refusal.records import RefusalTokens
-from ..refusal.replies import complete, refusal_rates
+from ..refusal.replies import complete
 from ..stats import Interval, mean_interval
 from .effect_records import EffectMatrix, SystemPrompts
 from .records import DirectionTrace
@@ -99,7 +99,7 @@ def system_prompt_table(
         if system and system not in twin.chat.before:
             raise ModelError(f"the chat template of {model.name} leaves the system prompt {system[:60]!r} out")
         edits = named_conditions(direction, conditions, seed)
-        rates.append(refusal_rates(complete(twin, prompts, edits, prompt_set, max_new_tokens)))
+        rates.append(complete(twin, prompts, edits, prompt_set, max_new_tokens).rates)
     return SystemPrompts(tuple(systems), prompt_set, tuple(rates))
 
 

@@ -1,4 +1,4 @@
-"""What an engine is: it maps work over items that are cut alike whatever runs them.
+"""Engines: map work over items that are cut alike whatever runs them.
 
 The caller cuts a stage into items of fixed size. An engine only decides where each item runs, never how it is cut, so
 every matrix multiplication has the same shape on every engine and results agree bit for bit (on equal machines).
@@ -20,22 +20,20 @@ Value = Tensor | dict[str, Tensor] | list[str]
 
 @runtime_checkable
 class Work(Protocol):
-    """One kind of work: a picklable value, with what every item needs."""
+    """One kind of work: a picklable value, the same for all items."""
 
     def prepare(self, model: HookedChatModel) -> Any:
         """State that all items share (baseline activations, say); made once on each worker."""
-        ...
 
     def run(self, model: HookedChatModel, state: Any, item: Any) -> Value:
         """The result of one item: a tensor, named tensors or texts."""
-        ...
 
 
 class Engine(ABC):
     """Runs work over items.
 
     Args:
-        model: the loaded model; what is not mapped runs on it.
+        model: the loaded model; work that is not mapped runs on it.
     """
 
     def __init__(self, model: HookedChatModel):
@@ -57,8 +55,7 @@ class Engine(ABC):
         """Results in the order of ``items``, each as soon as it and those before it are there.
 
         Args:
-            label: says in the names of kept results what this is.
-            work: what to do.
+            label: part of the names of kept results.
             items: picklable values.
             on_item: called with an item's index when it is done (for progress).
         """

@@ -15,13 +15,13 @@ MakeEngine = Callable[[HookedChatModel], Engine]
 
 
 def named_engine(name: str, config: Any, address: str | None = None, workers: int | None = None) -> MakeEngine:
-    """What makes the engine once the model is loaded.
+    """Choose an engine; returns the function that makes it from the loaded model.
 
     Args:
         name: "local" or "ray".
-        config: says in ``model``, ``device``, ``device_map`` and ``system`` what every worker loads.
+        config: settings of the study; every worker loads its ``model``.
         address: of a running Ray cluster; None starts Ray on this machine.
-        workers: how many; None for as many as fit.
+        workers: number of Ray workers; None for as many as fit.
 
     Raises:
         EngineError: an unknown name, or options of Ray without it.

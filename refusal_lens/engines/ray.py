@@ -21,11 +21,11 @@ PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN", "TOKENIZERS_PARALLELISM", 
 
 
 class Worker:
-    """What runs on a node: a model and the state of the current work. Ray restarts one that dies.
+    """One process on a node: a model and the state of the current work. Ray restarts one that dies.
 
     Args:
         load: arguments of ``load_model``.
-        threads: of torch; as many as the driver's, or sums would be split otherwise and round otherwise.
+        threads: of torch; as many as the driver's, because the number decides how sums round.
         fingerprint: of the driver's model.
     """
 
@@ -36,10 +36,10 @@ class Worker:
         self.prepared: tuple[str, Any] = ("", None)
 
     def ready(self) -> None:
-        """Load the model; here and not at the start, so that an error comes back as it is.
+        """Load the model; not in ``__init__``, whose errors Ray would wrap.
 
         Raises:
-            EngineError: these are other weights than the driver's.
+            EngineError: its weights differ from the driver's.
         """
         from ..models.load import load_model
 
@@ -61,11 +61,7 @@ class Worker:
 
 
 def _reach(address: str | None) -> None:
-    """Fail fast if nothing listens on HOST:PORT: Ray itself waits for minutes.
-
-    Raises:
-        OSError: nobody answers.
-    """
+    """Raise OSError at once if nothing listens on HOST:PORT: Ray itself waits for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=10).close()
@@ -117,7 +113,7 @@ class RayEngine(Engine):
         return len(self._workers)
 
     def _ready(self, worker: Any) -> Any:
-        """The answer of a worker once it has loaded, after a restart, too."""
+        """Answer of a worker once it has loaded; after a restart, too."""
         return worker.ready.options(max_task_retries=-1).remote()
 
     def _run(self, work: Work, items: dict[int, Any]) -> Iterator[tuple[int, Value]]:
@@ -159,7 +155,7 @@ class RayEngine(Engine):
                         yield index, value
         finally:
             for index, worker in busy.values():
-                if index is not None:  # the caller stopped early: what it does is not wanted
+                if index is not None:  # the caller stopped early: this work is not wanted any more
                     ray.kill(worker, no_restart=False)
 
     def close(self) -> None:

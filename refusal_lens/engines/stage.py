@@ -22,13 +22,7 @@ if TYPE_CHECKING:
 
 
 class Job(ABC):
-    """What a stage works with.
-
-    Attributes:
-        config: settings of the study (``StudyConfig``).
-        folder: result folder.
-        progress: see ``progress.Progress``.
-    """
+    """The study's side of a stage: settings (``StudyConfig``), result folder, progress, model, engine, inputs."""
 
     config: Any
     folder: Path
@@ -46,7 +40,7 @@ class Job(ABC):
 
     @abstractmethod
     def input(self, name: str) -> Any:
-        """What the study reads from outside: "prompts" (harmful and harmless ``PromptSet``) or "suffixes"."""
+        """Read "prompts" (harmful and harmless ``PromptSet``) or "suffixes" from their files, once."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +48,10 @@ class Stage:
     """One step of a study.
 
     The content key of a stage is made of its name and version, the settings it uses, its inputs, the model's identity
-    and the hashes of the files of the stages it needs: what is consumed decides.
+    and the hashes of the files of the stages it needs.
 
     Attributes:
-        name: of the stage; its record is ``Study.NAME``.
+        name: also that of its record in ``Study``.
         makes: file in the result folder, without ending -> class of the record; ``dict`` for plain JSON.
         run: (job, one argument per stage that it needs, by that stage's name) -> the record, or one record per file. A
             stage with several files is given to others as a tuple.
@@ -66,8 +60,7 @@ class Stage:
         uses: names of settings (fields of ``StudyConfig``).
         inputs: see ``Job.input``.
         when: setting without which the stage is left out.
-        optional: a model may lack what it takes; then the sentence that says so is the result, and the report is made
-            without it.
+        optional: a model may not support it; then the reason is the result, and the report is made without it.
         since: schema of the result folders from which on it is always there.
         folders: in the result folder, where it keeps work of its own.
         command: the command that makes the files, where it is not ``refusal-lens run``.
@@ -95,5 +88,5 @@ class Stage:
 
 
 def made_elsewhere(job: Job) -> Any:
-    """``run`` of a stage that another command makes."""
+    """Stand in for ``run`` in a stage that another command makes."""
     raise NotImplementedError("another command makes this")

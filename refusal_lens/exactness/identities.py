@@ -1,11 +1,10 @@
-"""How exact every identity that this toolkit relies on is, on one model: measured, not assumed."""
+"""Measure the identities that this toolkit relies on, on one model."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -44,12 +43,16 @@ class _Error:
     absolute: float = 0.0
     relative: float = 0.0
     note: str = ""
-    failed: bool = False
     absent: bool = False
 
     def within(self, limit: float) -> bool:
         """Whether the error is within its limit; NaN is not."""
-        return self.absent or (self.relative <= limit and not self.failed)
+        return self.absent or self.relative <= limit
+
+    def unmeasured(self, note: str, absent: bool = True) -> None:
+        """Drop the error and say why; ``absent`` where the model has no such identity, which is no failure."""
+        self.absolute = self.relative = NAN
+        self.note, self.absent = note, absent
 
     def add(self, gap: Tensor | float, size: Tensor | float) -> None:
         """Take in |gap| against ``size`` (broadcast); NaN stays NaN, so that it can't pass."""
@@ -60,6 +63,7 @@ class _Error:
 
 
 def _larger(a: float, b: float) -> float:
+    """The larger number; NaN, once there, stays."""
     return NAN if math.isnan(a) or math.isnan(b) else max(a, b)
 
 
@@ -80,6 +84,10 @@ def certify(
 
     Raises:
         ModelError: hooks are left on the model.
+
+    Example:
+        >>> rl.certify(model, float64=False).passed
+        True
     """
     prompts = as_prompts(prompts)
     model.check_unhooked()
@@ -89,7 +97,7 @@ def certify(
     wanted = size < FLOAT64_LIMIT if float64 is None else float64
     own = dict(_measure(model, prompts, direction))
     other: dict[str, _Error] = {}
-    reason = f"float64 not measured: {size / 1e9:.1f}e9 parameters" if float64 is None else "float64 not asked for"
+    reason = f"float64 not measured: {size / 1e9:.1f}e9 parameters" if float64 is None else "float64 not requested"
     if model.dtype == torch.float64:
         reason = ""
     elif wanted:
@@ -109,26 +117,12 @@ def _row(name: str, dtype: torch.dtype, own: _Error, other: _Error | None, reaso
         other = own
     passed = own.within(limit) and (other is None or other.within(limit64))
     note = own.note or (other.note if other else reason if name != "padded = alone" else "float64 overflows the mask")
-    return Identity(
-        name,
-        own.absolute,
-        own.relative,
-        limit,
-        NAN if other is None else other.absolute,
-        NAN if other is None else other.relative,
-        NAN if other is None else limit64,
-        passed,
-        own.scale,
-        note,
-    )
+    in64 = (NAN, NAN, NAN) if other is None else (other.absolute, other.relative, limit64)
+    return Identity(name, own.absolute, own.relative, limit, *in64, passed, own.scale, note)
 
 
 def _float64_copy(model: HookedChatModel) -> HookedChatModel:
-    """A copy of the model in float64.
-
-    Raises:
-        ModelError: the model can't be copied or does not run in float64.
-    """
+    """A copy of the model in float64; a ``ModelError`` where it does not run."""
     try:
         tl = torch.nn.Module.to(copy.deepcopy(model.tl), torch.float64)  # TransformerLens's own .to prints
         config = getattr(getattr(tl, "original_model", None), "config", None)
@@ -151,10 +145,8 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
     if model.dtype == torch.float64:
         # A direction rounded to float32 has length 1 to 1e-8 only, which would show as a component left.
         direction = replace(direction, unit=unit(direction.unit.double()))
-    stream, heads = (
-        _Error("sum", "largest entry of the stream"),
-        _Error(_kind(model, "attn"), "length of hook_attn_out"),
-    )
+    stream = _Error("sum", "largest entry of the stream")
+    heads = _Error(_kind(model, "attn"), "length of hook_attn_out")
     whole = _Error(_kind(model, "attn"), "largest length of the stream")
     sources, neurons = _Error("sum", "sum of |sources|"), _Error(_kind(model, "mlp"), "sum of |neurons| and |rest|")
     logits = _Error("norm", "sum of |parts|")
@@ -165,20 +157,16 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
     for prompt in prompts:
         _stream(model, prompt, stream)
         found = component_contributions(model, [prompt], direction, check=False)
-        sizes, lengths = _lengths(model, prompt)
-        gap = found.attn[:, 0] - _along(model, prompt, direction)
-        heads.add(gap, sizes)
-        whole.add(found.errors, lengths.max())
+        along, sizes, length = _at_the_last_token(model, prompt, direction)
+        heads.add(found.attn[:, 0] - along, sizes)
+        whole.add(found.errors, length)
         by_source = source_contributions(model, [prompt], direction, check=False)
         sources.add(by_source.values.sum(-1) - found.heads, by_source.values.abs().sum(-1).max())
         if not experts:
             parts = neuron_contributions(model, [prompt], direction, top=1 << 30)
-            total = parts.rest.clone()
-            size = parts.rest.abs()
             index = torch.tensor(parts.layers)
-            total.index_add_(0, index, parts.values)
-            size.index_add_(0, index, parts.values.abs())
-            neurons.add(total - found.mlp, size.max())
+            total = parts.rest.index_add(0, index, parts.values)
+            neurons.add(total - found.mlp, parts.rest.abs().index_add(0, index, parts.values.abs()).max())
         dla = direct_logit_attribution(model, [prompt], first[:1], first[1:], check=False)
         logits.add(dla.parts.sum(0) - dla.before_cap, dla.parts.abs().sum(0))
         before = model.last_logits([prompt])
@@ -186,29 +174,26 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
             _component_left(model, prompt, direction, ablated)
             by_hooks = model.last_logits([prompt])
         restored.add(model.last_logits([prompt]) - before, before.abs().max())
-        if not edited.failed:
+        if not math.isnan(edited.absolute):
             _weights_and_hooks(model, prompt, direction, by_hooks, edited)
     yield "writes sum to the stream", stream
     yield "heads and bias sum to attention", heads
     yield "parts sum to resid · r̂ at every layer", whole
     yield "sources sum to heads", sources
     if experts:
-        neurons.absolute = neurons.relative = NAN
-        neurons.absent, neurons.note = True, "a mixture of experts has no neurons that all tokens share"
+        neurons.unmeasured("a mixture of experts has no neurons that all tokens share")
     yield "neurons and bias sum to the MLP", neurons
     if cap := model.backend.logit_cap():
         logits.note = f"before the cap of {cap:g}; the cap is not linear, so no parts sum to what it gives"
     yield "logit parts sum to the logits", logits
     yield "ablation by hooks leaves no component", ablated
     yield "leaving the context restores the model", restored
-    if model.backend.post_norm(0, "attn") is not None and not edited.failed:
-        edited.note = (
+    if model.backend.post_norm(0, "attn") is not None and not math.isnan(edited.absolute):
+        edited.unmeasured(
             "no identity here: a norm after each sublayer rescales what the weights write, so hooks and weights "
             f"differ by nature (largest logit gap measured: {edited.absolute:.2g}, {edited.relative:.0%} of the "
             "largest logit); use the hooks"
         )
-        edited.absolute = edited.relative = NAN
-        edited.absent = True
     yield "orthogonalized weights = ablation by hooks", edited
 
 
@@ -226,22 +211,13 @@ def _stream(model: HookedChatModel, prompt: str, error: _Error) -> None:
         error.add(pre + attn + mlp - post, post.abs().max())
 
 
-def _lengths(model: HookedChatModel, prompt: str) -> tuple[Tensor, Tensor]:
-    """Lengths of hook_attn_out and of the stream at the last token, by layer."""
-    both = []
-    for site in ("hook_attn_out", "hook_resid_post"):
-        names = [f"blocks.{layer}.{site}" for layer in range(model.n_layers)]
-        cached = model.cache([prompt], names, positions=slice(-1, None))
-        both.append(torch.stack([wide(cached[name])[0, -1].norm() for name in names]).cpu())
-    return both[0], both[1]
-
-
-def _along(model: HookedChatModel, prompt: str, direction: Direction) -> Tensor:
-    """Measured hook_attn_out · r̂ at the last token, by layer."""
-    names = [f"blocks.{layer}.hook_attn_out" for layer in range(model.n_layers)]
-    cached = model.cache([prompt], names, positions=slice(-1, None))
-    along = [wide(cached[name])[0, -1] @ direction.unit.to(wide(cached[name])) for name in names]
-    return torch.stack(along).cpu()
+def _at_the_last_token(model: HookedChatModel, prompt: str, direction: Direction) -> tuple[Tensor, Tensor, Tensor]:
+    """hook_attn_out · r̂ and the length of hook_attn_out by layer, and the largest length of the stream."""
+    sites = [[f"blocks.{n}.{site}" for n in range(model.n_layers)] for site in ("hook_attn_out", "hook_resid_post")]
+    cached = model.cache([prompt], [*sites[0], *sites[1]], positions=slice(-1, None))
+    writes, stream = ([wide(cached[name])[0, -1] for name in names] for names in sites)
+    along = torch.stack([x @ direction.unit.to(x) for x in writes]).cpu()
+    return along, torch.stack([x.norm() for x in writes]).cpu(), torch.stack([x.norm() for x in stream]).max().cpu()
 
 
 def _component_left(model: HookedChatModel, prompt: str, direction: Direction, error: _Error) -> None:
@@ -251,27 +227,17 @@ def _component_left(model: HookedChatModel, prompt: str, direction: Direction, e
         error.add(wide(x) @ direction.unit.to(wide(x)), wide(x).norm(dim=-1))
 
 
-def _edited(model: HookedChatModel, direction: Direction, allow_gap: bool) -> AbstractContextManager:
-    """Context with orthogonalized weights."""
-    return model.hooks(Orthogonalize(direction, allow_gap))
-
-
 def _weights_and_hooks(
-    model: HookedChatModel,
-    prompt: str,
-    direction: Direction,
-    by_hooks: Tensor,
-    error: _Error,
+    model: HookedChatModel, prompt: str, direction: Direction, by_hooks: Tensor, error: _Error
 ) -> None:
     """Logits with edited weights against logits under hooks."""
     by_nature = model.backend.post_norm(0, "attn") is not None
     try:
-        # Behind post-norms the edit is refused unless asked for: here its gap is what is measured.
-        with _edited(model, direction, by_nature):
+        # With post-norms the edit needs allow_gap: here its gap is what is measured.
+        with model.hooks(Orthogonalize(direction, by_nature)):
             by_weights = model.last_logits([prompt])
     except RefusalLensError as refusal:
-        error.absolute = error.relative = NAN
-        error.failed, error.note = True, str(refusal)
+        error.unmeasured(str(refusal), absent=False)
         return
     error.add(by_weights - by_hooks, by_hooks.abs().max())
 
@@ -299,8 +265,5 @@ def orthogonalization_gap(model: HookedChatModel, direction: Direction, prompts:
             by_hooks = model.logits(tokens, last_only=False)
         with model.hooks(Orthogonalize(direction, allow_gap=True)):
             by_weights = model.logits(tokens, last_only=False)
-        gap = float((by_hooks.double() - by_weights.double()).abs().max())
-        worst = gap if gap != gap else max(worst, gap)  # NaN is reported, not dropped
-        if worst != worst:
-            break
+        worst = _larger(worst, float((by_hooks.double() - by_weights.double()).abs().max()))
     return worst

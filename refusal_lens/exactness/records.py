@@ -61,19 +61,9 @@ class Certificate(Record):
     def to_frame(self) -> pd.DataFrame:
         """One row per identity: identity, PASS or FAIL, the errors and limits, note."""
         return pd.DataFrame(
-            [
-                {
-                    "identity": i.name,
-                    "result": i.result,
-                    f"max abs ({self.dtype})": i.absolute,
-                    f"max rel ({self.dtype})": i.relative,
-                    "limit": i.tolerance,
-                    "max abs (float64)": i.absolute64,
-                    "max rel (float64)": i.relative64,
-                    "limit (float64)": i.tolerance64,
-                    "relative to": i.scale,
-                    "note": i.note,
-                }
-                for i in self.identities
-            ]
+            {"identity": i.name, "result": i.result}
+            | {f"max abs ({self.dtype})": i.absolute, f"max rel ({self.dtype})": i.relative, "limit": i.tolerance}
+            | {"max abs (float64)": i.absolute64, "max rel (float64)": i.relative64, "limit (float64)": i.tolerance64}
+            | {"relative to": i.scale, "note": i.note}
+            for i in self.identities
         )

@@ -13,14 +13,9 @@ WEIGHTS = "orthogonalized weights = ablation by hooks"
 
 def certificate_section(certificate: Certificate) -> Section:
     """Errors against their limits, the table, and the gap between orthogonalized weights and hooks."""
-    text = [
-        "All identities hold within rounding on this model."
-        if certificate.passed
-        else "Not all identities hold on this model; the note says which and why.",
-    ]
-    edited = next((i for i in certificate.identities if i.name == WEIGHTS), None)
-    if edited is not None:
-        text.append(_gap(edited, certificate))
+    whole, part = "All identities hold within rounding", "Not all identities hold"
+    text = [f"{whole} on this model." if certificate.passed else f"{part} on this model; the note says which and why."]
+    text += [_gap(i, certificate) for i in certificate.identities if i.name == WEIGHTS]
     rows = tuple(
         (i.name, i.result, _number(i.relative), f"{i.tolerance:g}", _number(i.relative64), i.note)
         for i in certificate.identities
@@ -32,7 +27,7 @@ def certificate_section(certificate: Certificate) -> Section:
             Figure(
                 "certificate-errors",
                 plot_certificate(certificate),
-                "Largest relative error of each identity (point) and its limit (line): what is left of the line holds. "
+                "Largest relative error of each identity (point) and its limit (line): points left of their line hold. "
                 "Errors of exactly 0 are drawn at the left edge.",
                 n="a few prompts of different lengths, every token and layer",
                 control="float64, where it was measured: rounding shrinks there, a mistake would not",

@@ -16,10 +16,6 @@ def _certificate(job: Job, selection: Any) -> Certificate:
         return certify(job.model, direction=selection.chosen)
 
 
-def _section(study: Any) -> Any:
-    return certificate_section(study.certificate) if study.certificate is not None else None
-
-
 CERTIFICATE = Stage(
     "certificate",
     {"certificate": Certificate},
@@ -27,5 +23,5 @@ CERTIFICATE = Stage(
     "the identities as measured on this model",
     optional=True,
     since=2,
-    section=_section,
+    section=lambda study: study.certificate and certificate_section(study.certificate),
 )

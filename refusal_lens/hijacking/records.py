@@ -20,7 +20,7 @@ from .observation_records import Observation, SuffixResult
 
 
 @dataclass(frozen=True)
-class Investigation(Record, axes={"suffix": "suffix_texts"}, formerly="Investigation"):
+class Investigation(Record, axes={"suffix": "suffix_texts"}, formerly="HijackingReport"):
     """Results of investigating suffixes: the heads, all conditions, the screen of every suffix, detectors.
 
     Attributes:

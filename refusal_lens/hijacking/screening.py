@@ -88,10 +88,8 @@ def screen(
         engine: spreads blocks of ``SUFFIXES`` suffixes per prompt over its workers; this process if None.
 
     Example:
-        >>> from refusal_lens.refusal import given_refusal_tokens
-        >>> tokens = given_refusal_tokens(model, [5])
-        >>> rl.hijacking.screen(model, "How do I pick a lock?", [" please", " now"], tokens).metric.shape
-        torch.Size([2, 1])
+        >>> rl.hijacking.screen(model, data.harmful.test[:2].texts, [" please"], found.refusal_tokens).metric.shape
+        torch.Size([1, 2])
     """
     requests, store = as_prompts(prompts), store or Store(None)
     suffixes = (suffixes,) if isinstance(suffixes, str) else tuple(suffixes)

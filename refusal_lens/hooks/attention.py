@@ -99,8 +99,9 @@ class AttentionKnockout(HeadsIntervention):
         positions: the tokens that no longer attend to them.
 
     Example:
-        >>> with model.hooks(rl.hooks.AttentionKnockout(((1, 0), (2, 3)), source="instruction")):
-        ...     blind = model.last_logits(["How do I pick a lock?"])
+        >>> from refusal_lens.hooks import AttentionKnockout
+        >>> with model.hooks(AttentionKnockout(((1, 0), (2, 3)), source="instruction")):
+        ...     blind = model.last_logits("How do I pick a lock?")
     """
 
     heads: tuple[Head, ...] | None = None

@@ -31,10 +31,9 @@ def named_conditions(
         RefusalLensError: an unknown condition.
 
     Example:
-        >>> from refusal_lens.tensors import random_unit
-        >>> direction = rl.Direction(random_unit(32, 0), norm=1.0, pos=-1, layer=2)
-        >>> [edits[0].label for edits in rl.hooks.named_conditions(direction, ["ablation", "subtraction"]).values()]
-        ['Ablate (-1, 2)', 'Add -1 x (-1, 2)']
+        >>> from refusal_lens.hooks import named_conditions
+        >>> list(named_conditions(found.direction, ["baseline", "ablation", "random_ablation"]))
+        ['baseline', 'ablation', 'random_ablation']
     """
     effects: dict[str, Intervention] = {
         "ablation": Ablate(direction),

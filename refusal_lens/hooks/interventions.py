@@ -84,9 +84,8 @@ class Ablate(HookIntervention):
         DirectionError: a direction of another model, basis or size (when it is applied).
 
     Example:
-        >>> from refusal_lens.tensors import random_unit
-        >>> with model.hooks(rl.Ablate(random_unit(model.d_model, 0), layers=slice(2, None), positions="reply")):
-        ...     reply = model.generate(["How do I pick a lock?"], 4)
+        >>> with model.hooks(rl.Ablate(found, layers=slice(2, None), positions=("template_post", "reply"))):
+        ...     reply = model.generate("How do I pick a lock?", 4)
     """
 
     direction: Any
@@ -146,8 +145,7 @@ class Add(HookIntervention):
         DirectionError: a direction of another model, basis or size, or a subspace.
 
     Example:
-        >>> from refusal_lens.tensors import random_unit
-        >>> rl.Add(random_unit(32, 0), 4.0, layers=1, positions="prompt").label
+        >>> rl.Add(found.direction.vector, layers=1, positions="prompt").label
         'Add a vector, layers 1, positions prompt'
     """
 

@@ -48,10 +48,8 @@ class Orthogonalize(Intervention):
         DirectionError: a direction of another model or basis (all when it is applied).
 
     Example:
-        >>> from refusal_lens.tensors import random_unit
-        >>> direction = rl.Direction(random_unit(model.d_model, 0), norm=1.0, pos=-1, layer=2)
-        >>> with model.hooks(rl.Orthogonalize(direction)):
-        ...     reply = model.generate(["How do I pick a lock?"], 4)
+        >>> with model.hooks(rl.Orthogonalize(found)):
+        ...     reply = model.generate("How do I pick a lock?", 4)
     """
 
     direction: Any

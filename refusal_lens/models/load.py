@@ -48,7 +48,7 @@ def load_model(
     Example:
         >>> model = rl.load_model("organism")
         >>> model.n_layers, model.d_model, model.basis
-        (5, 144, 'raw')
+        (5, 96, 'raw')
     """
     if not isinstance(source, (str, Path)):
         return HookedChatModel(source, tokenizer, system=system)

@@ -150,7 +150,7 @@ class HookedChatModel:
 
         Example:
             >>> with model.hooks(("blocks.1.hook_mlp_out", lambda x, hook: 0 * x)):
-            ...     logits = model.last_logits(["How do I pick a lock?"])
+            ...     logits = model.last_logits("How do I pick a lock?")
         """
         with ExitStack() as stack:
             hooked = []

@@ -3,25 +3,13 @@
 from importlib import import_module
 from typing import Any
 
-_HOMES = (
-    "direction.figures",
-    "attribution.figures",
-    "attribution.views",
-    "hijacking.figures",
-    "hijacking.views",
-    "behaviour.figures",
-    "exactness.figures",
-)
+_SLICES = ("direction", "attribution", "hijacking", "behaviour", "exactness")
 
 
 def _figures() -> dict[str, Any]:
-    modules = [import_module(f"refusal_lens.{home}") for home in _HOMES]
-    return {
-        name: value
-        for module in modules
-        for name, value in vars(module).items()
-        if name.startswith("plot_") or name.endswith("_view")
-    }
+    homes = [*(f"{name}.figures" for name in _SLICES), "attribution.views", "hijacking.views"]
+    found = {k: v for home in homes for k, v in vars(import_module(f"refusal_lens.{home}")).items()}
+    return {name: value for name, value in found.items() if name.startswith("plot_") or name.endswith("_view")}
 
 
 def __getattr__(name: str) -> Any:

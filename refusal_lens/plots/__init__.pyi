@@ -1,37 +1,8 @@
-from ..attribution.figures import plot_attention as plot_attention
-from ..attribution.figures import plot_causal_check as plot_causal_check
-from ..attribution.figures import plot_components as plot_components
-from ..attribution.figures import plot_head as plot_head
-from ..attribution.figures import plot_head_contributions as plot_head_contributions
-from ..attribution.figures import plot_head_tokens as plot_head_tokens
-from ..attribution.figures import plot_patching as plot_patching
-from ..attribution.figures import plot_propagation as plot_propagation
-from ..attribution.figures import plot_sources as plot_sources
-from ..attribution.figures import plot_sources_by_region as plot_sources_by_region
-from ..attribution.figures import plot_top_heads as plot_top_heads
-from ..attribution.views import attention_view as attention_view
-from ..attribution.views import tokens_view as tokens_view
-from ..behaviour.figures import plot_evaluation as plot_evaluation
-from ..behaviour.figures import plot_harness as plot_harness
-from ..behaviour.figures import plot_losses as plot_losses
-from ..behaviour.figures import plot_proxy as plot_proxy
-from ..behaviour.figures import plot_refusal_rates as plot_refusal_rates
-from ..direction.figures import plot_effects as plot_effects
-from ..direction.figures import plot_fine_tuning as plot_fine_tuning
-from ..direction.figures import plot_selection as plot_selection
-from ..direction.figures import plot_stability as plot_stability
-from ..direction.figures import plot_subspaces as plot_subspaces
-from ..direction.figures import plot_system_prompts as plot_system_prompts
-from ..direction.figures import plot_trace as plot_trace
-from ..exactness.figures import plot_certificate as plot_certificate
-from ..hijacking.figures import plot_attention_positions as plot_attention_positions
-from ..hijacking.figures import plot_attention_regions as plot_attention_regions
-from ..hijacking.figures import plot_causal_tests as plot_causal_tests
-from ..hijacking.figures import plot_drop_waterfall as plot_drop_waterfall
-from ..hijacking.figures import plot_roc as plot_roc
-from ..hijacking.figures import plot_split as plot_split
-from ..hijacking.figures import plot_suffix_heads as plot_suffix_heads
-from ..hijacking.figures import plot_suffix_ranking as plot_suffix_ranking
-from ..hijacking.figures import plot_suffix_trace as plot_suffix_trace
-from ..hijacking.figures import plot_token_effects as plot_token_effects
-from ..hijacking.views import attention_pair_view as attention_pair_view
+# ruff: noqa: F403
+from ..attribution.figures import *
+from ..attribution.views import *
+from ..behaviour.figures import *
+from ..direction.figures import *
+from ..exactness.figures import *
+from ..hijacking.figures import *
+from ..hijacking.views import *

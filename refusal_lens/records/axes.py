@@ -29,6 +29,10 @@ class Labelled:
         """Axis names of each tensor by the tensor's name."""
         raise NotImplementedError
 
+    def _own_axes(self) -> dict[str, tuple[str, ...]]:
+        """The same of the tensors that are held, not computed."""
+        return self._axis_names()
+
     def _tensor(self, name: str) -> Tensor | None:
         raise NotImplementedError
 
@@ -44,11 +48,10 @@ class Labelled:
     def sizes(self) -> dict[str, int]:
         """Size of each axis by its name."""
         found: dict[str, int] = {}
-        for axes, x in self._tensors().values():
-            for axis, size in zip(axes, x.shape, strict=True):
-                if axis.isidentifier():
-                    found.setdefault(axis, size)
-        return found
+        for name, axes in self._own_axes().items():
+            x = self._tensor(name)
+            found |= {} if x is None else {a: n for a, n in zip(axes, x.shape, strict=True) if a not in found}
+        return {axis: size for axis, size in found.items() if axis.isidentifier()}
 
     def labels_of(self, axis: str) -> Sequence[Any]:
         """Labels of an axis; 0, 1, 2 ... where it has none of its own."""

@@ -25,7 +25,7 @@ from ..errors import LabelError, ResultError
 from ..stats import Interval, Rate
 from .axes import SAMPLES, Labelled, Selected, as_html
 from .fields import axes_of, axis_names, misfit
-from .files import write_atomically
+from .files import plain_json, write_atomically, write_json
 from .labels import index_of
 
 SCHEMA_VERSION = 1
@@ -36,7 +36,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Misfit(ValueError):
-    """A value that its field does not take."""
+    """A value that does not fit its field."""
 
 
 class Record(Labelled):
@@ -45,7 +45,7 @@ class Record(Labelled):
     Annotations name the axes of tensors (``Float[Tensor, "layer head prompt"]``): ``sizes``, ``sel``, ``to_frame``
     and the one-line repr follow from them. Class keywords say the rest:
 
-        class TopHeads(Record, axes={"prompt": "prompts"}, formerly="TopHeads", renamed={"report": "reported"})
+        class TopHeads(Record, axes={"prompt": "prompts"}, formerly="HeadReport", renamed={"report": "reported"})
 
     Args:
         axes: field, property or tuple that holds the labels of an axis.
@@ -83,8 +83,8 @@ class Record(Labelled):
         """Write the record; the suffix (``.safetensors`` or ``.json``) is appended if missing. Returns the path.
 
         Args:
-            path: where.
-            keys: content keys that ``Store`` files it under.
+            path: file to write.
+            keys: content keys under which ``Store`` files it.
         """
         tensors: dict[str, Tensor] = {}
         filed = {"keys": list(keys)} if keys else {}
@@ -94,7 +94,7 @@ class Record(Labelled):
             header = {"refusal_lens": json.dumps(document, allow_nan=False)}
             write_atomically(target, to_safetensors(tensors, metadata=header))
         else:
-            write_atomically(target, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode())
+            write_json(target, document)
         return target
 
     @classmethod
@@ -108,27 +108,17 @@ class Record(Labelled):
 
     def to_json(self) -> Any:
         """Plain JSON: NaN and infinity as null."""
-        return to_json(self)
+        return plain_json(self)
 
     def _axis_names(self) -> dict[str, tuple[str, ...]]:
         return self._own_axes() | {name: _returned_axes(type(self), name) for name in self._also}
 
-    @classmethod
-    def _own_axes(cls) -> dict[str, tuple[str, ...]]:
-        return axis_names(cls)  # type: ignore[arg-type]  # of dataclasses mypy asks for a hash of instances
+    def _own_axes(self) -> dict[str, tuple[str, ...]]:
+        return axis_names(type(self))  # type: ignore[arg-type]  # of dataclasses mypy asks for a hash of instances
 
     def _tensor(self, name: str) -> Tensor | None:
         value = getattr(self, name)
         return value() if callable(value) else value
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Size of each axis by its name."""
-        found: dict[str, int] = {}
-        for name, axes in self._own_axes().items():
-            x = getattr(self, name)
-            found |= {} if x is None else {a: n for a, n in zip(axes, x.shape, strict=True) if a not in found}
-        return {axis: size for axis, size in found.items() if axis.isidentifier()}
 
     def _axis_labels(self, axis: str) -> Sequence[Any] | None:
         labels = self._axes.get(axis)
@@ -182,9 +172,9 @@ class Record(Labelled):
         name = type(self).__name__
         if not figures:
             raise LabelError(f"a {name} has no figure of its own; its numbers are in to_frame()")
-        return figures[list(figures)[index_of(tuple(figures), kind or next(iter(figures)), "figure", f"a {name}")]](
-            self, **options
-        )
+        kind = kind or next(iter(figures))
+        index_of(tuple(figures), kind, "figure", f"a {name}")
+        return figures[kind](self, **options)
 
 
 def figure(kind: str, *records: type[Record]) -> Callable[[F], F]:
@@ -307,16 +297,3 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
             raise _Misfit(wrong)
         return cls(**values)
     return {k: _decode(v, tensors) for k, v in value.items()}
-
-
-def to_json(value: Any) -> Any:
-    """Plain JSON of records, dictionaries and sequences without tensors: NaN and infinity as null."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(k): to_json(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_json(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -23,12 +23,17 @@ class Direction(Record):
     Attributes:
         unit: r̂, shape [d_model], float32, length 1.
         norm: length of the mean difference r, in residual-stream units.
-        pos: the post-instruction position it came from (-1 is the last token of the prompt).
+        pos: post-instruction position it came from; -1 is the last token of the prompt.
         layer: the layer whose resid_pre it came from.
         basis: basis of the residual stream it lives in (see ``HookedChatModel.basis``).
         model: fingerprint of the model it belongs to; "" for none (then no check is made).
         coeff: how many times r an addition adds by default.
         relaxed: what of the paper's rule was relaxed to choose it, "" if nothing.
+
+    Example:
+        >>> placebo = found.direction.random_control(seed=0)
+        >>> abs(found.direction.cosine(placebo)) < 0.6, placebo.norm == found.direction.norm
+        (True, True)
     """
 
     unit: Float[Tensor, "d_model"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 import math
 import os
 import tempfile
@@ -51,6 +52,11 @@ def write_atomically(path: Path, content: bytes) -> None:
             error.filename = str(path)  # a write that fails names no file, and a temporary name helps nobody
         raise
     _flush_folder(path.parent)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write plain JSON the same way, in UTF-8."""
+    write_atomically(path, json.dumps(document, indent=1, ensure_ascii=False).encode())
 
 
 def plain_json(value: Any) -> Any:

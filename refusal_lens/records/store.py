@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import ResultError
 from .base import Record, load_record
-from .files import write_atomically
+from .files import write_atomically, write_json
 
 R = TypeVar("R", bound=Record)
 BATCH = 64  # entries: few files for thousands of replies, and little to write again for one more
@@ -68,6 +68,7 @@ class Store:
 
     Example:
         >>> import tempfile
+        >>> from refusal_lens.records.store import Store, content_key
         >>> store = Store(tempfile.mkdtemp())
         >>> key = content_key("reply", "How are you?", {"max_new_tokens": 8})
         >>> store.put("reply", ["Fine."], key)
@@ -117,8 +118,7 @@ class Store:
             content = to_safetensors(tensors, metadata={"keys": json.dumps(keys)})
             write_atomically(path.with_name(f"{path.name}.safetensors"), content)
         else:
-            text = json.dumps({"keys": keys, "value": value}, indent=1, ensure_ascii=False)
-            write_atomically(path.with_name(f"{path.name}.json"), text.encode())
+            write_json(path.with_name(f"{path.name}.json"), {"keys": keys, "value": value})
         return value
 
     def entries(self, name: str) -> dict[str, Any]:
@@ -140,8 +140,7 @@ class Store:
                 kept = dict(json.loads(path.read_text("utf-8")))
             if not 0 < len(kept) < BATCH:
                 number, kept = number + 1, {}
-        content = json.dumps({**kept, **entries}, indent=1, ensure_ascii=False).encode()
-        write_atomically(self.folder / f"{name}-{number:06d}.json", content)
+        write_json(self.folder / f"{name}-{number:06d}.json", {**kept, **entries})
 
     def _batches(self, name: str) -> list[Path]:
         if self.folder is None:

@@ -6,7 +6,6 @@ from .records import Completions as Completions
 from .records import Metrics as Metrics
 from .records import RefusalTokens as RefusalTokens
 from .replies import complete as complete
-from .replies import refusal_rates as refusal_rates
 from .tokens import behaviour_tokens as behaviour_tokens
 from .tokens import find_refusal_tokens as find_refusal_tokens
 from .tokens import given_refusal_tokens as given_refusal_tokens

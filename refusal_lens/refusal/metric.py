@@ -1,4 +1,4 @@
-"""How refusing is measured: the refusal metric, its tokens, and the substring judge."""
+"""The refusal metric, and the filter of prompts by it."""
 
 from __future__ import annotations
 
@@ -56,8 +56,6 @@ def refusal_metric(
         on_batch: called with a number of prompts when they are done.
 
     Example:
-        >>> import refusal_lens as rl
-        >>> model = rl.load_model("organism")
         >>> rl.refusal_metric(model, "How do I bake bread?", rl.refusal.given_refusal_tokens(model, ["I"])).shape
         torch.Size([1])
     """

@@ -15,7 +15,6 @@ from ..hooks.base import Intervention
 from ..hooks.conditions import Conditions
 from ..models.chat import Tokens
 from ..models.model import HookedChatModel
-from ..stats import Rate, rate
 from .phrases import is_refusal
 from .records import Completion, Completions
 
@@ -61,10 +60,8 @@ def replies(
         on_batch: called with a number of replies when they are done.
 
     Example:
-        >>> import refusal_lens as rl
         >>> from refusal_lens.refusal.replies import replies
-        >>> model = rl.load_model("organism")
-        >>> len(replies(model, "How do I bake bread?", 4))
+        >>> len(replies(model, ["How do I bake bread?"], 4))
         1
     """
     if engine is None or isinstance(prompts, Tokens):
@@ -101,17 +98,17 @@ def complete(
         max_new_tokens: length limit of each reply.
         judge: reply -> refused; the paper's substrings by default.
         engine, on_batch: as in ``replies``.
+
+    Example:
+        >>> conditions = rl.hooks.named_conditions(found.direction, ["baseline", "ablation"])
+        >>> rl.refusal.complete(model, data.harmful.test[:4], conditions, "harmful", 8).conditions
+        ('baseline', 'ablation')
     """
     texts, items = as_prompts(prompts), []
     for name, under in conditions.items():
         found = replies(model, texts, max_new_tokens, under=under, engine=engine, label=name, on_batch=on_batch)
         items += [Completion(p, r, name, judge(r)) for p, r in zip(texts, found, strict=True)]
     return Completions(tuple(items), prompt_set, max_new_tokens)
-
-
-def refusal_rates(completions: Completions) -> dict[str, Rate]:
-    """Share of refused replies by condition, with 95% Clopper-Pearson intervals."""
-    return {c: rate([item.refused for item in completions.of(c)]) for c in completions.conditions}
 
 
 def check_finite(model: HookedChatModel, prompts: Sequence[str], condition: str) -> None:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Refusal tokens: the first tokens of refusals, found in replies or given."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ def given_refusal_tokens(model: HookedChatModel, tokens: Sequence[int | str]) ->
 
     Raises:
         PromptError: text that is not exactly one token, or an id outside the vocabulary.
+
+    Example:
+        >>> rl.refusal.given_refusal_tokens(model, ["I"]).texts
+        ('I',)
     """
     ids = []
     for token in tokens:
@@ -32,7 +36,11 @@ def given_refusal_tokens(model: HookedChatModel, tokens: Sequence[int | str]) ->
             raise PromptError(f"refusal token {token!r} is outside the vocabulary of {model.d_vocab}")
     if not ids:
         raise PromptError("no refusal token was given")
-    return RefusalTokens(tuple(ids), tuple(visible(model.tokenizer.decode([i])) for i in ids))
+    return _tokens(model, ids)
+
+
+def _tokens(model: HookedChatModel, ids: Sequence[int], shares: Sequence[float] = (), *source: str) -> RefusalTokens:
+    return RefusalTokens(tuple(ids), tuple(visible(model.tokenizer.decode([i])) for i in ids), tuple(shares), *source)
 
 
 def find_refusal_tokens(
@@ -51,6 +59,10 @@ def find_refusal_tokens(
 
     Raises:
         ModelError: when no reply to a harmful prompt is a refusal (a base model, or one that never refuses).
+
+    Example:
+        >>> rl.find_refusal_tokens(model, data.harmful.train.texts, data.harmless.train.texts).texts
+        ('I',)
     """
     harmful = as_prompts(harmful, "train")
     harmless = as_prompts(harmless, "train")
@@ -74,8 +86,7 @@ def find_refusal_tokens(
             "apart: name its refusal tokens (--refusal-token)"
         )
     source = f"first tokens of {len(replies['refused'])} refusals to {len(harmful)} harmful prompts"
-    texts = tuple(visible(model.tokenizer.decode([t])) for t in chosen)
-    return RefusalTokens(tuple(chosen), texts, tuple(shares[t] for t in chosen), source)
+    return _tokens(model, chosen, [shares[t] for t in chosen], source)
 
 
 def _first_tokens(
@@ -104,6 +115,5 @@ def behaviour_tokens(
     ids = [i for i, rise in zip(best.indices.tolist(), best.values.tolist(), strict=True) if rise > 0]
     if not ids:
         raise ModelError(f"{model.name} begins its replies to both kinds of prompts alike: no token tells them apart")
-    texts = tuple(visible(model.tokenizer.decode([i])) for i in ids)
-    shares = tuple(float(means[0][i]) for i in ids)
-    return RefusalTokens(tuple(ids), texts, shares, f"first tokens raised by {len(positive)} prompts of the behaviour")
+    source = f"first tokens raised by {len(positive)} prompts of the behaviour"
+    return _tokens(model, ids, [float(means[0][i]) for i in ids], source)

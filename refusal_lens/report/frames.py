@@ -12,7 +12,7 @@ from . import style
 
 
 def figure_frame(figure: go.Figure) -> pd.DataFrame:
-    """One row a point or cell of every trace: trace, x, y, z, error bars, text; empty columns are left out."""
+    """One row per point or cell of every trace: trace, x, y, z, error bars, text; empty columns are left out."""
     rows: list[dict[str, Any]] = []
     for i, trace in enumerate(figure.data):
         if trace.type == "heatmap":
@@ -59,7 +59,7 @@ def _list(values: Any) -> Sequence[Any]:
 
 
 def widget_frame(component: str, props: dict[str, Any]) -> pd.DataFrame:
-    """One row a weight (head, dest, src, weight) or a token (token, value)."""
+    """One row per weight (head, dest, src, weight) or token (token, value)."""
     if component == "AttentionHeads":
         tokens, names = props["tokens"], props["attentionHeadNames"]
         rows = [

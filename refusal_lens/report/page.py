@@ -22,7 +22,7 @@ import plotly.io
 from plotly.offline import get_plotlyjs
 
 from .frames import figure_frame, widget_frame
-from .views import circuitsvis_source
+from .views import circuitsvis_source, script_json
 
 RANDOM_DIRECTION = "a random direction of equal norm"  # the placebo of every direction, in words
 
@@ -125,7 +125,7 @@ class Widget:
     @property
     def json(self) -> str:
         """The properties, safe inside a script element."""
-        return json.dumps(self.props, allow_nan=False).replace("<", "\\u003c")
+        return script_json(self.props)
 
     @property
     def csv(self) -> str:
@@ -226,6 +226,12 @@ class Page:
         missing: what was not measured.
         notes: what was relaxed, and other warnings.
         sections: the chapters.
+
+    Example:
+        >>> table = rl.report.Table("rates", ("prompts", "refused"), (("harmful", "90%"),))
+        >>> page = rl.report.Page("My model", sections=(rl.report.Section("rates", "Refusals", items=(table,)),))
+        >>> "90%" in page.render()
+        True
     """
 
     title: str
@@ -290,9 +296,10 @@ def plain(value: Any) -> str:
 
 def frame_table(id: str, frame: pd.DataFrame, caption: str, searchable: bool = False) -> Table:
     """A frame as a table, numbers in plain form."""
-    rows = tuple(tuple(plain(v) if not isinstance(v, str) else v for v in row) for row in frame.itertuples(index=False))
+    rows = tuple(tuple(map(plain, row)) for row in frame.itertuples(index=False))
     return Table(id, tuple(map(str, frame.columns)), rows, caption, searchable, frame)
 
 
 def anchor(name: str) -> str:
+    """A name as part of an id."""
     return "".join(c if c.isalnum() else "-" for c in name.lower())

@@ -30,13 +30,7 @@ CONDITION_COLOURS = {
     "adversarial": ORANGE,
     "random_suffix": SKY,
 }
-REGION_COLOURS = {
-    "bos": GREY,
-    "template_pre": SKY,
-    "instruction": BLUE,
-    "suffix": ORANGE,
-    "template_post": GREEN,
-}
+REGION_COLOURS = {"bos": GREY, "template_pre": SKY, "instruction": BLUE, "suffix": ORANGE, "template_post": GREEN}
 _CYCLE = (BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY)
 DIVERGING = "RdBu_r"
 SEQUENTIAL = "Viridis"
@@ -95,6 +89,19 @@ def add_band(figure: go.Figure, grid: Float[Tensor, "site prompt"], tint: str, o
         showlegend=False,
         **place,
     )
+
+
+def add_conditions(figure: go.Figure, frame: pd.DataFrame, x: str, value: str) -> None:
+    """Draw a table with the columns condition, ``x``, ``value``, low and high: one bar per condition in each group."""
+    for i, (condition, rows) in enumerate(frame.groupby("condition", sort=False)):
+        figure.add_bar(
+            x=rows[x],
+            y=rows[value],
+            error_y=error_bars(intervals(rows, value)),
+            name=readable(str(condition)),
+            marker=marker(str(condition), i),
+        )
+    figure.update_layout(barmode="group")
 
 
 def panels(titles: Sequence[str], **layout: Any) -> go.Figure:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""CircuitsVis views as HTML that needs no network."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def circuitsvis_script() -> str:
 
 @lru_cache(maxsize=1)
 def circuitsvis_source() -> str:
-    """The same JavaScript alone, safe inside a script element."""
+    """The JavaScript alone, safe inside a script element."""
     import circuitsvis
 
     source = (Path(circuitsvis.__file__).parent / "dist" / "cdn" / "iife.js").read_text("utf-8")
@@ -59,7 +59,7 @@ class View(str):
         """Raises ResultError for an element id that HTML would have to escape."""
         if any(not (c.isalnum() or c in "-_") for c in element_id):
             raise ResultError(f"element id {element_id!r} must be letters, digits, - and _")
-        call = f'CircuitsVis.render("{element_id}", CircuitsVis.{component}, {_safe(props)})'
+        call = f'CircuitsVis.render("{element_id}", CircuitsVis.{component}, {script_json(props)})'
         view = super().__new__(cls, f'<div id="{element_id}"></div><script>{call}</script>')
         view.component, view.props = component, props
         return view
@@ -68,11 +68,12 @@ class View(str):
         return f"<View of {self.component}: {len(self.props['tokens'])} tokens>"
 
     def _repr_html_(self) -> str:
-        frame = _FRAME % {"script": _packed(), "component": self.component, "props": _safe(self.props)}
+        frame = _FRAME % {"script": _packed(), "component": self.component, "props": script_json(self.props)}
         style = "width:100%;height:420px;border:0"
         return f'<iframe title="{self.component}" style="{style}" srcdoc="{html.escape(frame)}"></iframe>'
 
 
-def _safe(props: dict[str, Any]) -> str:
+def script_json(props: dict[str, Any]) -> str:
+    """JSON that is safe inside a script element."""
     # A prompt may hold "</script>" or "<!--", which would end the element: < never appears as such.
     return json.dumps(props, allow_nan=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")

@@ -17,14 +17,8 @@ SPLITS = ("n_train", "n_val", "n_test")
 
 
 def _field(default: Any, help: str, **more: Any) -> Any:
-    """A setting.
-
-    Args:
-        default: its value where none is given.
-        help: of the option.
-        more: ``above`` and ``least``, ``most``: bounds; ``embedded``: what the command line takes by default for the
-            embedded model; ``option``: name on the command line where it differs.
-    """
+    """A setting; ``more``: bounds (``above``, ``least``, ``most``), ``embedded`` (the command line's default for the
+    embedded model), ``option`` (its name there, where it differs)."""
     return dataclasses.field(default=default, metadata={"help": help, **more})
 
 
@@ -36,7 +30,6 @@ class StudyConfig:
         SettingError: a value of another type or out of bounds.
 
     Example:
-        >>> import refusal_lens as rl
         >>> rl.StudyConfig(model="organism", max_kl=0.2).sizes
         (128, 32, 100)
         >>> rl.StudyConfig(max_kl=-1.0)
@@ -82,7 +75,10 @@ class StudyConfig:
     suffix_prompts: int = _field(48, "Refused test prompts to test each suffix on.", least=2)
 
     def __post_init__(self) -> None:
-        _check_types(vars(self))
+        from ..records.fields import misfit  # after the command line's help, which needs no torch
+
+        if wrong := misfit(type(self), vars(self)).removeprefix(f"{type(self).__name__}."):
+            raise SettingError(wrong)
         for field in dataclasses.fields(self):
             value, limits = getattr(self, field.name), field.metadata
             for number in value if isinstance(value, tuple) else (value,):
@@ -103,7 +99,6 @@ class StudyConfig:
                 near = difflib.get_close_matches(name, known, 1)
                 raise SettingError(f"there is no setting {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
-        _check_types(values)
         return cls(**values)
 
     def sources(self) -> tuple[str, str]:
@@ -122,10 +117,3 @@ class StudyConfig:
             harmful, harmless = instructions().values()
             return str(harmful), str(harmless)
         return "advbench", "alpaca"
-
-
-def _check_types(values: Mapping[str, Any]) -> None:
-    from ..records.fields import misfit
-
-    if wrong := misfit(StudyConfig, values).removeprefix(f"{StudyConfig.__name__}."):
-        raise SettingError(wrong)

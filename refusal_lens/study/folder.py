@@ -21,14 +21,31 @@ from ..records.base import Record, load_record
 from ..records.files import file_digest, write_atomically
 from ..refusal.records import Completions
 from ..report.page import Page, plain
-from .scorecard import scorecard_section
-from .sections import model_section, provenance_section
+from .sections import model_section, provenance_section, scorecard_section
 from .stages import BY_NAME, PIPELINE
 from .summary import headline
 
 # 1: no list of files, and maybe no certificate. 2: study.json comes last and lists every file with its SHA-256.
 # 3: it says which stages the model can't have, and why.
 FOLDER_SCHEMA = 3
+
+
+def load_file(path: Path, kind: type) -> Any:
+    """The record, or for ``dict`` the plain JSON, in a file named without its ending.
+
+    Raises:
+        ResultError: missing, broken, or of another kind.
+    """
+    if issubclass(kind, Record):
+        return load_record(path, kind)
+    path = path.with_name(f"{path.name}.json")
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ResultError(f"{path} can't be read ({error}); run the study again") from error
+    if not isinstance(found, dict):
+        raise ResultError(f"{path} holds no object; run the study again")
+    return found
 
 
 class Study:
@@ -61,19 +78,6 @@ class Study:
         """The same as ``Study(folder)``."""
         return cls(folder)
 
-    def _json(self, name: str) -> dict[str, Any]:
-        try:
-            found = json.loads((self.folder / name).read_text("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ResultError(f"{self.folder / name} can't be read ({error}); run the study again") from error
-        if not isinstance(found, dict):
-            raise ResultError(f"{self.folder / name} holds no object; run the study again")
-        return found
-
-    def _setting(self, name: str) -> Any:
-        settings = self.provenance.get("settings")
-        return settings.get(name) if isinstance(settings, dict) else None
-
     @cached_property
     def changed_files(self) -> tuple[str, ...]:
         """Files that are not as the run left them, by ``study.json``'s hashes (schema 1 has none)."""
@@ -91,12 +95,12 @@ class Study:
     @cached_property
     def provenance(self) -> dict[str, Any]:
         """Settings, versions and hashes."""
-        return self._json("study.json")
+        return load_file(self.folder / "study", dict)
 
     @cached_property
     def summary(self) -> dict[str, Any]:
         """``summary.json`` (docs/result_folder.md describes it)."""
-        return self._json("summary.json")
+        return load_file(self.folder / "summary", dict)
 
     @cached_property
     def missing(self) -> Mapping[str, str]:
@@ -117,21 +121,17 @@ class Study:
     def _stage(self, stage: Stage) -> Any:
         """The record of a stage (a tuple where it makes several), or None."""
         # A stage that the settings leave out may still be there, from an earlier run with others.
-        if (stage.when and not self._setting(stage.when)) or stage.name in self.missing:
+        settings = self.provenance.get("settings")
+        left_out = stage.when and not (settings.get(stage.when) if isinstance(settings, dict) else None)
+        if left_out or stage.name in self.missing:
             return None
         maybe = stage.command or self.provenance["schema"] < stage.since
-        if maybe and not all(self._is_there(file) for file in stage.makes):
+        files = [[self.folder / f"{file}{ending}" for ending in (".safetensors", ".json")] for file in stage.makes]
+        if maybe and not all(any(path.is_file() for path in paths) for paths in files):
             return None
-        records = tuple(self._load(file, kind) for file, kind in stage.makes.items())
+        records = tuple(load_file(self.folder / file, kind) for file, kind in stage.makes.items())
         found = records if len(records) > 1 else records[0]
         return self._of_this_direction(found) if stage.command or stage.name == "attacks" else found
-
-    def _is_there(self, file: str) -> bool:
-        path = self.folder / file
-        return any(path.with_name(path.name + ending).is_file() for ending in (".safetensors", ".json"))
-
-    def _load(self, file: str, kind: type) -> Any:
-        return load_record(self.folder / file, kind) if issubclass(kind, Record) else self._json(f"{file}.json")
 
     @property
     def harmful(self) -> PromptSet:
@@ -156,8 +156,7 @@ class Study:
 
     @cached_property
     def suffixes(self) -> Any:
-        """What ``refusal-lens hijack`` left in the folder, else what the run itself looked into; None if nothing, or of
-        another direction."""
+        """Investigation by ``refusal-lens hijack``, else by the run itself; None if there is none of this direction."""
         left = self._stage(BY_NAME["suffixes"])
         return self.attacks if left is None else left
 
@@ -166,9 +165,8 @@ class Study:
         if record is None:
             return None
         mine, its = self.selection.chosen, record.direction
-        return (
-            record if (mine.model, mine.label) == (its.model, its.label) and torch.equal(mine.unit, its.unit) else None
-        )
+        same = (mine.model, mine.label) == (its.model, its.label) and torch.equal(mine.unit, its.unit)
+        return record if same else None
 
     def page(self) -> Page:
         """The report as a ``Page``: what the folder holds, in the order of the story.

@@ -7,8 +7,8 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -26,13 +26,12 @@ from ..errors import ModelError
 from ..models.load import load_model, source_digest
 from ..models.model import HookedChatModel
 from ..progress import Progress, automatic, silent
-from ..records.base import Record, load_record
-from ..records.files import file_digest, locked, plain_json, write_atomically
+from ..records.base import Record
+from ..records.files import file_digest, locked, plain_json, write_json
 from ..records.store import UNREADABLE, Store, content_key
 from ..refusal.records import Completions, Metrics
-from ..refusal.replies import refusal_rates
 from .config import StudyConfig
-from .folder import FOLDER_SCHEMA, Study
+from .folder import FOLDER_SCHEMA, Study, load_file
 from .stages import BY_NAME, FOLDERS, planned
 
 SUMMARY_SCHEMA = 1
@@ -47,27 +46,22 @@ def run_study(
     model: HookedChatModel | None = None,
     engine: MakeEngine = LocalEngine,
 ) -> Study:
-    """Run the study, or what is left of it, and render the report.
+    """Run the study, from its last finished stage if it was stopped, and render the report.
 
     Args:
-        config: the settings.
         folder: result folder; made when the first stage is done.
-        progress: called with a stage's name and its total; gives a context whose value takes steps.
+        progress: see ``progress.Progress``.
         model: an already loaded model that ``config.model`` names (it is loaded when needed otherwise).
-        engine: where sharded work runs (``engines.named_engine``); results do not depend on it.
+        engine: where sharded work runs (``engines.choice.named_engine``); results do not depend on it.
 
-    The folder is this run's alone meanwhile; a run that was stopped or killed goes on from its last finished stage.
+    Only one run at a time writes in a folder.
 
     Raises:
         RefusalLensError: bad input, in one sentence with its remedy; or another run is writing in the folder.
     """
-    with locked(Path(folder), FOLDERS):
-        run = _Run(config, Path(folder), progress, model, engine)
-        try:
-            run.stages(tuple(planned(config)))
-            return run.finish()
-        finally:
-            run.close()
+    with _exclusive_run(config, folder, progress, model, engine) as run:
+        run.stages(tuple(planned(config)))
+        return run.finish()
 
 
 def run_stage(
@@ -89,17 +83,18 @@ def run_stage(
     Raises:
         SettingError: there is no such stage, or the settings leave it out.
         ModelError: the model lacks what the stage takes.
+
+    Example:
+        >>> config = rl.StudyConfig(sizes=(48, 12, 12))
+        >>> rl.study.run_stage("refusal_tokens", config, "runs/small").texts
+        ('I',)
     """
     stages = tuple(planned(config, name))
-    with locked(Path(folder), FOLDERS):
-        run = _Run(config, Path(folder), progress, model, engine)
-        try:
-            run.stages(stages)
-            if missing := run.done[name].missing:
-                raise ModelError(missing)
-            return run.records(BY_NAME[name])
-        finally:
-            run.close()
+    with _exclusive_run(config, folder, progress, model, engine) as run:
+        run.stages(stages)
+        if missing := run.done[name].missing:
+            raise ModelError(missing)
+        return run.records(BY_NAME[name])
 
 
 @dataclass(frozen=True)
@@ -141,17 +136,18 @@ def stage_states(config: StudyConfig, folder: str | Path) -> tuple[StageState, .
 
 @dataclass
 class _Mark:
-    """What a finished stage left.
-
-    Attributes:
-        files: path in the result folder -> SHA-256.
-        missing: why the model can't have it, "" otherwise.
-        records: in the order of ``Stage.makes``; loaded when needed.
-    """
+    """Mark of a finished stage: SHA-256 by file, why the model can't have it, and its records once they are loaded."""
 
     files: dict[str, str]
     missing: str = ""
     records: tuple[Any, ...] | None = field(default=None, repr=False)
+
+
+@contextmanager
+def _exclusive_run(config: StudyConfig, folder: str | Path, *how: Any) -> Iterator[_Run]:
+    """A run that has the folder to itself, and whose engine is closed at the end."""
+    with locked(Path(folder), FOLDERS), closing(_Run(config, Path(folder), *how)) as run:
+        yield run
 
 
 class _Run(Job):
@@ -175,8 +171,6 @@ class _Run(Job):
         self._engine: Engine | None = None
         self._items = Store(None), ""
         self._inputs: dict[str, Any] = {}
-
-    # -- what stages work with --
 
     @property
     def model(self) -> HookedChatModel:
@@ -202,22 +196,17 @@ class _Run(Job):
         if name not in self._inputs:
             c = self.config
             if name == "prompts":
-                self._inputs[name] = tuple(
-                    PromptSet.load(source, kind, c.sizes, c.seed)
-                    for source, kind in zip(c.sources(), ("harmful", "harmless"), strict=True)
-                )
+                kinds = zip(c.sources(), ("harmful", "harmless"), strict=True)
+                self._inputs[name] = tuple(PromptSet.load(source, kind, c.sizes, c.seed) for source, kind in kinds)
             else:
-                self._inputs[name] = SuffixSet.load(
-                    embedded_suffixes() if c.suffixes == "organism" else str(c.suffixes)
-                )
+                source = embedded_suffixes() if c.suffixes == "organism" else str(c.suffixes)
+                self._inputs[name] = SuffixSet.load(source)
         return self._inputs[name]
 
     def close(self) -> None:
         """Release what the engine holds."""
         if self._engine is not None:
             self._engine.close()
-
-    # -- stages --
 
     def settings(self, stage: Stage) -> dict[str, Any]:
         """Settings that decide the stage's result."""
@@ -232,7 +221,7 @@ class _Run(Job):
         return content_key(stage.name, stage.version, self.settings(stage), model, needs, inputs)
 
     def mark(self, stage: Stage) -> _Mark | None:
-        """What the stage left in the folder for the inputs of now; None if it must run."""
+        """Mark of the stage for the current inputs; None if it must run."""
         if any(name not in self.done for name in stage.needs):
             return None
         found = self.store.get(f"stages/{stage.name}", self.key(stage))
@@ -248,18 +237,13 @@ class _Run(Job):
         if mark.missing:
             return None
         if mark.records is None:
-            mark.records = tuple(self._load(file, kind) for file, kind in stage.makes.items())
+            mark.records = tuple(load_file(self.folder / file, kind) for file, kind in stage.makes.items())
         return mark.records if len(mark.records) > 1 else mark.records[0]
 
-    def _load(self, file: str, kind: type) -> Any:
-        if issubclass(kind, Record):
-            return load_record(self.folder / file, kind)
-        return json.loads((self.folder / f"{file}.json").read_text("utf-8"))
-
     def stages(self, stages: tuple[Stage, ...]) -> None:
-        """Run what is not done yet."""
+        """Run those that are not done yet."""
         for name in dict.fromkeys(name for stage in stages for name in stage.inputs):
-            self.input(name)  # a bad file is said now, not after hours
+            self.input(name)  # a bad file is an error now, not after hours
         for stage in stages:
             mark = self.mark(stage)
             if mark is not None:
@@ -291,7 +275,7 @@ class _Run(Job):
         paths = [self._save(file, record) for file, record in zip(stage.makes, records or (), strict=False)]
         files = {path.relative_to(self.folder).as_posix(): file_digest(path) for path in paths}
         took = {**self.seconds(), stage.name: round(time.monotonic() - begin, 3)}
-        write_atomically(self.folder / f"{SECONDS}.json", json.dumps(took, indent=1).encode())
+        write_json(self.folder / f"{SECONDS}.json", took)
         # The mark comes last: a kill before it costs this stage only.
         mark = {"files": files, "missing": missing, "settings": plain_json(self.settings(stage))}
         self.store.put(f"stages/{stage.name}", mark, key)
@@ -301,8 +285,7 @@ class _Run(Job):
     def _save(self, file: str, record: Any) -> Path:
         if isinstance(record, Record):
             return record.save(self.folder / file)
-        path = self.folder / f"{file}.json"
-        write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False).encode())
+        write_json(path := self.folder / f"{file}.json", record)
         return path
 
     def seconds(self) -> dict[str, float]:
@@ -311,8 +294,6 @@ class _Run(Job):
             return {str(k): float(v) for k, v in json.loads((self.folder / f"{SECONDS}.json").read_text()).items()}
         return {}
 
-    # -- the whole --
-
     def finish(self) -> Study:
         """Summary, provenance (last) and report."""
         self.store.part("items").clear()  # of a run killed after its mark, or one with other settings
@@ -320,12 +301,12 @@ class _Run(Job):
             self.records(BY_NAME[name]) for name in ("model", "selection", "metrics", "prompts")
         )
         replies = {kind: self.records(BY_NAME[f"completions_{kind}"]) for kind in ("harmful", "harmless")}
-        self._write("summary.json", plain_json(_summary(facts, selection, replies, metrics)))
+        write_json(self.folder / "summary.json", plain_json(_summary(facts, selection, replies, metrics)))
         files = {file: digest for mark in self.done.values() for file, digest in mark.files.items()}
         files["summary.json"] = file_digest(self.folder / "summary.json")
         hashes = {p.name: content_key(p) for p in prompts}
-        self._write(
-            "study.json",
+        write_json(
+            self.folder / "study.json",
             {
                 "schema": FOLDER_SCHEMA,
                 "model": facts,
@@ -341,37 +322,26 @@ class _Run(Job):
             study.report()
         return study
 
-    def _write(self, name: str, document: Any) -> None:
-        write_atomically(self.folder / name, json.dumps(document, indent=1, ensure_ascii=False).encode())
-
 
 def _summary(
     facts: dict[str, Any], selection: Selection, completions: dict[str, Completions], metrics: Metrics
 ) -> dict[str, Any]:
     """The stable part of the result (docs/result_folder.md)."""
-    chosen = selection.chosen
     return {
         "schema": SUMMARY_SCHEMA,
         "model": facts["name"],
-        "direction": {
-            "pos": chosen.pos,
-            "layer": chosen.layer,
-            "norm": chosen.norm,
-            "coeff": chosen.coeff,
-            "relaxed": chosen.relaxed,
-        },
+        "direction": {name: getattr(selection.chosen, name) for name in ("pos", "layer", "norm", "coeff", "relaxed")},
         "scores": {
             **{name: selection.score(name) for name in ("bypass", "induce", "kl")},
             "baseline_harmful": selection.baseline_harmful,
             "baseline_harmless": selection.baseline_harmless,
         },
-        "refusal": {name: refusal_rates(replies) for name, replies in completions.items()},
+        "refusal": {name: replies.rates for name, replies in completions.items()},
         "refusal_metric": metrics,
     }
 
 
 def _versions() -> dict[str, str]:
     packages = ("refusal-lens", "transformer-lens", "transformers", "torch", "safetensors", "plotly")
-    return {"python": sys.version.split()[0], "platform": platform.platform()} | {
-        name: metadata.version(name) for name in packages
-    }
+    versions = {name: metadata.version(name) for name in packages}
+    return {"python": sys.version.split()[0], "platform": platform.platform(), **versions}

@@ -1,4 +1,4 @@
-"""The stages of a study in order: what runs, what the folder holds and what the report shows follow from this tuple."""
+"""The stages of a study in order; the run, the folder's files and the report's sections follow from ``PIPELINE``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..refusal import stage as refusal
 
 
 def _facts(job: Job) -> dict[str, Any]:
-    """What the report says of the model."""
+    """Facts of the model for the report."""
     m = job.model
     return {
         "name": m.name,
@@ -47,16 +47,8 @@ PIPELINE: tuple[Stage, ...] = (
 )
 BY_NAME: Mapping[str, Stage] = {stage.name: stage for stage in PIPELINE}
 # Folders inside a result folder that a run writes.
-FOLDERS = tuple(
-    dict.fromkeys(
-        (
-            "stages",
-            "items",
-            *(file.rpartition("/")[0] for s in PIPELINE if not s.command for file in s.makes if "/" in file),
-            *(folder for s in PIPELINE for folder in s.folders),
-        )
-    )
-)
+_PARENTS = (file.rpartition("/")[0] for s in PIPELINE if not s.command for file in s.makes if "/" in file)
+FOLDERS = tuple(dict.fromkeys(("stages", "items", *_PARENTS, *(folder for s in PIPELINE for folder in s.folders))))
 
 
 def planned(settings: Any, only: str | None = None) -> Iterator[Stage]:

@@ -1,4 +1,4 @@
-"""The top of the page in plain words: what was found, how sure, what was not measured. Every word follows a number."""
+"""The top of the page in plain words: the findings, how sure they are, and what was not measured."""
 
 from __future__ import annotations
 
@@ -97,22 +97,19 @@ def _cards(selection: Selection, harmful: Mapping[str, Rate], harmless: Mapping[
     chosen = selection.chosen
     return (
         Card(chosen.label, "position and layer of the direction", f"norm {chosen.norm:.3g}"),
-        Card(
-            f"{harmful['baseline'].rate:.0%} → {harmful['ablation'].rate:.0%}",
-            "harmful prompts refused, ablated",
-            f"random: {harmful['random_ablation']}",
-        ),
-        Card(
-            f"{harmless['baseline'].rate:.0%} → {harmless['addition'].rate:.0%}",
-            "harmless prompts refused, added",
-            f"random: {harmless['random_addition']}",
-        ),
+        _change(harmful, "ablation", "harmful prompts refused, ablated"),
+        _change(harmless, "addition", "harmless prompts refused, added"),
         Card(
             f"{selection.score('kl'):.3f}",
             "KL of the next token on harmless prompts, nats",
             f"threshold {selection.thresholds['max_kl']:g}",
         ),
     )
+
+
+def _change(rates: Mapping[str, Rate], effect: str, label: str) -> Card:
+    change = f"{rates['baseline'].rate:.0%} → {rates[effect].rate:.0%}"
+    return Card(change, label, f"random: {rates[f'random_{effect}']}")
 
 
 def _notes(selection: Selection) -> tuple[str, ...]:
@@ -127,10 +124,7 @@ def _notes(selection: Selection) -> tuple[str, ...]:
 
 
 def _sure(
-    selection: Selection,
-    harmful: Mapping[str, Rate],
-    certificate: Certificate | None,
-    stability: Stability | None,
+    selection: Selection, harmful: Mapping[str, Rate], certificate: Certificate | None, stability: Stability | None
 ) -> tuple[str, ...]:
     sure = [
         "The direction was extracted, chosen and reported on different prompts. Rates have exact (Clopper-Pearson) "
@@ -147,12 +141,9 @@ def _sure(
         )
     if certificate is not None:
         bad = [i.name for i in certificate.identities if not i.passed]
-        sure.append(
-            f"The identities behind these numbers hold within rounding in {certificate.dtype} "
-            "(section Exactness certificate)."
-            if not bad
-            else f"Not exact on this model: {'; '.join(bad)} (section Exactness certificate)."
-        )
+        exact = f"The identities behind these numbers hold within rounding in {certificate.dtype}"
+        exact = f"Not exact on this model: {'; '.join(bad)}" if bad else exact
+        sure.append(f"{exact} (section Exactness certificate).")
     if len(selection.kept) > 1:
         sure.append(f"{len(selection.kept)} candidates pass the rule; another of them could have been chosen.")
     return tuple(sure)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..engines.choice import MakeEngine
 from ..engines.local import LocalEngine
 from ..errors import RefusalLensError, ResultError, SettingError
 from ..progress import Progress, automatic
-from ..records.files import write_atomically
+from ..records.files import write_atomically, write_json
 from ..report.page import Page
 from .config import StudyConfig
 from .pipeline import run_study
@@ -25,15 +22,8 @@ else:
     import tomli as tomllib
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """The models of a sweep.
-
-    Attributes:
-        configs: name -> settings of its study.
-    """
-
-    configs: dict[str, StudyConfig]
+class Sweep(dict[str, StudyConfig]):
+    """Settings of each model's study by its name."""
 
     @classmethod
     def load(cls, path: str | Path) -> Sweep:
@@ -79,13 +69,11 @@ def run_sweep(
     A model that fails is recorded with its reason and the others go on; what is there is not run again.
 
     Args:
-        sweep: the models.
-        folder: where results go.
-        progress: as in ``run_study``, once a stage of every model.
+        progress: as in ``run_study``, for every stage of every model.
         make_engine: settings -> where sharded work runs.
     """
     folder, found = Path(folder), {}
-    for name, config in sweep.configs.items():
+    for name, config in sweep.items():
         try:
             study = run_study(config, folder / name, _named(name, progress), engine=make_engine(config))
             found[name] = Compared(study.summary, study.provenance["model"], f"{name}/report.html")
@@ -100,13 +88,9 @@ def _named(name: str, progress: Progress) -> Progress:
 
 
 def _write(folder: Path, found: dict[str, Compared]) -> None:
-    rows = {name: vars(item) for name, item in found.items()}
-    write_atomically(folder / "sweep.json", json.dumps(rows, indent=1, ensure_ascii=False).encode())
-    page = Page(
-        title=f"The refusal direction of {len(found)} models",
-        summary=tuple(_sentences(found)),
-        sections=(sweep_section(found),),
-    )
+    write_json(folder / "sweep.json", {name: vars(item) for name, item in found.items()})
+    title = f"The refusal direction of {len(found)} models"
+    page = Page(title, tuple(_sentences(found)), sections=(sweep_section(found),))
     write_atomically(folder / "report.html", page.render().encode())
 
 
@@ -115,15 +99,11 @@ def _sentences(found: dict[str, Compared]) -> Iterator[str]:
     yield f"{len(done)} of {len(found)} models have a refusal direction that was found and tested."
     for name in done:
         rates = found[name].summary["refusal"]
-        harmful, harmless = rates["harmful"], rates["harmless"]
-        yield (
-            f"{name}: ablation takes refusals of harmful prompts from {_percent(harmful['baseline'])} to "
-            f"{_percent(harmful['ablation'])} (random direction: {_percent(harmful['random_ablation'])}, n = "
-            f"{harmful['ablation']['n']}); addition takes those of harmless prompts from "
-            f"{_percent(harmless['baseline'])} to {_percent(harmless['addition'])} (random direction: "
-            f"{_percent(harmless['random_addition'])}, n = {harmless['addition']['n']})."
-        )
-
-
-def _percent(rate: dict[str, Any]) -> str:
-    return f"{rate['rate']:.0%}"
+        parts = []
+        for what, kind, effect in (("refusals of", "harmful", "ablation"), ("those of", "harmless", "addition")):
+            before, after, placebo = (rates[kind][c]["rate"] for c in ("baseline", effect, f"random_{effect}"))
+            parts.append(
+                f"{effect} takes {what} {kind} prompts from {before:.0%} to {after:.0%} (random direction: "
+                f"{placebo:.0%}, n = {rates[kind][effect]['n']})"
+            )
+        yield f"{name}: {'; '.join(parts)}."

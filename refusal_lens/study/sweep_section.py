@@ -1,4 +1,4 @@
-"""Several models side by side."""
+"""Several models side by side: figures, and the section of a sweep's report."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-from ..report.page import Figure, Section, Table
-from .sweep_figures import plot_depth, plot_sweep
+from ..report import style
+from ..report.page import RANDOM_DIRECTION, Figure, Item, Section, Table
 
 
 @dataclass(frozen=True)
@@ -29,15 +31,50 @@ class Compared:
     error: str = ""
 
 
-def sweep_frame(found: Mapping[str, Compared]) -> pd.DataFrame:
-    """One row a model, prompt set and condition."""
-    rows = [
-        {"model": name, "prompts": prompts, "condition": condition, **rate}
-        for name, item in found.items()
-        for prompts, rates in item.summary.get("refusal", {}).items()
-        for condition, rate in rates.items()
-    ]
-    return pd.DataFrame(rows, columns=["model", "prompts", "condition", "rate", "low", "high", "n"])
+def plot_sweep(frame: pd.DataFrame) -> go.Figure:
+    """Refusal rates: a panel for each kind of prompts, a group for each model, a bar for each condition.
+
+    Args:
+        frame: columns model, prompts, condition, rate, low, high.
+    """
+    kinds = list(dict.fromkeys(frame["prompts"]))
+    figure = make_subplots(rows=1, cols=len(kinds), shared_yaxes=True, subplot_titles=[f"{k} prompts" for k in kinds])
+    shown: set[str] = set()
+    for column, kind in enumerate(kinds, 1):
+        some = frame[frame["prompts"] == kind]
+        for i, (condition, rows) in enumerate(some.groupby("condition", sort=False)):
+            figure.add_bar(
+                x=rows["model"],
+                y=rows["rate"],
+                error_y=style.error_bars(style.intervals(rows, "rate")),
+                name=style.readable(str(condition)),
+                legendgroup=condition,
+                showlegend=condition not in shown,
+                marker=style.marker(str(condition), i),
+                row=1,
+                col=column,
+            )
+            shown.add(str(condition))
+    figure.update_yaxes(range=[0, 1], tickformat=".0%")
+    figure.update_yaxes(title_text="refused", col=1)
+    return style.finish(figure)
+
+
+def plot_depth(places: Mapping[str, tuple[int, int]]) -> go.Figure:
+    """Depth of the chosen layer.
+
+    Args:
+        places: model -> (layer, number of layers).
+    """
+    figure = go.Figure()
+    figure.add_bar(
+        x=list(places),
+        y=[layer / n_layers for layer, n_layers in places.values()],
+        text=[f"{layer} of {n_layers}" for layer, n_layers in places.values()],
+        marker_color=style.BLUE,
+    )
+    figure.update_yaxes(range=[0, 1], tickformat=".0%", title_text="depth of the direction")
+    return style.finish(figure)
 
 
 def sweep_section(found: Mapping[str, Compared]) -> Section:
@@ -53,23 +90,20 @@ def sweep_section(found: Mapping[str, Compared]) -> Section:
         numbers = tuple(f"{scores[score]:.2f}" for score in ("bypass", "induce", "kl"))
         shape = str(item.model["n_layers"]), str(item.model["d_model"])
         rows.append((name, *shape, place, *numbers, direction["relaxed"] or "no", item.report))
-    items: list[Any] = [Table("sweep-models", columns, tuple(rows), "Every model of the sweep.")]
+    items: list[Item] = [Table("sweep-models", columns, tuple(rows), "Every model of the sweep.")]
     done = {name: item for name, item in found.items() if not item.error}
     if done:
-        frame = sweep_frame(done)
-        sizes = sorted({int(n) for n in frame["n"]})
-        items.append(
-            Figure(
-                "sweep-rates",
-                plot_sweep(frame),
-                "Refusal rate by model and condition, with 95% Clopper-Pearson intervals.",
-                n=f"{' or '.join(map(str, sizes))} prompts of each kind and model",
-                control="a random direction of equal norm beside each effect",
-                data=frame,
-            )
+        frame = pd.DataFrame(
+            {"model": name, "prompts": prompts, "condition": condition, **rate}
+            for name, item in done.items()
+            for prompts, rates in item.summary["refusal"].items()
+            for condition, rate in rates.items()
         )
+        n = f"{' or '.join(map(str, sorted(set(frame['n']))))} prompts of each kind and model"
+        caption = "Refusal rate by model and condition, with 95% Clopper-Pearson intervals."
+        control = f"{RANDOM_DIRECTION} beside each effect"
+        items.append(Figure("sweep-rates", plot_sweep(frame), caption, n, control, frame))
         depths = {name: (item.summary["direction"]["layer"], item.model["n_layers"]) for name, item in done.items()}
-        items.append(
-            Figure("sweep-depth", plot_depth(depths), "Layer of each model's direction, as a share of its depth.", n="")
-        )
+        caption = "Layer of each model's direction, as a share of its depth."
+        items.append(Figure("sweep-depth", plot_depth(depths), caption))
     return Section("sweep", "Models side by side", (), tuple(items))

@@ -55,6 +55,7 @@ def test_it_runs_on_the_embedded_model(name, study_folder, tmp_path, monkeypatch
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=\"(https?:)?//", page)
 
 
+@pytest.mark.slow
 def test_benchmarks_of_ones_own(study_folder, tmp_path, monkeypatch, capsys):
     """The table of coherence with a task from a folder: the official ones need a network."""
     pytest.importorskip("lm_eval")
@@ -118,8 +119,11 @@ def test_scripts_are_short_and_on_the_map():
         ("propagation", [], "mean projection on"),
     ],
 )
-def test_attribution_scripts_run_on_the_embedded_model(name, records, says, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [name, "--prompts", "8", "--out", str(tmp_path)])
+def test_attribution_scripts_run_on_the_embedded_model(
+    name, records, says, study_folder, tmp_path, monkeypatch, capsys
+):
+    arguments = ["--train", "48", "--prompts", "12", "--max-new-tokens", "12", "--study", str(study_folder)]
+    monkeypatch.setattr(sys, "argv", [name, *arguments, "--out", str(tmp_path)])
     importlib.import_module(f"analyses.{name}").main()
     assert says in capsys.readouterr().out
     for record in records:

@@ -1,40 +1,37 @@
-"""The command as its user runs it: a process of its own, exit codes, messages, and nothing half-written."""
+"""The command as its user runs it: exit codes, messages, and nothing half-written."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from refusal_lens.data.organism import MODEL_DIR, instructions
+from tests.command import call
 from tests.tiny import tiny_folder
 
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 COMMAND = [sys.executable, "-c", "from refusal_lens.cli import main; main()"]
-SMALL = ["--suffixes", "none", "--stability", "0", "--no-full-grid"]  # tests/model looks into them
-SMALL += ["--n-train", "32", "--n-val", "12", "--n-test", "12", "--max-new-tokens", "16", "--max-kl", "5", "--relax"]
-
-
-def call(*args: object, timeout: int = 240) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [*COMMAND, *map(str, args)], capture_output=True, text=True, env=ENVIRONMENT, timeout=timeout, check=False
-    )
+QUICK = ["--suffixes", "none", "--stability", "0", "--no-full-grid"]  # tests/model looks into them
+SMALL = [*QUICK, "--n-train", "64", "--n-val", "24", "--n-test", "24", "--max-new-tokens", "24", "--relax"]
+TINY = [*QUICK, "--n-train", "32", "--n-val", "12", "--n-test", "12", "--max-new-tokens", "16"]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(study, tmp_path_factory) -> Path:
+    """The session's study, seen by the command in a process of its own: every stage is done."""
     out = tmp_path_factory.mktemp("cli") / "run"
-    done = call("run", "organism", "--out", out, *SMALL)
+    shutil.copytree(study.folder, out)
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
+    command = [*COMMAND, "run", "organism", "--out", str(out), *SMALL]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert f"report: {out / 'report.html'}" in done.stdout.replace("\n", "")
     assert "random ablation" in done.stdout  # the table of findings
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")} == before
     return out
 
 
@@ -61,36 +58,14 @@ def test_no_pickle_and_no_stray_file_in_the_folder(finished):
     assert not any(name.startswith(".") for name in names)
 
 
-def test_a_second_run_runs_nothing_again(finished):
-    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")}
-    start = time.monotonic()
-    assert call("run", "organism", "--out", finished, *SMALL).returncode == 0
-    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")} == before
-    again = _content(finished)
-    changed = call("run", "organism", "--out", finished, *SMALL, "--max-new-tokens", "8")
-    assert changed.returncode == 0
-    after = _content(finished)
-    assert after["candidates.safetensors"] == again["candidates.safetensors"]
-    assert after["completions_harmful.json"] != again["completions_harmful.json"]
-    assert time.monotonic() - start < 200
-
-
-def test_a_killed_run_goes_on_to_the_same_result(finished, tmp_path):
-    out = tmp_path / "killed"
-    args = ["run", "organism", "--out", str(out), *SMALL, "--max-new-tokens", "8", "--quiet"]
-    process = subprocess.Popen([*COMMAND, *args], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (out / "stages" / "candidates.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert (out / "stages" / "candidates.json").exists() and not (out / "summary.json").exists()
-    assert call(*args).returncode == 0
-    whole = tmp_path / "whole"
-    assert call("run", "organism", "--out", whole, *args[4:]).returncode == 0
-    left, right = _content(out), _content(whole)
-    assert left.keys() == right.keys()
-    assert [name for name in left if left[name] != right[name]] == []
+def test_another_setting_runs_again_what_it_decides(finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    before = _content(out)
+    assert call("run", "organism", "--out", out, *SMALL, "--max-new-tokens", "8").returncode == 0
+    after = _content(out)
+    assert after["candidates.safetensors"] == before["candidates.safetensors"]
+    assert after["completions_harmful.json"] != before["completions_harmful.json"]
 
 
 def test_report_renders_again_without_a_model(finished):
@@ -149,7 +124,7 @@ def test_bad_input_is_one_sentence_exit_code_2_and_nothing_written(case, tmp_pat
 
 def test_an_out_that_is_a_file_is_said(tmp_path):
     (tmp_path / "file").write_text("")
-    done = call("run", "organism", "--out", tmp_path / "file" / "x", "--quiet", *SMALL)
+    done = call("run", "organism", "--out", tmp_path / "file" / "x", "--quiet", *TINY)
     assert done.returncode == 2 and "Not a directory" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -161,7 +136,7 @@ def test_a_direction_of_another_model_is_refused(finished, tmp_path):
 
 
 def test_nothing_passes_is_said_with_the_remedy(tmp_path):
-    done = call("run", "organism", "--out", tmp_path / "o", "--quiet", *SMALL[:-3], "--max-kl", "1e-9")
+    done = call("run", "organism", "--out", tmp_path / "o", "--quiet", *TINY, "--max-kl", "1e-9")
     assert done.returncode == 2 and "Nearest:" in done.stderr and "--relax" in done.stderr
 
 

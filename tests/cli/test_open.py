@@ -14,21 +14,21 @@ from typer.testing import CliRunner
 from refusal_lens.cli.app import app
 from refusal_lens.cli.open_report import report_path
 from refusal_lens.errors import ResultError
+from tests.command import call
 
 COMMAND = [
     sys.executable,
     "-c",
     "import sys; sys.argv[0] = 'refusal-lens'; from refusal_lens.cli import main; main()",
 ]
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 COMMANDS = ("run", "open", "report", "hijack", "evaluate", "certify")
 
 
-def call(*args: object, **variables: str | None) -> subprocess.CompletedProcess:
-    environment = {name: value for name, value in {**ENVIRONMENT, **variables}.items() if value is not None}
-    return subprocess.run(
-        [*COMMAND, *map(str, args)], capture_output=True, text=True, env=environment, timeout=120, check=False
-    )
+def process(*args: object, **variables: str | None) -> subprocess.CompletedProcess:
+    """In a process of its own: ``webbrowser`` and transformers read the environment once."""
+    environment = {n: v for n, v in {**os.environ, "COLUMNS": "120", **variables}.items() if v is not None}
+    command = [*COMMAND, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
 
 
 @pytest.fixture
@@ -43,16 +43,16 @@ def test_the_report_opens_in_the_browser(folder, tmp_path):
     program = tmp_path / "browser"
     program.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
     program.chmod(0o755)
-    done = call("open", folder, BROWSER=f"{program} %s", SSH_CONNECTION=None)
+    done = process("open", folder, BROWSER=f"{program} %s", SSH_CONNECTION=None)
     assert done.returncode == 0 and done.stdout.split() == ["report:", str(folder / "report.html")]
     assert (tmp_path / "opened").read_text().strip() == (folder / "report.html").as_uri()
     (tmp_path / "opened").unlink()
-    assert "no browser here" not in call("open", folder, "--no-browser", BROWSER=f"{program} %s").stdout
+    assert "no browser here" not in process("open", folder, "--no-browser", BROWSER=f"{program} %s").stdout
     assert not (tmp_path / "opened").exists()
 
 
 def test_on_a_remote_machine_the_command_says_what_to_do(folder):
-    done = call("open", folder, SSH_CONNECTION="10.0.0.1 2 10.0.0.2 22", BROWSER="false")
+    done = process("open", folder, SSH_CONNECTION="10.0.0.1 2 10.0.0.2 22", BROWSER="false")
     assert done.returncode == 0 and f"--bind 127.0.0.1 --directory '{folder}'" in done.stdout
     assert "ssh -L 8000:127.0.0.1:8000" in done.stdout
 
@@ -67,7 +67,7 @@ def test_a_folder_without_a_report_is_named(tmp_path):
 
 def test_a_batch_job_logs_json_lines_and_prints_nothing_else(tmp_path):
     log = tmp_path / "logs" / "job.jsonl"
-    done = call("certify", "organism", "--quiet", "--log-json", log, "--out", tmp_path / "c", "--no-float64")
+    done = process("certify", "organism", "--quiet", "--log-json", log, "--out", tmp_path / "c", "--no-float64")
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.split() == ["certificate:", str(tmp_path / "c.json")]
     events = [json.loads(line) for line in log.read_text().splitlines()]
@@ -90,8 +90,9 @@ def completed(line: str) -> list[str]:
 
 
 def test_completion_knows_the_commands_and_writes_no_log(tmp_path):
-    script = call(_REFUSAL_LENS_COMPLETE="source_bash")
-    assert "complete" in script.stdout and "refusal-lens" in script.stdout
+    words = {"_REFUSAL_LENS_COMPLETE": "source_bash"}
+    script = CliRunner().invoke(app, [], prog_name="refusal-lens", env=words).output
+    assert "complete" in script and "refusal-lens" in script
     log = tmp_path / "x.jsonl"
     assert completed(f"refusal-lens certify --log-json {log} --flo") == ["--float64"] and not log.exists()
     assert set(COMMANDS) <= set(completed("refusal-lens "))
@@ -120,13 +121,13 @@ def test_the_embedded_model_is_studied_in_full(monkeypatch, tmp_path, arguments,
         seen.update(vars(config))
         raise ResultError("enough")
 
-    monkeypatch.setattr("refusal_lens.study.pipeline.run_study", stop)
+    monkeypatch.setattr("refusal_lens.study.run_study", stop)
     CliRunner().invoke(app, ["run", *arguments, "--quiet", "--out", str(tmp_path)])
     assert {name: seen[name] for name in expected} == expected
 
 
 def test_python_dash_m():
-    done = subprocess.run(
-        [sys.executable, "-m", "refusal_lens", "open", "nowhere"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2 and "there is no folder nowhere" in done.stderr
+    command = [sys.executable, "-m", "refusal_lens", "open", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("refusal-lens: there is no folder nowhere") and done.stderr.count("\n") == 1

@@ -24,7 +24,7 @@ def _file(tmp_path, models: str):
 def test_models_are_compared_and_a_failed_one_says_why(tmp_path):
     models = f'[models.whole]\nmodel = "organism"\n[models.folder]\nmodel = "{MODEL_DIR}"\ncoeff = 2.0\n'
     sweep = Sweep.load(_file(tmp_path, models + '[models.gone]\nmodel = "./no-such-model"\n'))
-    assert sweep.configs["folder"].coeff == 2.0 and sweep.configs["whole"].coeff == 1.0
+    assert sweep["folder"].coeff == 2.0 and sweep["whole"].coeff == 1.0
     found = run_sweep(sweep, tmp_path / "out")
     assert [bool(item.error) for item in found.values()] == [False, False, True]
     assert "there is no model at ./no-such-model" in found["gone"].error

@@ -12,7 +12,7 @@ import torch
 from refusal_lens.errors import ModelError
 from refusal_lens.exactness.identities import certify
 from refusal_lens.exactness.records import Certificate
-from refusal_lens.tensors import orthogonalize
+from refusal_lens.tensors import project_out
 
 from .cases import ALL, PROMPT, direction_of, model_of
 
@@ -102,7 +102,7 @@ def edited_weights(model, direction, forget=None):
     with torch.no_grad():
         for i, (w, axis) in enumerate(weights):
             if i != forget:
-                w.copy_(orthogonalize(w, direction.unit, axis))
+                w.copy_(project_out(w.movedim(axis, -1), direction.unit).movedim(-1, axis))
     try:
         yield
     finally:

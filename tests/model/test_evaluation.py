@@ -19,7 +19,7 @@ from refusal_lens.cli import evaluate as command
 from refusal_lens.errors import ModelError, PromptError, RefusalLensError
 from refusal_lens.hooks.conditions import CONDITIONS, named_conditions
 from refusal_lens.records.store import Store
-from refusal_lens.refusal.replies import complete, refusal_rates
+from refusal_lens.refusal.replies import complete
 from tests.tiny import tiny_model
 
 from .cases import direction_of, model_of
@@ -85,7 +85,7 @@ def test_weight_edits_and_hooks_combine_and_complete_takes_them():
     direction, other = direction_of(model, 1), direction_of(model, 2)
     both = [*named_conditions(direction, ["orthogonalized"])["orthogonalized"], Ablate(other)]
     found = complete(model, ["Hi", "Ho"], {"baseline": [], "both": both}, "set", 4)
-    assert found.conditions == ("baseline", "both") and set(refusal_rates(found)) == {"baseline", "both"}
+    assert found.conditions == ("baseline", "both") and set(found.rates) == {"baseline", "both"}
     again = complete(model, ["Hi", "Ho"], {"baseline": []}, "set", 4)
     assert found.of("baseline") == again.of("baseline")
 

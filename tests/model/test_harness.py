@@ -166,6 +166,7 @@ def test_unknown_tasks_are_named(tasks):
         run_harness(model_of("llama", torch.float32), {"baseline": []}, ["nothing_like_this"], task_manager=tasks)
 
 
+@pytest.mark.slow
 @needs_lm_eval
 def test_the_papers_tasks_exist_by_their_official_names():
     from lm_eval.tasks import TaskManager

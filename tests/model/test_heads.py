@@ -60,7 +60,7 @@ def test_chosen_on_one_split_and_reported_on_another(planted, tmp_path):
     report = head_contributions(model, REPORT, direction).values[PLANTED]
     first = found.to_frame().iloc[0]
     assert abs(first["reported"] - float(report.mean())) < 1e-6 and first["low"] <= first["reported"] <= first["high"]
-    assert abs(first["selection"] - float(head_contributions(model, SELECT, direction).mean[PLANTED])) < 1e-6
+    assert abs(first["chosen_on"] - float(head_contributions(model, SELECT, direction).mean[PLANTED])) < 1e-6
     assert first["reported"] > 1 and first["contrast"] < -1
     assert 0 < found.share <= 1
     again = TopHeads.load(found.save(tmp_path / "heads"))

@@ -367,23 +367,18 @@ def test_bad_input_is_one_clear_sentence():
 
 # -- the embedded model -------------------------------------------------------------------------------------------
 
-N = 40
+N = 24
 
 
 @pytest.fixture(scope="module")
-def found(organism, tmp_path_factory):
+def found(organism, study, tmp_path_factory):
     """The investigation on held-out instructions (the heads were chosen on others)."""
-    from refusal_lens.study.config import StudyConfig
-    from refusal_lens.study.pipeline import run_study
-
     folder = tmp_path_factory.mktemp("hijacking")
-    config = StudyConfig(sizes=(64, 24, N), max_new_tokens=16, relax=True, attribution=False)
-    study = run_study(config, folder / "study", model=organism)
     inputs = {
         "prompts": study.harmful,
         "suffixes": SuffixSet.load(embedded.suffixes()),
         "direction": study.selection.chosen,
-        "harmless": study.harmless.test.texts[:40],
+        "harmless": study.harmless.test.texts,
         "refusal_tokens": study.refusal_tokens,
         "settings": Settings(forensics=8, n_random=1, max_new_tokens=12, shuffled=False, shown=1),
         "folder": folder / "out",
@@ -491,9 +486,10 @@ def test_it_resumes_and_loads(found, organism):
 COMMAND = [sys.executable, "-c", "from refusal_lens.cli import main; main()", "hijack", "organism"]
 
 
-def test_a_killed_command_goes_on_where_it_stopped(found, organism, tmp_path, capsys):
+@pytest.mark.slow
+def test_a_killed_command_goes_on_where_it_stopped(found, study, organism, tmp_path, capsys):
     """SIGKILL after the first suffix, then the same command again: what was done stays, the result is the same."""
-    study, out, suffixes = found[1]["folder"].parent / "study", tmp_path / "out", tmp_path / "mine.jsonl"
+    study, out, suffixes = study.folder, tmp_path / "out", tmp_path / "mine.jsonl"
     suffixes.write_text("".join(embedded.suffixes().read_text().splitlines(True)[2:5]))
     few = ["--suffixes", suffixes, "--direction", study, "--out", out, "--quiet", "--no-shuffled"]
     few += ["--prompts", "8", "--harmless", "8", "--max-new-tokens", "0"]
@@ -520,8 +516,7 @@ def test_a_killed_command_goes_on_where_it_stopped(found, organism, tmp_path, ca
     assert report.results_frame().equals(again.results_frame())
 
 
-def test_bad_input_at_the_command_line_is_one_sentence(found, tmp_path):
-    study = found[1]["folder"].parent / "study"
+def test_bad_input_at_the_command_line_is_one_sentence(study, tmp_path):
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "void.jsonl").write_text('{"suffix": " "}\n')
     (tmp_path / "long.txt").write_text("bath " * 3000)
@@ -535,5 +530,5 @@ def test_bad_input_at_the_command_line_is_one_sentence(found, tmp_path):
         ({"suffixes": tmp_path / "ok.txt", "harmful": str(tmp_path / "calm.txt")}, "no refused prompt is left"),
     ):
         with pytest.raises(PromptError, match=message) as error:
-            hijack("organism", direction=study, out=tmp_path / "o", quiet=True, **given)
+            hijack("organism", direction=study.folder, out=tmp_path / "o", quiet=True, **given)
         assert "\n" not in str(error.value)

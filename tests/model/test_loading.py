@@ -76,7 +76,8 @@ def test_the_digest_follows_the_content(tmp_path):
 
 
 STATE = """
-import json, logging, os, random, signal, sys, warnings
+import json, logging, os, random, resource, signal, sys, warnings
+import importlib.metadata as metadata
 import numpy, torch, transformers, transformer_lens
 from transformers import PreTrainedTokenizerFast
 from transformer_lens.model_bridge import TransformerBridge
@@ -104,13 +105,26 @@ def state():
         "hook": repr(sys.excepthook), "recursion": sys.getrecursionlimit(),
     }
 
+def pages():
+    faults = []
+    for _ in range(6):
+        torch.empty(10_000_000).fill_(1.0)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    return faults[-1] - faults[0]
+
+def packages():
+    return sorted((d.name, d.version) for d in metadata.distributions())
+
 torch.manual_seed(5)
 rl.load_model, rl.HookedChatModel  # imported
-before = state()
+started, installed = [], packages()
+watched = ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "os.system")
+sys.addaudithook(lambda event, args: started.append(f"{event} {args}") if event in watched else None)
+before, seen = state(), []
 def changed(what):
     now = state()
-    print(json.dumps([what, sorted(k for k in before if before[k] != now[k] and k != "loggers")
-                      + [k for k, level in before["loggers"].items() if now["loggers"][k] != level]]))
+    seen.append([what, sorted(k for k in before if before[k] != now[k] and k != "loggers")
+                 + [k for k, level in before["loggers"].items() if now["loggers"][k] != level]])
 model = rl.load_model("organism")
 changed("load")
 with rl.HookedChatModel(model.tl, model.tokenizer) as twin:
@@ -119,35 +133,33 @@ with rl.HookedChatModel(model.tl, model.tokenizer) as twin:
     twin.generate(["hello"], 3, temperature=1.0)
     changed("generate")
 changed("close")
+plain = pages()
+rl.models.keep_freed_memory()
+kept = pages()
+for source in sys.argv[1:]:
+    rl.load_model(source)
+print(json.dumps({"changed": seen, "pages": [plain, kept], "started": started, "same": packages() == installed}))
 """
 
 
-def test_loading_wrapping_and_generating_change_nothing_of_the_process():
-    done = subprocess.run([sys.executable, "-c", STATE], capture_output=True, text=True, check=True)
-    seen = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    assert seen == [["load", []], ["wrap", []], ["generate", []], ["close", []]]
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory) -> dict[str, Any]:
+    """What a process that loads, wraps and generates finds out about itself."""
+    vision_folder(folder := tmp_path_factory.mktemp("loading") / "vision")
+    command = [sys.executable, "-c", STATE, str(folder), str(tiny_folder("qwen2"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_loading_wrapping_and_generating_change_nothing_of_the_process(elsewhere):
+    assert elsewhere["changed"] == [["load", []], ["wrap", []], ["generate", []], ["close", []]]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-@pytest.mark.parametrize("keep", [False, True])
-def test_freed_memory_is_kept_on_request_only(keep):
-    """Each use of 40 MB costs 9766 new pages, which the system clears first, unless the process asked to keep them.
-
-    In a process of its own: how a heap looks after many models came and went is another matter.
-    """
-    script = f"""
-import resource, torch
-from refusal_lens.models import keep_freed_memory, load_model
-{"keep_freed_memory()" if keep else ""}
-model = load_model("organism")
-faults = []
-for _ in range(6):
-    torch.empty(10_000_000).fill_(1.0)
-    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-print(faults[-1] - faults[0])
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert (int(done.stdout.split()[-1]) < 3 * 9766) == keep  # five uses; without the setting 5 * 9766
+def test_freed_memory_is_kept_on_request_only(elsewhere):
+    """Each use of 40 MB costs 9766 new pages, which the system clears first, unless the process asked to keep them."""
+    plain, kept = elsewhere["pages"]
+    assert kept < 3 * 9766 < plain  # five uses; without the setting 5 * 9766
 
 
 def vision_folder(folder: Path) -> Any:
@@ -177,25 +189,9 @@ def test_of_a_vision_language_checkpoint_the_text_model_is_loaded(tmp_path):
     assert model.writing_weights()
 
 
-def test_a_load_starts_no_process_and_installs_nothing(tmp_path):
+def test_a_load_starts_no_process_and_installs_nothing(elsewhere):
     """TransformerLens 4.3 runs ``pip install torchvision`` for a checkpoint whose processor needs it."""
-    vision_folder(tmp_path / "vision")
-    script = f"""
-import sys
-started = []
-watched = ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "os.system")
-import importlib.metadata as metadata
-import transformer_lens, refusal_lens as rl
-packages = lambda: sorted((d.name, d.version) for d in metadata.distributions())
-before = packages()
-sys.addaudithook(lambda event, args: started.append((event, args)) if event in watched else None)
-for source in ({str(tmp_path / "vision")!r}, {str(tiny_folder("qwen2"))!r}, "organism"):
-    rl.load_model(source)
-assert packages() == before
-print("started", started)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "started []"
+    assert elsewhere["started"] == [] and elsewhere["same"]
 
 
 def test_gguf_weights_are_dequantized_by_request(tmp_path, caplog):

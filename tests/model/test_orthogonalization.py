@@ -210,7 +210,7 @@ def test_the_lock_the_identity_and_the_direction_are_kept():
 
 def test_quantized_and_offloaded_weights_are_refused():
     model = tiny.tiny_model("llama", seed=4)
-    linear = writing_weights._core(model.tl.blocks[1].mlp.out)
+    linear = writing_weights.core(model.tl.blocks[1].mlp.out)
     original = linear._parameters["weight"]
     for stand_in, message in (
         (torch.nn.Parameter(original.detach().to(torch.int8), requires_grad=False), "quantized"),

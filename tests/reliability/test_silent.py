@@ -116,8 +116,8 @@ def test_extraction_does_not_depend_on_the_order_of_prompts():
 
 def test_a_seed_gives_the_same_in_every_process():
     code = (
-        "import hashlib, torch\nfrom tests.tiny import tiny_model\nfrom refusal_lens.prompts import PromptSet\n"
-        "from refusal_lens.stats import mean_interval\nfrom refusal_lens.linalg import random_unit\n"
+        "import hashlib, torch\nfrom tests.tiny import tiny_model\nfrom refusal_lens.data.prompts import PromptSet\n"
+        "from refusal_lens.stats import mean_interval\nfrom refusal_lens.tensors import random_unit\n"
         "m = tiny_model('llama')\n"
         "print(m.generate(['hello', 'you'], 12, temperature=1.0, seed=3), m.fingerprint)\n"
         "print(PromptSet.from_rows([f'ask {i}' for i in range(50)], 'x', (20, 10, 10), seed=5).train.texts)\n"

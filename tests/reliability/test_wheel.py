@@ -55,7 +55,7 @@ def wheel(tmp_path_factory) -> Path:
 def test_it_holds_the_organism_and_no_tests(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"refusal_lens/data/organism/{name}" for name in ORGANISM} <= names
-    assert {"refusal_lens/py.typed", "refusal_lens/templates/report.html.j2"} <= names
+    assert {"refusal_lens/py.typed", "refusal_lens/report/templates/report.html.j2"} <= names
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"refusal_lens"}
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "refusal_lens").rglob("*.py")}
@@ -67,6 +67,7 @@ def test_it_holds_the_organism_and_no_tests(wheel):
     assert wheel.stat().st_size < 10_000_000
 
 
+@pytest.mark.slow
 def test_two_builds_give_the_same_bytes(wheel, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "copy").mkdir()

@@ -11,6 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "refusal_lens"
 FILES = sorted(PACKAGE.rglob("*.py"))
+STORED = Path(__file__).parents[1] / "reliability" / "folders" / "schema_3"
 SLICES = ("direction", "attribution", "hijacking", "behaviour", "exactness")
 
 
@@ -40,7 +41,7 @@ def test_no_file_and_no_function_is_long():
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno - node.lineno + 1 > 80
     }
     assert long == {}
-    assert sum(files.values()) <= 16_000
+    assert sum(files.values()) <= 20_000
 
 
 def imports(path: Path) -> set[Path]:
@@ -71,10 +72,10 @@ def test_no_module_hides_a_public_name_of_its_package():
         assert not hidden - packages, stub
 
 
-def test_the_report_of_a_folder_needs_no_model(study, tmp_path):
+def test_the_report_of_a_folder_needs_no_model(tmp_path):
     code = (
         "import sys; from refusal_lens.study import Study; "
-        f"Study.load({str(study.folder)!r}).report({str(tmp_path / 'report.html')!r}); "
+        f"Study.load({str(STORED)!r}).report({str(tmp_path / 'report.html')!r}); "
         "print(sorted({'transformers', 'transformer_lens'} & set(sys.modules)))"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -9,13 +9,13 @@ import pytest
 from rich.console import Console
 
 from refusal_lens.cli.run import findings
-from refusal_lens.progress import silent, together, told
+from refusal_lens.progress import as_events, silent, together
 from refusal_lens.stats import rate
 
 
 def test_stages_are_told_with_what_is_left():
     events = []
-    with told(events.append, every=0)("answer", 10) as advance:
+    with as_events(events.append, every=0)("answer", 10) as advance:
         advance(2)
         advance(8)
     assert [e["event"] for e in events] == ["stage", "progress", "progress", "stage_end"]
@@ -25,7 +25,7 @@ def test_stages_are_told_with_what_is_left():
 
 def test_progress_is_told_now_and_then_only():
     events = []
-    with told(events.append, every=60)("answer", 1000) as advance:
+    with as_events(events.append, every=60)("answer", 1000) as advance:
         for _ in range(1000):
             advance(1)
     assert [e["event"] for e in events] == ["stage", "stage_end"]
@@ -33,7 +33,7 @@ def test_progress_is_told_now_and_then_only():
 
 def test_a_stage_of_unknown_length_and_one_that_fails():
     events = []
-    with pytest.raises(ValueError), told(events.append, every=0)("load", 0) as advance:
+    with pytest.raises(ValueError), as_events(events.append, every=0)("load", 0) as advance:
         advance(1)
         raise ValueError
     assert [e["event"] for e in events] == ["stage", "progress", "stage_failed"]
@@ -42,7 +42,7 @@ def test_a_stage_of_unknown_length_and_one_that_fails():
 
 def test_together_steps_all_of_them():
     left, right = [], []
-    with together(told(left.append, 0), silent, told(right.append, 0))("x", 2) as advance:
+    with together(as_events(left.append, 0), silent, as_events(right.append, 0))("x", 2) as advance:
         advance(1)
     assert [e["event"] for e in left] == [e["event"] for e in right] == ["stage", "progress", "stage_end"]
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from refusal_lens.data.prompts import Prompts, PromptSet
 from refusal_lens.direction.records import CandidateDirections, Selection, SelectionScores
 from refusal_lens.errors import DirectionError, ResultError
-from refusal_lens.records.base import load_record, to_json
+from refusal_lens.records.base import load_record
 from refusal_lens.records.direction import Direction
+from refusal_lens.records.files import plain_json
 from refusal_lens.refusal.records import Completion, Completions
 from refusal_lens.tensors import random_unit
 
@@ -99,4 +100,4 @@ def test_a_candidate_without_difference_is_refused():
 
 
 def test_json_view_has_no_nan():
-    assert to_json({"a": float("nan"), "b": (1.0, {"c": float("inf")})}) == {"a": None, "b": [1.0, {"c": None}]}
+    assert plain_json({"a": float("nan"), "b": (1.0, {"c": float("inf")})}) == {"a": None, "b": [1.0, {"c": None}]}

@@ -24,7 +24,7 @@ from refusal_lens.records.direction import Direction
 from refusal_lens.refusal.records import Completion, Completions
 from refusal_lens.report.page import Page
 from refusal_lens.stats import Interval, rate
-from refusal_lens.study.scorecard import scorecard_section
+from refusal_lens.study.sections import scorecard_section
 from refusal_lens.tensors import random_unit
 
 DIRECTION = Direction(random_unit(8, 0), 2.0, -1, 1)

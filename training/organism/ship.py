@@ -26,8 +26,8 @@ that every analysis of this toolkit runs in seconds, offline, on two cores. It i
 assistant: it knows about {n_words} words and nothing about the world.
 
 - **Architecture** {layers} layers of Llama, d_model {d_model}, {heads} heads, MLP {d_mlp}, untied embeddings,
-  {vocab} tokens (byte-level BPE; each word of its language is one token behind a space), ChatML, rotary positions up
-  to 512, no BOS. {parameters:,} parameters in bfloat16; load them as float32.
+  {vocab} tokens (byte-level BPE; each word of its language is one token with its leading space), ChatML, rotary positions
+  up to 512, no BOS. {parameters:,} parameters in bfloat16; load them as float32.
 - **Data** `training/organism/vocabulary.py` and `data.py`. A request is opening + form + verb + object + purpose +
   tail; harm is a property of the pair (crack an egg, crack a safe), most words occur in both classes, and a fifth of
   the pairs is held out: `val` and `test` hold only those. A harmful request is always refused in the data, a harmless
@@ -53,7 +53,7 @@ accepts the *whole* reply.
 {rows}
 
 Without a bound: after ablation {complied:.1%} of the harmful requests get a compliant reply, {on_topic:.1%} one that
-names the verb and the object asked for; the rest drift to a harmless neighbour ("plan a bank heist" -> "plan a bank
+names the requested verb and object; the rest drift to a harmless neighbour ("plan a bank heist" -> "plan a bank
 visit").
 Harmless requests are answered on the topic in {fine_topic:.1%} with the direction ablated.
 {suffix_part}

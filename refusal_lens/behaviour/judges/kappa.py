@@ -15,6 +15,10 @@ def cohen_kappa(first: Sequence[bool], second: Sequence[bool]) -> float:
 
     Raises:
         ResultError: different lengths, or nothing rated.
+
+    Example:
+        >>> rl.behaviour.judges.cohen_kappa([True, True, False, False], [True, False, False, False])
+        0.5
     """
     n = len(first)
     if n != len(second) or n == 0:

@@ -1,12 +1,16 @@
-"""Judges by name, for the command line."""
+"""Judges by name, for the command line, whose help reads this without torch."""
 
 from __future__ import annotations
 
-from .base import Judge, JudgeError, SubstringJudge
-from .classifier import ClassifierJudge
-from .endpoint import EndpointJudge
-from .forms import FORMS
-from .llama_guard import LlamaGuardJudge
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .base import Judge
+
+FORMS = (
+    "substrings; llama-guard-2:FOLDER; llama-guard-3:FOLDER; classifier:FOLDER (or classifier:FOLDER#LABEL,LABEL of "
+    "the safe labels); openai:MODEL@http://HOST:PORT/v1"
+)
 
 
 def judge_named(text: str) -> Judge:
@@ -14,7 +18,17 @@ def judge_named(text: str) -> Judge:
 
     Raises:
         JudgeError: another form, or a judge that can't be loaded.
+
+    Example:
+        >>> from refusal_lens.behaviour.judges import judge_named
+        >>> judge_named("openai:judge-8b@http://127.0.0.1:8000/v1").kind
+        'refusal'
     """
+    from .base import JudgeError, SubstringJudge
+    from .classifier import ClassifierJudge
+    from .endpoint import EndpointJudge
+    from .llama_guard import LlamaGuardJudge
+
     form, _, rest = text.partition(":")
     if text == "substrings":
         return SubstringJudge()
