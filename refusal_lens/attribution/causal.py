@@ -80,34 +80,16 @@ def causal_check(
     rng = random.Random(seed)
     bench = _Bench(model, tokens, refusal_tokens, last_z(model, reference, n_last), rng)
     draws = tuple(random_heads(model, named, rng) for _ in range(n_random))
-    every = every_head(model)
-
-    def averaged(run: Callable[[tuple[Head, ...]], Tensor]) -> Tensor:
-        return torch.stack([run(draw) for draw in draws]).mean(0)
-
-    def keep(kept: tuple[Head, ...]) -> Tensor:
-        return bench.mean_ablated(tuple(head for head in every if head not in kept))
-
-    baseline = bench.mean_ablated(())
-    metric = [
-        baseline,
-        bench.mean_ablated(named),
-        bench.resampled(named),
-        keep(named),
-        averaged(bench.mean_ablated),
-        averaged(bench.resampled),
-        averaged(keep),
-        keep(()),
-    ]
+    metric = bench.conditions(named, draws)
     singles = tuple(dict.fromkeys([*named, *(head for draw in draws for head in draw)]))
-    measured = torch.stack([bench.mean_ablated((head,)) - baseline for head in singles])
+    measured = torch.stack([bench.mean_ablated((head,)) - metric[0] for head in singles])
     gap = _Gap(Readout.of(model, direction.unit), bench.mean, singles)
     (predicted,) = model.run(tokens, read=gap)
     spearman, p_value = correlation(predicted.tolist(), measured.mean(-1).tolist())
     return CausalCheck(
         heads=named,
         random_heads=draws,
-        metric=torch.stack(metric),
+        metric=metric,
         singles=singles,
         predicted=predicted,
         measured=measured,
@@ -151,6 +133,22 @@ class _Bench:
         self.mean = reference.mean(1, keepdim=True)
         # Every condition draws the same donors, so that conditions differ by heads only.
         self.donors = torch.tensor([rng.randrange(reference.shape[1]) for _ in range(len(tokens))])
+
+    def conditions(
+        self, named: tuple[Head, ...], draws: tuple[tuple[Head, ...], ...]
+    ) -> Float[Tensor, "condition prompt"]:
+        """Metric under each of ``CONDITIONS``."""
+
+        def averaged(run: Callable[[tuple[Head, ...]], Tensor]) -> Tensor:
+            return torch.stack([run(draw) for draw in draws]).mean(0)
+
+        effects = (self.mean_ablated, self.resampled, self.kept)
+        rows = [self.mean_ablated(()), *(run(named) for run in effects), *(averaged(run) for run in effects)]
+        return torch.stack([*rows, self.kept(())])
+
+    def kept(self, heads: tuple[Head, ...]) -> Float[Tensor, "prompt"]:
+        """Metric with every other head of the model at its reference mean."""
+        return self.mean_ablated(tuple(head for head in every_head(self.model) if head not in heads))
 
     def mean_ablated(self, heads: tuple[Head, ...]) -> Float[Tensor, "prompt"]:
         """Metric with the heads at their reference mean (with none, the baseline)."""

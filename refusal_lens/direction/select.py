@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from ..data.prompts import PromptsLike, as_prompts
 from ..engines.base import Engine
@@ -49,7 +50,7 @@ def choose(scores: SelectionScores, rule: SelectionRule | None = None) -> Choice
 
     Example:
         >>> from refusal_lens.direction import SelectionRule, choose
-        >>> choose(found.scores, SelectionRule(layer_cutoff=0.4)).chosen  # another winner, without running the model
+        >>> choose(found.scores, SelectionRule(layer_cutoff=0.4)).chosen  # the rule alone: the model is not run
         ?
     """
     rule = rule or SelectionRule()
@@ -101,7 +102,7 @@ def select_direction(
         model: the model that the candidates were extracted from.
         candidates: from ``extract_directions``.
         harmful, harmless: requests of the validation split (the paper keeps those that the model refuses and
-            answers: ``scoring.keep_refused``).
+            answers: ``refusal.keep_refused``).
         refusal_tokens: found from the same prompts if None.
         rule: thresholds; the paper's by default.
         coeff: multiple of r that addition uses, for the induce score and later.
@@ -127,17 +128,66 @@ def select_direction(
     scorer = _Scorer(engine or LocalEngine(model), work)
     shape = candidates.mean_diff.shape[:2]
     grids = {name: torch.full(shape, float("nan"), dtype=torch.float64) for name in ("bypass", "induce", "kl")}
-    skipped: dict[tuple[int, int], str] = {}
-    live: list[tuple[int, Direction]] = []
+    live, skipped = _live(candidates, depth, coeff)
+    for _, direction in live:
+        model.check_direction(direction)
+    _score(scorer, live, grids, rule, coeff, full_grid, on_step)
+    scores = SelectionScores(**grids)
+    choice = choose(scores, rule)
+    reasons = [list(row) for row in choice.reasons]
+    for i, direction in live:
+        why = _not_computed(scores, i, direction.layer, rule)
+        if why and direction.layer < rule.cut(candidates.n_layers):
+            reasons[i][direction.layer] = why
+    for i, layer in skipped:
+        reasons[i][layer] = "its mean difference is zero or not a number"
+    base = Selection(
+        chosen=candidates.direction(*choice.chosen, coeff) if choice.chosen else live[0][1],
+        scores=scores,
+        reasons=tuple(map(tuple, reasons)),
+        kept=choice.kept,
+        baseline_harmful=scorer.baseline_harmful,
+        baseline_harmless=scorer.baseline_harmless,
+        thresholds={"max_kl": rule.max_kl, "min_induce": rule.min_induce, "layer_cutoff": rule.layer_cutoff},
+        n_harmful=len(harmful),
+        n_harmless=len(harmless),
+    )
+    if choice.chosen:
+        return base
+    misses = _near_misses(scorer, live, scores, rule, coeff, rule.cut(candidates.n_layers))
+    if not relax or not misses:
+        raise SelectionError(_nothing_passes(model, misses, rule), misses, base)
+    nearest = misses[0]
+    for name in ("bypass", "induce", "kl"):
+        grids[name][candidates.positions.index(nearest.pos), nearest.layer] = getattr(nearest, name)
+    chosen = candidates.direction(nearest.pos, nearest.layer, nearest.coeff, "; ".join(nearest.needs))
+    return replace(base, chosen=chosen, scores=SelectionScores(**grids), near_misses=misses)
+
+
+def _live(
+    candidates: CandidateDirections, depth: int, coeff: float
+) -> tuple[list[tuple[int, Direction]], list[tuple[int, int]]]:
+    """(the candidates of the first ``depth`` layers, each with its row; the places that have no direction)."""
+    live, skipped = [], []
     for i, pos in enumerate(candidates.positions):
         for layer in range(depth):
             try:
                 live.append((i, candidates.direction(pos, layer, coeff)))
             except DirectionError:
-                skipped[i, layer] = "its mean difference is zero or not a number"
+                skipped.append((i, layer))
+    return live, skipped
 
-    for _, direction in live:
-        model.check_direction(direction)
+
+def _score(
+    scorer: _Scorer,
+    live: list[tuple[int, Direction]],
+    grids: dict[str, Tensor],
+    rule: SelectionRule,
+    coeff: float,
+    full_grid: bool,
+    on_step: Callable[[int], None] | None,
+) -> None:
+    """Fill the grids with the scores that decide, or with all of them."""
 
     def fill(name: str, some: list[tuple[int, Direction]], values: list[float]) -> None:
         for (i, direction), value in zip(some, values, strict=True):
@@ -162,37 +212,6 @@ def select_direction(
             fill("kl", some[:kept], values[:kept])
             if passing:
                 break
-    scores = SelectionScores(**grids)
-    choice = choose(scores, rule)
-    reasons = [list(row) for row in choice.reasons]
-    for i, direction in live:
-        why = _not_computed(scores, i, direction.layer, rule)
-        if why and direction.layer < rule.cut(candidates.n_layers):
-            reasons[i][direction.layer] = why
-    for (i, layer), why in skipped.items():
-        reasons[i][layer] = why
-
-    base = Selection(
-        chosen=candidates.direction(*choice.chosen, coeff) if choice.chosen else live[0][1],
-        scores=scores,
-        reasons=tuple(map(tuple, reasons)),
-        kept=choice.kept,
-        baseline_harmful=scorer.baseline_harmful,
-        baseline_harmless=scorer.baseline_harmless,
-        thresholds={"max_kl": rule.max_kl, "min_induce": rule.min_induce, "layer_cutoff": rule.layer_cutoff},
-        n_harmful=len(harmful),
-        n_harmless=len(harmless),
-    )
-    if choice.chosen:
-        return base
-    misses = _near_misses(scorer, live, scores, rule, coeff, rule.cut(candidates.n_layers))
-    if not relax or not misses:
-        raise SelectionError(_nothing_passes(model, misses, rule), misses, base)
-    nearest = misses[0]
-    for name in ("bypass", "induce", "kl"):
-        grids[name][candidates.positions.index(nearest.pos), nearest.layer] = getattr(nearest, name)
-    chosen = candidates.direction(nearest.pos, nearest.layer, nearest.coeff, "; ".join(nearest.needs))
-    return replace(base, chosen=chosen, scores=SelectionScores(**grids), near_misses=misses)
 
 
 def _not_computed(scores: SelectionScores, i: int, layer: int, rule: SelectionRule) -> str:

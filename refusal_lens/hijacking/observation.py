@@ -47,7 +47,8 @@ def observe(
         The observation, and the source contributions that splits and token forensics need.
 
     Example:
-        >>> plain, _ = rl.hijacking.observe(model, "plain", data.harmful.test[:4], found, [(2, 0)], found.refusal_tokens)
+        >>> prompts, tokens = data.harmful.test[:4], found.refusal_tokens
+        >>> plain, _ = rl.hijacking.observe(model, "plain", prompts, found, [(2, 0)], tokens)
         >>> plain.attention_to("instruction").shape, plain.refusal_rate.rate
         ?
     """
