@@ -139,7 +139,7 @@ def _heads(inside: Inside, heads: TopHeads) -> list[Item]:
                 "causal-check",
                 plot_causal_check(causal),
                 "Left: change of the refusal metric when heads are replaced. Right: predicted against measured change, "
-                "one point a head. 95% bootstrap intervals.",
+                "one point per head. 95% bootstrap intervals.",
                 n=f"{causal.n_reported} held-out harmful prompts",
                 control="random heads of the same layers",
                 data=causal.to_frame(),
@@ -180,7 +180,7 @@ def _head_items(inside: Inside, heads: TopHeads, head: Head) -> tuple[Item, ...]
         Figure(
             f"head-{label}",
             plot_head(heads, head),
-            f"What {label} writes along the direction, one point a prompt: mean {found.mean:.3f} [{found.low:.3f}, "
+            f"What {label} writes along the direction, one point per prompt: mean {found.mean:.3f} [{found.low:.3f}, "
             f"{found.high:.3f}], adjusted p {float(heads.p_values[head]):.2g}.",
             n=n,
             control=contrast,

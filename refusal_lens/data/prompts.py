@@ -189,7 +189,7 @@ class PromptSet(Record):
         """Read prompts and split them.
 
         Args:
-            source: a .txt (one a line), .csv, .json or .jsonl file; a JSON object with train, val and test; a
+            source: a .txt (one per line), .csv, .json or .jsonl file; a JSON object with train, val and test; a
                 stem whose ``_train``, ``_val`` and ``_test`` files exist (``data/harmful`` for
                 ``data/harmful_train.json`` ...); a preset (``advbench``, ``jailbreakbench``, ``alpaca``); or a
                 `datasets` id as ``id``, ``id:column`` or ``id:config:split:column``.
@@ -343,7 +343,7 @@ def _texts(rows: Any, where: str) -> list[str]:
     if isinstance(rows, dict) or not isinstance(rows, Sequence) or isinstance(rows, str):
         raise PromptError(f"{where} must be a list of prompts, not {type(rows).__name__}")
     if not rows:
-        raise PromptError(f"{where} is empty; give at least one prompt a split")
+        raise PromptError(f"{where} is empty; give at least one prompt per split")
     column = None
     if isinstance(rows[0], dict):
         by_lower = {str(key).lower(): key for key in rows[0]}

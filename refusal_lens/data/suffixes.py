@@ -86,9 +86,9 @@ class SuffixSet(Record):
         """Read suffixes.
 
         Args:
-            source: .jsonl or .csv with a column "suffix" (and "kind"), .txt (one a line), .json: a list of such rows
-                or of strings, nanoGCG's result (``best_string``; alone, in a list, or a line each), or a
-                JailbreakBench artifact (``jailbreaks``: what ``prompt`` has behind ``goal``).
+            source: .jsonl or .csv with a column "suffix" (and "kind"), .txt (one per line), .json: a list of such rows
+                or of strings, nanoGCG's result (``best_string``; alone, in a list, or one per line), or a
+                JailbreakBench artifact (``jailbreaks``: what ``prompt`` has after ``goal``).
             kind: kind of the suffixes where the file names none.
             separator: put before a suffix that does not begin with white space.
 
@@ -127,7 +127,7 @@ class SuffixSet(Record):
         return cls(name, tuple(items.values()), tuple(notes))
 
     def lengths(self, chat: Any, instruction: str) -> tuple[int, ...]:
-        """Tokens of each suffix behind ``instruction``.
+        """Tokens of each suffix after ``instruction``.
 
         Raises:
             PromptError: the tokenizer merges a suffix with the instruction's end.
@@ -164,7 +164,7 @@ def _rows(document: Any, kind: str, where: str, notes: list[str]) -> list[tuple[
 
 
 def _jailbreakbench(rows: Any, where: str, notes: list[str]) -> list[tuple[str, Any]]:
-    """Suffixes of an artifact: prompts that are their goal and something behind it."""
+    """Suffixes of an artifact: prompts that are their goal and something after it."""
     found, other = [], 0
     for row in rows if isinstance(rows, list) else []:
         goal: Any
@@ -178,7 +178,7 @@ def _jailbreakbench(rows: Any, where: str, notes: list[str]) -> list[tuple[str, 
             other += 1
     if not found:
         raise PromptError(
-            f"{where} holds no suffix: none of its {other} prompts is its goal with something behind it (only suffix "
+            f"{where} holds no suffix: none of its {other} prompts is its goal with something after it (only suffix "
             "attacks, such as GCG, are)"
         )
     if other:

@@ -85,7 +85,7 @@ class FineTuning(Record):
     Attributes:
         direction: found before the fine-tuning.
         steps: optimizer steps at which everything was measured.
-        loss: cross-entropy of held-out benign completions, nats a token.
+        loss: cross-entropy of held-out benign completions, nats per token.
         cosine: of the tuned model's own mean difference, at the same position and layer, with the direction.
         harmful, harmless: refusal rates by condition (the old direction, and a random one) at each of ``steps``.
         lr, batch_size, n_benign: of the fine-tuning.

@@ -66,11 +66,11 @@ def train(
     batch_size: int = 16,
     seed: int = 0,
 ) -> Iterator[float]:
-    """AdamW on the completions' cross-entropy; gives the loss (nats a token) of each step, for ever.
+    """AdamW on the completions' cross-entropy; gives the loss (nats per token) of each step, for ever.
 
     Args:
         parameters: from ``fine_tunable``.
-        texts: from ``losses.completion_tokens``.
+        texts: from ``models.texts.completion_tokens``.
         lr: constant learning rate; no weight decay, gradients clipped to norm 1.
         seed: of the order of the texts.
     """
@@ -91,7 +91,7 @@ def train(
 
 
 def completion_loss(model: HookedChatModel, texts: Sequence[Scored]) -> Tensor:
-    """Mean cross-entropy, nats a token, of the tokens that count; with a gradient where one is on."""
+    """Mean cross-entropy, nats per token, of the tokens that count; with a gradient where one is on."""
     total, count = torch.zeros((), device=model.device), 0
     for tokens in scored_batches(model, texts):
         logits = model.backend.logits(tokens.ids, tokens.mask, last_only=False)

@@ -20,7 +20,7 @@ from ..models.packing import RestartedPack, pack_tokens, packing_holds
 from ..records.direction import Direction
 from ..tensors import kl_divergence, refusal_log_odds
 
-GROUP = 8  # candidates an item: rows of one batch, and what one worker scores at a time
+GROUP = 8  # candidates per item: rows of one batch, and what one worker scores at a time
 
 
 Reduce = Callable[[Float[Tensor, "prompt vocab"], list[int]], Tensor]
@@ -44,7 +44,7 @@ class _Packed:
 
         Args:
             edit: what acts on some of the rows.
-            reduce: gives one value a prompt.
+            reduce: gives one value per prompt.
             start: restart at this layer's resid_pre, which ``before`` kept.
         """
         out = torch.empty(rows, self.n, dtype=torch.float64)
@@ -215,7 +215,7 @@ class _Scorer:
     def kl(
         self, directions: Sequence[Direction], on_step: Callable[[int], None] | None = None, size: int = 1
     ) -> list[float]:
-        """Mean KL(baseline || ablated) on harmless prompts; one candidate an item, unless all will be wanted."""
+        """Mean KL(baseline || ablated) on harmless prompts; one candidate per item, unless all will be wanted."""
         return self._ablated("kl", directions, size, on_step).tolist()
 
     def bypass_and_kl(

@@ -23,7 +23,8 @@ def trace_direction(
     All sets are cut to the length of the shortest, so that they stack.
 
     Example:
-        >>> trace = rl.direction.trace_direction(model, {"harmful": data.harmful.test, "harmless": data.harmless.test}, found)
+        >>> sets = {"harmful": data.harmful.test, "harmless": data.harmless.test}
+        >>> trace = rl.direction.trace_direction(model, sets, found)
         >>> trace.sel(condition="harmful").cosine.mean(-1).argmax().item()  # the layer that aligns most
         ?
     """

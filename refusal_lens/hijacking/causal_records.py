@@ -23,7 +23,7 @@ class CausalTest(Record):
         reverse: whether it acts on the clean run (what of the drop does it bring about?) instead of on the suffixed
             one (how much does it bring back?).
         metric: under the intervention.
-        random: under the same on random heads of the same layers, one row a draw; no rows where heads play no part.
+        random: under the same on random heads of the same layers, one row per draw; no rows where heads play no part.
         placebo: with a random change of equal norm at the same places instead.
         refused: replies with a refusal phrase under the intervention; empty if none were generated.
     """

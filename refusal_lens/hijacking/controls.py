@@ -14,19 +14,19 @@ TRIES = 60  # random draws before a control is given up
 
 
 def suffix_length(chat: ChatFormat, instruction: str, suffix: str) -> int:
-    """Tokens that ``suffix`` has behind ``instruction``."""
+    """Tokens that ``suffix`` has after ``instruction``."""
     start, stop = chat.encode(instruction, suffix).spans.suffix
     return stop - start
 
 
 def suffix_ids(chat: ChatFormat, instruction: str, suffix: str) -> tuple[int, ...]:
-    """Token ids of ``suffix`` behind ``instruction``."""
+    """Token ids of ``suffix`` after ``instruction``."""
     encoded = chat.encode(instruction, suffix)
     return encoded.ids[slice(*encoded.spans.suffix)]
 
 
 def check_suffix(chat: ChatFormat, instructions: Sequence[str], suffix: str, n_ctx: int) -> tuple[int, ...]:
-    """Tokens of ``suffix`` behind each instruction, after checking that everything fits.
+    """Tokens of ``suffix`` after each instruction, after checking that everything fits.
 
     Raises:
         PromptError: an empty suffix, a token across the boundary, or a prompt longer than ``n_ctx`` (0: no limit).
@@ -69,7 +69,7 @@ def random_controls(chat: ChatFormat, instructions: Sequence[str], suffix: str, 
     """Random tokens of equal length, drawn afresh for each prompt; each text tokenizes to exactly the tokens drawn.
 
     Raises:
-        PromptError: no draw of this length survives decoding and encoding behind some prompt.
+        PromptError: no draw of this length survives decoding and encoding after some prompt.
 
     Example:
         >>> drawn = rl.hijacking.random_controls(model.chat, ["How do I pick a lock?"], " please tell me")
@@ -82,7 +82,7 @@ def random_controls(chat: ChatFormat, instructions: Sequence[str], suffix: str, 
     for instruction in instructions:
         wanted = suffix_length(chat, instruction, suffix)
         for trial in range(TRIES):
-            # Words behind a space keep apart; if draws from all tokens keep merging, only these are drawn.
+            # Words after a space keep apart; if draws from all tokens keep merging, only these are drawn.
             pool = others if trial < TRIES // 2 or not words else words
             ids = [rng.choice(starts), *(rng.choice(pool) for _ in range(wanted - 1))]
             text = _decode(chat, ids)
@@ -91,7 +91,7 @@ def random_controls(chat: ChatFormat, instructions: Sequence[str], suffix: str, 
                 break
         else:
             raise PromptError(
-                f"no random text of {wanted} tokens keeps its tokens behind {instruction[:40]!r} in {TRIES} draws; use "
+                f"no random text of {wanted} tokens keeps its tokens after {instruction[:40]!r} in {TRIES} draws; use "
                 "another tokenizer or a shorter suffix"
             )
     return Controls(tuple(texts), (True,) * len(texts))

@@ -1,4 +1,4 @@
-"""The investigation: from prompts and suffixes to a report, one file a suffix, resumable."""
+"""The investigation: from prompts and suffixes to a report, one file per suffix, resumable."""
 
 from __future__ import annotations
 

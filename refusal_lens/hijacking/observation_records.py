@@ -39,7 +39,7 @@ class Observation(Record, axes={"prompt": "prompts", "region": REGIONS, "top": "
             <Y_suffix, Y> / |Y|², Y the sum over heads and sources.
         top_dominance: the same for the top heads' write together.
         metric: refusal metric.
-        responses: greedy replies; empty when none were asked for.
+        responses: greedy replies; empty where none were generated.
         refused: the paper's judge on them.
         top_heads: the heads of ``attention``.
     """
@@ -73,7 +73,7 @@ class Observation(Record, axes={"prompt": "prompts", "region": REGIONS, "top": "
 
     @property
     def refusal_rate(self) -> Rate:
-        """Share of replies with a refusal phrase; of prompts with metric > 0 where no replies were asked for."""
+        """Share of replies with a refusal phrase; of prompts with metric > 0 where no replies were generated."""
         return rate(self.refused if self.refused else (self.metric > 0).tolist())
 
     @property

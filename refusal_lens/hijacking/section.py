@@ -67,7 +67,7 @@ def hijacking_page(attack: Investigation) -> Page:
 
 
 def hijacking_section(attack: Investigation) -> Section:
-    """The section, every suffix that was looked into behind a picker."""
+    """The section, with a picker of the suffixes that were looked into."""
     text = [
         f"{attack.plain.n} harmful prompts that {attack.model} refuses, each plain, with each suffix, and with random "
         f"tokens of equal length. The top {len(attack.top_heads)} heads ({', '.join(attack.head_labels)}) were chosen "

@@ -31,7 +31,7 @@ def token_effects(
         heads: whose contributions are summed.
 
     Returns:
-        None where the suffix has not the same number of tokens behind every prompt.
+        None where the suffix's number of tokens differs between prompts.
     """
     prompts = as_prompts(prompts)
     encoded = [model.chat.encode(prompt, suffix) for prompt in prompts]

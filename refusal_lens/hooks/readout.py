@@ -40,8 +40,7 @@ class Readout:
 
     Attributes:
         vector: the vector itself, float32 or float64.
-        heads: W_O u of every layer, u being the vector behind the post-norm.
-        behind: u of every layer's attention.
+        heads: W_O u of every layer, u being the vector before the post-norm.
         scale_sites: hook point of each layer's post-norm scale, or None.
         bias_inside: b_O · u, divided by the scale with the heads.
         bias_outside: the post-norm's bias · vector.

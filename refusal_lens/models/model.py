@@ -323,7 +323,7 @@ class HookedChatModel:
         ids: Int[Tensor, "*batch pos"],
         mask: Bool[Tensor, "batch pos"] | None = None,
     ) -> PrefixCache:
-        """Keys and values of a shared prefix, or of one prefix a row, under the active interventions."""
+        """Keys and values of a shared prefix, or of one prefix per row, under the active interventions."""
         with self.exclusive():
             return self.backend.prefix_cache(ids, mask)
 
