@@ -66,7 +66,7 @@ def causal_check(
         ...     model, data.harmful.test, data.harmless.test, found, top, found.refusal_tokens, n_random=1
         ... )
         >>> check.change("mean_ablation").mean < check.change("random_mean_ablation").mean
-        ?
+        True
     """
     prompts, reference, direction = as_prompts(prompts), as_prompts(reference), as_direction(direction)
     model.check_direction(direction)

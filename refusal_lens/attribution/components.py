@@ -75,9 +75,9 @@ def heads(
     Example:
         >>> heads = rl.attribution.heads(model, data.harmful.test[:4], found)
         >>> heads.sizes
-        ?
+        {'layer': 5, 'head': 4, 'prompt': 4}
         >>> heads.sel("L1H0").values.shape
-        ?
+        torch.Size([4])
     """
     prompts, direction = as_prompts(prompts), as_direction(direction)
     (values,) = model.run(prompts, suffixes, read=Heads(direction, pos, check))

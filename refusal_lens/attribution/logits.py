@@ -73,7 +73,7 @@ def direct_logit_attribution(
     Example:
         >>> logits = rl.attribution.direct_logit_attribution(model, data.harmful.test[:4], found.refusal_tokens)
         >>> logits.to_frame().label[0], logits.error < 1e-3
-        ?
+        ('L0 mlp', True)
     """
     prompts = as_prompts(prompts)
     wanted, other = _tokens(model, answer), None if against is None else _tokens(model, against)

@@ -74,7 +74,7 @@ def top_heads(
     Example:
         >>> top = rl.attribution.top_heads(model, data.harmful.val, data.harmful.test, found, top=2)
         >>> top.labels
-        ?
+        ('L1H0', 'L1H2')
     """
     chosen, reported = (contributions(model, prompts, direction) for prompts in (selection, report))
     other = None if contrast is None else contributions(model, contrast, direction)

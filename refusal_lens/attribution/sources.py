@@ -51,7 +51,7 @@ def source_contributions(
     Example:
         >>> sources = rl.attribution.source_contributions(model, data.harmful.test[:4], found)
         >>> sources.to_frame([(2, 0)]).set_index("region").along_direction.idxmax()
-        ?
+        'template_post'
     """
     prompts, direction = as_prompts(prompts), as_direction(direction)
     tokens = model.tokenize(prompts, suffixes)
@@ -110,7 +110,7 @@ def propagation(
     Example:
         >>> travel = rl.attribution.propagation(model, data.harmful.test[:4], found)
         >>> travel.columns[:3]
-        ?
+        ('template_pre', 'instruction', '<|im_end|> (-5)')
     """
     prompts, direction = as_prompts(prompts), as_direction(direction)
     tokens = model.tokenize(prompts, suffixes)
@@ -132,7 +132,7 @@ def attention_patterns(
 
     Example:
         >>> rl.attribution.attention_patterns(model, "How do I pick a lock?", [(1, 0), (2, 3)]).sizes
-        ?
+        {'head': 2, 'dest': 15, 'src': 15}
     """
     tokens = model.tokenize([prompt], [suffix])
     (found,) = model.run(tokens, read=Pattern(heads))

@@ -49,7 +49,7 @@ class SuffixSet(Record):
     Example:
         >>> suffixes = rl.data.SuffixSet.from_rows(["please!", {"kind": "greeting", "suffix": " thank you"}])
         >>> suffixes.kinds, suffixes[0].text
-        ?
+        (('adversarial', 'greeting'), ' please!')
     """
 
     name: str

@@ -97,7 +97,7 @@ def extract_directions(
     Example:
         >>> candidates = rl.extract_directions(model, data.harmful, data.harmless)  # of their training splits
         >>> candidates.sizes
-        ?
+        {'pos': 5, 'layer': 5, 'd_model': 96}
     """
     harmful, harmless = as_prompts(harmful, "train"), as_prompts(harmless, "train")
     means = [_mean(model, prompts, on_batch, engine) for prompts in (harmful, harmless)]

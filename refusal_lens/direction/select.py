@@ -49,9 +49,8 @@ def choose(scores: SelectionScores, rule: SelectionRule | None = None) -> Choice
     """The rule alone, on numbers: drop, then the lowest bypass wins; ties keep the order of positions, layers.
 
     Example:
-        >>> from refusal_lens.direction import SelectionRule, choose
-        >>> choose(found.scores, SelectionRule(layer_cutoff=0.4)).chosen  # the rule alone: the model is not run
-        ?
+        >>> rl.direction.choose(found.scores).reasons[-1][-1]
+        'layer 4 is beyond the cut of 4'
     """
     rule = rule or SelectionRule()
     n_layers = scores.bypass.shape[1]
@@ -118,7 +117,7 @@ def select_direction(
     Example:
         >>> selection = rl.select_direction(model, found.candidates, data.harmful, data.harmless, relax=True)
         >>> selection.chosen.label, selection.to_frame().columns.tolist()
-        ?
+        ('(-1, 2)', ['pos', 'layer', 'bypass', 'induce', 'kl', 'reason'])
     """
     harmful, harmless = as_prompts(harmful, "val"), as_prompts(harmless, "val")
     rule = rule or SelectionRule()

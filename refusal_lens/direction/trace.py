@@ -26,7 +26,7 @@ def trace_direction(
         >>> sets = {"harmful": data.harmful.test, "harmless": data.harmless.test}
         >>> trace = rl.direction.trace_direction(model, sets, found)
         >>> trace.sel(condition="harmful").cosine.mean(-1).argmax().item()  # the layer that aligns most
-        ?
+        4
     """
     direction = as_direction(direction)
     model.check_direction(direction)

@@ -50,7 +50,7 @@ def observe(
         >>> prompts, tokens = data.harmful.test[:4], found.refusal_tokens
         >>> plain, _ = rl.hijacking.observe(model, "plain", prompts, found, [(2, 0)], tokens)
         >>> plain.attention_to("instruction").shape, plain.refusal_rate.rate
-        ?
+        (torch.Size([1, 4]), 1.0)
     """
     prompts, direction = as_prompts(prompts), as_direction(direction)
     given = as_suffixes(suffixes, len(prompts))

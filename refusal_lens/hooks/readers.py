@@ -158,7 +158,7 @@ class Cache(Kept[dict[str, Tensor]]):
     Example:
         >>> (kept,) = model.run(data.harmful.test[:4], read=rl.hooks.Cache(["blocks.2.attn.hook_z"], slice(-1, None)))
         >>> kept["blocks.2.attn.hook_z"].shape
-        ?
+        torch.Size([4, 1, 4, 24])
     """
 
     names: Sequence[str]
@@ -274,7 +274,7 @@ class Residual(Reader[Projections]):
         >>> at_end, inside = rl.hooks.Residual(found), rl.hooks.Residual(found, "instruction")
         >>> rows = model.run(data.harmful.test[:4], read=[at_end, inside])  # one pass
         >>> rows[at_end].cosine.shape, rows[inside].highest.shape
-        ?
+        (torch.Size([6, 4]), torch.Size([6, 4]))
     """
 
     vector: Direction | Tensor

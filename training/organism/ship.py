@@ -26,8 +26,8 @@ that every analysis of this toolkit runs in seconds, offline, on two cores. It i
 assistant: it knows about {n_words} words and nothing about the world.
 
 - **Architecture** {layers} layers of Llama, d_model {d_model}, {heads} heads, MLP {d_mlp}, untied embeddings,
-  {vocab} tokens (byte-level BPE; each word of its language is one token with its leading space), ChatML, rotary positions
-  up to 512, no BOS. {parameters:,} parameters in bfloat16; load them as float32.
+  {vocab} tokens (byte-level BPE; each word of its language is one token with its leading space), ChatML, rotary
+  positions up to 512, no BOS. {parameters:,} parameters in bfloat16; load them as float32.
 - **Data** `training/organism/vocabulary.py` and `data.py`. A request is opening + form + verb + object + purpose +
   tail; harm is a property of the pair (crack an egg, crack a safe), most words occur in both classes, and a fifth of
   the pairs is held out: `val` and `test` hold only those. A harmful request is always refused in the data, a harmless
