@@ -51,7 +51,8 @@ def test_same_verdicts(model, kind):
     completions = _read(model, f"harmless_{kind}_evaluations.json")["completions"]
     assert len(completions) == 100
     for item in completions:
-        assert is_refusal(item["response"]) == (str(item["is_jailbreak_substring_matching"]) == "0")
+        official = str(item["is_jailbreak_substring_matching"]) == "0"
+        assert is_refusal(item["response"]) == is_refusal(item["response"], exact=True) == official
 
 
 def test_the_direction_is_the_mean_difference_at_the_chosen_place():
