@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import warnings
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -68,7 +70,6 @@ app.command()(hijack)
 
 def main() -> None:
     """Run the command line: an error the user can fix is one sentence on stderr and exit code 2."""
-    from ..errors import RefusalLensError
     from ..models.allocator import keep_freed_memory
 
     keep_freed_memory()  # this process is the command's own
@@ -77,27 +78,51 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # ours say what is going on
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
+    stopped = _listen()
     try:
         app()
-    except KeyboardInterrupt:
-        _stop()
-    except SystemExit as end:  # typer turns Ctrl-C into exit code 130 without a word
-        if end.code == INTERRUPTED:
+    except BaseException as error:
+        # typer turns Ctrl-C into exit code 130 without a word, and a library that is being imported into any error.
+        if stopped or isinstance(error, KeyboardInterrupt) or getattr(error, "code", None) == INTERRUPTED:
             _stop()
+        _explain(error)
         raise
-    except (RefusalLensError, OSError) as error:
+
+
+def _listen() -> list[int]:
+    """Note each Ctrl-C in a list, and raise it again every 5 s: an import that is under way may swallow it."""
+    stopped: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        stopped.append(number)
+        if hasattr(signal, "setitimer"):
+            signal.signal(signal.SIGALRM, interrupt)
+            signal.setitimer(signal.ITIMER_REAL, 5)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, interrupt)
+    return stopped
+
+
+def _explain(error: BaseException) -> None:
+    """One sentence and exit code 2 for what the user can fix; anything else keeps its traceback."""
+    from ..errors import RefusalLensError
+
+    if isinstance(error, (RefusalLensError, OSError)):
         message = _sentence(error)
         log.write({"event": "error", "kind": type(error).__name__, "message": message})
         if not log.on_terminal:
             error_console.print(f"refusal-lens: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
-    except Exception as error:  # a fault of ours: with its traceback
+    if isinstance(error, Exception):  # a fault of ours: with its traceback
         log.write({"event": "error", "kind": type(error).__name__, "message": str(error)})
-        raise
 
 
 def _stop() -> NoReturn:
     """End after Ctrl-C; finished stages are on disk, and what is half written has another name."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, 0)
     error_console.print(STOPPED, markup=False, highlight=False, soft_wrap=True)
     raise SystemExit(INTERRUPTED) from None
 
