@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -111,20 +113,29 @@ def edited_weights(model, direction, forget=None):
                 w.copy_(before)
 
 
+def replace_edit(monkeypatch, edit):
+    """Let the certificate edit weights by ``edit(model, direction)`` instead of ``Orthogonalize``."""
+
+    def made(direction, allow_gap):
+        return SimpleNamespace(applied=lambda model: edit(model, direction))
+
+    monkeypatch.setattr(certify_module, "Orthogonalize", made)
+
+
 def test_edited_weights_are_compared_with_hooks(monkeypatch):
     model = model_of("llama", torch.float32)
-    monkeypatch.setattr(certify_module, "_edited", lambda model, r, gap: edited_weights(model, r))
+    replace_edit(monkeypatch, edited_weights)
     row = certify(model, PROMPTS).identities[-2]
     assert row.name == EDITED and row.passed and row.relative > 0 and row.relative64 < 1e-5
     # Forgetting one of the seven matrices shows.
-    monkeypatch.setattr(certify_module, "_edited", lambda model, r, gap: edited_weights(model, r, forget=3))
+    replace_edit(monkeypatch, partial(edited_weights, forget=3))
     found = certify(model, PROMPTS, float64=False)
     assert [i.name for i in found.identities if not i.passed] == [EDITED] and not found.passed
 
-    def refuses(model, direction, allow_gap):
+    def refuses(model, direction):
         raise ModelError("norms after the sublayers")
 
-    monkeypatch.setattr(certify_module, "_edited", refuses)
+    replace_edit(monkeypatch, refuses)
     row = certify(model, PROMPTS, float64=False).identities[-2]
     assert row.result == "FAIL" and row.note == "norms after the sublayers" and math.isnan(row.absolute)
 
