@@ -48,8 +48,8 @@ def find_direction(
 
     Example:
         >>> found = rl.find_direction(model, data)
-        >>> found.direction.label
-        '(-1, 3)'
+        >>> found.direction.unit.shape, found.to_frame().columns.tolist()
+        (torch.Size([96]), ['pos', 'layer', 'bypass', 'induce', 'kl', 'reason'])
     """
     if not isinstance(data, PromptPair):
         raise PromptError(

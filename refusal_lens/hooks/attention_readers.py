@@ -12,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ModelError
-from ..records.direction import Direction
 from ..records.labels import REGIONS, Head
 from ..tensors import wide
 from .base import Hooks, Model
@@ -51,12 +50,12 @@ class _Writes(Kept):
     """Every head's and attention bias's share of hook_attn_out along a vector, checked against it.
 
     Attributes:
-        vector: a direction (its unit vector counts) or a vector.
+        vector: a direction, or a result that has one (its unit vector counts), or a vector.
         pos: position, counted from the end.
         check: verify on every prompt that heads and bias sum to hook_attn_out.
     """
 
-    vector: Direction | Tensor
+    vector: Any
     pos: int = -1
     check: bool = True
 
@@ -149,12 +148,12 @@ class Sources(Reader[SourceParts]):
     outlives its layer.
 
     Attributes:
-        vector: a direction (its unit vector counts) or a vector.
+        vector: a direction, or a result that has one (its unit vector counts), or a vector.
         pos: the destination, counted from the end.
         check: verify that sources sum to z · W_O r̂.
     """
 
-    vector: Direction | Tensor
+    vector: Any
     pos: int = -1
     check: bool = True
     axis: ClassVar[int] = -2

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import PromptError
-from ..records.direction import Direction, as_direction
+from ..records.direction import as_direction
 from ..tensors import cosine, wide
 from .base import Hooks, Model
 
@@ -267,7 +267,7 @@ class Residual(Reader[Projections]):
     """The residual stream on a direction at every layer: at one position, or at the last token of a region.
 
     Attributes:
-        vector: a direction (its unit vector counts) or a vector.
+        vector: a direction, or a result that has one (its unit vector counts), or a vector.
         positions: counted from the end, or the name of a region that every prompt has, such as "instruction".
 
     Example:
@@ -277,7 +277,7 @@ class Residual(Reader[Projections]):
         (torch.Size([6, 4]), torch.Size([6, 4]))
     """
 
-    vector: Direction | Tensor
+    vector: Any
     positions: int | str = -1
 
     def begin(self, model: Model, tokens: Any) -> None:
