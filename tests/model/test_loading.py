@@ -66,7 +66,8 @@ def test_sources_that_can_not_be_loaded(source, message):
 
 def test_a_gguf_file_that_is_none(tmp_path):
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(64))
-    with pytest.raises(ModelError, match="not a usable GGUF file"):
+    # The second sentence is that of transformers before its own reader of GGUF files.
+    with pytest.raises(ModelError, match=r"not a usable GGUF file|the tokenizer of 'broken' can't be loaded"):
         load_model(tmp_path / "broken.gguf")
 
 
@@ -199,6 +200,7 @@ def test_gguf_weights_are_dequantized_by_request(tmp_path, caplog):
     that it can't, which it does not when dequantization is what was requested."""
     from transformers.utils import logging
 
+    pytest.importorskip("transformers.integrations.gguf.reader", reason="older transformers want merges in the file")
     logging.enable_propagation()
     try:
         model = load_model(write_tiny_gguf(tmp_path / "tiny.gguf", quantized=True))
