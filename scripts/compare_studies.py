@@ -75,9 +75,10 @@ def differences(old: Any, new: Any, relative: float, where: str = "") -> Iterato
         for key, value in old.items():
             if (kind, key) in DIGESTS:
                 continue
-            if key == "$record":
+            # A record that was not made again still has its old names.
+            if key == "$record" and new.get(key) != value:
                 value = RENAMED_RECORDS.get(value, value)
-            name = RENAMED_FIELDS.get((kind, key), key)
+            name = key if key in new else RENAMED_FIELDS.get((kind, key), key)
             if name not in new:
                 yield f"{where}.{key}: missing"
             else:
