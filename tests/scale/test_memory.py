@@ -48,12 +48,12 @@ def _stages(model):
     }
 
 
-# A batch (for extraction an item) is full with the fewer already.
+# With the fewer already a full batch (for extraction an item) runs while the one before it is still held.
 FEW_AND_MANY = {
     "extraction": (64, 96),
     "metric": (24, 48),
     "heads": (24, 48),
-    "sources": (24, 48),
+    "sources": (48, 72),
     "suffixes": (180, 260),
 }
 
@@ -68,7 +68,7 @@ def test_peak_memory_does_not_grow_with_prompts(organism, stage):
     growth = (_peak(lambda: work(many)) - _peak(lambda: work(few))) / (many - few)
     length = int(organism.tokenize(_prompts(1)).lengths[0])
     activations = organism.n_layers * length * organism.d_model * 4
-    result = 2 * 2 * 4 * organism.n_layers * organism.n_heads * length if stage == "sources" else 0
+    result = 2 * 4 * organism.n_layers * organism.n_heads * length if stage == "sources" else 0
     assert growth < 0.05 * activations + result, f"{growth:.0f} bytes a prompt, its activations are {activations}"
 
 
