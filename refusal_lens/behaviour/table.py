@@ -83,7 +83,7 @@ def evaluate_table(
     store = Store(folder)
     edits = named_conditions(direction, conditions, seed, allow_gap)
     r = [round(x, 7) for x in direction.vector.tolist()]
-    shared = [model.fingerprint, model.chat.system, direction.layer, direction.coeff, max_new_tokens]
+    shared = [model.fingerprint, model.chat.settings, direction.layer, direction.coeff, max_new_tokens]
     completions = []
     for name, prompts in prompt_sets.items():
         if not len(prompts):
