@@ -39,7 +39,7 @@ def _parameters() -> list[inspect.Parameter]:
             for name, what, size in zip(SPLITS, kinds, StudyConfig.sizes, strict=True):
                 option = typer.Option(min=facts["least"], help=f"{what} prompts of each kind.")
                 found.append(_parameter(name, Annotated[int, option], size))
-        elif field.name == "refusal_tokens":
+        elif "option" in facts:
             kind = Annotated[list[str] | None, typer.Option(help=facts["help"])]
             found.append(_parameter(facts["option"], kind, None))
         else:
@@ -71,8 +71,9 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 def _config(given: dict[str, Any]) -> StudyConfig:
     given["sizes"] = tuple(given.pop(name) for name in SPLITS)
-    given["refusal_tokens"] = tuple(given.pop("refusal_token") or ())
     for field in dataclasses.fields(StudyConfig):
+        if "option" in field.metadata:
+            given[field.name] = tuple(given.pop(field.metadata["option"]) or ())
         if "embedded" in field.metadata and given[field.name] is None:
             embedded = given["model"] == "organism"  # small enough for everything
             given[field.name] = field.metadata["embedded"] if embedded else field.default

@@ -17,10 +17,12 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ..data.prompts import Conversation, PromptsLike, as_prompts, as_suffixes
+from ..data.conversation import Conversation
+from ..data.files import check_text
+from ..data.prompts import PromptsLike, as_prompts, as_suffixes
 from ..errors import ModelError, PromptError
 from ..records.labels import REGIONS, visible
-from .template import Reply, Template, check_text, split_thought
+from .template import Reply, Template, split_thought
 
 _SENTINEL = "\u2983instruction\u2984"  # rare characters: no template contains or strips them
 # Ends of requests that tokenizers are known to merge with what the template puts after them ("?\n" is one token).
@@ -228,7 +230,9 @@ class ChatFormat:
         for turn in earlier:
             # Templates drop the thoughts of earlier replies, so an answer is looked for.
             if self.split(turn["content"]).answer.strip() not in before:
-                raise PromptError(f"the chat template drops a turn of {turn['role']!r} of {prompt[:60]!r}: leave it out")
+                raise PromptError(
+                    f"the chat template drops a turn of {turn['role']!r} of {prompt[:60]!r}: leave it out"
+                )
         return before, last["content"], after
 
     def encode(self, instruction: str, suffix: str = "") -> Encoded:
@@ -241,7 +245,7 @@ class ChatFormat:
         return self._encode(instruction, suffix)
 
     def _encode_uncached(self, instruction: str, suffix: str) -> Encoded:
-        check_text(instruction + suffix, f"the prompt {ascii(instruction[:60])}")
+        check_text(instruction + suffix, f"the prompt {instruction[:60]!a}")
         before, text, after = self._frame(instruction)
         content = text + suffix
         if not content.strip():

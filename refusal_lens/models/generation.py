@@ -57,7 +57,9 @@ def _until_end(model: Any, row: Tensor) -> list[int]:
 def _text(model: Any, ids: list[int]) -> str:
     """Text of a reply without special tokens, but for those that mark a thought."""
     special, tokenizer = set(model.tokenizer.all_special_ids), model.tokenizer
-    kept = {i for i in special & set(ids) if any(tokenizer.decode([i]) in "".join(m) for m in model.chat.template.markers)}
+    kept = {
+        i for i in special & set(ids) if any(tokenizer.decode([i]) in "".join(m) for m in model.chat.template.markers)
+    }
     if kept:
         text = tokenizer.decode([i for i in ids if i in kept or i not in special])
     else:

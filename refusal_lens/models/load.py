@@ -62,7 +62,7 @@ def load_model(
         >>> model.n_layers, model.d_model, model.basis
         (5, 96, 'raw')
     """
-    template = {
+    template: dict[str, Any] = {
         "chat_template": chat_template,
         "template_options": template_options,
         "reply_prefix": reply_prefix,

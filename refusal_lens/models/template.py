@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import ModelError, PromptError
+from ..data.files import check_text
+from ..errors import ModelError
 
 # (begin, end) of a thought before the answer: DeepSeek, Qwen and most others; gpt-oss's channels; Mistral; Cohere ...
 THOUGHTS = (
@@ -116,7 +117,7 @@ class Template:
         date: str | None = None,
         thought: Sequence[str] = (),
     ):
-        self.tokenizer, self.reply_prefix, self.given = tokenizer, reply_prefix, _template_text(chat_template)
+        self.tokenizer, self.reply_prefix, self.given = tokenizer, reply_prefix, template_text(chat_template)
         own = getattr(tokenizer, "chat_template", None)
         own = own.get("default") if isinstance(own, dict) else own
         if not (self.given or own):
@@ -137,7 +138,7 @@ class Template:
         self.options = options_of(template_options)
         for name in self.options:
             if name in RESERVED or not self._reads(name):
-                raise ModelError(f"the chat template does not read the option {name!r}, which would do nothing: drop it")
+                raise ModelError(f"the chat template does not read the option {name!r}: leave it out")
         self.switch = next((name for name in SWITCHES if self._reads(name)), "")
         if self.switch and self.switch not in self.options:
             asked = [{"role": "user", "content": "x"}]
@@ -171,6 +172,14 @@ class Template:
             raise ModelError(f"the chat template refused this conversation: {error}") from error
         return text + self.reply_prefix if prompt else text
 
+    def how_to_skip(self) -> str:
+        """How to load the model so that it answers without a thought, in words."""
+        if self.switch:
+            return f"load it with template_options={{{self.switch!r}: False}} (--template-option {self.switch}=false)"
+        begin, end = next((pair for pair in self.markers if pair[0] == self.opened), self.markers[0])
+        prefix = f"{'' if self.opened else begin}\n\n{end}\n\n"
+        return f"load it with a closed one, reply_prefix={prefix!r} (--reply-prefix)"
+
     @property
     def opened(self) -> str:
         """Begin marker of a thought that the prompt itself opens, or ""."""
@@ -196,7 +205,7 @@ class Template:
             ids = self.tokenizer(end, add_special_tokens=False)["input_ids"]
             added = set(self.tokenizer.added_tokens_decoder)
             first = next((i for i in ids if i in added or self.tokenizer.decode([i]).strip()), None)
-            if first in added:
+            if first is not None and first in added:
                 # gpt-oss ends its thoughts with the same token as its answers in a conversation's past.
                 channel = "<|channel|>" in self.text and self.tokenizer.decode([first]) == "<|end|>"
                 return (set() if channel else {int(first)}), ""
@@ -205,22 +214,12 @@ class Template:
         return set(), ""
 
 
-def check_text(text: str, what: str) -> None:
-    """Refuse text that is not Unicode.
+def template_text(given: str | Path | None) -> str:
+    """Jinja text of a chat template, from a file if it is none itself; "" for None.
 
     Raises:
-        PromptError: a lone surrogate, half of a character, which no tokenizer takes.
+        ModelError: no such file, or no Jinja in it.
     """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PromptError(
-            f"{what} holds {text[error.start]!a}, half of a character, at position {error.start}: the text was cut or "
-            "decoded wrongly; repair or remove it"
-        ) from error
-
-
-def _template_text(given: str | Path | None) -> str:
     if given is None:
         return ""
     if isinstance(given, str) and ("{%" in given or "{{" in given):

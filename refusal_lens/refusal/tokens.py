@@ -95,8 +95,35 @@ def _first_tokens(
     """(first token id, refused) of each reply."""
     texts = list(prompts)
     first = model.last_logits(texts).argmax(-1).tolist()
-    replies = model.generate(texts, max_new_tokens, on_batch=on_batch)
-    return [(token, is_refusal(reply)) for token, reply in zip(first, replies, strict=True)]
+    replies = [model.chat.split(reply) for reply in model.generate(texts, max_new_tokens, on_batch=on_batch)]
+    if 2 * sum(bool(reply.thought) or not reply.finished for reply in replies) > len(replies):
+        raise ModelError(
+            f"{model.name} begins its replies with a thought, which hides refusing from the refusal metric: "
+            f"{model.chat.template.how_to_skip()}"
+        )
+    return [(token, is_refusal(reply.answer)) for token, reply in zip(first, replies, strict=True)]
+
+
+def behaviour_tokens(
+    model: HookedChatModel, positive: PromptsLike, negative: PromptsLike, top: int = 2
+) -> RefusalTokens:
+    """Tokens whose probability as a reply's first token is raised most by ``positive`` against ``negative`` prompts:
+    the metric of a behaviour that has no phrases of its own.
+
+    Raises:
+        ModelError: no token is raised.
+    """
+    positive = as_prompts(positive)
+    negative = as_prompts(negative)
+    means = [model.last_logits(list(p)).double().softmax(-1).mean(0) for p in (positive, negative)]
+    best = (means[0] - means[1]).topk(top)
+    ids = [i for i, rise in zip(best.indices.tolist(), best.values.tolist(), strict=True) if rise > 0]
+    if not ids:
+        raise ModelError(
+            f"{model.name} begins its replies with a thought, and the refusal metric reads their first token: "
+            f"{model.chat.template.how_to_skip()}"
+        )
+    return [(token, is_refusal(reply.answer)) for token, reply in zip(first, replies, strict=True)]
 
 
 def behaviour_tokens(
