@@ -178,7 +178,8 @@ class ChatFormat:
         self.n_post = 0  # until it is known, all that a prompt has
         counts = [stop - start for start, stop in (self._encode(f"x{end}", "").spans.template_post for end in _ENDS)]
         self._encode.cache_clear()
-        self.n_post, encoded, bos = min(counts), self._encode("x", ""), tokenizer.bos_token_id
+        self.n_post = min(counts)
+        encoded, bos = self._encode("x", ""), tokenizer.bos_token_id
         if not self.n_post:
             raise ModelError("the chat template adds nothing after the user's text: no post-instruction position")
         if bos is not None and encoded.ids[:2] == (bos, bos):

@@ -130,7 +130,12 @@ class Template:
             self.date = datetime.date.fromisoformat(date) if date else datetime.date.today()
         except ValueError as error:
             raise ModelError(f"the date {date!r} is not of the form 2026-01-31") from error
-        self.uses_date = "strftime_now" in self.text
+        # Given as text: transformers' own strftime_now reads the clock, and templates call it with plain formats.
+        dated = re.sub(
+            r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""", lambda m: json.dumps(self.date.strftime(m[2])), self.text
+        )
+        self.uses_date = dated != self.text
+        self._rendered = dated if self.uses_date or self.given else None
         if thought and (len(thought) != 2 or not all(thought)):
             raise ModelError(f"a thought's markers are two texts, its begin and its end, not {tuple(thought)}")
         self.thought = tuple(thought)
@@ -159,14 +164,13 @@ class Template:
         """
         for message in messages:
             check_text(message["content"], f"the {message['role']}'s message")
-        options = {
-            **(self.options if options is None else options),
-            **({"chat_template": self.given} if self.given else {}),
-            **({"strftime_now": self.date.strftime} if self.uses_date else {}),
-        }
         try:
             text = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=prompt, **options
+                [dict(message) for message in messages],
+                chat_template=self._rendered,
+                tokenize=False,
+                add_generation_prompt=prompt,
+                **(self.options if options is None else options),
             )
         except Exception as error:  # jinja2 errors of the template itself, e.g. "system role not supported"
             raise ModelError(f"the chat template refused this conversation: {error}") from error

@@ -119,28 +119,6 @@ def behaviour_tokens(
     best = (means[0] - means[1]).topk(top)
     ids = [i for i, rise in zip(best.indices.tolist(), best.values.tolist(), strict=True) if rise > 0]
     if not ids:
-        raise ModelError(
-            f"{model.name} begins its replies with a thought, and the refusal metric reads their first token: "
-            f"{model.chat.template.how_to_skip()}"
-        )
-    return [(token, is_refusal(reply.answer)) for token, reply in zip(first, replies, strict=True)]
-
-
-def behaviour_tokens(
-    model: HookedChatModel, positive: PromptsLike, negative: PromptsLike, top: int = 2
-) -> RefusalTokens:
-    """Tokens whose probability as a reply's first token is raised most by ``positive`` against ``negative`` prompts:
-    the metric of a behaviour that has no phrases of its own.
-
-    Raises:
-        ModelError: no token is raised.
-    """
-    positive = as_prompts(positive)
-    negative = as_prompts(negative)
-    means = [model.last_logits(list(p)).double().softmax(-1).mean(0) for p in (positive, negative)]
-    best = (means[0] - means[1]).topk(top)
-    ids = [i for i, rise in zip(best.indices.tolist(), best.values.tolist(), strict=True) if rise > 0]
-    if not ids:
         raise ModelError(f"{model.name} begins its replies to both kinds of prompts alike: no token tells them apart")
     source = f"first tokens raised by {len(positive)} prompts of the behaviour"
     return _tokens(model, ids, [float(means[0][i]) for i in ids], source)
