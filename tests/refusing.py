@@ -1,4 +1,4 @@
-"""Tiny models that refuse, trained in seconds on any tokenizer: the ground for whole studies of other people's templates."""
+"""Tiny models that refuse, trained in seconds on any tokenizer: the ground for studies of other people's templates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def refusing_folder(tokenizer_folder: Path, folder: Path, chat_template: str | N
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     chat = ChatFormat(tokenizer, chat_template=chat_template)
     ends, text = chat.template.turn_end()
-    end = tokenizer.decode([*ends, tokenizer.eos_token_id][:1]) if not text else text
+    end = text or tokenizer.decode([*ends, tokenizer.eos_token_id][:1])
     data = load_prompts("organism", sizes=(192, 1, 1))
     rows = [
         tokenizer(chat.render(prompt) + reply + end, add_special_tokens=False)["input_ids"]

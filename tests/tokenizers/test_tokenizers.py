@@ -28,7 +28,8 @@ LLAMA2 = (
 )
 HARMONY = (
     "{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' %}<|channel|>final{% endif %}<|message|>"
-    "{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant<|channel|>final<|message|>{% endif %}"
+    "{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant<|channel|>final<|message|>"
+    "{% endif %}"
 )
 TEMPLATES = {"llama2": LLAMA2, "gptoss": HARMONY}  # these two come without one
 FAMILIES = {
