@@ -175,12 +175,7 @@ def investigate(
 
 
 def _investigated(
-    job: _Job,
-    suffixes: SuffixSet,
-    refused: list[str],
-    harmless: list[str],
-    borderline: list[str],
-    progress: Progress,
+    job: _Job, suffixes: SuffixSet, refused: list[str], harmless: list[str], borderline: list[str], progress: Progress
 ) -> dict[str, Any]:
     """The measurements of an investigation, by the names of its fields."""
     texts = [item.text for item in suffixes]
