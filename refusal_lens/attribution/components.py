@@ -156,5 +156,5 @@ def neuron_contributions(
     kept, left = torch.cat(values)[best], torch.stack(rests)
     for row, index in zip(kept, best, strict=True):
         left[chosen.index(owner[index][0])] -= row
-    places = tuple(zip(*(owner[i] for i in best), strict=True)) or ((), ())
-    return NeuronContributions(kept, *places, left, tuple(chosen), texts(prompts, suffixes))
+    in_layers, neurons = (tuple(owner[i][k] for i in best) for k in (0, 1))
+    return NeuronContributions(kept, in_layers, neurons, left, tuple(chosen), texts(prompts, suffixes))

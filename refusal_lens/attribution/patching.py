@@ -91,7 +91,8 @@ def attribution_patching(
         exact,
         tuple(clean),
         tuple(corrupt),
-        *(ends / len(clean)).tolist(),
+        float(ends[0] / len(clean)),
+        float(ends[1] / len(clean)),
         spearman=correlation(x, y)[0],
         pearson=correlation(x, y, of=scipy_stats.pearsonr)[0],
     )

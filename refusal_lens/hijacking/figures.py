@@ -15,7 +15,7 @@ from ..records.labels import REGIONS, visible
 from ..report import style
 from ..stats import mean_interval
 from .causal_records import CausalTests
-from .detector_records import Detectors
+from .detection import Detectors
 from .observation_records import Observation, SuffixResult, TokenEffects
 from .records import Investigation
 
