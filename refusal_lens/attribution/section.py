@@ -5,22 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ..direction.figures import plot_trace
 from ..direction.records import DirectionTrace
 from ..records.labels import Head, head_label, shortened
 from ..report.page import Figure, Item, Note, Option, Picker, Section, Widget
 from .causal_records import CausalCheck
-from .figures import (
-    plot_attention,
-    plot_causal_check,
-    plot_components,
-    plot_head,
-    plot_head_contributions,
-    plot_head_tokens,
-    plot_propagation,
-    plot_sources_by_region,
-    plot_top_heads,
-)
 from .records import DirectLogitAttribution, TopHeads
 from .token_records import AttentionPatterns, Propagation, SourceContributions
 from .views import attention_notice, attention_props, tokens_props
@@ -61,7 +49,7 @@ def inside_section(trace: DirectionTrace, inside: Inside | None) -> Section:
         "standard deviation."
     )
     n = f"{trace.cosine.shape[-1]} held-out prompts of each kind"
-    first = Figure("trace", plot_trace(trace), caption, n, "harmless prompts", trace.to_frame(), wide=False)
+    first = Figure("trace", trace.plot(), caption, n, "harmless prompts", trace.to_frame(), wide=False)
     if inside is None:
         missing = "Attribution was not run: what writes the direction is not measured here."
         return Section("inside", "Inside the model", (missing,), (first,))
@@ -93,7 +81,7 @@ def _logits(logits: DirectLogitAttribution) -> Figure:
         f"to the total (largest error {logits.error:.2g}); the table has every part with its 95% interval."
     )
     n = f"{logits.values.shape[-1]} held-out harmful prompts"
-    return Figure("dla", plot_components(logits), caption, n, EXACT, logits.to_frame())
+    return Figure("dla", logits.plot(), caption, n, EXACT, logits.to_frame())
 
 
 def _heads(inside: Inside, heads: TopHeads) -> Iterator[Item]:
@@ -104,12 +92,11 @@ def _heads(inside: Inside, heads: TopHeads) -> Iterator[Item]:
         "What each head writes along the direction at the last position; the top heads are labelled. Click a head, or "
         "pick it from the list below, to see it up close."
     )
-    control, wide = "the same heads on harmless prompts, in the figures below", heads.reported.mean.shape[1] > 12
-    drawn = plot_head_contributions(heads)
-    yield Figure("head-map", drawn, caption, chosen, control, heads.reported.to_frame(), "heads", wide)
+    rest = ("the same heads on harmless prompts, in the figures below", heads.reported.to_frame(), "heads")
+    yield Figure("head-map", heads.plot("map"), caption, chosen, *rest, wide=heads.reported.mean.shape[1] > 12)
     yield head_picker(inside, heads)
     caption = "The chosen heads on held-out harmful prompts and on harmless ones, with 95% bootstrap intervals."
-    drawn = plot_top_heads(heads)
+    drawn = heads.plot("top heads")
     yield Figure("head-report", drawn, caption, chosen, "harmless prompts", heads.to_frame(), wide=False)
     if inside.causal is not None:
         caption = (
@@ -117,8 +104,7 @@ def _heads(inside: Inside, heads: TopHeads) -> Iterator[Item]:
             "point per head. 95% bootstrap intervals."
         )
         n, control = f"{inside.causal.n_reported} held-out harmful prompts", "random heads of the same layers"
-        frame = inside.causal.to_frame()
-        yield Figure("causal-check", plot_causal_check(inside.causal), caption, n, control, frame)
+        yield Figure("causal-check", inside.causal.plot(), caption, n, control, inside.causal.to_frame())
 
 
 def head_picker(inside: Inside, heads: TopHeads) -> Picker:
@@ -150,7 +136,7 @@ def _head_items(inside: Inside, heads: TopHeads, head: Head) -> Iterator[Item]:
         f"{found.high:.3f}], adjusted p {float(heads.p_values[head]):.2g}."
     )
     n = f"{heads.n_reported} held-out harmful prompts"
-    yield Figure(f"head-{label}", plot_head(heads, head), caption, n, control, wide=False)
+    yield Figure(f"head-{label}", heads.plot("head", head=head), caption, n, control, wide=False)
     if inside.sources is not None:
         yield _token_picker(inside.sources, head)
     if patterns is None or head not in patterns.heads:
@@ -160,7 +146,7 @@ def _head_items(inside: Inside, heads: TopHeads, head: Head) -> Iterator[Item]:
         )
         return
     caption = f"Where every token (row) looks through {label} (column), on the prompt {shortened(patterns.prompt)!r}."
-    drawn, wide = plot_attention(patterns, head), len(patterns.tokens) > 8
+    drawn, wide = patterns.plot(head=head), len(patterns.tokens) > 8
     yield Figure(f"head-{label}-pattern", drawn, caption, "1 prompt", SINGLE, wide=wide)
 
 
@@ -172,7 +158,7 @@ def _token_picker(sources: SourceContributions, head: Head) -> Picker:
         "that token along the direction; the bars add up to what the head writes on this prompt."
     )
     for i, prompt in enumerate(sources.prompts[:MAX_PROMPTS]):
-        drawn = plot_head_tokens(sources, i, head)
+        drawn = sources.plot("head", prompt=i, head=head)
         figure = Figure(f"head-{label}-tokens-{i}", drawn, caption, "1 prompt", EXACT)
         options.append(Option(str(i), (figure,), shortened(prompt)))
     return Picker(f"head-{label}-prompts", "prompt", tuple(options), sync="head-prompt")
@@ -188,11 +174,11 @@ def _tokens(inside: Inside) -> Iterator[Item]:
         )
         n = f"{propagation.projection.shape[-2]} held-out harmful prompts"
         control = "harmless prompts, in the trace above (last position)"
-        yield Figure("propagation", plot_propagation(propagation), caption, n, control, propagation.to_frame())
+        yield Figure("propagation", propagation.plot(), caption, n, control, propagation.to_frame())
     if heads is None or sources is None:
         return
     caption = "Where the top heads take what they write along the direction, by region of the prompt."
-    drawn, n = plot_sources_by_region(sources, heads.heads), f"{len(sources.tokens)} held-out harmful prompts"
+    drawn, n = sources.plot("by region", heads=heads.heads), f"{len(sources.tokens)} held-out harmful prompts"
     yield Figure("sources", drawn, caption, n, EXACT, sources.to_frame(heads.heads), wide=False)
     if inside.patterns is not None:
         yield from _attention(heads, sources, inside.patterns)

@@ -67,24 +67,24 @@ class Settings:
     seed: int = 0
 
 
+@dataclass
 class _Job:
     """What all suffixes share, and the steps of one of them."""
 
-    def __init__(
-        self,
-        model: HookedChatModel,
-        direction: Direction,
-        refusal_tokens: RefusalTokens,
-        heads: tuple[Head, ...],
-        prompts: list[str],
-        settings: Settings,
-        folder: str | Path | None,
-        notes: list[str],
-    ):
-        self.model, self.direction, self.tokens, self.heads = model, direction, refusal_tokens, heads
-        self.prompts, self.settings, self.store, self.notes = prompts, settings, Store(folder), notes
-        inputs = [LAYOUT, model.fingerprint, model.chat.render("{}"), str(model.dtype)]
-        self.inputs = [*inputs, direction.unit, direction.label, refusal_tokens, prompts, settings.seed, heads]
+    model: HookedChatModel
+    direction: Direction
+    tokens: RefusalTokens
+    heads: tuple[Head, ...]
+    prompts: list[str]
+    settings: Settings
+    store: Store
+    notes: list[str]
+
+    def key(self, *more: Any) -> str:
+        """Digest of everything that decides a result."""
+        model, direction = self.model, self.direction
+        inputs = [LAYOUT, model.fingerprint, model.chat.render("{}"), str(model.dtype), direction.unit, direction.label]
+        return content_key(*inputs, self.tokens, self.prompts, self.settings.seed, self.heads, *more)
 
     def observe(
         self, condition: str, prompts: Sequence[str], suffixes: str | Sequence[str] | None = None, replies: bool = True
@@ -133,7 +133,7 @@ class _Job:
         """
         settings, name = self.settings, f"suffixes/{index:04d}"
         seed = settings.seed + 1000 * (index + 1)  # each suffix has draws of its own
-        key = content_key(*self.inputs, suffix, settings.max_new_tokens, settings.shuffled, settings.shown)
+        key = self.key(suffix, settings.max_new_tokens, settings.shuffled, settings.shown)
         result = self.store.get(name, key, SuffixResult)
         if result is None:
             result = self.store.put(name, self._observed(suffix, seed), key)
@@ -143,7 +143,7 @@ class _Job:
                 self.notes.append(f"suffix {index}: {unequal} of {mixed.n} shuffled versions differ in length")
         if settings.causal == "none" or (settings.causal == "working" and not result.works):
             return replace(result, causal=None, tokens=None)
-        tested = content_key(*self.inputs, key, "tests", settings.n_random, settings.forensics)
+        tested = self.key(key, "tests", settings.n_random, settings.forensics)
         if self.store.get(name, tested, SuffixResult) is None:
             result = self.store.put(name, self._tested(result, seed), key, tested)
         return result
@@ -268,9 +268,8 @@ def investigate(
         notes.append(f"{n_read - len(refused)} of {n_read} prompts left out: not refused without a suffix")
     for item in suffixes:
         check_suffix(model.chat, refused, item.text, model.n_ctx - settings.max_new_tokens if model.n_ctx else 0)
-    top = settings.top or min(8, model.n_heads)
-    heads = choose_heads(head_contributions(model, choosing, direction), top)
-    job = _Job(model, direction, refusal_tokens, heads, refused, settings, folder, notes)
+    heads = choose_heads(head_contributions(model, choosing, direction), settings.top or min(8, model.n_heads))
+    job = _Job(model, direction, refusal_tokens, heads, refused, settings, Store(folder), notes)
     found = job.measure(suffixes, harmless, borderline, progress)
     return job.store.put(
         "report",

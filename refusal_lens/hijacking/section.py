@@ -15,19 +15,7 @@ import pandas as pd
 from ..records.labels import shortened
 from ..report.page import Card, Figure, Item, Note, Option, Page, Picker, Row, Section, Table, Widget
 from .detection import Detectors
-from .figures import (
-    plot_attention_positions,
-    plot_attention_regions,
-    plot_causal_tests,
-    plot_drop_waterfall,
-    plot_roc,
-    plot_split,
-    plot_suffix_heads,
-    plot_suffix_ranking,
-    plot_suffix_trace,
-    plot_token_effects,
-    suffix_label,
-)
+from .figures import suffix_label
 from .mechanisms import MECHANISMS, mechanism
 from .observation_records import SuffixResult
 from .records import Investigation
@@ -90,7 +78,7 @@ def hijacking_section(attack: Investigation) -> Section:
         )
         n, control = f"{len(attack.suffixes)} suffixes x {attack.plain.n} prompts", "benign and random suffixes"
         rest = (caption, n, control, attack.to_frame(), "suffix-picker")
-        items.append(Figure("suffix-ranking", plot_suffix_ranking(attack), *rest))
+        items.append(Figure("suffix-ranking", attack.plot("suffixes"), *rest))
     if attack.results:
         items.append(suffix_picker(attack))
     if attack.detectors is not None:
@@ -130,10 +118,10 @@ def suffix_picker(attack: Investigation) -> Picker:
     options = []
     for rank, result in enumerate(sorted(attack.results, key=lambda r: -r.metric_drop.mean)):
         index = attack.suffixes.index(result.suffix)
-        label = suffix_label(index, result.suffix)
         items: tuple[Item, ...] = (_not_stored(result),)
         if rank < MAX_SUFFIXES:
             items = tuple(_details(attack, result, f"suffix-{index}", None if rank < MAX_PATTERNS else 1))
+        label = suffix_label(index, result.suffix)
         options.append(Option(label, items, f"{label} ({result.suffix.kind})"))
     return Picker("suffix-picker", "suffix", tuple(options))
 
@@ -182,38 +170,37 @@ def _details(attack: Investigation, result: SuffixResult, name: str, shown: int 
         "Cosine with the direction by layer, at the last position and at the instruction's last token (is the harm "
         "still seen there?); band of one standard deviation; dotted: the layer of the direction."
     )
-    yield Figure(f"{name}-trace", plot_suffix_trace(attack, result), caption, n, RANDOM)
+    yield Figure(f"{name}-trace", attack.plot("trace by layer", result=result), caption, n, RANDOM)
     caption = "What the top heads write along the direction at the last position, 95% intervals."
     chosen = f"{n}, heads chosen on {len(attack.head_prompts)} others"
-    yield Figure(f"{name}-heads", plot_suffix_heads(attack, result), caption, chosen, RANDOM)
+    yield Figure(f"{name}-heads", attack.plot("heads", result=result), caption, chosen, RANDOM)
     caption = (
         "Where the top heads look from the last position; each column adds up to 1. Of all heads, attention to the "
         f"suffix rises most above random tokens in {rises}."
     )
-    yield Figure(f"{name}-attention", plot_attention_regions(attack, result), caption, n, RANDOM)
+    yield Figure(f"{name}-attention", attack.plot("attention by region", result=result), caption, n, RANDOM)
     caption = "Attention to the suffix from every post-instruction position."
-    yield Figure(f"{name}-positions", plot_attention_positions(attack, result), caption, n, RANDOM)
+    yield Figure(f"{name}-positions", attack.plot("attention by position", result=result), caption, n, RANDOM)
     caption = "The drop of each head, split exactly into attention moved (weights) and values changed."
     control = "the drop counts from random tokens of equal length"
-    yield Figure(f"{name}-split", plot_split(attack, result), caption, n, control)
+    yield Figure(f"{name}-split", attack.plot("split of the drop", result=result), caption, n, control)
     caption = "The drop of the projection from plain to suffixed, part by part; the parts add up to it."
-    drawn = plot_drop_waterfall(attack, result)
-    yield Figure(f"{name}-waterfall", drawn, caption, n, exact, attack.drop_parts(result))
+    parts = attack.drop_parts(result)
+    yield Figure(f"{name}-waterfall", attack.plot("parts of the drop", result=result), caption, n, exact, parts)
     if result.causal is not None:
         caption = (
             "What each intervention on the suffixed run brings back of the refusal metric's drop (reverse: what it "
             "brings about in the clean run), 95% bootstrap intervals."
         )
-        drawn, frame = plot_causal_tests(result.causal), result.causal.to_frame()
         control = "random heads of the same layers; random changes of equal norm"
-        yield Figure(f"{name}-causal", drawn, caption, n, control, frame)
+        yield Figure(f"{name}-causal", result.causal.plot(), caption, n, control, result.causal.to_frame())
     if result.tokens is not None:
         caption = (
             "Above: refusal metric back when this token is left out. Below: what the top heads take from it along the "
             "direction."
         )
-        drawn, n = plot_token_effects(result.tokens), f"{result.tokens.removed.shape[-1]} prompts"
-        yield Figure(f"{name}-tokens", drawn, caption, n, "the other tokens", result.tokens.to_frame())
+        n, frame = f"{result.tokens.removed.shape[-1]} prompts", result.tokens.to_frame()
+        yield Figure(f"{name}-tokens", result.tokens.plot(), caption, n, "the other tokens", frame)
     if result.patterns:
         yield _pattern_picker(result, name, shown)
 
@@ -248,7 +235,7 @@ def _detector_items(found: Detectors) -> Iterator[Item]:
     )
     n = ", ".join(f"{found.groups.count(g)} {g}" for g in found.group_names)
     control = "harmless prompts, plain and with the same suffixes"
-    yield Figure("suffix-roc", plot_roc(found), caption, n, control, found.by_site())
+    yield Figure("suffix-roc", found.plot(), caption, n, control, found.by_site())
     frame = found.to_frame()
     rows = tuple(
         (
