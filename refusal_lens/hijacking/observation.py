@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -35,7 +35,6 @@ def observe(
     refusal_tokens: RefusalTokens,
     suffixes: str | Sequence[str] | None = None,
     max_new_tokens: int = 0,
-    on_batch: Callable[[int], None] | None = None,
 ) -> tuple[Observation, SourceContributions]:
     """Read one condition.
 
@@ -64,7 +63,7 @@ def observe(
         *rows[by_source], bounds_of(tokens), token_texts(model, tokens), texts(prompts, given), direction, -1
     )
     every = rows[attention]
-    responses = replies(model, tokens, max_new_tokens, on_batch=on_batch) if max_new_tokens else []
+    responses = replies(model, tokens, max_new_tokens) if max_new_tokens else []
     observation = Observation(
         condition=condition,
         prompts=tuple(prompts),

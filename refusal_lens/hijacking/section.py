@@ -214,8 +214,8 @@ def _pattern_picker(result: SuffixResult, name: str, shown: int | None) -> Picke
         for what, props in zip(("plain", "suffixed"), paired_attention(pair), strict=True):
             note = "; · where only the suffixed prompt has a token" if what == "plain" else ""
             caption = f"Attention of {pair[0].labels[0]}, {what}{note}."
-            rest = (caption, "1 prompt", "plain beside suffixed", _matrix(props[1]))
-            widgets.append(Widget(f"{name}-pattern-{i}-{what}", *props, *rest))
+            id, frame = f"{name}-pattern-{i}-{what}", _matrix(props[1])
+            widgets.append(Widget(id, *props, caption, "1 prompt", "plain beside suffixed", frame))
         options.append(Option(str(i), (Row(tuple(widgets)),), shortened(pair[0].prompt)))
     return Picker(f"{name}-prompts", "prompt", tuple(options), sync="suffix-prompt")
 
