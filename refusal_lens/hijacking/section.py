@@ -21,8 +21,8 @@ from .observation_records import SuffixResult
 from .records import Investigation
 from .views import paired_attention
 
-MAX_PATTERNS = 4  # of these, so many with attention on every stored prompt; the others on one
 MAX_SUFFIXES = 16  # suffixes whose figures are in the page: the strongest, so that it stays small
+MAX_PATTERNS = 4  # of these, how many show attention on every stored prompt; the others show one
 RANDOM = "random tokens of equal length, drawn afresh for each prompt"
 _COLUMNS = (
     *("suffix", "refused", "random tokens", "shuffled", "metric drop", "share", "attention rise"),
