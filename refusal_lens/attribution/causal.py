@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ def causal_check(
     if not 1 <= n_last <= tokens.n_post:
         raise PromptError(f"n_last {n_last} must be from 1 to {tokens.n_post}, the post-instruction tokens")
     rng = random.Random(seed)
-    z, every = last_z(model, reference, n_last), every_head(model)
+    z = last_z(model, reference, n_last)
     mean = z.mean(1, keepdim=True)
     # Every condition draws the same donors, so that conditions differ by heads only.
     donors = z[:, [rng.randrange(len(reference)) for _ in prompts]]
@@ -88,14 +88,7 @@ def causal_check(
     def replaced(heads: Sequence[Head], values: Tensor = mean) -> Tensor:
         return model.run(tokens, read=reader, under=InterchangeHeads(tuple(heads), values))[reader]
 
-    def kept(heads: Sequence[Head]) -> Tensor:
-        return replaced([head for head in every if head not in heads])
-
-    def effects(heads: Sequence[Head]) -> Tensor:
-        return torch.stack([replaced(heads), replaced(heads, donors), kept(heads)])
-
-    controls = torch.stack([effects(draw) for draw in draws]).mean(0)
-    metric = torch.stack([replaced(()), *effects(named), *controls, kept(())])
+    metric = _conditions(replaced, donors, named, draws, every_head(model))
     singles = tuple(dict.fromkeys([*named, *(head for draw in draws for head in draw)]))
     measured = torch.stack([replaced((head,)) - metric[0] for head in singles])
     (predicted,) = model.run(tokens, read=_Gap(Readout.of(model, direction.unit), mean, singles))
@@ -114,6 +107,25 @@ def causal_check(
         n_reference=len(reference),
         n_last=n_last,
     )
+
+
+def _conditions(
+    replaced: Callable[..., Tensor],
+    donors: Tensor,
+    named: tuple[Head, ...],
+    draws: Sequence[tuple[Head, ...]],
+    every: tuple[Head, ...],
+) -> Float[Tensor, "condition prompt"]:
+    """Metric under each of ``CONDITIONS``."""
+
+    def kept(heads: Sequence[Head]) -> Tensor:
+        return replaced([head for head in every if head not in heads])
+
+    def effects(heads: Sequence[Head]) -> Tensor:
+        return torch.stack([replaced(heads), replaced(heads, donors), kept(heads)])
+
+    controls = torch.stack([effects(draw) for draw in draws]).mean(0)
+    return torch.stack([replaced(()), *effects(named), *controls, kept(())])
 
 
 def last_z(model: HookedChatModel, prompts: PromptsLike, n_last: int) -> Float[Tensor, "layer prompt last head d_head"]:
