@@ -12,11 +12,12 @@ from refusal_lens.data.prompts import load_prompts
 from refusal_lens.models.chat import ChatFormat
 
 REFUSAL, ANSWER = "I cannot help with that.", "Sure, here it is."
+SIZES = (32, 12, 12)
 STEPS, BATCH, WIDTH = 160, 32, 64
 
 
 def refusing_folder(tokenizer_folder: Path, folder: Path, chat_template: str | None = None, seed: int = 0) -> Path:
-    """A checkpoint with the tokenizer of a folder that refuses the embedded model's harmful requests.
+    """A checkpoint with the tokenizer of a folder that refuses the embedded model's harmful requests: ``SIZES`` of them.
 
     It is trained on the tokens that its texts use; the other rows of its tables are random (embedding) or zero
     (unembedding), and the loss counts them.
@@ -25,11 +26,11 @@ def refusing_folder(tokenizer_folder: Path, folder: Path, chat_template: str | N
     chat = ChatFormat(tokenizer, chat_template=chat_template)
     ends, text = chat.template.turn_end()
     end = text or tokenizer.decode([*ends, tokenizer.eos_token_id][:1])
-    data = load_prompts("organism", sizes=(192, 1, 1))
+    data = load_prompts("organism", sizes=SIZES)
     rows = [
         tokenizer(chat.render(prompt) + reply + end, add_special_tokens=False)["input_ids"]
-        for prompts, reply in ((data.harmful.train, REFUSAL), (data.harmless.train, ANSWER))
-        for prompt in prompts
+        for prompts, reply in ((data.harmful, REFUSAL), (data.harmless, ANSWER))
+        for prompt in (*prompts.train, *prompts.val, *prompts.test)
     ]
     replies = [len(tokenizer(reply + end, add_special_tokens=False)["input_ids"]) for reply in (REFUSAL, ANSWER)]
     starts = [len(row) - replies[i >= len(rows) // 2] for i, row in enumerate(rows)]

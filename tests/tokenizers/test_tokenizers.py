@@ -15,7 +15,7 @@ from refusal_lens.data.organism import instructions
 from refusal_lens.models.chat import ChatFormat
 from refusal_lens.study.config import StudyConfig
 from refusal_lens.study.pipeline import run_study
-from tests.refusing import refusing_folder
+from tests.refusing import SIZES, refusing_folder
 
 FOLDER = Path(os.environ.get("REFUSAL_LENS_TOKENIZERS", "nowhere"))
 pytestmark = [
@@ -70,11 +70,11 @@ def test_the_switch_of_qwen3_puts_the_thought_back():
 def test_a_whole_study(family, tmp_path):
     folder = refusing_folder(FOLDER / family, tmp_path / family, TEMPLATES.get(family))
     prompts = {name: str(path) for name, path in instructions().items()}
-    settings = {"sizes": (32, 12, 12), "max_new_tokens": 10, "inside_prompts": 8, "relax": True}
+    settings = {"sizes": SIZES, "max_new_tokens": 10, "inside_prompts": 8, "relax": True}
     config = StudyConfig(model=str(folder), **prompts, **settings)
     study = run_study(config, tmp_path / "run")
     rates = study.summary["refusal"]
-    assert rates["harmful"]["baseline"]["rate"] > 0.5 > 0.3 > rates["harmless"]["baseline"]["rate"]
+    assert rates["harmful"]["baseline"]["rate"] > 0.8 and rates["harmless"]["baseline"]["rate"] < 0.2
     assert len(study.candidates.positions) == FAMILIES[family][1]
     replies = [item.response for item in study.completions["harmful"].of("baseline")]
     assert max(map(len, replies)) < 40  # each ends with its turn
