@@ -27,13 +27,14 @@ def refusing_folder(tokenizer_folder: Path, folder: Path, chat_template: str | N
     ends, text = chat.template.turn_end()
     end = text or tokenizer.decode([*ends, tokenizer.eos_token_id][:1])
     data = load_prompts("organism", sizes=SIZES)
+    # Joined as ids: after its prompt a model sees no token that holds the prompt's end and the reply's beginning.
+    replies = [tokenizer(reply + end, add_special_tokens=False)["input_ids"] for reply in (REFUSAL, ANSWER)]
     rows = [
-        tokenizer(chat.render(prompt) + reply + end, add_special_tokens=False)["input_ids"]
-        for prompts, reply in ((data.harmful, REFUSAL), (data.harmless, ANSWER))
+        [*chat.encode(prompt).ids, *reply]
+        for prompts, reply in zip((data.harmful, data.harmless), replies, strict=True)
         for prompt in (*prompts.train, *prompts.val, *prompts.test)
     ]
-    replies = [len(tokenizer(reply + end, add_special_tokens=False)["input_ids"]) for reply in (REFUSAL, ANSWER)]
-    starts = [len(row) - replies[i >= len(rows) // 2] for i, row in enumerate(rows)]
+    starts = [len(row) - len(replies[i >= len(rows) // 2]) for i, row in enumerate(rows)]
     used = torch.tensor(sorted({token for row in rows for token in row}))
     vocab = len(tokenizer)
     torch.manual_seed(seed)
