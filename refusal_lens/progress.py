@@ -75,18 +75,13 @@ def as_events(write: Callable[[dict[str, Any]], None], every: float = 5.0) -> Pr
     return stage
 
 
-def automatic(name: str, total: int) -> AbstractContextManager[Advance]:
-    """Show a bar in a notebook, nothing elsewhere: the default of whatever takes long."""
-    return (_bar if _in_notebook() else silent)(name, total)
-
-
-def _in_notebook() -> bool:
-    python = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return python is not None and "IPKernelApp" in python.config
-
-
 @contextmanager
-def _bar(name: str, total: int) -> Iterator[Advance]:
+def automatic(name: str, total: int) -> Iterator[Advance]:
+    """Show a bar in a notebook, nothing elsewhere: the default of whatever takes long."""
+    python = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if python is None or "IPKernelApp" not in python.config:
+        yield lambda n: None
+        return
     from tqdm.auto import tqdm
 
     with tqdm(total=total or None, desc=name, leave=False) as bar:

@@ -51,7 +51,7 @@ def run(
         _show_stages(config, out)
         return
     from .. import study as studies
-    from ..engines.choice import named_engine
+    from ..engines.local import named_engine
 
     make = named_engine(engine, config, address, workers)
     if only is not None:

@@ -39,7 +39,7 @@ def sweep(
       model = "Qwen/Qwen2.5-1.5B-Instruct"
       coeff = 1.5
     """
-    from ..engines.choice import named_engine
+    from ..engines.local import named_engine
     from ..study.sweep import Sweep, run_sweep
 
     models = Sweep.load(file)

@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar
 
 import pandas as pd
 import safetensors
@@ -24,7 +24,7 @@ from torch import Tensor
 from ..errors import LabelError, ResultError
 from ..stats import Interval, Rate
 from .axes import Selected, as_html
-from .fields import axes_of, axis_names, misfit
+from .fields import axis_names, misfit
 from .files import write_atomically, write_json
 from .labels import index_of
 
@@ -33,10 +33,6 @@ _REGISTRY: dict[str, type] = {"Rate": Rate, "Interval": Interval}
 _FIGURES: dict[type, dict[str, Callable[..., Any]]] = {}
 R = TypeVar("R", bound="Record")
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class _Misfit(ValueError):
-    """A value that does not fit its field."""
 
 
 class Record:
@@ -108,11 +104,9 @@ class Record:
 
     def _view(self, everything: bool = True) -> Selected:
         """Tensors with their axes and labels; only the fields, and no labels, for a quick look."""
-        axes: dict[str, tuple[str, ...]] = axis_names(type(self))  # type: ignore[arg-type]
-        labels: dict[str, Sequence[Any]] = {}
-        if everything:
-            axes = axes | {name: _returned_axes(type(self), name) for name in self._also}
-            labels = {axis: getattr(self, it) if isinstance(it, str) else it for axis, it in self._axes.items()}
+        axes = axis_names(type(self), self._also if everything else ())  # type: ignore[arg-type]  # mypy wants a hash
+        names = self._axes if everything else {}
+        labels = {axis: getattr(self, it) if isinstance(it, str) else it for axis, it in names.items()}
         values = {name: getattr(self, name) for name in axes}
         found = {name: (axes[name], value() if callable(value) else value) for name, value in values.items()}
         tensors = {name: item for name, item in found.items() if item[1] is not None}
@@ -201,11 +195,6 @@ def figure(kind: str, *records: type[Record]) -> Callable[[F], F]:
     return register
 
 
-def _returned_axes(cls: type, name: str) -> tuple[str, ...]:
-    found = getattr(cls, name)
-    return axes_of(get_type_hints(found.fget if isinstance(found, property) else found)["return"])
-
-
 def _short(value: Any) -> str:
     """A field's value in a few words; of tensors the shape, of collections the length."""
     if isinstance(value, Tensor):
@@ -237,7 +226,7 @@ def load_record(path: str | Path, kind: type[R], key: str | None = None) -> R:
     except ResultError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        what = str(error) if isinstance(error, _Misfit) else repr(error)
+        what = str(error) if isinstance(error, ValueError) else repr(error)
         raise ResultError(f"{target} is not a refusal_lens record ({what[:200]}); run the study again") from error
     if not isinstance(record, kind):
         raise ResultError(f"{target} holds a {type(record).__name__}, not a {kind.__name__}")
@@ -302,6 +291,6 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
         named = ((renamed.get(k, k), v) for k, v in value.items())
         values = {k: _decode(v, tensors) for k, v in named if k in known}
         if wrong := misfit(cls, values):
-            raise _Misfit(wrong)
+            raise ValueError(wrong)
         return cls(**values)
     return {k: _decode(v, tensors) for k, v in value.items()}

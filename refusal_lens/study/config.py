@@ -75,20 +75,16 @@ class StudyConfig:
     suffix_prompts: int = _field(48, "Refused test prompts to test each suffix on.", least=2)
 
     def __post_init__(self) -> None:
-        self._check_types(vars(self))
+        from ..records.fields import misfit  # after the command line's help, which needs no torch
+
+        if wrong := misfit(type(self), vars(self)).removeprefix(f"{type(self).__name__}."):
+            raise SettingError(wrong)
         for field in dataclasses.fields(self):
             value, limits = getattr(self, field.name), field.metadata
             for number in value if isinstance(value, tuple) else (value,):
                 for bound, words, holds in BOUNDS:
                     if bound in limits and not holds(number, limits[bound]):
                         raise SettingError(f"{field.name} is {number}; it must be {words} {limits[bound]}")
-
-    @classmethod
-    def _check_types(cls, settings: Mapping[str, Any]) -> None:
-        from ..records.fields import misfit  # after the command line's help, which needs no torch
-
-        if wrong := misfit(cls, settings).removeprefix(f"{cls.__name__}."):
-            raise SettingError(wrong)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> StudyConfig:
@@ -103,7 +99,6 @@ class StudyConfig:
                 near = difflib.get_close_matches(name, known, 1)
                 raise SettingError(f"there is no setting {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
-        cls._check_types(values)
         return cls(**values)
 
     def sources(self) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from ..engines.stage import Stage
 from ..errors import RefusalLensError, ResultError
 from ..hijacking.section import suffix_findings
 from ..records.base import Record, load_record
-from ..records.files import file_digest, write_atomically
+from ..records.files import file_digest, write_atomically, write_json
 from ..refusal.records import Completions
 from ..report.page import Page, plain
 from .sections import model_section, provenance_section, scorecard_section
@@ -46,6 +46,14 @@ def load_file(path: Path, kind: type) -> Any:
     if not isinstance(found, dict):
         raise ResultError(f"{path} holds no object; run the study again")
     return found
+
+
+def save_file(path: Path, record: Any) -> Path:
+    """Write what ``load_file`` reads; returns the path with its ending."""
+    if isinstance(record, Record):
+        return record.save(path)
+    write_json(path := path.with_name(f"{path.name}.json"), record)
+    return path
 
 
 class Study:
@@ -84,13 +92,12 @@ class Study:
         files = self.provenance.get("files", {})
         if not isinstance(files, dict):
             return ("study.json",)
-        changed = []
-        for name, digest in files.items():
-            path = self.folder / name
-            inside = not Path(name).is_absolute() and ".." not in Path(name).parts
-            if not (inside and path.is_file() and file_digest(path) == digest):
-                changed.append(name)
-        return tuple(changed)
+
+        def same(name: str) -> bool:
+            path, inside = self.folder / name, not Path(name).is_absolute() and ".." not in Path(name).parts
+            return inside and path.is_file() and file_digest(path) == files[name]
+
+        return tuple(name for name in files if not same(name))
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
@@ -105,7 +112,7 @@ class Study:
     @cached_property
     def missing(self) -> Mapping[str, str]:
         """Stages that this model can't have, and why."""
-        found = self.provenance.get("missing", {})
+        found = self.provenance.get("missing")
         return {str(name): str(why) for name, why in found.items()} if isinstance(found, dict) else {}
 
     def __getattr__(self, name: str) -> Any:

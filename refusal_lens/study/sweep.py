@@ -6,8 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..engines.choice import MakeEngine
-from ..engines.local import LocalEngine
+from ..engines.local import LocalEngine, MakeEngine
 from ..errors import RefusalLensError, ResultError, SettingError
 from ..progress import Progress, automatic
 from ..records.files import write_atomically, write_json
