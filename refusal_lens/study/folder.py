@@ -11,12 +11,10 @@ from typing import Any
 
 import torch
 
-from ..attribution.section import Inside
 from ..attribution.stage import INSIDE
 from ..data.prompts import PromptSet
 from ..engines.stage import Stage
 from ..errors import RefusalLensError, ResultError
-from ..hijacking.section import suffix_findings
 from ..records.base import Record, load_record
 from ..records.files import file_digest, write_atomically, write_json
 from ..refusal.records import Completions
@@ -197,17 +195,10 @@ class Study:
         return replace(page, notes=(*page.notes, note))
 
     def _page(self) -> Page:
-        inside = Inside(**self.inside) if self.inside else None
-        measured = tuple(name for name in ("evaluation", "suffixes") if getattr(self, name) is not None)
-        top = headline(
-            self.summary, self.selection, inside, self.certificate, self.stability, measured, missing=self.missing
-        )
-        if self.suffixes is not None:
-            top["summary"] += suffix_findings(self.suffixes)
         sections = (stage.section(self) for stage in PIPELINE if stage.section is not None)
         return Page(
             title=f"The refusal direction of {self.provenance['model']['name']}",
-            **top,
+            **headline(self),
             sections=(
                 model_section(self.provenance, self.harmful, self.harmless, self.refusal_tokens),
                 *(section for section in sections if section is not None),
