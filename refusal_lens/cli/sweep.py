@@ -40,9 +40,9 @@ def sweep(
       coeff = 1.5
     """
     from ..engines.local import named_engine
-    from ..study.sweep import Sweep, run_sweep
+    from ..study.sweep import read_sweep, run_sweep
 
-    models = Sweep.load(file)
+    models = read_sweep(file)
     with bars(quiet) as progress:
         found = run_sweep(models, out, progress, lambda config: named_engine(engine, config, address, workers))
     log.write({"event": "result", "folder": str(out.resolve()), "errors": {k: v.error for k, v in found.items()}})

@@ -30,11 +30,7 @@ class Work(Protocol):
 
 
 class Engine(ABC):
-    """Runs work over items.
-
-    Args:
-        model: the loaded model; work that is not mapped runs on it.
-    """
+    """Runs work over items; work that is not mapped runs on ``model``."""
 
     def __init__(self, model: HookedChatModel):
         self.model = model
@@ -43,9 +39,7 @@ class Engine(ABC):
     def keep(self, store: Store, key: str) -> None:
         """Keep results of items in ``store`` from now on, and take those of a run that was stopped.
 
-        Args:
-            store: of one stage.
-            key: content key of the stage; a stage makes the same maps in the same order every time.
+        The key is that of a stage, which makes the same maps in the same order every time.
         """
         self._store, self._key, self._maps = store, key, 0
 

@@ -7,8 +7,8 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -54,7 +54,7 @@ def run_study(
     Raises:
         RefusalLensError: bad input, in one sentence with its remedy; or another run is writing in the folder.
     """
-    with _exclusive_run(config, folder, progress, model, engine) as run:
+    with locked(Path(folder), FOLDERS), closing(_Run(config, Path(folder), progress, model, engine)) as run:
         run.stages(tuple(planned(config)))
         return run.finish()
 
@@ -85,7 +85,7 @@ def run_stage(
         ('I',)
     """
     stages = tuple(planned(config, name))
-    with _exclusive_run(config, folder, progress, model, engine) as run:
+    with locked(Path(folder), FOLDERS), closing(_Run(config, Path(folder), progress, model, engine)) as run:
         run.stages(stages)
         if missing := run.done[name].missing:
             raise ModelError(missing)
@@ -128,13 +128,6 @@ class _Mark:
     files: dict[str, str]
     missing: str = ""
     records: tuple[Any, ...] | None = None
-
-
-@contextmanager
-def _exclusive_run(config: StudyConfig, folder: str | Path, *how: Any) -> Iterator[_Run]:
-    """A run that has the folder to itself, and whose engine is closed at the end."""
-    with locked(Path(folder), FOLDERS), closing(_Run(config, Path(folder), *how)) as run:
-        yield run
 
 
 @dataclass

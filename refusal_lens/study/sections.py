@@ -52,11 +52,7 @@ def model_section(
 
 
 def scorecard_section(summary: Mapping) -> Section:
-    """Paper, public run and this run side by side; the paper's columns are filled where this run used its model.
-
-    Args:
-        summary: ``summary.json``.
-    """
+    """Paper, public run and this run (``summary.json``) side by side; the paper's columns are filled for its models."""
     ending = str(summary["model"]).rstrip("/").split("/")[-1].lower()
     known = dict(zip(COLUMNS, PAPER[ending], strict=True)) if ending in PAPER else {}
     direction, scores, refusal = summary["direction"], summary["scores"], summary["refusal"]
