@@ -151,7 +151,7 @@ class _Run(Job):
         self.inputs: dict[str, Any] = {}
 
     @cached_property
-    def model(self) -> HookedChatModel:  # type: ignore[override]
+    def model(self) -> HookedChatModel:
         """The model, loaded when the first stage needs it."""
         if self.given_model is not None:
             return self.given_model
