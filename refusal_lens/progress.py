@@ -1,7 +1,5 @@
 """Progress of long work: called with a stage's name and total, it gives a context whose value takes steps."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable, Iterator

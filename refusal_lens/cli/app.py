@@ -1,7 +1,5 @@
 """The commands as one program: their order in the help, their errors, and Ctrl-C."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -1,7 +1,5 @@
 """``refusal-lens evaluate``: the table of conditions x prompt sets x judges."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

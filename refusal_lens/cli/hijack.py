@@ -1,7 +1,5 @@
 """``refusal-lens hijack MODEL --suffixes F --direction RUN --out DIR``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

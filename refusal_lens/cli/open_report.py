@@ -1,7 +1,5 @@
 """``refusal-lens open DIR``: show a report in the browser."""
 
-from __future__ import annotations
-
 import os
 import webbrowser
 from pathlib import Path

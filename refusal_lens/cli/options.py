@@ -1,7 +1,5 @@
 """Options of a command, derived from the fields of the settings."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 from collections.abc import Callable

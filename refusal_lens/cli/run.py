@@ -1,7 +1,5 @@
 """``refusal-lens run MODEL``: the study, a part of it, or its state."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """``refusal-lens sweep models.toml``: several models, one report that compares them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

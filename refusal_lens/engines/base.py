@@ -4,8 +4,6 @@ The caller cuts a stage into items of fixed size. An engine only decides where e
 every matrix multiplication has the same shape on every engine and results agree bit for bit (on equal machines).
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable

@@ -1,7 +1,5 @@
 """The engine of one process, and the choice of another."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

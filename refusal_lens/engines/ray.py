@@ -1,7 +1,5 @@
 """The engine of a Ray cluster: one loaded model per worker (extra ``ray``)."""
 
-from __future__ import annotations
-
 import logging
 import os
 import socket

@@ -1,7 +1,5 @@
 """Measure the identities that this toolkit relies on, on one model."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,6 @@ A record with tensors is one ``.safetensors`` file whose header holds the rest a
 field is compared with its annotation before a record is made, because files may come from anywhere.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import itertools

@@ -1,7 +1,5 @@
 """Field annotations of a record: validate values from untrusted files, and name the axes of tensors."""
 
-from __future__ import annotations
-
 import dataclasses
 import types
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ A process may be killed at any moment: what it leaves is either an old file, a w
 says that it is unfinished (``.NAME.xxxxxxxx.part``), which the next run removes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

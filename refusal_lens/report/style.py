@@ -1,7 +1,5 @@
 """One look for all figures: colours per condition (Okabe-Ito, colour-blind safe), hatched placebos, fonts, layout."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 

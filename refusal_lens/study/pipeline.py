@@ -1,7 +1,5 @@
 """The end-to-end study: the stages in order, from a chat model to a folder of results."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import platform

@@ -1,7 +1,5 @@
 """Chapters of a study's report: model and prompts, the paper's numbers beside this run's, provenance."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

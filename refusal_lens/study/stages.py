@@ -1,7 +1,5 @@
 """The stages of a study in order; the run, the folder's files and the report's sections follow from ``PIPELINE``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

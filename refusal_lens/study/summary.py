@@ -1,7 +1,5 @@
 """The top of the page in plain words: the findings, how sure they are, and what was not measured."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Several models from one file, each with its own study, compared in one report."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path

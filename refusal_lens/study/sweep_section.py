@@ -1,7 +1,5 @@
 """Several models side by side: figures, and the section of a sweep's report."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
