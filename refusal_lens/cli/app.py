@@ -58,7 +58,7 @@ def report(
     """
     from ..study.folder import Study
 
-    say("report", Study.load(folder).report())
+    say("report", Study(folder).report())
 
 
 app.command("open")(open_report)

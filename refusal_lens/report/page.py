@@ -32,9 +32,6 @@ class Figure:
     """A Plotly figure with what a reader must know about it.
 
     Attributes:
-        id: unique on the page.
-        figure: the Plotly figure.
-        caption: what is seen.
         n: how many prompts, in words.
         control: the placebo beside the effect, in words; "" where none applies.
         data: the numbers behind it, offered as CSV; those drawn if None.
@@ -128,34 +125,24 @@ class Note:
 
 @dataclass(frozen=True)
 class Option:
-    """One alternative of a ``Picker``.
+    """One alternative of a ``Picker``: what is seen when it is picked; a picker may hold pickers."""
 
-    Attributes:
-        value: what a click on a figure sends (its custom data).
-        label: what the list shows; the value if "".
-        items: what is seen when it is picked; a picker may hold pickers.
-    """
-
-    value: str
+    value: str  # what a click on a figure sends (its custom data)
     items: tuple[Figure | Table | Widget | Note | Picker | Row, ...]
-    label: str = ""
+    label: str = ""  # what the list shows; the value if ""
 
 
 @dataclass(frozen=True)
 class Picker:
     """Alternatives of which one is seen, chosen from a list, by two buttons, or by a click on a figure.
 
-    Attributes:
-        id: unique on the page.
-        label: what is picked ("head", "suffix", "prompt").
-        options: the alternatives; the first one is seen first.
-        sync: pickers with the same word here follow each other (e.g. the prompt stays when the suffix changes).
+    Pickers with the same word in ``sync`` follow each other (e.g. the prompt stays when the suffix changes).
     """
 
     kind: ClassVar[str] = "picker"
     id: str
-    label: str
-    options: tuple[Option, ...]
+    label: str  # what is picked ("head", "suffix", "prompt")
+    options: tuple[Option, ...]  # the first one is seen first
     sync: str = ""
 
 

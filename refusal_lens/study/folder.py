@@ -1,7 +1,5 @@
 """A result folder: the records of each stage, and the report made of them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -79,11 +77,6 @@ class Study:
                 f"{FOLDER_SCHEMA}: a newer refusal_lens wrote it, or the file is damaged"
             )
 
-    @classmethod
-    def load(cls, folder: str | Path) -> Study:
-        """The same as ``Study(folder)``."""
-        return cls(folder)
-
     @cached_property
     def changed_files(self) -> tuple[str, ...]:
         """Files that are not as the run left them, by ``study.json``'s hashes (schema 1 has none)."""
@@ -135,8 +128,13 @@ class Study:
         if maybe and not all(any(path.is_file() for path in paths) for paths in files):
             return None
         records = tuple(load_file(self.folder / file, kind) for file, kind in stage.makes.items())
-        found = records if len(records) > 1 else records[0]
-        return self._of_this_direction(found) if stage.command or stage.name == "attacks" else found
+        found: Any = records if len(records) > 1 else records[0]
+        if stage.command or stage.name == "attacks":
+            # One that the direction of an earlier run gave says nothing of this one.
+            mine, its = self.selection.chosen, found.direction
+            if (mine.model, mine.label) != (its.model, its.label) or not torch.equal(mine.unit, its.unit):
+                return None
+        return found
 
     @property
     def harmful(self) -> PromptSet:
@@ -164,14 +162,6 @@ class Study:
         """Investigation by ``refusal-lens hijack``, else by the run itself; None if there is none of this direction."""
         left = self._stage(BY_NAME["suffixes"])
         return self.attacks if left is None else left
-
-    def _of_this_direction(self, record: Any) -> Any:
-        """None for a record that an earlier run's direction gave: it says nothing of this one."""
-        if record is None:
-            return None
-        mine, its = self.selection.chosen, record.direction
-        same = (mine.model, mine.label) == (its.model, its.label) and torch.equal(mine.unit, its.unit)
-        return record if same else None
 
     def page(self) -> Page:
         """The report as a ``Page``: what the folder holds, in the order of the story.

@@ -13,19 +13,12 @@ from ..report.page import RANDOM_DIRECTION, Figure, Item, Section, Table
 
 @dataclass(frozen=True)
 class Compared:
-    """One model of a sweep.
+    """One model of a sweep."""
 
-    Attributes:
-        summary: its ``summary.json``; empty when its study failed.
-        model: its facts (name, n_layers, ...).
-        report: its own report, relative to the sweep's folder.
-        error: why its study failed, "" when it did not.
-    """
-
-    summary: dict[str, Any]
-    model: dict[str, Any]
-    report: str
-    error: str = ""
+    summary: dict[str, Any]  # its ``summary.json``; empty when its study failed
+    model: dict[str, Any]  # its facts (name, n_layers, ...)
+    report: str  # its own, relative to the sweep's folder
+    error: str = ""  # why its study failed
 
 
 def plot_sweep(frame: pd.DataFrame) -> go.Figure:
