@@ -75,16 +75,20 @@ class StudyConfig:
     suffix_prompts: int = _field(48, "Refused test prompts to test each suffix on.", least=2)
 
     def __post_init__(self) -> None:
-        from ..records.fields import misfit  # after the command line's help, which needs no torch
-
-        if wrong := misfit(type(self), vars(self)).removeprefix(f"{type(self).__name__}."):
-            raise SettingError(wrong)
+        self._check_types(vars(self))
         for field in dataclasses.fields(self):
             value, limits = getattr(self, field.name), field.metadata
             for number in value if isinstance(value, tuple) else (value,):
                 for bound, words, holds in BOUNDS:
                     if bound in limits and not holds(number, limits[bound]):
                         raise SettingError(f"{field.name} is {number}; it must be {words} {limits[bound]}")
+
+    @classmethod
+    def _check_types(cls, settings: Mapping[str, Any]) -> None:
+        from ..records.fields import misfit  # after the command line's help, which needs no torch
+
+        if wrong := misfit(cls, settings).removeprefix(f"{cls.__name__}."):
+            raise SettingError(wrong)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> StudyConfig:
@@ -99,6 +103,7 @@ class StudyConfig:
                 near = difflib.get_close_matches(name, known, 1)
                 raise SettingError(f"there is no setting {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+        cls._check_types(values)  # before the settings are made: a type checker would stop there in its own words
         return cls(**values)
 
     def sources(self) -> tuple[str, str]:
