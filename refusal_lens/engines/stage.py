@@ -7,11 +7,12 @@ too (by a report, by the docs), so a stage imports what measures inside its ``ru
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..progress import Progress
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from .base import Engine
 
 
-class Job(Protocol):
+class Job(ABC):
     """The study's side of a stage: settings (``StudyConfig``), result folder, progress, model, engine, inputs."""
 
     config: Any
@@ -28,13 +29,16 @@ class Job(Protocol):
     progress: Progress
 
     @property
+    @abstractmethod
     def model(self) -> HookedChatModel:
         """The model, loaded when a stage first needs it."""
 
     @property
+    @abstractmethod
     def engine(self) -> Engine:
         """Where sharded work runs."""
 
+    @abstractmethod
     def input(self, name: str) -> Any:
         """Read "prompts" (harmful and harmless ``PromptSet``) or "suffixes" from their files, once."""
 

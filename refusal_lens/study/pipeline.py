@@ -149,7 +149,7 @@ class _Run(Job):
         self.inputs: dict[str, Any] = {}
 
     @cached_property
-    def model(self) -> HookedChatModel:
+    def model(self) -> HookedChatModel:  # type: ignore[override]
         """The model, loaded when the first stage needs it."""
         if self.given_model is not None:
             return self.given_model
