@@ -17,7 +17,7 @@ STEPS, BATCH, WIDTH = 160, 32, 64
 
 
 def refusing_folder(tokenizer_folder: Path, folder: Path, chat_template: str | None = None, seed: int = 0) -> Path:
-    """A checkpoint with the tokenizer of a folder that refuses the embedded model's harmful requests: ``SIZES`` of them.
+    """A checkpoint with the tokenizer of a folder that refuses ``SIZES`` of the embedded model's harmful requests.
 
     It is trained on the tokens that its texts use; the other rows of its tables are random (embedding) or zero
     (unembedding), and the loss counts them.
