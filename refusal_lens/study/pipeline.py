@@ -36,7 +36,7 @@ from .stages import BY_NAME, FOLDERS, planned
 
 SUMMARY_SCHEMA = 1
 WHOLE = ("report.html", "summary.json", "study.json")  # what describes the folder as a whole
-ROOM = 100_000_000  # bytes: several times what a study of a 7B model leaves
+ROOM = 20_000_000  # bytes: about what a study of a small model leaves
 PACKAGES = ("refusal-lens", "transformer-lens", "transformers", "torch", "safetensors", "plotly")
 SECONDS = "seconds"  # beside the marks of the stages: no result, so in no hash
 
