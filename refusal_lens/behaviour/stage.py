@@ -49,10 +49,9 @@ def _replies(kind: int) -> Stage:
     def run(job: Job, prompts: tuple[PromptSet, PromptSet], selection: Any) -> Completions:
         from ..refusal.replies import complete
 
-        texts, conditions = prompts[kind].test, _conditions(job, selection)[kind]
-        with job.progress(f"answer {name} prompts", len(texts) * len(conditions)) as advance:
-            limit = job.config.max_new_tokens
-            return complete(job.model, texts, conditions, name, limit, engine=job.engine, on_batch=advance)
+        conditions, limit = _conditions(job, selection)[kind], job.config.max_new_tokens
+        texts = prompts[kind].test
+        return complete(job.model, texts, conditions, name, limit, engine=job.engine, progress=job.progress)
 
     return Stage(
         f"completions_{name}",

@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from ..data.prompts import PromptsLike, as_prompts
+from ..data.prompts import Prompts, PromptSet, PromptsLike, as_prompts
 from ..engines.base import Engine
 from ..engines.local import LocalEngine
 from ..errors import ModelError
 from ..hooks.base import Intervention, Model
 from ..hooks.readers import Reader
 from ..models.model import HookedChatModel
+from ..progress import Progress, silent
 from ..tensors import refusal_log_odds
 from .records import RefusalTokens
 
@@ -77,13 +78,10 @@ def keep_refused(
     Raises:
         ModelError: when it leaves none of a kind.
     """
-    harmful = as_prompts(harmful)
-    harmless = as_prompts(harmless)
-    engine = engine or LocalEngine(model)
-    scores = [
-        refusal_metric(model, list(prompts), refusal_tokens, engine=engine, on_batch=on_batch)
-        for prompts in (harmful, harmless)
-    ]
+    sets = as_prompts(harmful), as_prompts(harmless)
+    engine = engine or LocalEngine(model)  # cuts the prompts alike on every engine
+    scores = [refusal_metric(model, p, refusal_tokens, engine=engine, on_batch=on_batch) for p in sets]
+    harmful, harmless = sets
     refused = [p for p, s in zip(harmful, scores[0], strict=True) if s > 0]
     answered = [p for p, s in zip(harmless, scores[1], strict=True) if s < 0]
     if not refused:
@@ -97,3 +95,31 @@ def keep_refused(
             f"{float(scores[1].min()):.2f}, must be < 0): check the prompts and the refusal tokens"
         )
     return refused, answered
+
+
+def filter_prompts(
+    model: HookedChatModel,
+    harmful: PromptSet,
+    harmless: PromptSet,
+    refusal_tokens: RefusalTokens,
+    progress: Progress = silent,
+    engine: Engine | None = None,
+) -> tuple[PromptSet, PromptSet]:
+    """``keep_refused`` on the training and on the validation prompts; test prompts stay, notes say what was dropped."""
+    sets, splits = (harmful, harmless), ("train", "val")
+    with progress("filter the prompts", sum(len(getattr(p, split)) for p in sets for split in splits)) as advance:
+        kept = {
+            split: keep_refused(
+                model, getattr(harmful, split), getattr(harmless, split), refusal_tokens, advance, engine
+            )
+            for split in splits
+        }
+    made = []
+    for i, (prompts, verb) in enumerate(zip(sets, ("refuses", "answers"), strict=True)):
+        train, val = (Prompts(tuple(kept[split][i])) for split in splits)
+        notes = tuple(
+            f"{split}: {len(some)} of {len(getattr(prompts, split))} kept, which the model {verb}"
+            for split, some in zip(splits, (train, val), strict=True)
+        )
+        made.append(PromptSet(prompts.name, train, val, prompts.test, prompts.notes + notes))
+    return made[0], made[1]

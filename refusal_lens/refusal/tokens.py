@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 from ..data.prompts import PromptsLike, as_prompts
 from ..errors import ModelError, PromptError
 from ..models.model import HookedChatModel
+from ..progress import Progress, silent
 from ..records.labels import visible
 from .phrases import is_refusal
 from .records import RefusalTokens
+
+N_PROMPTS = 64  # training prompts of each kind whose replies a study and `find_direction` read for refusal tokens
 
 
 def given_refusal_tokens(model: HookedChatModel, tokens: Sequence[int | str]) -> RefusalTokens:
@@ -50,7 +53,7 @@ def find_refusal_tokens(
     *,
     min_share: float = 0.05,
     max_new_tokens: int = 24,
-    on_batch: Callable[[int], None] | None = None,
+    progress: Progress = silent,
 ) -> RefusalTokens:
     """Tokens that begin the model's own refusals and rarely its answers.
 
@@ -64,38 +67,33 @@ def find_refusal_tokens(
         >>> rl.find_refusal_tokens(model, data.harmful.train.texts, data.harmless.train.texts).texts
         ('I',)
     """
-    harmful = as_prompts(harmful, "train")
-    harmless = as_prompts(harmless, "train")
-    replies = {
-        "refused": [r for r in _first_tokens(model, harmful, max_new_tokens, on_batch) if r[1]],
-        "answered": [r for r in _first_tokens(model, harmless, max_new_tokens, on_batch) if not r[1]],
-    }
-    if not replies["refused"]:
+    harmful, harmless = as_prompts(harmful, "train"), as_prompts(harmless, "train")
+    with progress("find the refusal tokens", len(harmful) + len(harmless)) as advance:
+        refused = [token for token, flag in _first_tokens(model, harmful, max_new_tokens, advance) if flag]
+        answered = [token for token, flag in _first_tokens(model, harmless, max_new_tokens, advance) if not flag]
+    if not refused:
         raise ModelError(
             f"{model.name} refused none of {len(harmful)} harmful prompts, so it has no refusal to find: use a chat "
             "model with safety training, other prompts, or name its refusal tokens (--refusal-token)"
         )
-    counts = {kind: Counter(token for token, _ in items) for kind, items in replies.items()}
-    shares = {t: n / len(replies["refused"]) for t, n in counts["refused"].items()}
-    answered = {t: counts["answered"][t] / max(1, len(replies["answered"])) for t in shares}
-    chosen = [t for t, share in sorted(shares.items(), key=lambda x: -x[1]) if share >= min_share]
-    chosen = [t for t in chosen if shares[t] >= 4 * answered[t]]
+    shares = {token: n / len(refused) for token, n in Counter(refused).most_common()}
+    in_answers = {token: answered.count(token) / max(1, len(answered)) for token in shares}
+    chosen = [t for t, share in shares.items() if share >= min_share and share >= 4 * in_answers[t]]
     if not chosen:
         raise ModelError(
             f"{model.name} begins refusals and answers with the same tokens, so the refusal metric can't tell them "
             "apart: name its refusal tokens (--refusal-token)"
         )
-    source = f"first tokens of {len(replies['refused'])} refusals to {len(harmful)} harmful prompts"
+    source = f"first tokens of {len(refused)} refusals to {len(harmful)} harmful prompts"
     return _tokens(model, chosen, [shares[t] for t in chosen], source)
 
 
 def _first_tokens(
-    model: HookedChatModel, prompts: Sequence[str], max_new_tokens: int, on_batch: Callable[[int], None] | None
+    model: HookedChatModel, prompts: list[str], max_new_tokens: int, on_batch: Callable[[int], None]
 ) -> list[tuple[int, bool]]:
     """(first token id, refused) of each reply."""
-    texts = list(prompts)
-    first = model.last_logits(texts).argmax(-1).tolist()
-    replies = model.generate(texts, max_new_tokens, on_batch=on_batch)
+    first = model.last_logits(prompts).argmax(-1).tolist()
+    replies = model.generate(prompts, max_new_tokens, on_batch=on_batch)
     return [(token, is_refusal(reply)) for token, reply in zip(first, replies, strict=True)]
 
 
@@ -108,9 +106,8 @@ def behaviour_tokens(
     Raises:
         ModelError: no token is raised.
     """
-    positive = as_prompts(positive)
-    negative = as_prompts(negative)
-    means = [model.last_logits(list(p)).double().softmax(-1).mean(0) for p in (positive, negative)]
+    positive, negative = as_prompts(positive), as_prompts(negative)
+    means = [model.last_logits(p).double().softmax(-1).mean(0) for p in (positive, negative)]
     best = (means[0] - means[1]).topk(top)
     ids = [i for i, rise in zip(best.indices.tolist(), best.values.tolist(), strict=True) if rise > 0]
     if not ids:
