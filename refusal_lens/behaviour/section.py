@@ -96,7 +96,7 @@ def effect_section(
         for name, metrics in (("harmful, refused at baseline", metric_harmful), ("harmless", metric_harmless))
         for c, m in metrics.items()
     )
-    n = ", ".join(f"{len(replies.of(replies.conditions[0]))} {name}" for name, replies in completions.items())
+    n = ", ".join(f"{len(replies.of('baseline'))} {name}" for name, replies in completions.items())
     return Section(
         "effects",
         "Necessary and sufficient",

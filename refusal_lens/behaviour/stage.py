@@ -24,21 +24,18 @@ def _conditions(job: Job, selection: Any) -> tuple[Mapping[str, Any], Mapping[st
 def _metrics(job: Job, prompts: tuple[PromptSet, PromptSet], refusal_tokens: RefusalTokens, selection: Any) -> Metrics:
     from ..refusal.metric import refusal_metric
 
-    harmful, harmless = (p.test for p in prompts)
-    needed, enough = _conditions(job, selection)
-    values = {}
-    total = len(needed) * len(harmful) + len(enough) * len(harmless)
-    with job.progress("measure the refusal metric", total) as advance:
-        for kind, texts, conditions in (("harmful", harmful, needed), ("harmless", harmless, enough)):
-            for name, interventions in conditions.items():
-                values[kind, name] = refusal_metric(
-                    job.model, texts, refusal_tokens, under=interventions, engine=job.engine, on_batch=advance
-                )
-    refused = values["harmful", "baseline"] > 0
+    both = list(zip(prompts, _conditions(job, selection), strict=True))
+    with job.progress("measure the refusal metric", sum(len(p.test) * len(named) for p, named in both)) as advance:
+        how: Any = {"engine": job.engine, "on_batch": advance}
+        harmful, harmless = (
+            {name: refusal_metric(job.model, p.test, refusal_tokens, under=x, **how) for name, x in conditions.items()}
+            for p, conditions in both
+        )
+    refused = harmful["baseline"] > 0
     return Metrics(
-        {name: mean_interval(values["harmful", name][refused].tolist()) for name in needed},
-        {name: mean_interval(values["harmful", name].tolist()) for name in needed},
-        {name: mean_interval(values["harmless", name].tolist()) for name in enough},
+        {name: mean_interval(values[refused].tolist()) for name, values in harmful.items()},
+        {name: mean_interval(values.tolist()) for name, values in harmful.items()},
+        {name: mean_interval(values.tolist()) for name, values in harmless.items()},
     )
 
 
