@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from ..records.base import Record
 from ..records.direction import Direction
 from ..records.labels import index_of
-from ..refusal.records import Completions
+from ..refusal.records import Completions, metric_histogram
 from ..stats import Interval, Rate, auroc, columns, fraction_interval, rate
 
 
@@ -186,11 +185,7 @@ class RefusalProxy(Record, axes={"prompt": "prompts"}):
 
     def histogram(self, bins: int = 30) -> pd.DataFrame:
         """Counts of refused and answered prompts by bin of the metric (Figs. 9-10)."""
-        edges = np.histogram_bin_edges(self.metric.numpy(), bins)
-        rows = {"low": edges[:-1], "high": edges[1:]}
-        for name, flag in (("refused", True), ("answered", False)):
-            rows[name] = np.histogram(self.metric[self.refused == flag].numpy(), edges)[0]
-        return pd.DataFrame(rows)
+        return metric_histogram(self.metric.tolist(), self.refused.tolist(), bins)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per prompt."""

@@ -31,7 +31,7 @@ def _metrics(job: Job, prompts: tuple[PromptSet, PromptSet], refusal_tokens: Ref
             {name: refusal_metric(job.model, p.test, refusal_tokens, under=x, **how) for name, x in conditions.items()}
             for p, conditions in both
         )
-    refused = harmful["baseline"] > 0
+    refused = harmful["baseline"] > refusal_tokens.threshold
     return Metrics(
         {name: mean_interval(values[refused].tolist()) for name, values in harmful.items()},
         {name: mean_interval(values.tolist()) for name, values in harmful.items()},

@@ -43,9 +43,7 @@ class Conversation(str):
     """The turns of a conversation up to a user's request, taken wherever a prompt is taken.
 
     As text it is its transcript. Its last user turn is the instruction; what comes before belongs to the template.
-
-    Args:
-        messages: mappings with role and content, the last one the user's.
+    Messages are mappings with role and content, the last one the user's.
 
     Raises:
         PromptError: no messages, a message without role or content, or a last turn that is not the user's.
@@ -165,6 +163,8 @@ class PromptSet(Record):
         name: e.g. "harmful".
         train, val, test: the splits (paper: extraction, selection, report).
         notes: what was dropped or changed on the way, in words.
+        spare_train, spare_val: unused prompts, in random order, that may replace dropped ones of train and of val; none
+            is in test. Both are the same prompts where the source has no splits.
     """
 
     name: str
@@ -172,6 +172,8 @@ class PromptSet(Record):
     val: Prompts
     test: Prompts
     notes: tuple[str, ...] = ()
+    spare_train: Prompts = Prompts(())
+    spare_val: Prompts = Prompts(())
 
     def __repr__(self) -> str:
         return f"PromptSet({self.name}: {', '.join(f'{len(getattr(self, split))} {split}' for split in SPLITS)})"
@@ -238,25 +240,24 @@ class PromptSet(Record):
             for split in reversed(SPLITS):
                 pools[split] = _distinct(_texts(document[split], f"{where} ({split})"), split, seen, notes)
             chosen = {s: Prompts(tuple(pools[s])).sample(n, seed) for s, n in zip(SPLITS, sizes, strict=True)}
+            train, *held_out = (_others(pools[s], set(chosen[s]), seed) for s in SPLITS)
+            spare = train, sum(held_out, ())
         else:
             pool = _distinct(_texts(document, where), "all", seen, notes)
             wanted = _fit(sizes, len(pool), where, notes)
             shuffled = Prompts(tuple(pool)).sample(len(pool), seed).texts
             ends = [sum(wanted[: i + 1]) for i in range(3)]
             chosen = {s: Prompts(shuffled[end - n : end]) for s, n, end in zip(SPLITS, wanted, ends, strict=True)}
+            spare = shuffled[ends[-1] :], shuffled[ends[-1] :]
         for split, prompts in chosen.items():
             if not prompts:
                 raise PromptError(f"{where}: the {split} split is empty; give more distinct prompts")
-        return cls(name, chosen["train"], chosen["val"], chosen["test"], tuple(notes))
+        return cls(name, chosen["train"], chosen["val"], chosen["test"], tuple(notes), *map(Prompts, spare))
 
 
 @dataclass(frozen=True)
 class PromptPair(Record):
-    """Harmful and harmless requests, each in three splits.
-
-    Attributes:
-        harmful, harmless: the two sets.
-    """
+    """Harmful and harmless requests, each in three splits."""
 
     harmful: PromptSet
     harmless: PromptSet
@@ -378,6 +379,11 @@ def _distinct(texts: list[str], split: str, seen: dict[str, str], notes: list[st
     for other, count in across.items():
         notes.append(f"{count} prompt{'s' * (count > 1)} of {split} dropped: also in {other}")
     return kept
+
+
+def _others(texts: Sequence[str], taken: set[str], seed: int) -> tuple[str, ...]:
+    left = tuple(text for text in texts if text not in taken)
+    return Prompts(left).sample(len(left), seed).texts
 
 
 def _fit(sizes: Sequence[int], available: int, where: str, notes: list[str]) -> list[int]:

@@ -19,6 +19,7 @@ def find_direction(
     data: PromptPair,
     *,
     refusal_tokens: RefusalTokens | None = None,
+    point: str = "calibrated",
     rule: SelectionRule | None = None,
     coeff: float = 1.0,
     full_grid: bool = False,
@@ -28,11 +29,15 @@ def find_direction(
     """Find the refusal direction: refusal tokens, filtered prompts, candidates, the best of them (paper section 2.3).
 
     Extracted on ``data``'s training prompts and selected on its validation prompts; its test prompts are not read.
+    Spare prompts take the place of those that the filter drops.
 
     Args:
         data: harmful and harmless prompts in splits, from ``load_prompts``.
         refusal_tokens: tokens of the refusal metric; found from replies to training prompts if None.
-        rule: thresholds of the selection; the paper's by default.
+        point: of the refusal metric, from which a prompt counts as refused and addition as inducing, where
+            ``refusal_tokens`` are not given: "calibrated" on training prompts, "paper" for 0, or another of
+            ``records.labels.POINTS``.
+        rule: thresholds of the selection; the paper's by default, with this point for induce.
         coeff: multiple of r that an addition adds.
         full_grid: compute every score of every candidate, for the plots; the winner is the same.
         relax: take the nearest candidate where none passes the rule; ``found.direction.relaxed`` says what was relaxed.
@@ -56,7 +61,7 @@ def find_direction(
             "rl.load_prompts(harmful, harmless)"
         )
     tokens = refusal_tokens or find_refusal_tokens(
-        model, data.harmful.train[:N_PROMPTS], data.harmless.train[:N_PROMPTS], progress=progress
+        model, data.harmful.train[:N_PROMPTS], data.harmless.train[:N_PROMPTS], point=point, progress=progress
     )
     kept = filter_prompts(model, data.harmful, data.harmless, tokens, progress)
     candidates = extract_directions(model, *kept, progress)

@@ -104,7 +104,7 @@ def select_direction(
         harmful, harmless: requests, of a ``PromptSet`` its validation split (the paper keeps those that the model
             refuses and answers: ``refusal.keep_refused``).
         refusal_tokens: found from the same prompts if None.
-        rule: thresholds; the paper's by default.
+        rule: thresholds; the paper's by default, with the tokens' threshold for induce.
         coeff: multiple of r that addition uses, for the induce score and later.
         full_grid: compute every score of every candidate (for the plots); the winner is the same.
         relax: when nothing passes, take the nearest candidate and record what was relaxed.
@@ -120,8 +120,8 @@ def select_direction(
         ('(-1, 2)', ['pos', 'layer', 'bypass', 'induce', 'kl', 'reason'])
     """
     harmful, harmless = as_prompts(harmful, "val"), as_prompts(harmless, "val")
-    rule = rule or SelectionRule()
     tokens = refusal_tokens or find_refusal_tokens(model, harmful, harmless)
+    rule = rule or SelectionRule(min_induce=tokens.threshold)
     cut = rule.cut(candidates.n_layers)
     depth = candidates.n_layers if full_grid else cut
     live, skipped = _live(candidates, depth, coeff)

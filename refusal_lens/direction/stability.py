@@ -45,7 +45,7 @@ def selection_stability(
 
     Args:
         harmful, harmless: their training prompts are drawn again, their validation prompts stay.
-        rule: thresholds of the selection; the paper's by default.
+        rule: as in ``select_direction``.
         relax: take the nearest candidate where none passes; else such a resample counts as "none".
     """
 

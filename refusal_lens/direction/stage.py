@@ -15,8 +15,10 @@ Pair = tuple[PromptSet, PromptSet]
 RULE = ("max_kl", "min_induce", "layer_cutoff")
 
 
-def _rule(job: Job) -> SelectionRule:
-    return SelectionRule(*(getattr(job.config, name) for name in RULE))
+def _rule(job: Job, tokens: RefusalTokens) -> SelectionRule:
+    config = job.config
+    least = tokens.threshold if config.min_induce is None else config.min_induce
+    return SelectionRule(config.max_kl, least, config.layer_cutoff)
 
 
 def _candidates(job: Job, prompts: Pair) -> CandidateDirections:
@@ -33,7 +35,7 @@ def _selection(job: Job, candidates: CandidateDirections, prompts: Pair, refusal
         candidates,
         *prompts,
         refusal_tokens=refusal_tokens,
-        rule=_rule(job),
+        rule=_rule(job, refusal_tokens),
         coeff=job.config.coeff,
         full_grid=job.config.full_grid,
         relax=job.config.relax,
@@ -52,7 +54,7 @@ def _trace(job: Job, selection: Selection, prompts: Pair) -> DirectionTrace:
 def _stability(job: Job, prompts: Pair, refusal_tokens: RefusalTokens) -> Stability:
     from .stability import selection_stability
 
-    n, rule = job.config.stability, _rule(job)
+    n, rule = job.config.stability, _rule(job, refusal_tokens)
     return selection_stability(job.model, *prompts, refusal_tokens, resamples=n, rule=rule, progress=job.progress)
 
 

@@ -20,6 +20,8 @@ from ..progress import Progress, silent
 from ..tensors import refusal_log_odds
 from .records import RefusalTokens
 
+DRAW = 32  # spare prompts read at a time, at least
+
 
 @dataclass(eq=False)
 class RefusalMetric(Reader[Tensor]):
@@ -73,28 +75,15 @@ def keep_refused(
     on_batch: Callable[[int], None] | None = None,
     engine: Engine | None = None,
 ) -> tuple[list[str], list[str]]:
-    """The paper's filter of train and validation prompts: harmful ones with metric > 0, harmless with < 0.
+    """Keep the harmful prompts whose metric is above the tokens' threshold and the harmless ones below it.
+
+    With tokens that are not calibrated the threshold is 0, as in the paper.
 
     Raises:
-        ModelError: when it leaves none of a kind.
+        ModelError: when none of a kind is left.
     """
-    sets = as_prompts(harmful), as_prompts(harmless)
-    engine = engine or LocalEngine(model)  # cuts the prompts alike on every engine
-    scores = [refusal_metric(model, p, refusal_tokens, engine=engine, on_batch=on_batch) for p in sets]
-    harmful, harmless = sets
-    refused = [p for p, s in zip(harmful, scores[0], strict=True) if s > 0]
-    answered = [p for p, s in zip(harmless, scores[1], strict=True) if s < 0]
-    if not refused:
-        raise ModelError(
-            f"{model.name} refuses none of {len(harmful)} harmful prompts by its refusal metric (highest "
-            f"{float(scores[0].max()):.2f}, must be > 0): use a model with safety training or other prompts"
-        )
-    if not answered:
-        raise ModelError(
-            f"{model.name} refuses all of {len(harmless)} harmless prompts by its refusal metric (lowest "
-            f"{float(scores[1].min()):.2f}, must be < 0): check the prompts and the refusal tokens"
-        )
-    return refused, answered
+    keep = _Filter(model, refusal_tokens, engine, on_batch)
+    return keep(as_prompts(harmful), True).found("harmful"), keep(as_prompts(harmless), False).found("harmless")
 
 
 def filter_prompts(
@@ -105,21 +94,84 @@ def filter_prompts(
     progress: Progress = silent,
     engine: Engine | None = None,
 ) -> tuple[PromptSet, PromptSet]:
-    """``keep_refused`` on the training and on the validation prompts; test prompts stay, notes say what was dropped."""
-    sets, splits = (harmful, harmless), ("train", "val")
-    with progress("filter the prompts", sum(len(getattr(p, split)) for p in sets for split in splits)) as advance:
-        kept = {
-            split: keep_refused(
-                model, getattr(harmful, split), getattr(harmless, split), refusal_tokens, advance, engine
-            )
-            for split in splits
-        }
+    """``keep_refused`` on training and validation prompts; dropped ones are replaced from the spare prompts.
+
+    Spare prompts are drawn until as many are kept as there were, or none is left. Test prompts stay as they are, and
+    notes say how many were kept.
+
+    Raises:
+        ModelError: when none of a kind is left.
+
+    Example:
+        >>> tokens = rl.find_refusal_tokens(model, data.harmful, data.harmless)
+        >>> rl.refusal.filter_prompts(model, data.harmful, data.harmless, tokens)[0].notes[0]
+        'train: 8 of 8 kept, which the model refuses'
+    """
+    sets = (harmful, True, "refuses"), (harmless, False, "answers")
     made = []
-    for i, (prompts, verb) in enumerate(zip(sets, ("refuses", "answers"), strict=True)):
-        train, val = (Prompts(tuple(kept[split][i])) for split in splits)
-        notes = tuple(
-            f"{split}: {len(some)} of {len(getattr(prompts, split))} kept, which the model {verb}"
-            for split, some in zip(splits, (train, val), strict=True)
-        )
-        made.append(PromptSet(prompts.name, train, val, prompts.test, prompts.notes + notes))
+    with progress("filter the prompts", sum(len(p.train) + len(p.val) for p, _, _ in sets)) as advance:
+        keep = _Filter(model, refusal_tokens, engine, advance)
+        for prompts, refused, verb in sets:
+            train = keep(prompts.train, refused, prompts.spare_train)
+            seen = set(train.seen)
+            val = keep(prompts.val, refused, [p for p in prompts.spare_val if p not in seen])
+            notes = tuple(
+                f"{split}: {len(some.kept)} of {len(some.seen)} kept, which the model {verb}"
+                for split, some in (("train", train), ("val", val))
+            )
+            used = [Prompts(tuple(some.found(prompts.name))) for some in (train, val)]
+            made.append(PromptSet(prompts.name, used[0], used[1], prompts.test, prompts.notes + notes))
     return made[0], made[1]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Prompts that were read, their metrics, and those of them that are kept."""
+
+    model: str
+    threshold: float
+    refused: bool
+    seen: list[str]
+    metrics: list[float]
+    kept: list[str]
+
+    def found(self, kind: str) -> list[str]:
+        """What is kept; an error where it is nothing."""
+        if self.kept:
+            return self.kept
+        extreme, bound = (max, ">") if self.refused else (min, "<")
+        does, whose = ("none", "highest") if self.refused else ("all", "lowest")
+        remedy = (
+            "use a model with safety training or other prompts"
+            if self.refused
+            else "check the prompts and the refusal tokens"
+        )
+        raise ModelError(
+            f"{self.model} refuses {does} of {len(self.seen)} {kind} prompts by its refusal metric ({whose} "
+            f"{extreme(self.metrics):.2f}, must be {bound} {self.threshold:.3g}): {remedy}"
+        )
+
+
+@dataclass(frozen=True)
+class _Filter:
+    """The filter of prompts by the refusal metric."""
+
+    model: HookedChatModel
+    tokens: RefusalTokens
+    engine: Engine | None
+    on_batch: Callable[[int], None] | None
+
+    def __call__(self, prompts: Sequence[str], refused: bool, spare: Sequence[str] = ()) -> _Kept:
+        """Read ``prompts``, then ``spare`` ones until as many are kept."""
+        engine = self.engine or LocalEngine(self.model)  # cuts the prompts alike on every engine
+        threshold, wanted, pool = self.tokens.threshold, len(prompts), [*prompts, *spare]
+        done = _Kept(self.model.name, threshold, refused, [], [], [])
+        while len(done.kept) < wanted and len(done.seen) < len(pool):
+            size = max(DRAW, wanted - len(done.kept)) if done.seen else wanted
+            some = pool[len(done.seen) :][:size]
+            found = refusal_metric(self.model, some, self.tokens, engine=engine, on_batch=self.on_batch).tolist()
+            done.seen.extend(some)
+            done.metrics.extend(found)
+            kept = [p for p, m in zip(some, found, strict=True) if (m > threshold if refused else m < threshold)]
+            done.kept.extend(kept[: wanted - len(done.kept)])
+        return done

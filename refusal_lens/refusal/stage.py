@@ -8,12 +8,14 @@ from .records import RefusalTokens
 
 
 def _tokens(job: Job) -> RefusalTokens:
-    from .tokens import N_PROMPTS, find_refusal_tokens, given_refusal_tokens
+    from .tokens import N_PROMPTS, calibrate_tokens, find_refusal_tokens, given_refusal_tokens
 
-    if job.config.refusal_tokens:
-        return given_refusal_tokens(job.model, job.config.refusal_tokens)
-    some = [prompts.train[:N_PROMPTS].texts for prompts in job.input("prompts")]
-    return find_refusal_tokens(job.model, *some, progress=job.progress)
+    point, given = job.config.filter, job.config.refusal_tokens
+    harmful, harmless = (prompts.train[:N_PROMPTS].texts for prompts in job.input("prompts"))
+    if given:
+        tokens = given_refusal_tokens(job.model, given)
+        return calibrate_tokens(job.model, tokens, harmful, harmless, point=point, progress=job.progress)
+    return find_refusal_tokens(job.model, harmful, harmless, point=point, progress=job.progress)
 
 
 def _prompts(job: Job, refusal_tokens: RefusalTokens) -> tuple[PromptSet, PromptSet]:
@@ -28,8 +30,9 @@ STAGES = (
         "refusal_tokens",
         {"refusal_tokens": RefusalTokens},
         _tokens,
-        "tokens of the refusal metric",
-        uses=("refusal_tokens",),
+        "tokens of the refusal metric, how well they tell refused from answered replies, and its calibrated point",
+        version=2,
+        uses=("refusal_tokens", "filter"),
         inputs=("prompts",),
     ),
     Stage(
@@ -37,6 +40,7 @@ STAGES = (
         {"prompts_harmful": PromptSet, "prompts_harmless": PromptSet},
         _prompts,
         "the prompts as used, by split, with what was dropped",
+        version=2,
         inputs=("prompts",),
     ),
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.organism import suffixes as embedded_suffixes
-from ..data.prompts import PromptSet
+from ..data.prompts import SPLITS, PromptSet
 from ..data.suffixes import SuffixSet
 from ..direction.records import Selection
 from ..engines.base import Engine
@@ -29,7 +29,7 @@ from ..progress import Progress, automatic, silent
 from ..records.base import Record
 from ..records.files import file_digest, locked, plain_json, write_json
 from ..records.store import UNREADABLE, Store, content_key
-from ..refusal.records import Completions, Metrics
+from ..refusal.records import Completions, Metrics, RefusalTokens
 from .config import StudyConfig
 from .folder import FOLDER_SCHEMA, Study, load_file
 from .stages import BY_NAME, FOLDERS, planned
@@ -301,7 +301,9 @@ class _Run(Job):
             self.records(BY_NAME[name]) for name in ("model", "selection", "metrics", "prompts")
         )
         replies = {kind: self.records(BY_NAME[f"completions_{kind}"]) for kind in ("harmful", "harmless")}
-        write_json(self.folder / "summary.json", plain_json(_summary(facts, selection, replies, metrics)))
+        tokens = self.records(BY_NAME["refusal_tokens"])
+        summary = _summary(facts, selection, replies, metrics, prompts, tokens)
+        write_json(self.folder / "summary.json", plain_json(summary))
         files = {file: digest for mark in self.done.values() for file, digest in mark.files.items()}
         files["summary.json"] = file_digest(self.folder / "summary.json")
         hashes = {p.name: content_key(p) for p in prompts}
@@ -324,9 +326,15 @@ class _Run(Job):
 
 
 def _summary(
-    facts: dict[str, Any], selection: Selection, completions: dict[str, Completions], metrics: Metrics
+    facts: dict[str, Any],
+    selection: Selection,
+    completions: dict[str, Completions],
+    metrics: Metrics,
+    prompts: tuple[PromptSet, PromptSet],
+    tokens: RefusalTokens,
 ) -> dict[str, Any]:
     """The stable part of the result (docs/result_folder.md)."""
+    calibration = tokens.calibration
     return {
         "schema": SUMMARY_SCHEMA,
         "model": facts["name"],
@@ -336,6 +344,9 @@ def _summary(
             "baseline_harmful": selection.baseline_harmful,
             "baseline_harmless": selection.baseline_harmless,
         },
+        "prompts": {p.name: {split: len(getattr(p, split)) for split in SPLITS} for p in prompts},
+        "filter": calibration
+        and {name: getattr(calibration, name) for name in ("point", "threshold", "above", "below")},
         "refusal": {name: replies.rates for name, replies in completions.items()},
         "refusal_metric": metrics,
     }

@@ -8,6 +8,7 @@ from typing import Any
 from ..attribution.section import Inside, causal_sentence
 from ..direction.records import Selection, Stability
 from ..exactness.records import Certificate
+from ..report.claims import few_in
 from ..report.page import Card
 from ..stats import Rate
 
@@ -33,7 +34,7 @@ def headline(
     harmful = {name: Rate(**value) for name, value in summary["refusal"]["harmful"].items()}
     harmless = {name: Rate(**value) for name, value in summary["refusal"]["harmless"].items()}
     return {
-        "summary": _found(harmful, harmless, inside),
+        "summary": (*filter(None, [few_in(summary)]), *_found(harmful, harmless, inside)),
         "cards": _cards(selection, harmful, harmless),
         "notes": _notes(selection),
         "sure": _sure(selection, harmful, certificate, stability),
