@@ -46,10 +46,13 @@ def test_the_error_is_that_of_replies_that_did_not_choose_the_point():
     assert found.above == rate(hits) and found.above.n == sum(refused) and found.below.n == len(refused) - sum(refused)
     assert found.above.low < found.above.rate < 1
     # Noise has no point: in the sample it looks better than chance, on other replies it is not.
-    rng = np.random.default_rng(3)
-    noise = calibrate_metric(rng.normal(size=400).tolist(), refused)
-    inside = max(above + below for _, above, below in roc(noise.metric, noise.refused))
-    assert inside > 1.05 and noise.above.rate + noise.below.rate < inside - 0.02
+    gaps = []
+    for seed in range(20):
+        noise = calibrate_metric(np.random.default_rng(seed).normal(size=60).tolist(), refused[:60])
+        inside = max(above + below for _, above, below in roc(noise.metric, noise.refused))
+        gaps.append((inside, noise.above.rate + noise.below.rate))
+    inside, outside = np.mean(gaps, 0)
+    assert inside > 1.15 and abs(outside - 1) < 0.07
 
 
 @pytest.mark.parametrize(("point", "threshold"), [("calibrated", -2.5), ("accuracy", 0.5), ("equal_error", -1.5)])
@@ -98,9 +101,8 @@ def test_tokens_without_a_calibration_have_the_papers_point(tmp_path):
     found = calibrate_metric(*_scores(40))
     kept = RefusalTokens((1,), ("I",), (1.0,), "x", Interval(1, 1, 1, 9), {"refused": rate([True])}, found)
     assert RefusalTokens.load(kept.save(tmp_path / "t")) == kept and kept.threshold == found.threshold < -3
-    assert isinstance(kept.calibration, Calibration) and kept.plot("calibration").layout.title.text.startswith(
-        "refused"
-    )
+    assert isinstance(kept.calibration, Calibration)
+    assert kept.plot("calibration").layout.title.text == f"refused above {kept.threshold:.3g}"
 
 
 def test_claims_are_graded_by_the_share_and_its_interval():
