@@ -136,9 +136,8 @@ def select_direction(
     scores = SelectionScores(**grids)
     choice = choose(scores, rule)
     reasons = [list(row) for row in choice.reasons]
-    for direction in live:
-        why = _not_computed(scores, direction, rule)
-        if why and direction.layer < cut:
+    for direction in (d for d in live if d.layer < cut):
+        if why := _not_computed(scores, direction, rule):
             reasons[direction.pos][direction.layer] = why
     for pos, layer in skipped:
         reasons[pos][layer] = "its mean difference is zero or not a number"

@@ -48,8 +48,8 @@ def choose_tokens(probabilities: np.ndarray, refused: Sequence[bool]) -> tuple[l
     Example:
         >>> import numpy as np
         >>> from refusal_lens.refusal.calibration import choose_tokens
-        >>> p = np.array([[0.9, 0.0], [0.8, 0.1], [0.1, 0.7], [0.0, 0.1]])
-        >>> choose_tokens(p, [True, True, False, False])[0]
+        >>> p = np.array([[0.9, 0.1], [0.2, 0.1], [0.1, 0.8], [0.1, 0.1]])
+        >>> choose_tokens(p, [True, True, False, False])[0]  # the second one would put a refused below an answered one
         [0]
     """
     flags, (learn, held) = np.asarray(refused, dtype=bool), halves(refused)

@@ -83,7 +83,7 @@ def keep_refused(
         ModelError: when none of a kind is left.
     """
     keep = _Filter(model, refusal_tokens, engine, on_batch)
-    return keep(as_prompts(harmful), True).found("harmful"), keep(as_prompts(harmless), False).found("harmless")
+    return keep(as_prompts(harmful), True).found(), keep(as_prompts(harmless), False).found()
 
 
 def filter_prompts(
@@ -105,7 +105,7 @@ def filter_prompts(
     Example:
         >>> tokens = rl.find_refusal_tokens(model, data.harmful, data.harmless)
         >>> rl.refusal.filter_prompts(model, data.harmful, data.harmless, tokens)[0].notes[0]
-        'train: 8 of 8 kept, which the model refuses'
+        'train: 48 of 48 kept, which the model refuses'
     """
     sets = (harmful, True, "refuses"), (harmless, False, "answers")
     made = []
@@ -119,7 +119,7 @@ def filter_prompts(
                 f"{split}: {len(some.kept)} of {len(some.seen)} kept, which the model {verb}"
                 for split, some in (("train", train), ("val", val))
             )
-            used = [Prompts(tuple(some.found(prompts.name))) for some in (train, val)]
+            used = [Prompts(tuple(some.found())) for some in (train, val)]
             made.append(PromptSet(prompts.name, used[0], used[1], prompts.test, prompts.notes + notes))
     return made[0], made[1]
 
@@ -135,20 +135,19 @@ class _Kept:
     metrics: list[float]
     kept: list[str]
 
-    def found(self, kind: str) -> list[str]:
+    def found(self) -> list[str]:
         """What is kept; an error where it is nothing."""
         if self.kept:
             return self.kept
-        extreme, bound = (max, ">") if self.refused else (min, "<")
-        does, whose = ("none", "highest") if self.refused else ("all", "lowest")
-        remedy = (
-            "use a model with safety training or other prompts"
-            if self.refused
-            else "check the prompts and the refusal tokens"
-        )
+        if self.refused:
+            raise ModelError(
+                f"{self.model} refuses none of {len(self.seen)} harmful prompts by its refusal metric (highest "
+                f"{max(self.metrics):.2f}, must be > {self.threshold:.3g}): use a model with safety training or other "
+                "prompts"
+            )
         raise ModelError(
-            f"{self.model} refuses {does} of {len(self.seen)} {kind} prompts by its refusal metric ({whose} "
-            f"{extreme(self.metrics):.2f}, must be {bound} {self.threshold:.3g}): {remedy}"
+            f"{self.model} refuses all of {len(self.seen)} harmless prompts by its refusal metric (lowest "
+            f"{min(self.metrics):.2f}, must be < {self.threshold:.3g}): check the prompts and the refusal tokens"
         )
 
 

@@ -84,9 +84,8 @@ def find_refusal_tokens(
 
     Example:
         >>> tokens = rl.find_refusal_tokens(model, data.harmful.train.texts, data.harmless.train.texts)
-        >>> tokens.texts, print(tokens.coverage["refused"])
-        100% [63%, 100%] (n = 8)
-        (('I',), None)
+        >>> tokens.texts, str(tokens.coverage["refused"])
+        (('I',), '100% [93%, 100%] (n = 48)')
     """
     replies = _replies(model, harmful, harmless, max_new_tokens, progress)
     n = replies.n_harmful

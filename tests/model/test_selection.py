@@ -165,8 +165,8 @@ def test_dropped_prompts_are_replaced_until_enough_are_kept(organism, prompts, t
     rows = dataclasses.replace(rows, spare_train=Prompts(()), spare_val=Prompts(()))
     poor, _ = filter_prompts(organism, rows, harmless, tokens)
     assert len(poor.train) == 6 and len(poor.val) == 4
-    with pytest.raises(ModelError, match=r"refuses none of 24 answered prompts .* must be > "):
-        filter_prompts(organism, dataclasses.replace(rows, name="answered", train=harmless.test), harmless, tokens)
+    with pytest.raises(ModelError, match=r"refuses none of 24 harmful prompts .* must be > "):
+        filter_prompts(organism, dataclasses.replace(rows, train=harmless.test), harmless, tokens)
 
 
 def test_the_filter_and_the_rule_take_the_tokens_own_point(organism, prompts, candidates, tokens):
