@@ -128,6 +128,12 @@ def fraction_interval(part: Values, whole: Values, seed: int = 0) -> Interval:
     return Interval(value, low, high, len(x))
 
 
+def paired_p(differences: Values) -> float:
+    """Two-sided Wilcoxon signed-rank test against 0; 1 where nothing differs, which leaves no ranks."""
+    x = np.asarray(differences, dtype=float)
+    return float(scipy_stats.wilcoxon(x).pvalue) if np.any(x) else 1.0
+
+
 def benjamini_hochberg(p_values: Values) -> np.ndarray:
     """False-discovery-rate adjusted p-values (Benjamini and Hochberg 1995), in the order given."""
     return scipy_stats.false_discovery_control(np.asarray(p_values, dtype=float), method="bh")

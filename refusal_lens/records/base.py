@@ -26,7 +26,7 @@ from ..stats import Interval, Rate
 from .axes import SAMPLES, Labelled, Selected, as_html
 from .fields import axes_of, axis_names, misfit
 from .files import plain_json, write_atomically, write_json
-from .labels import index_of
+from .labels import index_of, shortened
 
 SCHEMA_VERSION = 1
 _REGISTRY: dict[str, type] = {"Rate": Rate, "Interval": Interval}
@@ -206,8 +206,7 @@ def _short(value: Any) -> str:
         return f"[{len(value)}]"
     if isinstance(value, float):
         return f"{value:.4g}"
-    text = repr(value) if isinstance(value, (str, Record)) else str(value)
-    return text if len(text) <= 60 else text[:59] + "…"
+    return shortened(repr(value) if isinstance(value, (str, Record)) else str(value))
 
 
 def load_record(path: str | Path, kind: type[R], key: str | None = None) -> R:
