@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 
 import pytest
@@ -85,6 +86,7 @@ def partial(organism, tmp_path_factory):
     def lacks(model, *_, **__):
         raise ModelError(f"{model.name} computed no attention pattern; load it with eager attention")
 
+    importlib.import_module("refusal_lens.exactness.identities")  # before the patch, which it would keep
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("refusal_lens.attribution.sources.source_contributions", lacks)
         study = run_study(SMALL, tmp_path_factory.mktemp("partial"), model=organism)
