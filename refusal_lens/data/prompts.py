@@ -129,6 +129,8 @@ class PromptSet(Record):
         name: e.g. "harmful".
         train, val, test: the splits (paper: extraction, selection, report).
         notes: what was dropped or changed on the way, in words.
+        spare_train, spare_val: unused prompts, in random order, that may replace dropped ones of train and of val; none
+            is in test. Both are the same prompts where the source has no splits.
     """
 
     name: str
@@ -136,6 +138,8 @@ class PromptSet(Record):
     val: Prompts
     test: Prompts
     notes: tuple[str, ...] = ()
+    spare_train: Prompts = Prompts(())
+    spare_val: Prompts = Prompts(())
 
     def __repr__(self) -> str:
         return f"PromptSet({self.name}: {', '.join(f'{len(getattr(self, split))} {split}' for split in SPLITS)})"
@@ -202,25 +206,24 @@ class PromptSet(Record):
             for split in reversed(SPLITS):
                 pools[split] = distinct(texts_of(document[split], f"{where} ({split})", notes), split, seen, notes)
             chosen = {s: Prompts(tuple(pools[s])).sample(n, seed) for s, n in zip(SPLITS, sizes, strict=True)}
+            train, *held_out = (_others(pools[s], set(chosen[s]), seed) for s in SPLITS)
+            spare = train, sum(held_out, ())
         else:
             pool = distinct(texts_of(document, where, notes), "all", seen, notes)
             wanted = fitted(sizes, len(pool), where, notes)
             shuffled = Prompts(tuple(pool)).sample(len(pool), seed).texts
             ends = [sum(wanted[: i + 1]) for i in range(3)]
             chosen = {s: Prompts(shuffled[end - n : end]) for s, n, end in zip(SPLITS, wanted, ends, strict=True)}
+            spare = shuffled[ends[-1] :], shuffled[ends[-1] :]
         for split, prompts in chosen.items():
             if not prompts:
                 raise PromptError(f"{where}: the {split} split is empty; give more distinct prompts")
-        return cls(name, chosen["train"], chosen["val"], chosen["test"], tuple(notes))
+        return cls(name, chosen["train"], chosen["val"], chosen["test"], tuple(notes), *map(Prompts, spare))
 
 
 @dataclass(frozen=True)
 class PromptPair(Record):
-    """Harmful and harmless requests, each in three splits.
-
-    Attributes:
-        harmful, harmless: the two sets.
-    """
+    """Harmful and harmless requests, each in three splits."""
 
     harmful: PromptSet
     harmless: PromptSet
@@ -300,3 +303,8 @@ def _load_dataset(path: str, config: str | None, split: str) -> Any:
     except Exception as error:  # datasets raises many kinds: offline, gated, no such split
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise PromptError(f"data set {path!r} can't be loaded ({reason}); give a local file instead") from error
+
+
+def _others(texts: Sequence[str], taken: set[str], seed: int) -> tuple[str, ...]:
+    left = tuple(text for text in texts if text not in taken)
+    return Prompts(left).sample(len(left), seed).texts

@@ -336,12 +336,16 @@ class _Run(Job):
         replies = {kind: self.records(BY_NAME[f"completions_{kind}"]) for kind in ("harmful", "harmless")}
         chosen = {name: getattr(selection.chosen, name) for name in ("pos", "layer", "norm", "coeff", "relaxed")}
         scores = {name: selection.score(name) for name in ("bypass", "induce", "kl")}
+        prompts, calibration = self.records(BY_NAME["prompts"]), self.records(BY_NAME["refusal_tokens"]).calibration
+        point = calibration and {n: getattr(calibration, n) for n in ("point", "threshold", "above", "below")}
         baselines = {name: getattr(selection, name) for name in ("baseline_harmful", "baseline_harmless")}
         return {
             "schema": SUMMARY_SCHEMA,
             "model": facts["name"],
             "direction": chosen,
             "scores": scores | baselines,
+            "prompts": {p.name: {split: len(getattr(p, split)) for split in SPLITS} for p in prompts},
+            "filter": point,
             "refusal": {kind: found.rates for kind, found in replies.items()},
             "refusal_metric": metrics,
         }
