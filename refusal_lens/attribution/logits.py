@@ -107,10 +107,11 @@ class _LogitParts(Components):
         shares = [1 / len(answer.ids) for _ in answer.ids]
         shares += [] if against is None else [-1 / len(against.ids) for _ in against.ids]
         self.weights = torch.tensor(shares, dtype=dtype, device=model.device)
-        self.columns = backend.unembed_weight().detach()[:, self.ids].to(dtype)
+        scale = backend.logit_scale
+        self.columns = scale * backend.unembed_weight().detach()[:, self.ids].to(dtype)
         b_u = backend.unembed_bias()
         zeros = torch.zeros(len(self.ids), dtype=dtype, device=model.device)
-        self.offsets = zeros if b_u is None else b_u[self.ids].to(dtype)
+        self.offsets = zeros if b_u is None else scale * b_u[self.ids].to(dtype)
         difference = self.columns @ self.weights
         super().__init__(through_norm(difference, norm), -1, check)
         self.norm_bias = 0.0 if norm.bias is None else float(norm.bias.to(dtype) @ difference)

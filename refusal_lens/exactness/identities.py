@@ -125,6 +125,8 @@ def _float64_copy(model: HookedChatModel) -> HookedChatModel:
     """A copy of the model in float64; a ``ModelError`` where it does not run."""
     try:
         tl = torch.nn.Module.to(copy.deepcopy(model.tl), torch.float64)  # TransformerLens's own .to prints
+        for block in tl.blocks:  # functions that TransformerLens put on them fire the original's hook points
+            getattr(block, "_teardown_capture_hooks", bool)()
         config = getattr(getattr(tl, "original_model", None), "config", None)
         for part in (config, getattr(config, "text_config", None)):
             if part is not None:

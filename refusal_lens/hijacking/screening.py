@@ -19,6 +19,7 @@ from torch import Tensor
 from ..data.prompts import PromptsLike, as_prompts
 from ..engines.base import Engine
 from ..hooks.attention import by_layer
+from ..hooks.attention_readers import by_value_head
 from ..models.backend import PrefixCache
 from ..models.batching import by_length, packed_last
 from ..models.chat import Encoded, Spans, Tokens, padded
@@ -224,7 +225,7 @@ class _TopWrite:
 
     def _keep(self, layer: int) -> Callable:
         def hook_fn(v: Tensor, hook: Any) -> None:
-            self.values[layer] = wide(v.reshape(*v.shape[:2], -1, self.model.d_head)).to(self.whole)
+            self.values[layer] = wide(by_value_head(v, hook, self.model.d_head)).to(self.whole)
 
         return hook_fn
 

@@ -50,10 +50,12 @@ class Backend:
         self.module: Any = tl
         cfg = tl.cfg
         self.n_layers, self.n_heads = int(cfg.n_layers), int(cfg.n_heads)
-        self.d_model, self.d_head = int(cfg.d_model), int(cfg.d_head)
+        self.d_model = int(cfg.d_model)
         self.d_vocab = int(self.unembed_weight().shape[-1])
         self.n_ctx = int(getattr(cfg, "n_ctx", None) or 0)
         self.hook_names = frozenset(self._hook_names())
+        # What a head gives, which latent attention (DeepSeek) has wider or narrower than queries.
+        self.d_head = int(self.output_weight(0).shape[1])
         self._modules = tuple(tl.modules())
         self._open: WeakSet[AbstractContextManager] = WeakSet()  # weak: a forgotten one is left when it is collected
 
@@ -220,6 +222,16 @@ class Backend:
     def unembed_bias(self) -> Float[Tensor, "d_vocab"] | None:
         """b_U, or None."""
         return optional_weight(self.tl.unembed, "b_U")
+
+    @property
+    def write_scale(self) -> float:
+        """What every sublayer's output is multiplied by before it is added to the stream (Granite)."""
+        return 1.0
+
+    @property
+    def logit_scale(self) -> float:
+        """What the unembedding's output is multiplied by, before a cap (Granite, Cohere)."""
+        return 1.0
 
     def logit_cap(self) -> float:
         """The cap c of logits c * tanh(logits / c); 0 for none."""

@@ -265,6 +265,26 @@ class BridgeBackend(Backend):
     def processed(self):
         return bool(getattr(self.tl, "compatibility_mode", False))
 
+    def output_weight(self, layer):
+        # Not W_O, which refuses latent attention before its first pass.
+        weight = self._output_weights(f"blocks.{layer}.attn", "attn", self.tl.blocks[layer].attn)[0]
+        rows = weight.parameter.movedim(weight.axis, -1)
+        if rows.ndim != 2 or len(rows) % self.n_heads or rows.shape[1] != self.d_model:
+            raise ModelError(
+                f"{weight.where} has the shape {tuple(weight.parameter.shape)}, which does not fit {self.n_heads} heads "
+                f"and a stream of {self.d_model}: it is quantized, or this layer differs from the others"
+            )
+        return rows.unflatten(0, (self.n_heads, -1))
+
+    @property
+    def write_scale(self):
+        return float(getattr(self.tl.blocks[0], "residual_contribution_scale", 1.0))
+
+    @property
+    def logit_scale(self):
+        divided = getattr(self.hf.config.get_text_config(), "logits_scaling", None)
+        return float(getattr(self.hf, "logit_scale", None) or 1.0) / float(divided or 1.0)
+
     def _embedding_weights(self) -> list[WritingWeight]:
         found = named("embed", self.tl.embed, ("weight",), -1)
         positions = dict(self.tl.named_children()).get("pos_embed")
