@@ -80,7 +80,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_layers": [1, 2],
             "no_rope_layers": [1, 1, 0],
             "attention_chunk_size": 64,
-            "floor_scale": 8,
+            "floor_scale": 8192,
         },
     ),
     "bloom": ("bloom", {**_FALCON, "hidden_dropout": 0.0, "attention_dropout": 0.0}),
@@ -95,7 +95,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "falcon-40b": (
         "falcon",
-        {**_FALCON, "alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2, "multi_query": True},
+        {**_FALCON, "alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2, "multi_query": False},
     ),
     "mpt": ("mpt", {"d_model": 32, "n_heads": 4, "n_layers": 3, "vocab_size": 261, "max_seq_len": 256, "expansion_ratio": 2}),
     "stablelm": ("stablelm", {**_GQA, "use_parallel_residual": False}),
@@ -119,7 +119,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "hunyuan": ("hunyuan_v1_dense", {**_GQA, "head_dim": 8}),
     "gemma": ("gemma", {**_GQA, "head_dim": 8}),
     "gemma3n": ("gemma3n_text", {**_GQA, "head_dim": 8, "vocab_size_per_layer_input": 261, "hidden_size_per_layer_input": 8,
-        "laurel_rank": 4, "altup_num_inputs": 2, "num_kv_shared_layers": 0, "activation_sparsity_pattern": 0.0,
+        "laurel_rank": 4, "altup_num_inputs": 2, "num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0] * 3,
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"], "sliding_window": 64}),
     "olmo": ("olmo", {**_GQA}),
     "olmo3": ("olmo3", {**_GQA, "sliding_window": 64}),
@@ -135,7 +135,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "apertus": ("apertus", {**_GQA}),
     "arcee": ("arcee", {**_GQA}),
     "granitehybrid": ("granitemoehybrid", {**_GQA, **_MULTIPLIED, "logits_scaling": 4.0, "num_local_experts": 0, "num_experts_per_tok": 0,
-        "shared_intermediate_size": 48, "layers_block_type": ["attention"] * 3}),
+        "shared_intermediate_size": 48, "layers_block_type": ["attention"] * 3, "mamba_n_heads": 8, "mamba_d_head": 8}),
 }
 
 

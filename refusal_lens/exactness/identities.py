@@ -190,9 +190,9 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
     yield "logit parts sum to the logits", logits
     yield "ablation by hooks leaves no component", ablated
     yield "leaving the context restores the model", restored
-    if model.backend.post_norm(0, "attn") is not None and not math.isnan(edited.absolute):
+    if (norm := model.backend.norm_after_writes()) and not math.isnan(edited.absolute):
         edited.unmeasured(
-            "no identity here: a norm after each sublayer rescales what the weights write, so hooks and weights "
+            f"no identity here: a norm ({norm}) rescales what the weights write, so hooks and weights "
             f"differ by nature (largest logit gap measured: {edited.absolute:.2g}, {edited.relative:.0%} of the "
             "largest logit); use the hooks"
         )
@@ -233,7 +233,7 @@ def _weights_and_hooks(
     model: HookedChatModel, prompt: str, direction: Direction, by_hooks: Tensor, error: _Error
 ) -> None:
     """Logits with edited weights against logits under hooks."""
-    by_nature = model.backend.post_norm(0, "attn") is not None
+    by_nature = bool(model.backend.norm_after_writes())
     try:
         # With post-norms the edit needs allow_gap: here its gap is what is measured.
         with model.hooks(Orthogonalize(direction, by_nature)):

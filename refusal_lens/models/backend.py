@@ -252,6 +252,13 @@ class Backend:
         module = getattr(self.tl.blocks[layer], name, None)
         return None if module is None else self._norm(module, f"blocks.{layer}.{name}")
 
+    def norm_after_writes(self) -> str:
+        """Name of the first norm between the embedding (BLOOM) or a sublayer and the stream; "" where there is none."""
+        if "embed_ln" in dict(self.tl.named_children()):
+            return "embed_ln"
+        norms = (self.post_norm(n, part) for n in range(self.n_layers) for part in ("attn", "mlp"))
+        return next((norm.site for norm in norms if norm), "")
+
     def _norm(self, module: Any, site: str) -> NormWeights:
         raise NotImplementedError
 

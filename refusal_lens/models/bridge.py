@@ -227,13 +227,15 @@ class BridgeBackend(Backend):
 
         # Weights need no gradient here, but without one at the start autograd records nothing.
         weight = next(self.hf.get_input_embeddings().parameters())
-        before = weight.requires_grad
+        before, width = weight.requires_grad, self.tl.cfg.d_head
         weight.requires_grad_(True)
         try:
             with self._passing(), torch.enable_grad():
+                self.tl.cfg.d_head = self.d_head  # by which z is split there
                 nodes = attribution_patch(self.tl, clean, corrupt, metric).node_scores
         finally:
             weight.requires_grad_(before)
+            self.tl.cfg.d_head = width
         scores: dict[tuple[int, int], float] = {}
         for node, score in nodes.items():
             if node.kind == "attn_head_out" and node.layer is not None and node.head is not None:
@@ -297,11 +299,11 @@ class BridgeBackend(Backend):
         output, children = {"attn": "o", "mlp": "out"}[part], dict(module.named_children())
         if output in children:
             return linear(f"{where}.{output}", children[output])
-        return _expert_outputs(where, module) if part == "mlp" else []
+        return _expert_outputs(where, module, self.d_model) if part == "mlp" else []
 
 
-def _expert_outputs(where: str, module: nn.Module) -> list[WritingWeight]:
-    """Output weights of a mixture of experts: stacked [expert, d_model, d_mlp] parameters, or one Linear each."""
+def _expert_outputs(where: str, module: nn.Module, d_model: int) -> list[WritingWeight]:
+    """Output weights of a mixture of experts: stacked parameters, or one Linear each."""
     found: list[WritingWeight] = []
     for path, inner in module.named_modules():
         label = ".".join(part for part in path.split(".") if part != "_original_component")
@@ -309,10 +311,18 @@ def _expert_outputs(where: str, module: nn.Module) -> list[WritingWeight]:
             found += linear(f"{where}.{label}", inner)
         stacked = inner._parameters.get("down_proj")
         if stacked is not None and stacked.ndim == 3:
-            transposed = bool(getattr(inner, "is_transposed", False))  # [expert, input, output] (gpt-oss)
-            found.append(WritingWeight(f"{where}.{label}.down_proj", inner, "down_proj", -1 if transposed else 1))
+            found.append(WritingWeight(f"{where}.{label}.down_proj", inner, "down_proj", _output_axis(inner, d_model)))
             found += named(f"{where}.{label}", inner, ("down_proj_bias",), -1)
     return found
+
+
+def _output_axis(experts: nn.Module, d_model: int) -> int:
+    """Axis of d_model in stacked output weights: [expert, output, input], or transposed (gpt-oss, Llama 4)."""
+    weight, gate = (experts._parameters.get(name) for name in ("down_proj", "gate_up_proj"))
+    assert weight is not None
+    if weight.shape[1] != weight.shape[2] or gate is None:
+        return 1 if weight.shape[1] == d_model else -1
+    return -1 if gate.shape[1] == d_model else 1  # as wide as long: the input's weights, twice as wide, tell
 
 
 def _norm_unless_read(module: Any, x: Tensor) -> Tensor:

@@ -18,8 +18,18 @@ SUM_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, 
 
 def active_hooks(tl: Any) -> tuple[str, ...]:
     """Hook points of a TransformerLens model that have a function on them, one name each."""
-    found = {id(point): name for name, point in tl.hook_dict.items() if point.fwd_hooks or point.bwd_hooks}
+    found = {id(point): name for name, point in tl.hook_dict.items() if any(map(_foreign, _handles(point)))}
     return tuple(found.values())
+
+
+def _handles(point: Any) -> list[Any]:
+    return [*point.fwd_hooks, *point.bwd_hooks]
+
+
+def _foreign(handle: Any) -> bool:
+    """Whether a hook is anyone's but TransformerLens's own, which joins hook points of OPT's and others' MLPs."""
+    module = getattr(getattr(handle, "user_hook", None), "__module__", "")
+    return not (handle.is_permanent and str(module).startswith("transformer_lens."))
 
 
 def check_unhooked(tl: Any, name: str) -> None:
