@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakSet
 
@@ -114,6 +114,10 @@ class Backend:
             start: (layer, resid_pre of that layer): earlier blocks are skipped.
         """
         raise NotImplementedError
+
+    def own_attention(self) -> AbstractContextManager:
+        """Attention as the checkpoint's own code computes it, without hook points, where both exist."""
+        return nullcontext()
 
     def prefix_cache(
         self,

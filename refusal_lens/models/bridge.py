@@ -134,6 +134,16 @@ class BridgeBackend(Backend):
         with nullcontext() if start is None else self._skipping(*start):
             return self._run(input_ids=ids, **extra)
 
+    @contextmanager
+    def own_attention(self) -> Iterator[None]:
+        for attention in self._attentions:
+            attention.__dict__["forward"] = attention.original_component.forward
+        try:
+            yield
+        finally:
+            for attention in self._attentions:
+                attention.__dict__.pop("forward")
+
     def prefix_cache(self, ids, mask=None):
         cache = DynamicCache()
         rows = ids if ids.ndim == 2 else ids[None]
@@ -227,20 +237,19 @@ class BridgeBackend(Backend):
 
         # Weights need no gradient here, but without one at the start autograd records nothing.
         weight = next(self.hf.get_input_embeddings().parameters())
-        before, width = weight.requires_grad, self.tl.cfg.d_head
+        before = weight.requires_grad
         weight.requires_grad_(True)
         try:
             with self._passing(), torch.enable_grad():
-                self.tl.cfg.d_head = self.d_head  # by which z is split there
                 nodes = attribution_patch(self.tl, clean, corrupt, metric).node_scores
         finally:
             weight.requires_grad_(before)
-            self.tl.cfg.d_head = width
+        found = {node: score for node, score in nodes.items() if node.kind == "attn_head_out"}
+        width = 1 + max(node.head for node in found)  # of latent attention every entry of z is a node
         scores: dict[tuple[int, int], float] = {}
-        for node, score in nodes.items():
-            if node.kind == "attn_head_out" and node.layer is not None and node.head is not None:
-                head = (node.layer, node.head)
-                scores[head] = scores.get(head, 0.0) + score
+        for node, score in found.items():
+            head = (node.layer, node.head * self.n_heads // width)
+            scores[head] = scores.get(head, 0.0) + score
         return scores
 
     def generate(self, ids, mask, max_new_tokens, eos_ids, pad_id, temperature=0.0):
