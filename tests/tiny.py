@@ -129,7 +129,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "apertus": ("apertus", {**_GQA}),
     "arcee": ("arcee", {**_GQA}),
     "granitehybrid": ("granitemoehybrid", {**_GQA, **_MULTIPLIED, "logits_scaling": 4.0, "num_local_experts": 0, "num_experts_per_tok": 0,
-        "shared_intermediate_size": 48, "layers_block_type": ["attention"] * 3, "mamba_n_heads": 8, "mamba_d_head": 8}),
+        "shared_intermediate_size": 48, "layers_block_type": ["attention"] * 3, "position_embedding_type": "rope", "mamba_n_heads": 8, "mamba_d_head": 8}),
 }
 
 

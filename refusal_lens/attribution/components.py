@@ -100,6 +100,7 @@ class _Neurons(Kept[dict[int, tuple[Tensor, Tensor]]]):
         super().begin(model, tokens)
         check_position(tokens, self.pos)
         self.where, self.names = at(self.pos), []
+        self.post = {layer: f"{model.backend.part(layer, 'mlp')[0]}.hook_post" for layer in self.layers}
         r = vector_of(model, self.direction).to(model.device, torch.promote_types(model.dtype, torch.float32))
         self.readouts: dict[int, tuple[Tensor, float, float, str | None]] = {}
         for layer in self.layers:
@@ -112,12 +113,12 @@ class _Neurons(Kept[dict[int, tuple[Tensor, Tensor]]]):
             bias = model.backend.mlp_bias(layer)
             inside = 0.0 if bias is None else float(bias.to(r) @ before.vector)
             self.readouts[layer] = weight.detach().to(r) @ before.vector, inside, float(before.outside), before.site
-            self.names += [f"blocks.{layer}.mlp.hook_post"] + ([] if before.site is None else [before.site])
+            self.names += [self.post[layer]] + ([] if before.site is None else [before.site])
 
     def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
         found = {}
         for layer, (out, inside, outside, site) in self.readouts.items():
-            share = wide(self.kept[f"blocks.{layer}.mlp.hook_post"][:, 0]).to(out) * out
+            share = wide(self.kept[self.post[layer]][:, 0]).to(out) * out
             scale = 1.0 if site is None else wide(self.kept[site][:, 0]).to(out)
             fixed = torch.full_like(share[:, :1], inside) / scale + outside
             found[f"neurons {layer}"] = (share / scale).T

@@ -54,10 +54,16 @@ class Backend:
         self.d_vocab = int(self.unembed_weight().shape[-1])
         self.n_ctx = int(getattr(cfg, "n_ctx", None) or 0)
         self.hook_names = frozenset(self._hook_names())
-        # What a head gives, which latent attention (DeepSeek) has wider or narrower than queries.
-        self.d_head = int(self.output_weight(0).shape[1])
+        self.d_head = self._head_width()
         self._modules = tuple(tl.modules())
         self._open: WeakSet[AbstractContextManager] = WeakSet()  # weak: a forgotten one is left when it is collected
+
+    def _head_width(self) -> int:
+        """Width of what a head gives: of latent attention (DeepSeek) another than that of its queries."""
+        try:
+            return int(self.output_weight(0).shape[1])
+        except (ModelError, AttributeError):  # packed weights, or no attention there: who needs them says so
+            return int(self.tl.cfg.d_head)
 
     # -- hooks ----------------------------------------------------------------------------------------------
     def _hook_names(self) -> list[str]:
@@ -170,6 +176,12 @@ class Backend:
         """Tokens that end a reply by the checkpoint's generation config."""
         return set()
 
+    def part(self, layer: int, part: str) -> tuple[str, Any]:
+        """Name and module of a layer's "attn" or "mlp", which not every TransformerLens block names so; or None."""
+        block = self.tl.blocks[layer]
+        name = getattr(block, f"scaled_{part}_submodule", None) or part
+        return f"blocks.{layer}.{name}", getattr(block, name, None)
+
     # -- weights --------------------------------------------------------------------------------------------
     def writing_weights(self, name: str) -> list[WritingWeight]:
         """Every parameter that writes to the residual stream, unchecked.
@@ -178,11 +190,11 @@ class Backend:
             ModelError: a layer of ``name`` whose output weights are not found.
         """
         found = self._embedding_weights()
-        for layer, block in enumerate(self.tl.blocks):
+        for layer in range(self.n_layers):
             for part in ("attn", "mlp"):
-                if (module := getattr(block, part, None)) is None:
+                where, module = self.part(layer, part)
+                if module is None:
                     continue
-                where = f"blocks.{layer}.{part}"
                 own = self._output_weights(where, part, module)
                 if not own:
                     raise not_found(name, where, module)
@@ -213,15 +225,15 @@ class Backend:
 
     def attn_bias(self, layer: int) -> Float[Tensor, "d_model"] | None:
         """b_O of one layer, or None where the checkpoint has none."""
-        return optional_weight(self.tl.blocks[layer].attn, "b_O")
+        return optional_weight(self.part(layer, "attn")[1], "b_O")
 
     def neuron_weight(self, layer: int) -> Float[Tensor, "d_mlp d_model"] | None:
         """W_out of one layer's MLP; None for a mixture of experts, which has one per expert."""
-        return optional_weight(self.tl.blocks[layer].mlp, "W_out")
+        return optional_weight(self.part(layer, "mlp")[1], "W_out")
 
     def mlp_bias(self, layer: int) -> Float[Tensor, "d_model"] | None:
         """b_out of one layer's MLP, or None."""
-        return optional_weight(self.tl.blocks[layer].mlp, "b_out")
+        return optional_weight(self.part(layer, "mlp")[1], "b_out")
 
     def unembed_bias(self) -> Float[Tensor, "d_vocab"] | None:
         """b_U, or None."""

@@ -15,7 +15,7 @@ from transformers import DynamicCache, GenerationConfig
 from ..errors import ModelError
 from ..hooks.readout import NormWeights
 from .backend import Backend, HookFn, _cache_as_past_key_values, _filled_cache, optional_weight
-from .writing_weights import WritingWeight, core, linear, named
+from .writing_weights import WritingWeight, core, linear, named, not_found
 
 EXPERT_OUTPUTS = ("down_proj", "w2", "fc2", "c_proj", "wo", "dense_4h_to_h", "output_linear")
 
@@ -196,7 +196,7 @@ class BridgeBackend(Backend):
             whole.unflatten(0, (copies, -1))[:, row.to(part.device), end.to(part.device)] = part
             return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
-        mlp = self.layers[self.n_layers - 1].mlp
+        mlp = self.part(self.n_layers - 1, "mlp")[1]
         handles = [
             mlp.register_forward_pre_hook(before),
             mlp.register_forward_hook(after),
@@ -278,7 +278,10 @@ class BridgeBackend(Backend):
 
     def output_weight(self, layer):
         # Not W_O, which refuses latent attention before its first pass.
-        weight = self._output_weights(f"blocks.{layer}.attn", "attn", self.tl.blocks[layer].attn)[0]
+        where, module = self.part(layer, "attn")
+        weight = next(iter(self._output_weights(where, "attn", module)), None)
+        if weight is None:
+            raise not_found(self.kind, where, module)
         rows = weight.parameter.movedim(weight.axis, -1)
         if rows.ndim != 2 or len(rows) % self.n_heads or rows.shape[1] != self.d_model:
             raise ModelError(
