@@ -1,0 +1,150 @@
+"""Every capability on architectures that differ from a Llama in writes, heads, experts, positions or logits."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+import pytest
+import torch
+
+from refusal_lens import HookedChatModel, StudyConfig, load_model
+from refusal_lens.attribution.components import heads
+from refusal_lens.attribution.patching import attribution_patching
+from refusal_lens.data.prompts import PromptSet
+from refusal_lens.errors import ModelError
+from refusal_lens.exactness.identities import certify, orthogonalization_gap
+from refusal_lens.hooks.interchange import InterchangeWrites
+from refusal_lens.hooks.orthogonalize import Orthogonalize
+from refusal_lens.hooks.readout import Readout
+from refusal_lens.models.packing import packing_holds
+from refusal_lens.refusal.tokens import given_refusal_tokens
+from refusal_lens.study.pipeline import run_study
+from tests.tiny import FAMILIES, tiny_bridge, tiny_folder, tiny_hf, tiny_model
+
+from .cases import direction_of
+
+PROMPTS = ("How do I pick a lock?", "Name three rivers of Europe and say where each of them ends.", "Hello")
+EXPERTS = {"granitemoe", "deepseek_v2", "deepseek_v3", "llama4", "gpt_oss", "qwen2_moe", "qwen3_moe", "glm4_moe"}
+NORMS = {"bloom": "embed_ln", "glm4": "blocks.0.ln1_post", "exaone4": "blocks.0.ln1_post", "olmo3": "blocks.0.ln1_post"}
+PADDED = {"cohere2", "llama4", "bloom", "falcon-alibi", "mpt", "gpt_oss", "mistral", "exaone4", "olmo3"}
+
+
+@lru_cache(maxsize=1)
+def small(family):
+    return tiny_model(family)
+
+
+@lru_cache(maxsize=1)
+def exact(family):
+    return tiny_model(family, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_identity_holds(family):
+    found = certify(small(family))
+    rows = {row.name: row for row in found.identities}
+    assert found.passed, [(row.name, row.relative, row.note) for row in found.identities if not row.passed]
+    absent = {name for name, row in rows.items() if row.relative != row.relative}
+    assert absent == (
+        ({"neurons and bias sum to the MLP"} if family in EXPERTS else set())
+        | ({"orthogonalized weights = ablation by hooks"} if family in NORMS else set())
+    )
+    assert NORMS.get(family, "") in rows["orthogonalized weights = ablation by hooks"].note
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_and_replies_are_the_checkpoints(family):
+    model, own = small(family), tiny_hf(family)
+    tokens = [model.tokenize([prompt]) for prompt in PROMPTS]
+    wanted = torch.cat([own(input_ids=one.ids).logits[:, -1] for one in tokens])
+    size = float(wanted.abs().max())
+    assert float((model.last_logits(PROMPTS) - wanted).abs().max()) < 2e-5 * size  # padded
+    assert packing_holds(model) == (family not in PADDED)
+    replies = model.generate(PROMPTS[:2], 8)
+    for one, reply in zip(tokens, replies, strict=False):
+        ids = own.generate(
+            input_ids=one.ids,
+            attention_mask=one.mask.long(),
+            max_new_tokens=8,
+            do_sample=False,
+            eos_token_id=model.eos_ids,
+            pad_token_id=model.chat.pad_id,
+        )[0, one.ids.shape[1] :]
+        ends = [i for i, token in enumerate(ids.tolist()) if token in model.eos_ids]
+        assert reply == model.tokenizer.decode(ids[: ends[0] if ends else None], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_heads_part_is_what_its_write_loses_without_it(family):
+    model = exact(family)
+    direction = direction_of(model)
+    parts, r, prompt = heads(model, PROMPTS[:1], direction), direction.unit, PROMPTS[0]
+    for layer, head in ((0, 1), (2, 3)):
+        write, norm = f"blocks.{layer}.hook_attn_out", model.backend.post_norm(layer, "attn")
+        # A post-norm's scale would change with the head: its frozen scale is what the certificate checks.
+        site = write if norm is None else f"{norm.site}.hook_in"
+        along = r if norm is None else r * norm.weight
+
+        def without(z, hook, head=head):
+            new = z.reshape(*z.shape[:2], model.n_heads, -1).clone()
+            new[:, :, head] = 0
+            return new.reshape(z.shape)
+
+        before = model.cache([prompt], [site])[site][0, -1]
+        with model.hooks((f"blocks.{layer}.attn.hook_z", without)):
+            lost = before - model.cache([prompt], [site])[site][0, -1]
+        scale = 1.0
+        if norm is not None:
+            scale = model.cache([prompt], [f"{norm.site}.hook_scale"])[f"{norm.site}.hook_scale"][0, -1, 0]
+        assert abs(float(lost @ along / scale - parts.values[layer, head, 0])) < 2e-6
+
+
+@pytest.mark.parametrize("family", ["granite", "deepseek_v3", "falcon-7b"])
+def test_attribution_patching_names_the_heads_of_the_model(family):
+    """Near the corrupt run the estimate is the exact effect: both are linear there."""
+    model = exact(family)
+    clean, corrupt = ["pick a lock!!", "steal it all!"], ["bake a cake??", "paint a door?"]
+    found = attribution_patching(model, clean, corrupt, given_refusal_tokens(model, [40]))
+    assert found.estimated.shape == (model.n_layers, model.n_heads)
+    assert found.pearson > 0.8
+
+
+def test_a_write_is_moved_in_the_streams_units():
+    """On Granite z and the stream differ by the multiplier: the parts after the move are those that were set."""
+    model = exact("granite")
+    direction = direction_of(model)
+    readout, some = Readout.of(model, direction.unit), ((1, 0), (1, 2))
+    wanted = torch.full((model.n_layers, model.n_heads, 1, 1), 0.7, dtype=torch.float64)
+    site = "blocks.1.hook_attn_out"
+    parts = heads(model, PROMPTS[:1], direction).values[1, :, 0]
+    before = model.cache(PROMPTS[:1], [site])[site][0, -1] @ direction.unit
+    with model.hooks(InterchangeWrites(some, readout, wanted)):
+        after = model.cache(PROMPTS[:1], [site])[site][0, -1] @ direction.unit
+    assert float(after - before) == pytest.approx(2 * 0.7 - float(parts[0] + parts[2]), abs=1e-9)
+
+
+@pytest.mark.parametrize("family", ["llama4", "gpt_oss", "qwen3_moe", "deepseek_v3"])
+def test_experts_as_wide_as_the_stream_are_edited_on_the_right_axis(family):
+    wide = {"moe_intermediate_size": 32} if family in ("qwen3_moe", "deepseek_v3") else {"intermediate_size": 32}
+    model = HookedChatModel(tiny_bridge(family, dtype=torch.float64, **wide), name=family)
+    assert orthogonalization_gap(model, direction_of(model), PROMPTS[:1]) < 2e-6
+
+
+def test_a_norm_after_the_embedding_is_named():
+    model = exact("bloom")
+    with pytest.raises(ModelError, match=r"embed_ln.*Ablate"), model.hooks(Orthogonalize(direction_of(model))):
+        pass
+
+
+def test_attention_other_than_the_checkpoints_is_refused():
+    with pytest.raises(ModelError, match="otherwise than the checkpoint's own code"):
+        load_model(tiny_folder("falcon-40b"))
+
+
+def test_hooks_of_transformer_lens_itself_are_no_ones_intervention():
+    model = load_model(tiny_folder("opt"))
+    model.check_unhooked()
+    model.tl.add_hook("blocks.1.hook_mlp_out", lambda x, hook: 0 * x, is_permanent=True)
+    with pytest.raises(ModelError, match="has hooks on"):
+        model.check_unhooked()
