@@ -15,6 +15,7 @@ from refusal_lens.errors import ModelError
 from refusal_lens.exactness.identities import certify, orthogonalization_gap
 from refusal_lens.hooks.interchange import InterchangeWrites
 from refusal_lens.hooks.orthogonalize import Orthogonalize
+from refusal_lens.hooks.readers import Cache
 from refusal_lens.hooks.readout import Readout
 from refusal_lens.models.packing import packing_holds
 from refusal_lens.progress import silent
@@ -27,10 +28,16 @@ from .cases import direction_of
 PROMPTS = ("How do I pick a lock?", "Name three rivers of Europe and say where each of them ends.", "Hello")
 EXPERTS = {"granitemoe", "deepseek_v2", "deepseek_v3", "llama4", "gpt_oss", "qwen2_moe", "qwen3_moe", "glm4_moe"}
 NORMS = {"bloom": "embed_ln", "glm4": "blocks.0.ln1_post", "exaone4": "blocks.0.ln1_post", "olmo3": "blocks.0.ln1_post"}
+# The others differ from these in names rather than in arithmetic.
+EVERY_RUN = {"granite", "granitehybrid", "cohere", "deepseek_v3", "llama4", "bloom", "falcon-alibi", "gpt_oss", "opt"}
 PADDED = {"cohere2", "llama4", "bloom", "falcon-alibi", "mpt", "gpt_oss", "mistral", "exaone4", "olmo3"}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+def on_every_run(name, every_run):
+    return pytest.param(name, marks=() if name in every_run else pytest.mark.nightly)
+
+
+@pytest.fixture(scope="module", params=[on_every_run(name, EVERY_RUN) for name in FAMILIES])
 def family(request):
     return request.param
 
@@ -168,7 +175,8 @@ def refuser(architecture):
     model = HookedChatModel(tiny_bridge(architecture, tie_word_embeddings=False), name=f"tiny-{architecture}")
     site = f"{model.backend.final_norm().site}.hook_out"
     some = {kind: texts(kind, 40) for kind in ("harmful", "harmless")}
-    final = torch.cat([model.cache([t], [site])[site][:, -1] for kind in some for t in some[kind]])
+    (kept,) = model.run([*some["harmful"], *some["harmless"]], read=Cache([site], slice(-1, None)))
+    final = kept[site][:, 0]
     wanted = torch.tensor([1.0] * 40 + [-1.0] * 40)
     # Ridge: with as many prompts as these the fit is no interpolation.
     fitted = torch.linalg.solve(final.T @ final + 0.1 * torch.eye(final.shape[1]), final.T @ wanted)
@@ -179,7 +187,10 @@ def refuser(architecture):
     return model
 
 
-@pytest.mark.parametrize("architecture", ["granite", "cohere", "deepseek_v3", "llama4", "bloom", "falcon-alibi"])
+HARD = ("granite", "cohere", "deepseek_v3", "llama4", "bloom", "falcon-alibi")
+
+
+@pytest.mark.parametrize("architecture", [on_every_run(name, {"deepseek_v3", "bloom"}) for name in HARD])
 def test_a_study_ends_with_a_whole_report(architecture, tmp_path):
     model, files = refuser(architecture), {}
     for kind in ("harmful", "harmless"):
@@ -188,11 +199,11 @@ def test_a_study_ends_with_a_whole_report(architecture, tmp_path):
     config = StudyConfig(
         model=str(tiny_folder(architecture)),
         **files,
-        sizes=(16, 8, 8),
+        sizes=(6, 4, 4),
         refusal_tokens=("40",),
-        max_new_tokens=4,
+        max_new_tokens=2,
         relax=True,
-        inside_prompts=4,
+        inside_prompts=2,
     )
     study = run_study(config, tmp_path / "run", silent, model)
     missing = json.loads((tmp_path / "run" / "study.json").read_text())["missing"]
