@@ -1,7 +1,5 @@
 """Rates and means with their intervals, and tests."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -126,6 +124,12 @@ def fraction_interval(part: Values, whole: Values, seed: int = 0) -> Interval:
 
     low, high = bootstrap(fraction, x, y, seed=seed)
     return Interval(value, low, high, len(x))
+
+
+def paired_p(differences: Values) -> float:
+    """Two-sided Wilcoxon signed-rank test against 0; 1 where nothing differs, which leaves no ranks."""
+    x = np.asarray(differences, dtype=float)
+    return float(scipy_stats.wilcoxon(x).pvalue) if np.any(x) else 1.0
 
 
 def benjamini_hochberg(p_values: Values) -> np.ndarray:

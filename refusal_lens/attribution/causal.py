@@ -17,13 +17,13 @@ from ..hooks.base import Model
 from ..hooks.interchange import InterchangeHeads
 from ..hooks.readers import Cache, Kept, check_position
 from ..hooks.readout import Readout
-from ..models.chat import Tokens
 from ..models.model import HookedChatModel
 from ..records.direction import DirectionLike, as_direction
 from ..records.labels import Head
+from ..refusal.metric import RefusalMetric
 from ..refusal.records import RefusalTokens
 from ..stats import correlation
-from ..tensors import refusal_log_odds, wide
+from ..tensors import wide
 from .causal_records import CausalCheck
 from .components import texts
 from .records import TopHeads
@@ -78,13 +78,20 @@ def causal_check(
     if not 1 <= n_last <= tokens.n_post:
         raise PromptError(f"n_last {n_last} must be from 1 to {tokens.n_post}, the post-instruction tokens")
     rng = random.Random(seed)
-    bench = _Bench(model, tokens, refusal_tokens, last_z(model, reference, n_last), rng)
+    z = last_z(model, reference, n_last)
+    mean = z.mean(1, keepdim=True)
+    # Every condition draws the same donors, so that conditions differ by heads only.
+    donors = z[:, [rng.randrange(len(reference)) for _ in prompts]]
     draws = tuple(random_heads(model, named, rng) for _ in range(n_random))
-    metric = bench.conditions(named, draws)
+    reader = RefusalMetric(refusal_tokens)
+
+    def replaced(heads: Sequence[Head], values: Tensor = mean) -> Tensor:
+        return model.run(tokens, read=reader, under=InterchangeHeads(tuple(heads), values))[reader]
+
+    metric = _conditions(replaced, donors, named, draws, every_head(model))
     singles = tuple(dict.fromkeys([*named, *(head for draw in draws for head in draw)]))
-    measured = torch.stack([bench.mean_ablated((head,)) - metric[0] for head in singles])
-    gap = _Gap(Readout.of(model, direction.unit), bench.mean, singles)
-    (predicted,) = model.run(tokens, read=gap)
+    measured = torch.stack([replaced((head,)) - metric[0] for head in singles])
+    (predicted,) = model.run(tokens, read=_Gap(Readout.of(model, direction.unit), mean, singles))
     spearman, p_value = correlation(predicted.tolist(), measured.mean(-1).tolist())
     return CausalCheck(
         heads=named,
@@ -102,6 +109,25 @@ def causal_check(
     )
 
 
+def _conditions(
+    replaced: Callable[..., Tensor],
+    donors: Tensor,
+    named: tuple[Head, ...],
+    draws: Sequence[tuple[Head, ...]],
+    every: tuple[Head, ...],
+) -> Float[Tensor, "condition prompt"]:
+    """Metric under each of ``CONDITIONS``."""
+
+    def kept(heads: Sequence[Head]) -> Tensor:
+        return replaced([head for head in every if head not in heads])
+
+    def effects(heads: Sequence[Head]) -> Tensor:
+        return torch.stack([replaced(heads), replaced(heads, donors), kept(heads)])
+
+    controls = torch.stack([effects(draw) for draw in draws]).mean(0)
+    return torch.stack([replaced(()), *effects(named), *controls, kept(())])
+
+
 def last_z(model: HookedChatModel, prompts: PromptsLike, n_last: int) -> Float[Tensor, "layer prompt last head d_head"]:
     """z of every head at the last positions, on the CPU."""
     tokens = model.tokenize(prompts)
@@ -115,52 +141,6 @@ def last_z(model: HookedChatModel, prompts: PromptsLike, n_last: int) -> Float[T
 def wide_dtype(model: HookedChatModel) -> torch.dtype:
     """float32, or float64 for a model in float64."""
     return torch.promote_types(model.dtype, torch.float32)
-
-
-class _Bench:
-    """Prompts, and their refusal metric with some heads replaced."""
-
-    def __init__(
-        self,
-        model: HookedChatModel,
-        tokens: Tokens,
-        refusal_tokens: RefusalTokens,
-        reference: Float[Tensor, "layer prompt last head d_head"],
-        rng: random.Random,
-    ):
-        self.model, self.ids, self.tokens = model, refusal_tokens.ids, tokens
-        self.reference = reference
-        self.mean = reference.mean(1, keepdim=True)
-        # Every condition draws the same donors, so that conditions differ by heads only.
-        self.donors = torch.tensor([rng.randrange(reference.shape[1]) for _ in range(len(tokens))])
-
-    def conditions(
-        self, named: tuple[Head, ...], draws: tuple[tuple[Head, ...], ...]
-    ) -> Float[Tensor, "condition prompt"]:
-        """Metric under each of ``CONDITIONS``."""
-
-        def averaged(run: Callable[[tuple[Head, ...]], Tensor]) -> Tensor:
-            return torch.stack([run(draw) for draw in draws]).mean(0)
-
-        effects = (self.mean_ablated, self.resampled, self.kept)
-        rows = [self.mean_ablated(()), *(run(named) for run in effects), *(averaged(run) for run in effects)]
-        return torch.stack([*rows, self.kept(())])
-
-    def kept(self, heads: tuple[Head, ...]) -> Float[Tensor, "prompt"]:
-        """Metric with every other head of the model at its reference mean."""
-        return self.mean_ablated(tuple(head for head in every_head(self.model) if head not in heads))
-
-    def mean_ablated(self, heads: tuple[Head, ...]) -> Float[Tensor, "prompt"]:
-        """Metric with the heads at their reference mean (with none, the baseline)."""
-        return self._run(InterchangeHeads(heads, self.mean))
-
-    def resampled(self, heads: tuple[Head, ...]) -> Float[Tensor, "prompt"]:
-        """Metric with the heads as in a random reference prompt."""
-        return self._run(InterchangeHeads(heads, self.reference[:, self.donors]))
-
-    def _run(self, intervention: InterchangeHeads) -> Tensor:
-        with self.model.hooks(intervention):
-            return refusal_log_odds(self.model.last_logits(self.tokens), self.ids).cpu()
 
 
 class _Gap(Kept[Tensor]):

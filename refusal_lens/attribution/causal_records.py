@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import pandas as pd
@@ -12,16 +13,8 @@ from ..records.base import Record
 from ..records.labels import Head, head_label, index_of
 from ..stats import Interval, columns, mean_interval
 
-CONDITIONS = (
-    "baseline",
-    "mean_ablation",
-    "resample_ablation",
-    "keep_only",
-    "random_mean_ablation",
-    "random_resample_ablation",
-    "random_keep_only",
-    "keep_none",
-)
+_EFFECTS = ("mean_ablation", "resample_ablation", "keep_only")
+CONDITIONS = ("baseline", *_EFFECTS, *(f"random_{name}" for name in _EFFECTS), "keep_none")
 
 
 @dataclass(frozen=True)
@@ -29,7 +22,6 @@ class CausalCheck(Record, axes={"prompt": "prompts", "condition": "conditions", 
     """Refusal metric when the named heads are replaced, beside random heads of the same layers.
 
     Attributes:
-        heads: the heads tested.
         random_heads: one draw of as many heads of the same layers per entry.
         metric: refusal metric; random conditions are the mean over draws.
         singles: heads ablated one at a time, named and random.
@@ -74,10 +66,10 @@ class CausalCheck(Record, axes={"prompt": "prompts", "condition": "conditions", 
 
     def to_frame(self) -> pd.DataFrame:
         """One row per condition: condition, metric, change, low, high, n."""
-        rows = ((name, float(self.of(name).mean()), self.change(name)) for name in self.conditions)
+        found = ((name, self.change(name)) for name in self.conditions)
         return pd.DataFrame(
-            {"condition": name, "metric": mean, **columns(change, "change"), "n": change.n}
-            for name, mean, change in rows
+            {"condition": name, "metric": float(self.of(name).mean()), **columns(change, "change"), "n": change.n}
+            for name, change in found
         )
 
     @property
@@ -91,10 +83,10 @@ class CausalCheck(Record, axes={"prompt": "prompts", "condition": "conditions", 
             {
                 "label": head_label(*head),
                 "named": head in self.heads,
-                "predicted": float(self.predicted[i]),
-                **columns(mean_interval(self.measured[i].tolist()), "measured"),
+                "predicted": float(predicted),
+                **columns(mean_interval(measured.tolist()), "measured"),
             }
-            for i, head in enumerate(self.singles)
+            for head, predicted, measured in zip(self.singles, self.predicted, self.measured, strict=True)
         )
 
 
@@ -123,8 +115,7 @@ class PatchingComparison(Record):
     def to_frame(self) -> pd.DataFrame:
         """One row per head: label, estimated, exact."""
         rows = [
-            (head_label(layer, head), float(self.estimated[layer, head]), float(self.exact[layer, head]))
-            for layer in range(self.exact.shape[0])
-            for head in range(self.exact.shape[1])
+            (head_label(*head), float(self.estimated[head]), float(self.exact[head]))
+            for head in itertools.product(*map(range, self.exact.shape))
         ]
         return pd.DataFrame(rows, columns=["label", "estimated", "exact"])

@@ -39,8 +39,6 @@ def component_contributions(
     heads' parts are read before the edit.
 
     Args:
-        model: the model.
-        prompts: requests.
         direction: its unit vector is used, so values are in residual-stream units.
         suffixes: one per prompt (with its leading space), or None.
         pos: position, counted from the end.
@@ -57,8 +55,7 @@ def component_contributions(
     """
     prompts, direction = as_prompts(prompts), as_direction(direction)
     (parts,) = model.run(prompts, suffixes, read=Components(direction, pos, check))
-    asked = texts(prompts, suffixes)
-    return ComponentContributions(**parts._asdict(), prompts=asked, pos=pos, direction=direction)
+    return ComponentContributions(**parts._asdict(), prompts=texts(prompts, suffixes), pos=pos, direction=direction)
 
 
 def heads(
@@ -150,13 +147,12 @@ def neuron_contributions(
     prompts, direction = as_prompts(prompts), as_direction(direction)
     chosen = list(range(model.n_layers) if layers is None else layers)
     (found,) = model.run(prompts, suffixes, read=_Neurons(direction, chosen, pos))
-    values = [found[layer][0] for layer in chosen]
-    sizes = torch.cat([x.mean(-1).abs() for x in values])
+    values, rests = zip(*(found[layer] for layer in chosen), strict=True)
     owner = [(layer, neuron) for layer, x in zip(chosen, values, strict=True) for neuron in range(len(x))]
+    sizes = torch.cat([x.mean(-1).abs() for x in values])
     best = sizes.topk(min(top, len(sizes))).indices.tolist()
-    kept = torch.cat(values)[best]
-    left = torch.stack([found[layer][1] for layer in chosen])
+    kept, left = torch.cat(values)[best], torch.stack(rests)
     for row, index in zip(kept, best, strict=True):
         left[chosen.index(owner[index][0])] -= row
-    layers_of, neurons_of = ([owner[i][k] for i in best] for k in (0, 1))
-    return NeuronContributions(kept, tuple(layers_of), tuple(neurons_of), left, tuple(chosen), texts(prompts, suffixes))
+    in_layers, neurons = (tuple(owner[i][k] for i in best) for k in (0, 1))
+    return NeuronContributions(kept, in_layers, neurons, left, tuple(chosen), texts(prompts, suffixes))

@@ -12,7 +12,7 @@ from ..records.base import figure as registered
 from ..records.labels import Head, as_head, head_label, index_of, visible
 from ..report import style
 from .causal_records import CausalCheck, PatchingComparison
-from .records import ComponentContributions, DirectLogitAttribution, HeadContributions, TopHeads
+from .records import ComponentContributions, DirectLogitAttribution, HeadContributions, TopHeads, highest
 from .token_records import AttentionPatterns, Propagation, SourceContributions
 from .views import MAX_TOKENS, thinned
 
@@ -23,19 +23,9 @@ def plot_head_contributions(record: HeadContributions | TopHeads, top: int = 8) 
     shown = record.reported if isinstance(record, TopHeads) else record
     mean = shown.mean
     limit = float(mean.abs().max()) or 1.0
-    if isinstance(record, TopHeads):
-        marked: Sequence[Head] = record.heads
-    else:
-        ranked = mean.flatten().topk(min(top, mean.numel())).indices.tolist()
-        marked = [divmod(i, mean.shape[1]) for i in ranked]
-    figure = go.Figure(
-        go.Heatmap(
-            z=mean.tolist(),
-            customdata=shown.labels,
-            **style.diverging(limit, "along r̂"),
-            hovertemplate="%{customdata}<br>mean %{z:.3f}<extra></extra>",
-        )
-    )
+    look = {**style.diverging(limit, "along r̂"), "hovertemplate": "%{customdata}<br>mean %{z:.3f}<extra></extra>"}
+    figure = go.Figure(go.Heatmap(z=mean.tolist(), customdata=shown.labels, **look))
+    marked = record.heads if isinstance(record, TopHeads) else highest(mean, top)
     for layer, head in marked:
         font = {"size": 9, "color": "white" if abs(float(mean[layer, head])) > 0.6 * limit else "black"}
         figure.add_annotation(x=head, y=layer, text=shown.labels[layer][head], showarrow=False, font=font)
@@ -48,21 +38,16 @@ def plot_head_contributions(record: HeadContributions | TopHeads, top: int = 8) 
 @registered("waterfall", ComponentContributions, DirectLogitAttribution)
 def plot_components(record: ComponentContributions | DirectLogitAttribution, top: int = 12) -> go.Figure:
     """Waterfall of the strongest parts, in the order of the stream; the others are one bar, so it adds up."""
-    parts, labels = record.parts.mean(-1), record.part_labels
-    chosen = sorted(parts.abs().topk(min(top, len(parts))).indices.tolist())
-    values = [float(parts[i]) for i in chosen]
-    names = [labels[i] for i in chosen]
-    left = len(parts) - len(chosen)
-    if left:
-        names.append(f"{left} others")
-        values.append(float(parts.sum()) - sum(values))
-    unit = "logits" if isinstance(record, DirectLogitAttribution) else "along r̂"
+    parts, title, unit = record.parts.mean(-1), "What the components write along r̂", "along r̂"
     if isinstance(record, DirectLogitAttribution):
         other = f" - ({', '.join(record.against)})" if record.against else ""
         cap = ", before the logit cap" if record.cap else ""
-        title = f"Logit of ({', '.join(record.answer)}){other}, by component{cap}"
-    else:
-        title = "What the components write along r̂"
+        title, unit = f"Logit of ({', '.join(record.answer)}){other}, by component{cap}", "logits"
+    chosen = sorted(parts.abs().topk(min(top, len(parts))).indices.tolist())
+    values, names = [float(parts[i]) for i in chosen], [record.part_labels[i] for i in chosen]
+    if left := len(parts) - len(chosen):
+        names.append(f"{left} others")
+        values.append(float(parts.sum()) - sum(values))
     figure = style.waterfall(names, values, ("total", sum(values)), style.RED, unit).update_xaxes(tickangle=-40)
     return style.finish(figure, title, height=420)
 
@@ -79,7 +64,7 @@ def plot_sources(
         width: tokens per line.
     """
     tokens = record.tokens[prompt]
-    values = record.of_prompt(prompt, list(heads) if heads is not None else None).tolist()
+    values = record.of_prompt(prompt, heads).tolist()
     masks = {name: record.region_mask(name)[prompt, -len(tokens) :].tolist() for name in record.regions}
     regions = [next(name for name, mask in masks.items() if mask[i]) for i in range(len(tokens))]
     limit = max(map(abs, values)) or 1.0
@@ -118,10 +103,7 @@ def plot_sources_by_region(
         heads: (layer, head) or "L12H7"; the ``top`` heads of largest mean contribution if None.
     """
     means = record.by_region().mean(2)
-    if heads is None:
-        best = means.sum(-1).flatten().topk(min(top, means[..., 0].numel())).indices.tolist()
-        heads = [divmod(i, means.shape[1]) for i in best]
-    named = [as_head(head) for head in heads]
+    named = highest(means.sum(-1), top) if heads is None else tuple(as_head(head) for head in heads)
     values = {name: [float(means[(*head, i)]) for head in named] for i, name in enumerate(record.regions)}
     figure = go.Figure()
     style.add_regions(figure, [head_label(*head) for head in named], values)
@@ -139,14 +121,13 @@ def plot_propagation(record: Propagation, prompt: int | None = None) -> go.Figur
     else:
         columns = [visible(token) for token in record.tokens[prompt]]
         z, title = record.projection[:, prompt, -len(columns) :], "Projection on r̂ by layer and token"
-    rows = [f"{layer}" for layer in range(z.shape[0] - 1)] + ["end"]
-    finite = z.nan_to_num()
+    rows, index = [*map(str, range(z.shape[0] - 1)), "end"], list(range(len(columns)))
     # The first token's norm is often hundreds of times the others'; its colour may saturate, theirs must not.
-    limit = float(finite.abs().flatten().quantile(0.98)) or 1.0
+    limit = float(z.nan_to_num().abs().flatten().quantile(0.98)) or 1.0
     figure = go.Figure(
         go.Heatmap(
             z=[[None if v != v else v for v in row] for row in z.tolist()],
-            x=list(range(len(columns))),
+            x=index,
             y=rows,
             customdata=[columns] * len(rows),
             **style.diverging(limit, "x · r̂"),
@@ -154,7 +135,7 @@ def plot_propagation(record: Propagation, prompt: int | None = None) -> go.Figur
             hoverongaps=False,
         )
     )
-    figure.update_xaxes(tickvals=list(range(len(columns))), ticktext=columns, tickangle=-40)
+    figure.update_xaxes(tickvals=index, ticktext=columns, tickangle=-40)
     figure.update_yaxes(title_text="resid_pre of layer", type="category")
     return style.finish(figure, title, height=max(360, 120 + 14 * len(rows)))
 
@@ -163,21 +144,14 @@ def plot_propagation(record: Propagation, prompt: int | None = None) -> go.Figur
 def plot_top_heads(record: TopHeads) -> go.Figure:
     """The chosen heads with 95% intervals on the report prompts, beside the contrast prompts."""
     figure = go.Figure()
-    for name, found, tone in (
-        ("harmful (reported)", record.reported, style.colour("harmful")),
-        ("harmless", record.contrast, style.colour("harmless")),
-    ):
-        if found is None:
-            continue
-        style.add_bars(
-            figure,
-            record.labels,
-            [found.interval(*head) for head in record.heads],
-            f"{name}, n = {len(found.prompts)}",
-            marker_color=tone,
-            customdata=[float(record.p_values[head]) for head in record.heads],
-            hovertemplate="%{x}: %{y:.3f}<br>adjusted p %{customdata:.2g}<extra></extra>",
-        )
+    look = {
+        "customdata": [float(record.p_values[head]) for head in record.heads],
+        "hovertemplate": "%{x}: %{y:.3f}<br>adjusted p %{customdata:.2g}<extra></extra>",
+    }
+    for name, note, shown in (("harmful", " (reported)", record.reported), ("harmless", "", record.contrast)):
+        if shown is not None:
+            found, label = [shown.interval(*head) for head in record.heads], f"{name}{note}, n = {len(shown.prompts)}"
+            style.add_bars(figure, record.labels, found, label, marker_color=style.colour(name), **look)
     figure.update_yaxes(title_text="along r̂")
     figure.update_layout(barmode="group")
     return style.finish(figure, f"Top heads, chosen on {record.n_selection} other prompts")
@@ -192,19 +166,13 @@ def plot_causal_check(record: CausalCheck) -> go.Figure:
     )
     figure = style.panels(titles, column_widths=[0.55, 0.45], horizontal_spacing=0.12)
     conditions = [name for name in record.conditions if name != "baseline"]
-    style.add_bars(
-        figure,
-        [style.readable(name) for name in conditions],
-        [record.change(name) for name in conditions],
-        "",
-        marker={
-            "color": [style.GREY if "random" in name or name == "keep_none" else style.GREEN for name in conditions],
-            "pattern": {"shape": ["/" if "random" in name else "" for name in conditions], "size": 7, "solidity": 0.15},
-        },
-        showlegend=False,
-        hovertemplate="%{x}: %{y:.2f}<extra></extra>",
-        **style.panel(1),
-    )
+    looks = {
+        "color": [style.GREY if "random" in name or name == "keep_none" else style.GREEN for name in conditions],
+        "pattern": {"shape": ["/" if "random" in name else "" for name in conditions], "size": 7, "solidity": 0.15},
+    }
+    names, changes = [style.readable(name) for name in conditions], [record.change(name) for name in conditions]
+    more = {"showlegend": False, "hovertemplate": "%{x}: %{y:.2f}<extra></extra>", **style.panel(1)}
+    style.add_bars(figure, names, changes, "", marker=looks, **more)
     table = record.singles_frame()
     for named, name, tone in ((True, "top heads", style.GREEN), (False, "random heads", style.GREY)):
         rows = table[table["named"] == named]
@@ -231,22 +199,20 @@ def plot_causal_check(record: CausalCheck) -> go.Figure:
 def plot_patching(record: PatchingComparison) -> go.Figure:
     """Attribution patching's estimate against exact patching, one point per head."""
     table = record.to_frame().dropna()
-    ends = [float(table[["estimated", "exact"]].min().min()), float(table[["estimated", "exact"]].max().max())]
-    figure = go.Figure()
-    figure.add_scatter(x=ends, y=ends, mode="lines", line={"dash": "dash", "color": style.GREY}, showlegend=False)
+    both = table[["estimated", "exact"]].to_numpy()
+    ends = [float(both.min()), float(both.max())]
+    figure = go.Figure(layout_showlegend=False)
+    figure.add_scatter(x=ends, y=ends, mode="lines", line={"dash": "dash", "color": style.GREY})
     figure.add_scatter(
         x=table["estimated"],
         y=table["exact"],
         text=table["label"],
         mode="markers",
         marker={"color": style.BLUE, "size": 7},
-        showlegend=False,
         hovertemplate="%{text}<br>estimated %{x:.3f}<br>exact %{y:.3f}<extra></extra>",
     )
-    figure.update_xaxes(title_text="estimated by the gradient")
-    figure.update_yaxes(title_text="measured by patching")
-    title = f"Attribution patching: Spearman {record.spearman:.2f} ({len(record.clean)} pairs)"
-    return style.finish(figure, title)
+    figure.update_xaxes(title_text="estimated by the gradient").update_yaxes(title_text="measured by patching")
+    return style.finish(figure, f"Attribution patching: Spearman {record.spearman:.2f} ({len(record.clean)} pairs)")
 
 
 @registered("head", TopHeads)
@@ -280,27 +246,23 @@ def plot_head_tokens(record: SourceContributions, prompt: int, head: Head | str)
     """One head on one prompt, by source token: its attention from the destination (above) and what it takes from
     each token along r̂ (below)."""
     head = as_head(head)
-    tokens = [visible(token) for token in record.tokens[prompt]]
-    start = record.values.shape[-1] - len(tokens)
-    rows = (
-        ("attention", record.pattern[head][prompt, start:], [style.GREY] * len(tokens)),
-        ("along r̂", record.values[head][prompt, start:], None),
-    )
+    tokens, index = [visible(token) for token in record.tokens[prompt]], list(range(len(record.tokens[prompt])))
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
-    for row, (what, values, tints) in enumerate(rows, start=1):
-        numbers = [round(v, 5) for v in values.tolist()]
+    for row, (what, grid) in enumerate((("attention", record.pattern), ("along r̂", record.values)), start=1):
+        numbers = [round(v, 5) for v in grid[head][prompt, -len(tokens) :].tolist()]
+        signs = [style.RED if v > 0 else style.BLUE for v in numbers]
         figure.add_bar(
-            x=list(range(len(tokens))),
+            x=index,
             y=numbers,
             text=tokens,
             textposition="none",
             name=what,
-            marker_color=tints or [style.RED if v > 0 else style.BLUE for v in numbers],
+            marker_color=[style.GREY] * len(tokens) if row == 1 else signs,
             hovertemplate="%{text}<br>" + what + " %{y:.3f}<extra></extra>",
             **style.panel(1, row),
         )
         figure.update_yaxes(title_text=what, row=row, col=1)
-    figure.update_xaxes(tickvals=list(range(len(tokens))), ticktext=tokens, tickangle=-50, row=2, col=1)
+    figure.update_xaxes(tickvals=index, ticktext=tokens, tickangle=-50, row=2, col=1)
     title = f"{head_label(*head)}: from which tokens, read at position {record.pos}"
     return style.finish(figure, title, height=400).update_layout(showlegend=False)
 

@@ -59,8 +59,6 @@ def direct_logit_attribution(
     """What every component adds to the mean logit of ``answer`` minus that of ``against``, at the last position.
 
     Args:
-        model: the model.
-        prompts: requests.
         answer: refusal tokens: a ``RefusalTokens``, ids, or strings of one token each.
         against: compliance tokens (see ``compliance_tokens``); None attributes the answer's logit alone.
         suffixes: one per prompt (with its leading space), or None.
@@ -75,23 +73,23 @@ def direct_logit_attribution(
         >>> logits.to_frame().label[0], logits.error < 1e-3
         ('L0 mlp', True)
     """
-    prompts = as_prompts(prompts)
-    wanted, other = _tokens(model, answer), None if against is None else _tokens(model, against)
-    if other is not None and (both := set(wanted.ids) & set(other.ids)):
+    prompts, wanted = as_prompts(prompts), _tokens(model, answer)
+    other = RefusalTokens((), ()) if against is None else _tokens(model, against)
+    if both := set(wanted.ids) & set(other.ids):
         raise PromptError(f"the token ids {sorted(both)} are in answer and in against; leave them out of one")
     reader = _LogitParts(model, wanted, other, check)
     (found,) = model.run(prompts, suffixes, read=reader)
-    n, dtype = found["resid"].shape[-1], found["resid"].dtype
+    fixed = torch.ones_like(found["measured"])
     parts: dict[str, Any] = {name: found[name] for name in Parts._fields}
     return DirectLogitAttribution(
         ComponentContributions(**parts, prompts=texts(prompts, suffixes)),
-        norm_bias=torch.full((n,), reader.norm_bias, dtype=dtype),
-        unembed_bias=torch.full((n,), float(reader.offsets @ reader.weights), dtype=dtype),
+        norm_bias=fixed * reader.norm_bias,
+        unembed_bias=fixed * float(reader.offsets @ reader.weights),
         before_cap=found["before_cap"],
         measured=found["measured"],
         cap=reader.cap,
         answer=wanted.texts,
-        against=() if other is None else other.texts,
+        against=other.texts,
     )
 
 
@@ -100,18 +98,16 @@ class _LogitParts(Components):
 
     needs_logits: ClassVar[bool] = True
 
-    def __init__(self, model: HookedChatModel, answer: RefusalTokens, against: RefusalTokens | None, check: bool):
+    def __init__(self, model: HookedChatModel, answer: RefusalTokens, against: RefusalTokens, check: bool):
         dtype = torch.promote_types(model.dtype, torch.float32)
         backend, norm = model.backend, model.backend.final_norm()
-        self.ids = torch.tensor([*answer.ids, *(against.ids if against else ())], device=model.device)
-        shares = [1 / len(answer.ids) for _ in answer.ids]
-        shares += [] if against is None else [-1 / len(against.ids) for _ in against.ids]
+        self.ids = torch.tensor([*answer.ids, *against.ids], device=model.device)
+        shares = [sign / len(group.ids) for sign, group in ((1, answer), (-1, against)) for _ in group.ids]
         self.weights = torch.tensor(shares, dtype=dtype, device=model.device)
         scale = backend.logit_scale
         self.columns = scale * backend.unembed_weight().detach()[:, self.ids].to(dtype)
         b_u = backend.unembed_bias()
-        zeros = torch.zeros(len(self.ids), dtype=dtype, device=model.device)
-        self.offsets = zeros if b_u is None else scale * b_u[self.ids].to(dtype)
+        self.offsets = torch.zeros_like(self.weights) if b_u is None else scale * b_u[self.ids].to(dtype)
         difference = self.columns @ self.weights
         super().__init__(through_norm(difference, norm), -1, check)
         self.norm_bias = 0.0 if norm.bias is None else float(norm.bias.to(dtype) @ difference)

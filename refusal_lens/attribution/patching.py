@@ -12,10 +12,11 @@ from ..data.prompts import PromptsLike, as_prompts
 from ..errors import PromptError
 from ..hooks.attention import every_head
 from ..hooks.interchange import InterchangeHeads
-from ..models.batching import numbered
+from ..hooks.readers import Cache
 from ..models.chat import Tokens
 from ..models.model import HookedChatModel
 from ..records.labels import Head
+from ..refusal.metric import RefusalMetric
 from ..refusal.records import RefusalTokens
 from ..stats import correlation
 from ..tensors import refusal_log_odds
@@ -31,12 +32,11 @@ def equal_length_pairs(
     Raises:
         PromptError: no two are of equal length.
     """
-    clean, corrupt = as_prompts(clean), as_prompts(corrupt)
     waiting: dict[int, list[str]] = {}
-    for prompt in corrupt:
+    for prompt in as_prompts(corrupt):
         waiting.setdefault(len(model.chat.encode(prompt).ids), []).append(prompt)
     pairs: list[tuple[str, str]] = []
-    for prompt in clean:
+    for prompt in as_prompts(clean):
         same = waiting.get(len(model.chat.encode(prompt).ids))
         if same and len(pairs) < limit:
             pairs.append((prompt, same.pop(0)))
@@ -70,31 +70,29 @@ def attribution_patching(
     chosen = every_head(model) if heads is None else tuple(heads)
     estimated = _estimate(model, sides[0], sides[1], refusal_tokens)
     exact = torch.full_like(estimated, float("nan"))
-    sums: dict[Head, float] = dict.fromkeys(chosen, 0.0)
     ends = torch.zeros(2, dtype=torch.float64)
-    names = [f"blocks.{layer}.attn.hook_z" for layer in sorted({layer for layer, _ in chosen})]
+    cache, metric = Cache([f"blocks.{layer}.attn.hook_z" for layer, _ in chosen]), RefusalMetric(refusal_tokens)
+    sums: dict[Head, float] = dict.fromkeys(chosen, 0.0)
     for rows in _groups(sides[1]):
-        good, bad = numbered(sides[0].take(rows)), numbered(sides[1].take(rows))
-        cached = model.cache(good, names)
-        metrics = [refusal_log_odds(model.logits(side)[:, -1], refusal_tokens.ids).cpu() for side in (good, bad)]
-        ends += torch.stack(metrics).sum(-1)
+        good, bad = (side.take(rows) for side in sides)
+        cached, on_clean = model.run(good, read=[cache, metric])
+        (on_corrupt,) = model.run(bad, read=metric)
+        ends += torch.stack([on_clean, on_corrupt]).sum(-1)
         for layer, head in chosen:
             z = cached[f"blocks.{layer}.attn.hook_z"]
-            whole = {layer: z.reshape(*z.shape[:2], model.n_heads, model.d_head)}
-            with model.hooks(InterchangeHeads(((layer, head),), whole)):
-                patched = refusal_log_odds(model.logits(bad)[:, -1], refusal_tokens.ids).cpu()
-            sums[layer, head] += float((patched - metrics[1]).sum())
+            patch = InterchangeHeads(((layer, head),), {layer: z.reshape(*z.shape[:2], model.n_heads, model.d_head)})
+            (patched,) = model.run(bad, read=metric, under=patch)
+            sums[layer, head] += float((patched - on_corrupt).sum())
     for (layer, head), total in sums.items():
         exact[layer, head] = total / len(clean)
     x, y = ([float(grid[head]) for head in chosen] for grid in (estimated, exact))
-    on_clean, on_corrupt = (ends / len(clean)).tolist()
     return PatchingComparison(
         estimated,
         exact,
         tuple(clean),
         tuple(corrupt),
-        on_clean,
-        on_corrupt,
+        float(ends[0] / len(clean)),
+        float(ends[1] / len(clean)),
         spearman=correlation(x, y)[0],
         pearson=correlation(x, y, of=scipy_stats.pearsonr)[0],
     )

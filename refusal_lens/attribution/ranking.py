@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from scipy import stats as scipy_stats
 
@@ -11,31 +10,25 @@ from ..errors import PromptError
 from ..models.model import HookedChatModel
 from ..records.direction import DirectionLike
 from ..records.labels import Head
-from ..stats import benjamini_hochberg
+from ..stats import benjamini_hochberg, paired_p
 from .components import heads as contributions
-from .records import HeadContributions, TopHeads
+from .records import HeadContributions, TopHeads, highest
 
 
 def choose_heads(contributions: HeadContributions, top: int = 8) -> tuple[Head, ...]:
     """The ``top`` heads by mean contribution, highest first (the paper takes eight)."""
-    mean = contributions.mean
-    best = mean.flatten().topk(min(top, mean.numel())).indices.tolist()
-    return tuple(divmod(i, mean.shape[1]) for i in best)
+    return highest(contributions.mean, top)
 
 
 def confirm_heads(
-    selection: HeadContributions,
-    report: HeadContributions,
-    contrast: HeadContributions | None = None,
-    top: int = 8,
+    selection: HeadContributions, report: HeadContributions, contrast: HeadContributions | None = None, top: int = 8
 ) -> TopHeads:
     """Choose on ``selection``, report on ``report``.
 
     Raises:
         PromptError: a prompt is in both, or fewer than two prompts to report on.
     """
-    shared = set(selection.prompts) & set(report.prompts)
-    if shared:
+    if shared := set(selection.prompts) & set(report.prompts):
         raise PromptError(
             f"{len(shared)} prompt(s) chose the heads and would be reported on, e.g. {min(shared)[:60]!r}: take them "
             "from one of the splits"
@@ -45,9 +38,7 @@ def confirm_heads(
     heads = choose_heads(selection, top)
     values = report.values.flatten(0, 1).double().numpy()
     if contrast is None:
-        test = "Wilcoxon signed-rank against 0"
-        # A head that writes nothing anywhere has no ranks to test.
-        raw = [float(scipy_stats.wilcoxon(v).pvalue) if np.any(v) else 1.0 for v in values]
+        test, raw = "Wilcoxon signed-rank against 0", [paired_p(v) for v in values]
     else:
         test = "Mann-Whitney U against the contrast"
         others = contrast.values.flatten(0, 1).double().numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -15,6 +16,13 @@ from ..records.direction import Direction
 from ..records.labels import Head, head_label
 from ..stats import Interval, columns, mean_interval
 
+BIASES = ("norm bias", "unembed bias")
+
+
+def highest(grid: Float[Tensor, "layer head"], top: int) -> tuple[Head, ...]:
+    """The ``top`` heads with the highest values, highest first."""
+    return tuple(divmod(i, grid.shape[1]) for i in grid.flatten().topk(min(top, grid.numel())).indices.tolist())
+
 
 @dataclass(frozen=True)
 class HeadContributions(Record, axes={"prompt": "prompts"}):
@@ -22,9 +30,8 @@ class HeadContributions(Record, axes={"prompt": "prompts"}):
 
     Attributes:
         values: residual-stream units; exact parts of hook_attn_out · r̂ (the bias is not a head's).
-        direction: the direction.
-        prompts: the requests (with their suffixes), in the order of the last axis.
-        pos: position, counted from the end (-1 is the last token).
+        prompts: the requests with their suffixes.
+        pos: position, counted from the end.
     """
 
     values: Float[Tensor, "layer head prompt"]
@@ -35,10 +42,8 @@ class HeadContributions(Record, axes={"prompt": "prompts"}):
     @property
     def labels(self) -> tuple[tuple[str, ...], ...]:
         """``L12H7`` by ``[layer][head]``."""
-        return tuple(
-            tuple(head_label(layer, head) for head in range(self.values.shape[1]))
-            for layer in range(self.values.shape[0])
-        )
+        n_layers, n_heads = self.values.shape[:2]
+        return tuple(tuple(head_label(layer, head) for head in range(n_heads)) for layer in range(n_layers))
 
     @property
     def mean(self) -> Float[Tensor, "layer head"]:
@@ -56,10 +61,11 @@ class HeadContributions(Record, axes={"prompt": "prompts"}):
     def _head(self, rows: int | None) -> pd.DataFrame:
         """The first rows; intervals of thousands of heads would keep a notebook waiting."""
         best = self.mean.flatten().argsort(descending=True)[:rows].tolist()
-        found = [(*divmod(i, self.values.shape[1]), mean_interval(self.values.flatten(0, 1)[i].tolist())) for i in best]
+        places = [divmod(i, self.values.shape[1]) for i in best]
         frame = pd.DataFrame(
-            {"layer": layer, "head": head, "label": head_label(layer, head), **columns(i, "mean"), "n": i.n}
-            for layer, head, i in found
+            {"layer": layer, "head": head, "label": head_label(layer, head), **columns(found, "mean"), "n": found.n}
+            for layer, head in places
+            for found in [self.interval(layer, head)]
         )
         return frame.sort_values("mean", ascending=False, ignore_index=True)
 
@@ -76,8 +82,7 @@ class ComponentContributions(Record, axes={"prompt": "prompts", "part": "part_la
         attn_bias: the rest of hook_attn_out: output bias and the post-norm's bias.
         mlp: hook_mlp_out.
         resid: measured resid_pre of every layer, and last the final resid_post.
-        prompts, pos: as in ``HeadContributions``.
-        direction: the direction, or None where the vector is a logit difference.
+        direction: None where the vector is a logit difference.
     """
 
     embed: Float[Tensor, "prompt"]
@@ -97,8 +102,7 @@ class ComponentContributions(Record, axes={"prompt": "prompts", "part": "part_la
     @property
     def values(self) -> Float[Tensor, "component prompt"]:
         """embed, then attention and MLP of each layer (``labels`` names them)."""
-        layers = torch.stack([self.attn, self.mlp], 1).flatten(0, 1)
-        return torch.cat([self.embed[None], layers])
+        return torch.cat([self.embed[None], torch.stack([self.attn, self.mlp], 1).flatten(0, 1)])
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -108,19 +112,15 @@ class ComponentContributions(Record, axes={"prompt": "prompts", "part": "part_la
     @property
     def parts(self) -> Float[Tensor, "part prompt"]:
         """The finest rows: embed, every head, attention biases, MLPs (``part_labels`` names them)."""
-        rows = [self.embed[None]]
-        for layer in range(len(self.mlp)):
-            rows += [self.heads[layer], self.attn_bias[layer][None], self.mlp[layer][None]]
-        return torch.cat(rows)
+        rows = torch.cat([self.heads, self.attn_bias[:, None], self.mlp[:, None]], 1)
+        return torch.cat([self.embed[None], rows.flatten(0, 1)])
 
     @property
     def part_labels(self) -> tuple[str, ...]:
         """Names of the rows of ``parts``."""
-        labels = ["embed"]
-        for layer in range(len(self.mlp)):
-            labels += [head_label(layer, head) for head in range(self.heads.shape[1])]
-            labels += [f"L{layer} attn bias", f"L{layer} mlp"]
-        return tuple(labels)
+        n_layers, n_heads = self.heads.shape[:2]
+        names = ((*(head_label(i, h) for h in range(n_heads)), f"L{i} attn bias", f"L{i} mlp") for i in range(n_layers))
+        return ("embed", *itertools.chain.from_iterable(names))
 
     @property
     def total(self) -> Float[Tensor, "prompt"]:
@@ -170,25 +170,28 @@ class DirectLogitAttribution(Record, axes={"part": "part_labels"}, also=("parts"
     answer: tuple[str, ...]
     against: tuple[str, ...]
 
+    def _with_biases(self, parts: Float[Tensor, "part prompt"]) -> Float[Tensor, "more prompt"]:
+        return torch.cat([parts, self.norm_bias[None], self.unembed_bias[None]])
+
     @property
     def values(self) -> Float[Tensor, "component prompt"]:
         """embed, attention and MLP of each layer, final norm's bias, unembedding's bias."""
-        return torch.cat([self.components.values, self.norm_bias[None], self.unembed_bias[None]])
+        return self._with_biases(self.components.values)
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Names of the rows of ``values``."""
-        return (*self.components.labels, "norm bias", "unembed bias")
+        return (*self.components.labels, *BIASES)
 
     @property
     def parts(self) -> Float[Tensor, "part prompt"]:
         """The finest rows: every head, bias and MLP."""
-        return torch.cat([self.components.parts, self.norm_bias[None], self.unembed_bias[None]])
+        return self._with_biases(self.components.parts)
 
     @property
     def part_labels(self) -> tuple[str, ...]:
         """Names of the rows of ``parts``."""
-        return (*self.components.part_labels, "norm bias", "unembed bias")
+        return (*self.components.part_labels, *BIASES)
 
     @property
     def error(self) -> float:
@@ -202,8 +205,7 @@ class DirectLogitAttribution(Record, axes={"part": "part_labels"}, also=("parts"
 
 def _parts_frame(labels: tuple[str, ...], parts: Float[Tensor, "part prompt"]) -> pd.DataFrame:
     rows = (
-        {"label": label, **columns(mean_interval(row.tolist()), "mean")}
-        for label, row in zip(labels, parts, strict=True)
+        {"label": label, **columns(mean_interval(x.tolist()), "mean")} for label, x in zip(labels, parts, strict=True)
     )
     return pd.DataFrame(rows).sort_values("mean", key=abs, ascending=False, ignore_index=True)
 
@@ -217,7 +219,6 @@ class NeuronContributions(Record, axes={"prompt": "prompts", "neuron": "labels",
         layers, neurons: where each row comes from.
         rest: the neurons not kept and the biases, by layer of ``rest_layers``; with ``values`` it sums to the MLP's
             row.
-        prompts: the requests with their suffixes.
     """
 
     values: Float[Tensor, "neuron prompt"]
@@ -239,10 +240,9 @@ class TopHeads(Record, formerly="HeadReport", renamed={"selection": "chosen_on",
 
     Attributes:
         heads: (layer, head), highest mean over ``chosen_on`` first.
-        chosen_on: contributions on the prompts that chose the heads.
-        reported: contributions on other prompts, which did not choose.
+        chosen_on, reported: contributions on the prompts that chose the heads, and on others.
         contrast: contributions on prompts of the other kind (harmless), or None.
-        p_values: two-sided, by head, Benjamini-Hochberg adjusted over all heads, on the reported prompts.
+        p_values: two-sided, Benjamini-Hochberg adjusted over all heads, on the reported prompts.
         test: reported against contrast (Mann-Whitney), or against 0 (Wilcoxon) without a contrast.
         intervals: of each chosen head on the reported prompts.
     """
@@ -272,10 +272,8 @@ class TopHeads(Record, formerly="HeadReport", renamed={"selection": "chosen_on",
 
     def ranked(self) -> tuple[Head, ...]:
         """Every head: the chosen ones, then the others by their mean on the reported prompts, strongest first."""
-        mean = self.reported.mean
-        order = mean.abs().flatten().argsort(descending=True).tolist()
-        heads = (divmod(i, mean.shape[1]) for i in order)
-        return (*self.heads, *(head for head in heads if head not in self.heads))
+        sizes = self.reported.mean.abs()
+        return (*self.heads, *(head for head in highest(sizes, sizes.numel()) if head not in self.heads))
 
     @property
     def share(self) -> float:

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import torch
-
-from ..direction.figures import plot_trace
 from ..direction.records import DirectionTrace
-from ..records.labels import Head, head_label
+from ..records.labels import Head, head_label, shortened
 from ..report.page import Figure, Item, Note, Option, Picker, Section, Widget
-from ..stats import mean_interval
 from .causal_records import CausalCheck
-from .figures import (
-    plot_attention,
-    plot_causal_check,
-    plot_components,
-    plot_head,
-    plot_head_contributions,
-    plot_head_tokens,
-    plot_propagation,
-    plot_sources_by_region,
-    plot_top_heads,
-)
 from .records import DirectLogitAttribution, TopHeads
 from .token_records import AttentionPatterns, Propagation, SourceContributions
 from .views import attention_notice, attention_props, tokens_props
@@ -30,6 +16,7 @@ from .views import attention_notice, attention_props, tokens_props
 MAX_HEADS = 64  # heads that can be picked: the strongest, so that the page stays small
 MAX_PROMPTS = 3  # prompts on which a picked head is shown
 EXACT = "none applies: these are exact parts of one sum"
+SINGLE = "none applies: one head on one prompt"
 
 
 @dataclass(frozen=True)
@@ -47,11 +34,8 @@ class Inside:
 def causal_sentence(causal: CausalCheck) -> str:
     """Whether the top heads carry refusal, in words that follow the intervals."""
     top, random = causal.change("mean_ablation"), causal.change("random_mean_ablation")
-    shown = (
-        "the intervals do not overlap: these heads carry refusal."
-        if top.high < random.low
-        else "the intervals overlap: that these heads carry refusal is not shown."
-    )
+    apart = "the intervals do not overlap: these heads carry refusal."
+    shown = apart if top.high < random.low else "the intervals overlap: that these heads carry refusal is not shown."
     return (
         f"Replacing the outputs of the top {len(causal.heads)} heads by their mean over harmless prompts changes the "
         f"refusal metric by {top}; the same for random heads of the same layers by {random}: {shown}"
@@ -60,32 +44,28 @@ def causal_sentence(causal: CausalCheck) -> str:
 
 def inside_section(trace: DirectionTrace, inside: Inside | None) -> Section:
     """The trace by layer, and, where it was measured, attribution: logits, heads, propagation, attention."""
-    first = Figure(
-        "trace",
-        plot_trace(trace),
+    caption = (
         "Cosine of the last position's residual stream with the direction, by layer: mean over prompts, band of one "
-        "standard deviation.",
-        n=f"{trace.cosine.shape[-1]} held-out prompts of each kind",
-        control="harmless prompts",
-        data=trace.to_frame(),
-        wide=False,
+        "standard deviation."
     )
+    n = f"{trace.cosine.shape[-1]} held-out prompts of each kind"
+    first = Figure("trace", trace.plot(), caption, n, "harmless prompts", trace.to_frame(), wide=False)
     if inside is None:
         missing = "Attribution was not run: what writes the direction is not measured here."
         return Section("inside", "Inside the model", (missing,), (first,))
     text: list[str] = []
     items: list[Item] = [first]
-    heads = inside.heads
+    heads, causal = inside.heads, inside.causal
     if heads is not None:
         text.append(
             f"The heads were chosen on {heads.n_selection} validation prompts and are reported on {heads.n_reported} "
-            "held-out ones." + (f" {causal_sentence(inside.causal)}" if inside.causal is not None else "")
+            "held-out ones." + (f" {causal_sentence(causal)}" if causal is not None else "")
         )
-    if inside.causal is not None:
+    if causal is not None:
         text.append(
             "Attribution says what a head writes along the direction; the causal check says what the model does "
-            f"without it. Predicted and measured changes of single heads correlate with Spearman "
-            f"{inside.causal.spearman:.2f} (p = {inside.causal.p_value:.2g})."
+            "without it. Predicted and measured changes of single heads correlate with Spearman "
+            f"{causal.spearman:.2f} (p = {causal.p_value:.2g})."
         )
     if inside.logits is not None:
         items.append(_logits(inside.logits))
@@ -95,68 +75,45 @@ def inside_section(trace: DirectionTrace, inside: Inside | None) -> Section:
 
 
 def _logits(logits: DirectLogitAttribution) -> Figure:
-    return Figure(
-        "dla",
-        plot_components(logits),
+    caption = (
         f"Direct logit attribution at the last position: mean logit of {', '.join(map(repr, logits.answer))} minus "
         f"that of {', '.join(map(repr, logits.against)) or 'nothing'}, through the frozen final norm. The bars add up "
-        f"to the total (largest error {logits.error:.2g}); the table has every part with its 95% interval.",
-        n=f"{logits.values.shape[-1]} held-out harmful prompts",
-        control=EXACT,
-        data=logits.to_frame(),
+        f"to the total (largest error {logits.error:.2g}); the table has every part with its 95% interval."
     )
+    n = f"{logits.values.shape[-1]} held-out harmful prompts"
+    return Figure("dla", logits.plot(), caption, n, EXACT, logits.to_frame())
 
 
-def _heads(inside: Inside, heads: TopHeads) -> list[Item]:
-    causal = inside.causal
-    n = f"{heads.n_reported} held-out harmful prompts, heads chosen on {heads.n_selection} others"
-    items: list[Item] = [
-        Figure(
-            "head-map",
-            plot_head_contributions(heads),
-            "What each head writes along the direction at the last position; the top heads are labelled. Click a head, "
-            "or pick it from the list below, to see it up close.",
-            n=n,
-            control="the same heads on harmless prompts, in the figures below",
-            data=heads.reported.to_frame(),
-            picks="heads",
-            wide=heads.reported.mean.shape[1] > 12,
-        ),
-        head_picker(inside, heads),
-        Figure(
-            "head-report",
-            plot_top_heads(heads),
-            "The chosen heads on held-out harmful prompts and on harmless ones, with 95% bootstrap intervals.",
-            n=n,
-            control="harmless prompts",
-            data=heads.to_frame(),
-            wide=False,
-        ),
-    ]
-    if causal is not None:
-        items.append(
-            Figure(
-                "causal-check",
-                plot_causal_check(causal),
-                "Left: change of the refusal metric when heads are replaced. Right: predicted against measured change, "
-                "one point per head. 95% bootstrap intervals.",
-                n=f"{causal.n_reported} held-out harmful prompts",
-                control="random heads of the same layers",
-                data=causal.to_frame(),
-            )
+def _heads(inside: Inside, heads: TopHeads) -> Iterator[Item]:
+    """The map, every head up close, the chosen ones, and what the model does without them."""
+    n = f"{heads.n_reported} held-out harmful prompts"
+    chosen = f"{n}, heads chosen on {heads.n_selection} others"
+    caption = (
+        "What each head writes along the direction at the last position; the top heads are labelled. Click a head, or "
+        "pick it from the list below, to see it up close."
+    )
+    rest = ("the same heads on harmless prompts, in the figures below", heads.reported.to_frame(), "heads")
+    yield Figure("head-map", heads.plot("map"), caption, chosen, *rest, wide=heads.reported.mean.shape[1] > 12)
+    yield head_picker(inside, heads)
+    caption = "The chosen heads on held-out harmful prompts and on harmless ones, with 95% bootstrap intervals."
+    drawn = heads.plot("top heads")
+    yield Figure("head-report", drawn, caption, chosen, "harmless prompts", heads.to_frame(), wide=False)
+    if inside.causal is not None:
+        caption = (
+            "Left: change of the refusal metric when heads are replaced. Right: predicted against measured change, one "
+            "point per head. 95% bootstrap intervals."
         )
-    return items
+        n, control = f"{inside.causal.n_reported} held-out harmful prompts", "random heads of the same layers"
+        yield Figure("causal-check", inside.causal.plot(), caption, n, control, inside.causal.to_frame())
 
 
 def head_picker(inside: Inside, heads: TopHeads) -> Picker:
     """Every head, strongest first: what it writes on each prompt, from which tokens, and where it looks."""
-    mean = heads.reported.mean
     options = []
     for rank, head in enumerate(heads.ranked()):
-        label = head_label(*head)
-        chosen = ", chosen" if head in heads.heads else ""
-        items = _head_items(inside, heads, head) if rank < MAX_HEADS else (_not_stored(label),)
-        options.append(Option(label, items, f"{label} ({float(mean[head]):+.3f}{chosen})"))
+        label, chosen = head_label(*head), ", chosen" if head in heads.heads else ""
+        items = tuple(_head_items(inside, heads, head)) if rank < MAX_HEADS else (_not_stored(label),)
+        options.append(Option(label, items, f"{label} ({float(heads.reported.mean[head]):+.3f}{chosen})"))
     return Picker("heads", "head", tuple(options))
 
 
@@ -167,123 +124,80 @@ def _not_stored(label: str) -> Note:
     )
 
 
-def _head_items(inside: Inside, heads: TopHeads, head: Head) -> tuple[Item, ...]:
-    sources, patterns = inside.sources, inside.patterns
-    label = head_label(*head)
-    found = mean_interval(heads.reported.values[head].tolist())
-    n = f"{heads.n_reported} held-out harmful prompts"
-    contrast = "none: the study has no harmless prompts here"
+def _head_items(inside: Inside, heads: TopHeads, head: Head) -> Iterator[Item]:
+    patterns, label = inside.patterns, head_label(*head)
+    found = heads.reported.interval(*head)
+    control = "none: the study has no harmless prompts here"
     if heads.contrast is not None:
-        other = mean_interval(heads.contrast.values[head].tolist())
-        contrast = f"{other.n} harmless prompts: {other.mean:.3f} [{other.low:.3f}, {other.high:.3f}]"
-    items: list[Item] = [
-        Figure(
-            f"head-{label}",
-            plot_head(heads, head),
-            f"What {label} writes along the direction, one point per prompt: mean {found.mean:.3f} [{found.low:.3f}, "
-            f"{found.high:.3f}], adjusted p {float(heads.p_values[head]):.2g}.",
-            n=n,
-            control=contrast,
-            wide=False,
+        other = heads.contrast.interval(*head)
+        control = f"{other.n} harmless prompts: {other.mean:.3f} [{other.low:.3f}, {other.high:.3f}]"
+    caption = (
+        f"What {label} writes along the direction, one point per prompt: mean {found.mean:.3f} [{found.low:.3f}, "
+        f"{found.high:.3f}], adjusted p {float(heads.p_values[head]):.2g}."
+    )
+    n = f"{heads.n_reported} held-out harmful prompts"
+    yield Figure(f"head-{label}", heads.plot("head", head=head), caption, n, control, wide=False)
+    if inside.sources is not None:
+        yield _token_picker(inside.sources, head)
+    if patterns is None or head not in patterns.heads:
+        yield Note(
+            f"The whole attention pattern of {label} was not stored, to keep the page small: above is its attention "
+            "from the last token."
         )
-    ]
-    if sources is not None:
-        items.append(_token_picker(sources, head))
-    if patterns is not None and head in patterns.heads:
-        items.append(
-            Figure(
-                f"head-{label}-pattern",
-                plot_attention(patterns, head),
-                f"Where every token (row) looks through {label} (column), on the prompt {_short(patterns.prompt)!r}.",
-                n="1 prompt",
-                control="none applies: one head on one prompt",
-                wide=len(patterns.tokens) > 8,
-            )
-        )
-    else:
-        items.append(
-            Note(
-                f"The whole attention pattern of {label} was not stored, to keep the page small: above is its "
-                "attention from the last token."
-            )
-        )
-    return tuple(items)
+        return
+    caption = f"Where every token (row) looks through {label} (column), on the prompt {shortened(patterns.prompt)!r}."
+    drawn, wide = patterns.plot(head=head), len(patterns.tokens) > 8
+    yield Figure(f"head-{label}-pattern", drawn, caption, "1 prompt", SINGLE, wide=wide)
 
 
 def _token_picker(sources: SourceContributions, head: Head) -> Picker:
     """From which tokens one head writes, by prompt."""
     label, options = head_label(*head), []
+    caption = (
+        f"Above: attention of {label} from the last position to each token of the prompt. Below: what it takes from "
+        "that token along the direction; the bars add up to what the head writes on this prompt."
+    )
     for i, prompt in enumerate(sources.prompts[:MAX_PROMPTS]):
-        figure = Figure(
-            f"head-{label}-tokens-{i}",
-            plot_head_tokens(sources, i, head),
-            f"Above: attention of {label} from the last position to each token of the prompt. Below: what it takes "
-            "from that token along the direction; the bars add up to what the head writes on this prompt.",
-            n="1 prompt",
-            control=EXACT,
-        )
-        options.append(Option(str(i), (figure,), _short(prompt)))
+        drawn = sources.plot("head", prompt=i, head=head)
+        figure = Figure(f"head-{label}-tokens-{i}", drawn, caption, "1 prompt", EXACT)
+        options.append(Option(str(i), (figure,), shortened(prompt)))
     return Picker(f"head-{label}-prompts", "prompt", tuple(options), sync="head-prompt")
 
 
-def _short(prompt: str, limit: int = 60) -> str:
-    return prompt if len(prompt) <= limit else prompt[: limit - 1] + "…"
-
-
-def _tokens(inside: Inside) -> list[Item]:
-    propagation, sources, patterns, heads = inside.propagation, inside.sources, inside.patterns, inside.heads
-    items: list[Item] = []
+def _tokens(inside: Inside) -> Iterator[Item]:
+    """How the direction travels, from where the top heads take it, and where they look."""
+    propagation, sources, heads = inside.propagation, inside.sources, inside.heads
     if propagation is not None:
-        items.append(
-            Figure(
-                "propagation",
-                plot_propagation(propagation),
-                "Projection on the direction by layer and token, from the instruction to the last position: where the "
-                "direction appears, and how it travels.",
-                n=f"{propagation.projection.shape[-2]} held-out harmful prompts",
-                control="harmless prompts, in the trace above (last position)",
-                data=propagation.to_frame(),
-            )
+        caption = (
+            "Projection on the direction by layer and token, from the instruction to the last position: where the "
+            "direction appears, and how it travels."
         )
+        n = f"{propagation.projection.shape[-2]} held-out harmful prompts"
+        control = "harmless prompts, in the trace above (last position)"
+        yield Figure("propagation", propagation.plot(), caption, n, control, propagation.to_frame())
     if heads is None or sources is None:
-        return items
-    items.append(
-        Figure(
-            "sources",
-            plot_sources_by_region(sources, heads.heads),
-            "Where the top heads take what they write along the direction, by region of the prompt.",
-            n=f"{len(sources.tokens)} held-out harmful prompts",
-            control=EXACT,
-            data=sources.to_frame(heads.heads),
-            wide=False,
-        )
-    )
-    if patterns is not None:
-        items += _attention(heads, sources, patterns)
-    return items
+        return
+    caption = "Where the top heads take what they write along the direction, by region of the prompt."
+    drawn, n = sources.plot("by region", heads=heads.heads), f"{len(sources.tokens)} held-out harmful prompts"
+    yield Figure("sources", drawn, caption, n, EXACT, sources.to_frame(heads.heads), wide=False)
+    if inside.patterns is not None:
+        yield from _attention(heads, sources, inside.patterns)
 
 
-def _attention(heads: TopHeads, sources: SourceContributions, patterns: AttentionPatterns) -> tuple[Item, ...]:
+def _attention(heads: TopHeads, sources: SourceContributions, patterns: AttentionPatterns) -> Iterator[Item]:
     """The top heads on one prompt: where they look, and what each token gives."""
-    notice = attention_notice(patterns)
     top = [i for i, head in enumerate(patterns.heads) if head in heads.heads]
     few = replace(patterns, values=patterns.values[top], heads=tuple(patterns.heads[i] for i in top))
-    prompt = min(range(len(sources.tokens)), key=lambda i: sources.prompts[i] != patterns.prompt)
-    return (
-        Widget(
-            "attention",
-            *attention_props(few),
-            f"Attention of the top heads on the prompt {_short(patterns.prompt)!r}: point at a head or click it, then "
-            "point at a token." + (f" {notice}." if notice else ""),
-            n="1 prompt",
-            control="none applies: single heads on one prompt",
-        ),
-        Widget(
-            "source-tokens",
-            *tokens_props(sources, prompt, heads.heads),
-            "What each token of that prompt writes into the direction through the top heads: red towards refusal, "
-            f"blue away. Sum {float(torch.as_tensor(sources.of_prompt(prompt, list(heads.heads))).sum()):.3f}.",
-            n="1 prompt",
-            control=EXACT,
-        ),
+    notice = attention_notice(patterns)
+    caption = (
+        f"Attention of the top heads on the prompt {shortened(patterns.prompt)!r}: point at a head or click it, then "
+        "point at a token." + (f" {notice}." if notice else "")
     )
+    control = "none applies: single heads on one prompt"
+    yield Widget("attention", *attention_props(few), caption, "1 prompt", control)
+    prompt = min(range(len(sources.tokens)), key=lambda i: sources.prompts[i] != patterns.prompt)
+    caption = (
+        "What each token of that prompt writes into the direction through the top heads: red towards refusal, blue "
+        f"away. Sum {float(sources.of_prompt(prompt, heads.heads).sum()):.3f}."
+    )
+    yield Widget("source-tokens", *tokens_props(sources, prompt, heads.heads), caption, "1 prompt", EXACT)

@@ -37,9 +37,6 @@ def source_contributions(
     Grouped-query attention and post-norms included; sums over sources to ``heads``.
 
     Args:
-        model: the model.
-        prompts: requests.
-        direction: its unit vector is used.
         suffixes: one per prompt (with its leading space), or None.
         pos: the destination, counted from the end.
         check: verify that sources sum to z · W_O r̂.
@@ -96,11 +93,7 @@ class _Grid(Reader[dict[str, Tensor]]):
 
 
 def propagation(
-    model: HookedChatModel,
-    prompts: PromptsLike,
-    direction: DirectionLike,
-    *,
-    suffixes: Sequence[str] | None = None,
+    model: HookedChatModel, prompts: PromptsLike, direction: DirectionLike, *, suffixes: Sequence[str] | None = None
 ) -> Propagation:
     """The projection on r̂ at every layer and token, and what attention and MLP wrote there along r̂.
 

@@ -32,15 +32,9 @@ def _heads(job: Job, prompts: Pair, selection: Selection) -> TopHeads:
     from .ranking import top_heads
 
     harmful, harmless = prompts
+    choosing, reported, top = harmful.val.texts, harmful.test.texts, min(TOP, job.model.n_heads)
     with job.progress("attribute heads", 0):
-        return top_heads(
-            job.model,
-            harmful.val.texts,
-            harmful.test.texts,
-            selection.chosen,
-            contrast=harmless.test.texts,
-            top=min(TOP, job.model.n_heads),
-        )
+        return top_heads(job.model, choosing, reported, selection.chosen, contrast=harmless.test.texts, top=top)
 
 
 def _causal(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,8 +14,19 @@ from torch import Tensor
 from ..records.base import Record
 from ..records.direction import Direction
 from ..records.labels import REGIONS, Head, head_label, index_of
-from ..stats import columns, mean_interval
+from ..stats import Interval, columns, mean_interval
 from .records import HeadContributions
+
+
+def inside(bounds: Int[Tensor, "prompt 2"], width: int) -> Bool[Tensor, "prompt width"]:
+    """Which of ``width`` tokens lie in [start, stop)."""
+    index = torch.arange(width)
+    return (index >= bounds[:, :1]) & (index < bounds[:, 1:])
+
+
+def _mean(values: Float[Tensor, "prompt"]) -> Interval:
+    """Over the prompts that have a value."""
+    return mean_interval([v for v in values.tolist() if v == v])
 
 
 @dataclass(frozen=True)
@@ -30,9 +42,7 @@ class SourceContributions(
         bounds: [start, stop) of every region of every prompt on the source axis, in the order of ``regions``.
         tokens: text of every prompt's tokens, without padding.
         prompts: the requests with their suffixes.
-        direction: the direction.
         pos: the destination, counted from the end.
-        regions: names of the regions.
     """
 
     values: Float[Tensor, "layer head prompt source"]
@@ -46,9 +56,8 @@ class SourceContributions(
 
     def region_mask(self, name: str) -> Bool[Tensor, "prompt source"]:
         """Which sources belong to a region."""
-        index = torch.arange(self.values.shape[-1])[None]
-        bounds = self.bounds[:, index_of(self.regions, name, "region", "a SourceContributions")]
-        return (index >= bounds[:, :1]) & (index < bounds[:, 1:])
+        region = index_of(self.regions, name, "region", "a SourceContributions")
+        return inside(self.bounds[:, region], self.values.shape[-1])
 
     def by_region(self) -> Float[Tensor, "layer head prompt region"]:
         """Contributions summed over each region's tokens; sums over regions to the head's contribution."""
@@ -65,11 +74,9 @@ class SourceContributions(
             heads: these heads; all if None.
         """
         values, attention = self.by_region().mean(2), self.attention_by_region().mean(2)
-        n_layers, n_heads = values.shape[:2]
-        every = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
         rows = [
             (head_label(*head), region, float(values[(*head, i)]), float(attention[(*head, i)]), len(self.prompts))
-            for head in (every if heads is None else heads)
+            for head in (itertools.product(*map(range, values.shape[:2])) if heads is None else heads)
             for i, region in enumerate(self.regions)
         ]
         return pd.DataFrame(rows, columns=["head", "region", "along_direction", "attention", "n"])
@@ -81,13 +88,10 @@ class SourceContributions(
         """Summed over sources."""
         return HeadContributions(self.values.sum(-1), self.direction, self.prompts, self.pos)
 
-    def of_prompt(self, prompt: int, heads: list[Head] | None = None) -> Float[Tensor, "source"]:
+    def of_prompt(self, prompt: int, heads: Sequence[Head] | None = None) -> Float[Tensor, "source"]:
         """Contribution of each token of one prompt, summed over heads (all of them if None), without padding."""
-        values = self.values[:, :, prompt]
-        row = (
-            values.sum((0, 1)) if heads is None else torch.stack([values[layer, head] for layer, head in heads]).sum(0)
-        )
-        return row[row.shape[0] - len(self.tokens[prompt]) :]
+        values = self.values[:, :, prompt, -len(self.tokens[prompt]) :]
+        return values.sum((0, 1)) if heads is None else torch.stack([values[a, b] for a, b in heads]).sum(0)
 
 
 @dataclass(frozen=True)
@@ -95,10 +99,8 @@ class AttentionPatterns(Record, axes={"head": "labels"}):
     """Whole attention patterns of a few heads on one prompt, for CircuitsVis.
 
     Attributes:
-        values: attention weights.
         heads: (layer, head) of the first axis.
         tokens: text of the prompt's tokens.
-        prompt: the request.
     """
 
     values: Float[Tensor, "head dest src"]
@@ -140,35 +142,30 @@ class Propagation(Record, axes={"prompt": "prompts", "region": "regions"}):
 
         Regions that no prompt has (e.g. suffix) are left out.
         """
-        present = (self.bounds[..., 1] > self.bounds[..., 0]).any(0)
-        named = [name for name, here in zip(self.regions, present.tolist(), strict=True) if here]
-        n = len(self.post_labels)
-        last = [f"{label} ({i - n})" for i, label in enumerate(self.post_labels)]
-        return (*(name for name in named if name != "template_post"), *last)
+        present = (self.bounds[..., 1] > self.bounds[..., 0]).any(0).tolist()
+        named = [name for name, here in zip(self.regions, present, strict=True) if here and name != "template_post"]
+        return (*named, *(f"{label} ({i - len(self.post_labels)})" for i, label in enumerate(self.post_labels)))
 
     def to_frame(self) -> pd.DataFrame:
         """One row per site and column: mean projection on r̂ over the prompts that have the column."""
         grid = self.by_column()
-        rows = []
-        for site in range(grid.shape[0]):
-            for j, column in enumerate(self.columns):
-                if values := [v for v in grid[site, :, j].tolist() if v == v]:
-                    found = mean_interval(values)
-                    rows.append({"site": site, "column": column, **columns(found, "mean"), "n": found.n})
+        rows = [
+            {"site": site, "column": column, **columns(found, "mean"), "n": found.n}
+            for site in range(grid.shape[0])
+            for j, column in enumerate(self.columns)
+            if (found := _mean(grid[site, :, j])).n
+        ]
         return pd.DataFrame(rows)
 
     def by_column(self, what: str = "projection") -> Float[Tensor, "rows prompt column"]:
         """``projection``, ``attn`` or ``mlp`` averaged over each column's tokens; NaN where a prompt has none."""
         x = getattr(self, what)
         n_post = len(self.post_labels)
-        index = torch.arange(x.shape[-1])[None]
         found = []
         for name in self.columns[: len(self.columns) - n_post]:
-            bounds = self.bounds[:, self.regions.index(name)]
-            mask = (index >= bounds[:, :1]) & (index < bounds[:, 1:])
+            mask = inside(self.bounds[:, self.regions.index(name)], x.shape[-1])
             found.append(torch.where(mask, x, 0).sum(-1) / torch.where(mask, 1.0, 0.0).sum(-1))
-        found += [x[..., -n_post + i] for i in range(n_post)]
-        return torch.stack(found, -1)
+        return torch.stack([*found, *(x[..., i - n_post] for i in range(n_post))], -1)
 
     def movers(self, top: int = 10) -> pd.DataFrame:
         """The writes that moved the projection most, by mean magnitude: component, layer, column, mean, low, high."""
@@ -178,7 +175,6 @@ class Propagation(Record, axes={"prompt": "prompts", "region": "regions"}):
             means = grid.nanmean(1)
             for flat in means.abs().nan_to_num(-1).flatten().topk(min(top, means.numel())).indices.tolist():
                 layer, column = divmod(flat, means.shape[1])
-                found = mean_interval([v for v in grid[layer, :, column].tolist() if v == v])
                 place = {"component": f"L{layer} {what}", "layer": layer, "column": self.columns[column]}
-                rows.append({**place, **columns(found, "mean")})
+                rows.append({**place, **columns(_mean(grid[layer, :, column]), "mean")})
         return pd.DataFrame(rows).sort_values("mean", key=abs, ascending=False, ignore_index=True).head(top)

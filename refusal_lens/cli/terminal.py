@@ -1,7 +1,5 @@
 """Shared by the commands: consoles, progress bars, quiet runs, and the log of a batch job."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys

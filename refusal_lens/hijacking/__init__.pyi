@@ -3,8 +3,8 @@ from .causal_records import CausalTest as CausalTest
 from .causal_records import CausalTests as CausalTests
 from .controls import random_controls as random_controls
 from .controls import shuffled_controls as shuffled_controls
+from .detection import Detectors as Detectors
 from .detection import detectors as detectors
-from .detector_records import Detectors as Detectors
 from .investigation import Settings as Settings
 from .investigation import investigate as investigate
 from .mechanisms import Mechanism as Mechanism

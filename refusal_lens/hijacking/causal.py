@@ -1,8 +1,9 @@
-"""Does a suffix work through the heads' attention to it? Cut edges, patch heads, restore the direction, each against
+"""Does a suffix work through the heads' attention to it? Cut edges, patch heads, restore the direction, each beside
 random heads of the same layers and a norm-matched placebo."""
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -56,21 +57,20 @@ def causal_tests(
         seed: of these draws and of the placebo's directions.
     """
     named = tuple((int(a), int(b)) for a, b in heads)
-    rng = random.Random(seed)
-    draws = tuple(random_heads(model, named, rng) for _ in range(n_random))
-    draws = tuple(d for d in draws if d)
-    every = every_head(model)
-    others = tuple(h for h in every if h not in named)
+    rng, every = random.Random(seed), every_head(model)
+    draws = tuple(draw for _ in range(n_random) if (draw := random_heads(model, named, rng)))
+    firsts = [tuple(head for head in draw if head[0] == named[0][0])[:1] for draw in draws]
+    others = tuple(head for head in every if head not in named)
     bench = _Bench(model, plain, suffixed, direction, refusal_tokens, seed)
     tests = [
         bench.test("cut top heads", "cut", named, draws, max_new_tokens=max_new_tokens),
-        bench.test("cut the first top head", "cut", named[:1], tuple(d[:1] for d in same_layer(draws, named[0]))),
-        bench.test("cut all heads", "cut", every, (), max_new_tokens=max_new_tokens),
-        bench.test("cut all other heads", "cut", others, (), max_new_tokens=max_new_tokens),
+        bench.test("cut the first top head", "cut", named[:1], tuple(filter(None, firsts))),
+        bench.test("cut all heads", "cut", every, max_new_tokens=max_new_tokens),
+        bench.test("cut all other heads", "cut", others, max_new_tokens=max_new_tokens),
     ]
-    for start, reverse in (("", False), ("reverse: ", True)):
-        for kind in PATCHES:
-            tests.append(bench.test(f"{start}patch {kind} of top heads", kind, named, draws, reverse=reverse))
+    for start, kind in itertools.product(("", "reverse: "), PATCHES):
+        name = f"{start}patch {kind} of top heads"
+        tests.append(bench.test(name, kind, named, draws, reverse=bool(start)))
     tests.append(bench.restore())
     return CausalTests(tuple(tests), plain.metric, suffixed.metric, named, draws, plain.refused, suffixed.refused)
 
@@ -80,6 +80,7 @@ class _Run:
     """One batch of one condition. Everything here acts on post-instruction positions only, so what stands before them
     is run once and kept as keys and values, where the model's attention allows it (``backend.supports_prefix``)."""
 
+    model: HookedChatModel
     tokens: Tokens
     tail: Tokens
     prefix: PrefixCache | None = None
@@ -89,19 +90,26 @@ class _Run:
     def of(cls, model: HookedChatModel, tokens: Tokens) -> _Run:
         tokens = numbered(tokens)  # values of an interchange have the batch's own rows
         if not model.backend.supports_prefix or model.counts_positions:
-            return cls(tokens, tokens)
+            return cls(model, tokens, tokens)
         ids, mask, n = tokens.ids, tokens.mask, tokens.n_post
         tail = Tokens(ids[:, -n:], mask[:, -n:], tokens.spans, tokens.indices)
-        return cls(tokens, tail, model.prefix_cache(ids[:, :-n], mask=mask[:, :-n]), mask[:, :-n])
+        return cls(model, tokens, tail, model.prefix_cache(ids[:, :-n], mask=mask[:, :-n]), mask[:, :-n])
 
-    def logits(self, model: HookedChatModel) -> Float[Tensor, "batch vocab"]:
+    def logits(self) -> Float[Tensor, "batch vocab"]:
         """Logits of the last position under the active interventions."""
-        return model.logits(self.tail, prefix=self.prefix, prefix_mask=self.prefix_mask)[:, -1]
+        return self.model.logits(self.tail, prefix=self.prefix, prefix_mask=self.prefix_mask)[:, -1]
 
-    def cache(self, model: HookedChatModel, names: Iterable[str], pattern: bool = False) -> dict[str, Tensor]:
+    def cache(self, names: Iterable[str], pattern: bool = False) -> dict[str, Tensor]:
         """Activations at the post-instruction positions; attention patterns are of all that were run."""
         last = None if pattern else slice(-self.tokens.n_post, None)
-        return model.cache(self.tail, names, last, prefix=self.prefix, prefix_mask=self.prefix_mask)
+        return self.model.cache(self.tail, names, last, prefix=self.prefix, prefix_mask=self.prefix_mask)
+
+    def last_z(self) -> Float[Tensor, "layer batch last head d_head"]:
+        """z at the post-instruction positions, float32 or better."""
+        model = self.model
+        found = self.cache([f"blocks.{layer}.attn.hook_z" for layer in range(model.n_layers)])
+        rows = [wide(x).reshape(*x.shape[:2], model.n_heads, model.d_head) for x in found.values()]
+        return torch.stack(rows).to(wide_dtype(model))
 
 
 @dataclass(frozen=True)
@@ -135,41 +143,37 @@ class _Bench:
             for batch in model.batches(dirty, max_tokens=1024)
         ]
 
-    # -- one test -------------------------------------------------------------------------------------------
     def test(
         self,
         name: str,
         kind: str,
         heads: tuple[Head, ...],
-        draws: tuple[tuple[Head, ...], ...],
+        draws: tuple[tuple[Head, ...], ...] = (),
         *,
         reverse: bool = False,
         max_new_tokens: int = 0,
     ) -> CausalTest:
         """The intervention on ``heads``, on each draw of random heads, and its placebo."""
-        metric, placebo = torch.empty(self.n, dtype=torch.float64), torch.empty(self.n, dtype=torch.float64)
-        controls = torch.empty(len(draws), self.n, dtype=torch.float64)
+        grid = torch.empty(2 + len(draws), self.n, dtype=torch.float64)
+        metric, placebo, controls = grid[0], grid[1], grid[2:]
         refused = [False] * self.n
         for pair in self.pairs:
             into, source = (pair.clean, pair.dirty) if reverse else (pair.dirty, pair.clean)
             make = self._maker(kind, into, source, sorted({layer for layer, _ in heads}))
             metric[pair.rows] = self._metric(into, make(heads))
             placebo[pair.rows] = self._metric(into, self._placebo(into, make(heads)))
-            for i, draw in enumerate(draws):
-                controls[i, pair.rows] = self._metric(into, make(draw))
+            for control, draw in zip(controls, draws, strict=True):
+                control[pair.rows] = self._metric(into, make(draw))
             if max_new_tokens:
-                replies = self._replies(into.tokens, make(heads), max_new_tokens)
+                with self.model.hooks(make(heads)):
+                    replies = self.model.generate(into.tokens, max_new_tokens, batch_size=len(into.tokens))
                 for row, reply in zip(pair.rows, replies, strict=True):
                     refused[row] = is_refusal(reply)
         return CausalTest(name, reverse, metric, controls, placebo, tuple(refused) if max_new_tokens else ())
 
     def _metric(self, run: _Run, *interventions: Intervention | tuple[str, Callable]) -> Float[Tensor, "batch"]:
         with self.model.hooks(*interventions):
-            return refusal_log_odds(run.logits(self.model), self.ids).cpu()
-
-    def _replies(self, tokens: Tokens, intervention: Intervention, max_new_tokens: int) -> list[str]:
-        with self.model.hooks(intervention):
-            return self.model.generate(tokens, max_new_tokens, batch_size=len(tokens))
+            return refusal_log_odds(run.logits(), self.ids).cpu()
 
     def _maker(
         self, kind: str, into: _Run, source: _Run, layers: list[int]
@@ -179,50 +183,38 @@ class _Bench:
             return AttentionKnockout
         if kind == "pattern":
             names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in layers}
-            cached = source.cache(self.model, names.values(), pattern=True)
+            cached = source.cache(names.values(), pattern=True)
             patterns = {layer: cached[name][:, :, -self.n_post :] for layer, name in names.items()}
             columns = matching_columns(into.tokens, source.tokens)
             return lambda heads: InterchangePattern(heads, patterns, columns)
-        z = self._last_z(source)
+        z = source.last_z()
         if kind == "output":
             return lambda heads: InterchangeHeads(heads, z)
         along = torch.einsum("lbqhd,lhd->lhbq", z, self.readout.heads.to(z))
-        for layer, scale in self._scales(source).items():
-            along[layer] = along[layer] / scale
+        scales = {layer: site for layer, site in enumerate(self.readout.scale_sites) if site}
+        cached = source.cache(scales.values()) if scales else {}
+        for layer, site in scales.items():
+            along[layer] = along[layer] / wide(cached[site][..., 0])
         return lambda heads: InterchangeWrites(heads, self.readout, along)
-
-    def _last_z(self, run: _Run) -> Float[Tensor, "layer batch last head d_head"]:
-        m = self.model
-        names = [f"blocks.{layer}.attn.hook_z" for layer in range(m.n_layers)]
-        cached = run.cache(m, names)
-        rows = [wide(cached[name]).reshape(len(run.tokens), self.n_post, m.n_heads, m.d_head) for name in names]
-        return torch.stack(rows).to(wide_dtype(m))
-
-    def _scales(self, run: _Run) -> dict[int, Float[Tensor, "batch last"]]:
-        sites = {layer: site for layer, site in enumerate(self.readout.scale_sites) if site}
-        cached = run.cache(self.model, sites.values()) if sites else {}
-        return {layer: wide(cached[site][..., 0]) for layer, site in sites.items()}
 
     def _placebo(self, run: _Run, intervention: HeadsIntervention) -> NormMatchedPlacebo:
         """A change of attention's output in a random direction, as large as the one that ``intervention`` makes at
         each layer with such a head, prompt and post-instruction position."""
         names = [f"blocks.{layer}.hook_attn_out" for layer in intervention.by_layer(self.model)]
-        before = run.cache(self.model, names)
+        before = run.cache(names)
         with self.model.hooks(intervention):
-            after = run.cache(self.model, names)
+            after = run.cache(names)
         return NormMatchedPlacebo.between(before, after, self.seed + 1)
 
-    # -- the direction alone --------------------------------------------------------------------------------
     def restore(self) -> CausalTest:
         """Keep the suffix, and give the post-instruction positions the clean run's component along r̂ at every layer;
         the placebo makes the same moves along a random direction."""
-        m = self.model
-        metric, placebo = torch.empty(self.n, dtype=torch.float64), torch.empty(self.n, dtype=torch.float64)
+        metric, placebo = torch.empty(2, self.n, dtype=torch.float64)
         r = self.readout.vector
         other = orthogonal_like(r, self.seed + 2)
-        names = [f"blocks.{layer}.hook_resid_pre" for layer in range(m.n_layers)]
+        names = [f"blocks.{layer}.hook_resid_pre" for layer in range(self.model.n_layers)]
         for pair in self.pairs:
-            cached = pair.clean.cache(m, names)
+            cached = pair.clean.cache(names)
             wanted = torch.stack([wide(cached[name]).to(r) @ r for name in names])
             before: dict[str, Tensor] = {}
             # Hooks act in the order given, so this one sees the stream before each move.
@@ -235,12 +227,6 @@ class _Bench:
 
 def _keep_last(kept: dict[str, Tensor], name: str, n: int, x: Tensor, hook: object) -> None:
     kept[name] = x[:, -n:].clone()
-
-
-def same_layer(draws: tuple[tuple[Head, ...], ...], head: Head) -> tuple[tuple[Head, ...], ...]:
-    """Of each draw, the heads in the layer of ``head``."""
-    found = (tuple(h for h in draw if h[0] == head[0]) for draw in draws)
-    return tuple(d for d in found if d)
 
 
 def matching_columns(into: Tokens, source: Tokens) -> Int[Tensor, "batch src"]:

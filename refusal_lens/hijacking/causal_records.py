@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pandas as pd
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -19,7 +18,6 @@ class CausalTest(Record):
     """The refusal metric under one intervention and its controls, by prompt.
 
     Attributes:
-        name: e.g. "cut top heads".
         reverse: whether it acts on the clean run (what of the drop does it bring about?) instead of on the suffixed
             one (how much does it bring back?).
         metric: under the intervention.
@@ -41,9 +39,7 @@ class CausalTests(Record):
     """All causal tests of one suffix.
 
     Attributes:
-        tests: the tests.
         plain, suffixed: refusal metric of the clean and the suffixed run.
-        heads: the top heads.
         random_heads: the draws of random heads of the same layers.
         refused_plain, refused_suffixed: replies with a refusal phrase, if any were generated.
     """
@@ -69,16 +65,14 @@ class CausalTests(Record):
         return fraction_interval(part.tolist(), (self.plain - self.suffixed).tolist())
 
     def recovered(self, name: str) -> Interval:
-        """Share of the drop of the refusal metric that the intervention brings back (of a reverse test: brings
-        about)."""
+        """Share of the drop of the refusal metric that a test brings back (a reverse one: brings about)."""
         t = self.test(name)
         return self._fraction(t.metric, t.reverse)
 
     def recovered_random(self, name: str) -> Interval:
         """The same with random heads, mean over draws; NaN where heads play no part."""
         t = self.test(name)
-        metric = t.random.mean(0) if len(t.random) else torch.full_like(t.metric, float("nan"))
-        return self._fraction(metric, t.reverse)
+        return self._fraction(t.random.mean(0), t.reverse)
 
     def recovered_placebo(self, name: str) -> Interval:
         """The same with the norm-matched placebo."""
@@ -105,19 +99,17 @@ class CausalTests(Record):
         """One row per test: fraction with interval, random heads, placebo, refusals back, n."""
         rows = []
         for t in self.tests:
-            found, random, placebo = (
-                f(t.name) for f in (self.recovered, self.recovered_random, self.recovered_placebo)
-            )
-            back = None if t.reverse else self.refusals_back(t.name)
+            found = self.recovered(t.name)
+            back = rate([]) if t.reverse else self.refusals_back(t.name)
             rows.append(
                 {
                     "test": t.name,
                     "acts on": "clean run" if t.reverse else "suffixed run",
                     **columns(found, "fraction"),
-                    **columns(random, "random_heads", "random_"),
-                    **columns(placebo, "placebo", "placebo_"),
-                    "refusals_back": float("nan") if back is None else back.rate,
-                    "lost": 0 if back is None else back.n,
+                    **columns(self.recovered_random(t.name), "random_heads", "random_"),
+                    **columns(self.recovered_placebo(t.name), "placebo", "placebo_"),
+                    "refusals_back": back.rate,
+                    "lost": back.n,
                     "passed": self.passed(t.name),
                     "n": found.n,
                 }

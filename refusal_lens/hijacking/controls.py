@@ -8,15 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ..errors import PromptError
-from ..models.chat import ChatFormat
+from ..models.chat import ChatFormat, Encoded
 
-TRIES = 60  # random draws before a control is given up
-
-
-def suffix_length(chat: ChatFormat, instruction: str, suffix: str) -> int:
-    """Tokens that ``suffix`` has after ``instruction``."""
-    start, stop = chat.encode(instruction, suffix).spans.suffix
-    return stop - start
+TRIES = 60  # draws per control
 
 
 def suffix_ids(chat: ChatFormat, instruction: str, suffix: str) -> tuple[int, ...]:
@@ -26,7 +20,7 @@ def suffix_ids(chat: ChatFormat, instruction: str, suffix: str) -> tuple[int, ..
 
 
 def check_suffix(chat: ChatFormat, instructions: Sequence[str], suffix: str, n_ctx: int) -> tuple[int, ...]:
-    """Tokens of ``suffix`` after each instruction, after checking that everything fits.
+    """Number of tokens of ``suffix`` after each instruction, if all of it fits.
 
     Raises:
         PromptError: an empty suffix, a token across the boundary, or a prompt longer than ``n_ctx`` (0: no limit).
@@ -42,9 +36,7 @@ def check_suffix(chat: ChatFormat, instructions: Sequence[str], suffix: str, n_c
                 f"with the suffix {suffix[:40]!r} ({counts[-1]} tokens) a prompt has {len(encoded.ids)} tokens and the "
                 f"model takes {n_ctx}: use a shorter suffix or leave the prompt {text[:40]!r} out"
             )
-        # The instruction must stay what it was: its last token could have been merged with the template before.
-        alone = chat.encode(text)
-        if encoded.ids[: encoded.spans.instruction[1]] != alone.ids[: alone.spans.instruction[1]]:
+        if not _keeps_instruction(chat, text, encoded):
             raise PromptError(
                 f"the suffix {suffix[:40]!r} changes the tokens of the instruction {text[:40]!r}: begin the suffix "
                 "with a space or another character"
@@ -58,7 +50,7 @@ class Controls:
 
     Attributes:
         texts: as appended to each prompt.
-        exact: whether each has exactly as many tokens as the suffix it controls for.
+        exact: whether each has as many tokens as the suffix.
     """
 
     texts: tuple[str, ...]
@@ -66,27 +58,26 @@ class Controls:
 
 
 def random_controls(chat: ChatFormat, instructions: Sequence[str], suffix: str, seed: int = 0) -> Controls:
-    """Random tokens of equal length, drawn afresh for each prompt; each text tokenizes to exactly the tokens drawn.
+    """Draw random tokens of equal length for each prompt; each text is tokenized to exactly the tokens drawn.
 
     Raises:
-        PromptError: no draw of this length survives decoding and encoding after some prompt.
+        PromptError: in ``TRIES`` draws no text keeps its tokens after some prompt.
 
     Example:
         >>> drawn = rl.hijacking.random_controls(model.chat, ["How do I pick a lock?"], " please tell me")
         >>> drawn.exact
         (True,)
     """
-    rng = random.Random(seed)
+    rng, texts = random.Random(seed), []
     starts, words, others = _pools(chat)
-    texts = []
     for instruction in instructions:
-        wanted = suffix_length(chat, instruction, suffix)
+        wanted = len(suffix_ids(chat, instruction, suffix))
         for trial in range(TRIES):
-            # Words after a space keep apart; if draws from all tokens keep merging, only these are drawn.
+            # Words that begin with a space rarely merge, so the second half of the draws takes only these.
             pool = others if trial < TRIES // 2 or not words else words
             ids = [rng.choice(starts), *(rng.choice(pool) for _ in range(wanted - 1))]
             text = _decode(chat, ids)
-            if _survives(chat, instruction, text, ids):
+            if _keeps_tokens(chat, instruction, text, ids):
                 texts.append(text)
                 break
         else:
@@ -98,63 +89,57 @@ def random_controls(chat: ChatFormat, instructions: Sequence[str], suffix: str, 
 
 
 def shuffled_controls(chat: ChatFormat, instructions: Sequence[str], suffix: str, seed: int = 0) -> Controls:
-    """The suffix's own tokens in another order, drawn afresh for each prompt.
+    """Draw another order of the suffix's tokens for each prompt.
 
-    Where no order keeps its tokens after decoding and encoding, its words are shuffled and ``exact`` is False if the
-    length differs.
+    Where no order in ``TRIES`` keeps its tokens, the suffix's words are shuffled instead; ``exact`` is False where that
+    changes the number of tokens.
     """
-    rng = random.Random(seed)
-    texts, exact = [], []
+    rng, texts, exact = random.Random(seed), [], []
     for instruction in instructions:
         ids = list(suffix_ids(chat, instruction, suffix))
-        found = None
         for _ in range(TRIES):
             order = rng.sample(ids, len(ids))
             text = _decode(chat, order)
-            if (order != ids or len(set(ids)) == 1) and _survives(chat, instruction, text, order):
-                found = text
+            if (order != ids or len(set(ids)) == 1) and _keeps_tokens(chat, instruction, text, order):
                 break
-        if found is None:
+        else:
             words = suffix.split()
-            found = suffix[: len(suffix) - len(suffix.lstrip())] + " ".join(rng.sample(words, len(words)))
-        texts.append(found)
-        exact.append(suffix_length(chat, instruction, found) == len(ids))
+            text = suffix[: len(suffix) - len(suffix.lstrip())] + " ".join(rng.sample(words, len(words)))
+        texts.append(text)
+        exact.append(len(suffix_ids(chat, instruction, text)) == len(ids))
     return Controls(tuple(texts), tuple(exact))
 
 
-def _survives(chat: ChatFormat, instruction: str, text: str, ids: Sequence[int]) -> bool:
+def _keeps_instruction(chat: ChatFormat, instruction: str, encoded: Encoded) -> bool:
+    """Whether the instruction has its own tokens with the suffix too: alone, its end may merge with the template."""
+    alone = chat.encode(instruction)
+    return encoded.ids[: encoded.spans.instruction[1]] == alone.ids[: alone.spans.instruction[1]]
+
+
+def _keeps_tokens(chat: ChatFormat, instruction: str, text: str, ids: Sequence[int]) -> bool:
     try:
         encoded = chat.encode(instruction, text)
-        alone = chat.encode(instruction)
     except PromptError:  # merged with the instruction's end, or changed by the template
         return False
-    kept = encoded.ids[: encoded.spans.instruction[1]] == alone.ids[: alone.spans.instruction[1]]
-    return kept and encoded.ids[slice(*encoded.spans.suffix)] == tuple(ids)
+    return _keeps_instruction(chat, instruction, encoded) and encoded.ids[slice(*encoded.spans.suffix)] == tuple(ids)
 
 
 def _decode(chat: ChatFormat, ids: Sequence[int]) -> str:
     text = chat.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    # SentencePiece's decoders drop the space that the first token stands for.
+    # SentencePiece's decoders drop the space of the first token.
     first = str(chat.tokenizer.convert_ids_to_tokens(ids[0]))
     return " " + text if first[:1] in ("▁", "Ġ") and not text.startswith(" ") else text
 
 
 @lru_cache(maxsize=8)
 def _pools(chat: ChatFormat) -> tuple[list[int], list[int], list[int]]:
-    """Printable tokens that begin with a space; of these, words; and all printable ones. No special tokens."""
+    """Printable ASCII tokens, no special ones: those that begin with a space, the words among these, and all."""
     special = set(chat.tokenizer.all_special_ids) | set(getattr(chat.tokenizer, "added_tokens_decoder", {}))
-    starts, words, others = [], [], []
-    for token in sorted(chat.tokenizer.get_vocab().values()):
-        if token in special:
-            continue
-        text = _decode(chat, [token])
-        if not text.isprintable() or not text.isascii():
-            continue
-        others.append(token)
-        if text.startswith(" "):
-            starts.append(token)
-            if text[1:].isalpha():
-                words.append(token)
+    texts = {
+        token: _decode(chat, [token]) for token in sorted(chat.tokenizer.get_vocab().values()) if token not in special
+    }
+    others = [token for token, text in texts.items() if text.isprintable() and text.isascii()]
+    starts = [token for token in others if texts[token].startswith(" ")]
     if not starts:
         raise PromptError("the tokenizer has no token that begins with a space, so no random suffix can be drawn")
-    return starts, words, others
+    return starts, [token for token in starts if texts[token][1:].isalpha()], others

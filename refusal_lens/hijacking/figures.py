@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,21 +12,15 @@ from plotly.subplots import make_subplots
 from ..data.suffixes import Suffix
 from ..errors import LabelError
 from ..records.base import figure as registered
-from ..records.labels import REGIONS, visible
+from ..records.labels import REGIONS, shortened, visible
 from ..report import style
 from ..stats import mean_interval
 from .causal_records import CausalTests
-from .detector_records import Detectors
+from .detection import Detectors
 from .observation_records import Observation, SuffixResult, TokenEffects
 from .records import Investigation
 
-_COLOURS = {
-    "plain": style.RED,
-    "suffix": style.ORANGE,
-    "random": style.SKY,
-    "shuffled": style.PINK,
-    "harmless": style.BLUE,
-}
+_COLOURS = dict(plain=style.RED, suffix=style.ORANGE, random=style.SKY, shuffled=style.PINK, harmless=style.BLUE)
 Which = SuffixResult | Suffix | str | None  # a suffix of the investigation; None: the strongest
 PER_LINE = 12  # tokens of a suffix
 TRACES = {
@@ -44,12 +39,11 @@ def conditions(attack: Investigation, result: SuffixResult) -> list[Observation]
 
 def suffix_label(index: int, suffix: Suffix) -> str:
     """How lists and clicks name a suffix."""
-    text = visible(suffix.text.strip()).replace("␣", " ")
-    return f"{index + 1}. {text if len(text) <= 60 else text[:59] + '…'}"
+    return f"{index + 1}. {shortened(visible(suffix.text.strip()).replace('␣', ' '))}"
 
 
-def _marker(condition: str) -> dict[str, Any]:
-    return style.bar(_COLOURS[condition], "/" if condition in ("random", "shuffled") else "")
+def _is_control(condition: str) -> bool:
+    return condition in ("random", "shuffled")
 
 
 @registered("suffixes", Investigation)
@@ -59,35 +53,34 @@ def plot_suffix_ranking(attack: Investigation) -> go.Figure:
     note = "strength and universality" if rho != rho else f"Spearman {rho:.2f} (p = {p:.1g})"
     titles = (f"all suffixes (n = {attack.plain.n})", note)
     figure = style.panels(titles, column_widths=[0.6, 0.4], horizontal_spacing=0.12)
-    order = sorted(range(len(attack.suffixes)), key=lambda i: float(attack.screened[i].mean()))
-    universal, strength = attack.screened_universality(), attack.screened_strength.mean(1).tolist()
+    found = [mean_interval(row.tolist()) for row in attack.screened]
+    strengths, universal = attack.screened_strength.mean(1).tolist(), attack.screened_universality()
+    order = sorted(range(len(found)), key=lambda i: float(attack.screened[i].mean()))
     for is_attack, name, tint, shape in (
         (True, "meant to stop refusals", style.ORANGE, "circle"),
         (False, "benign or random", style.SKY, "diamond"),
     ):
-        rows = [(k, i) for k, i in enumerate(order, start=1) if attack.suffixes[i].is_attack == is_attack]
-        if not rows:
-            continue
-        found = [mean_interval(attack.screened[i].tolist()) for _, i in rows]
-        labels = [suffix_label(i, attack.suffixes[i]) for _, i in rows]
+        some = [i for i in order if attack.suffixes[i].is_attack == is_attack]
+        labels = [suffix_label(i, attack.suffixes[i]) for i in some]
         look = {"color": tint, "size": 9, "symbol": shape, "line": {"color": style.GREY, "width": 1}}
         shared = {"mode": "markers", "name": name, "legendgroup": name, "marker": look, "customdata": labels}
-        figure.add_scatter(
-            x=[i.mean for i in found],
-            y=[k for k, _ in rows],
-            error_x=style.error_bars(found),
-            hovertemplate="%{customdata}<br>refusal metric %{x:.2f}<extra></extra>",
-            **style.panel(1),
-            **shared,
-        )
-        figure.add_scatter(
-            x=[strength[i] for _, i in rows],
-            y=[universal[i].rate for _, i in rows],
-            showlegend=False,
-            hovertemplate="%{customdata}<br>share %{x:.2f}, metric below 0 on %{y:.0%}<extra></extra>",
-            **style.panel(2),
-            **shared,
-        )
+        if some:
+            figure.add_scatter(
+                x=[found[i].mean for i in some],
+                y=[order.index(i) + 1 for i in some],
+                error_x=style.error_bars(found[i] for i in some),
+                hovertemplate="%{customdata}<br>refusal metric %{x:.2f}<extra></extra>",
+                **style.panel(1),
+                **shared,
+            )
+            figure.add_scatter(
+                x=[strengths[i] for i in some],
+                y=[universal[i].rate for i in some],
+                showlegend=False,
+                hovertemplate="%{customdata}<br>share %{x:.2f}, metric below 0 on %{y:.0%}<extra></extra>",
+                **style.panel(2),
+                **shared,
+            )
     figure.add_vline(x=0, line_dash="dot", line_color=style.GREY, row=1, col=1)
     figure.add_vline(x=float(attack.plain.metric.mean()), line_color=style.RED, annotation_text="plain", row=1, col=1)
     figure.update_xaxes(title_text="refusal metric", row=1, col=1)
@@ -117,7 +110,7 @@ def plot_suffix_trace(
                 name=f"{o.condition}, n = {o.n}",
                 legendgroup=o.condition,
                 showlegend=col == 1,
-                line={"color": tint, "width": 2, "dash": "dash" if o.condition in ("random", "shuffled") else "solid"},
+                line={"color": tint, "width": 2, "dash": "dash" if _is_control(o.condition) else "solid"},
                 **place,
             )
         figure.add_vline(x=attack.direction.layer, line_dash="dot", line_color=style.GREY, row=1, col=col)
@@ -134,20 +127,17 @@ def plot_suffix_trace(
 def plot_suffix_heads(attack: Investigation, result: Which = None) -> go.Figure:
     """What the top heads write along r̂ under each condition, with 95% intervals (paper Fig. 6a)."""
     result = attack.result(result)
-    figure = go.Figure()
+    figure = go.Figure(layout_barmode="group")
+    shared = {
+        "customdata": [float(result.p_heads[head]) for head in attack.top_heads],
+        "hovertemplate": "%{x}: %{y:.3f}<br>random against suffix, adjusted p %{customdata:.2g}<extra></extra>",
+    }
     for o in conditions(attack, result):
-        style.add_bars(
-            figure,
-            attack.head_labels,
-            [mean_interval(o.heads[head].tolist()) for head in attack.top_heads],
-            f"{o.condition}, n = {o.n}",
-            marker=_marker(o.condition),
-            customdata=[float(result.p_heads[head]) for head in attack.top_heads],
-            hovertemplate="%{x}: %{y:.3f}<br>random against suffix, adjusted p %{customdata:.2g}<extra></extra>",
-        )
+        found = [mean_interval(o.heads[head].tolist()) for head in attack.top_heads]
+        marker = style.bar(_COLOURS[o.condition], "/" if _is_control(o.condition) else "")
+        style.add_bars(figure, attack.head_labels, found, f"{o.condition}, n = {o.n}", marker=marker, **shared)
     figure.update_yaxes(title_text="along r̂")
-    title = f"Top heads, chosen on {len(attack.head_prompts)} other prompts"
-    return style.finish(figure.update_layout(barmode="group"), title, height=420)
+    return style.finish(figure, f"Top heads, chosen on {len(attack.head_prompts)} other prompts", height=420)
 
 
 @registered("attention by region", Investigation)
@@ -198,11 +188,9 @@ def plot_split(attack: Investigation, result: Which = None, against: str = "rand
     changed, which add up to it."""
     result = attack.result(result)
     split = result.from_random if against == "random" else result.from_plain
-    figure = go.Figure()
-    for name, grid, tint in (
-        ("attention moved", split.moved, style.ORANGE),
-        ("values changed", split.changed, style.BLUE),
-    ):
+    figure = go.Figure(layout_barmode="relative")
+    parts = (("attention moved", split.moved, style.ORANGE), ("values changed", split.changed, style.BLUE))
+    for name, grid, tint in parts:
         found = [mean_interval(grid[head].tolist()) for head in attack.top_heads]
         hover = f"%{{x}}, {name}: %{{y:.3f}}<extra></extra>"
         style.add_bars(figure, attack.head_labels, found, name, marker_color=tint, hovertemplate=hover)
@@ -210,7 +198,6 @@ def plot_split(attack: Investigation, result: Which = None, against: str = "rand
     look = {"symbol": "diamond", "size": 9, "color": style.GREY}
     figure.add_scatter(x=list(attack.head_labels), y=drops, name="whole drop", mode="markers", marker=look)
     figure.update_yaxes(title_text=f"drop along r̂ from {against}")
-    figure.update_layout(barmode="relative")
     return style.finish(figure, f"What each head's drop is made of (n = {split.moved.shape[-1]})", height=420)
 
 
@@ -237,18 +224,16 @@ def plot_token_effects(record: TokenEffects) -> go.Figure:
     heads take from it along r̂."""
     n, prompts = record.removed.shape
     titles = (f"metric back without it (n = {prompts})", "written along r̂")
-    names = [visible(token) for token in record.tokens]
-    lines = [range(start, min(start + PER_LINE, n)) for start in range(0, n, PER_LINE)]
-    figure = make_subplots(rows=2, cols=1, subplot_titles=titles, vertical_spacing=0.25 / len(lines))
+    names, count = [visible(token) for token in record.tokens], -(-n // PER_LINE)
+    figure = make_subplots(rows=2, cols=1, subplot_titles=titles, vertical_spacing=0.25 / count)
     for row, grid in ((1, record.removed), (2, record.written)):
         values = grid.mean(-1).tolist()
-        limit = max(map(abs, values)) or 1.0
-        empty = [None] * (PER_LINE if len(lines) > 1 else 0)
+        texts = [f"{name}<br>{value:.2f}" for name, value in zip(names, values, strict=True)]
         figure.add_heatmap(
-            z=[([values[k] for k in line] + empty)[:PER_LINE] for line in lines],
-            text=[([f"{names[k]}<br>{values[k]:.2f}" for k in line] + empty)[:PER_LINE] for line in lines],
+            z=_lines(values),
+            text=_lines(texts),
             texttemplate="%{text}",
-            **style.diverging(limit),
+            **style.diverging(max(map(abs, values)) or 1.0),
             showscale=False,
             xgap=2,
             ygap=2,
@@ -258,14 +243,20 @@ def plot_token_effects(record: TokenEffects) -> go.Figure:
         )
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, autorange="reversed")
-    return style.finish(figure, height=150 + 110 * len(lines))
+    return style.finish(figure, height=150 + 110 * count)
+
+
+def _lines(items: list[Any]) -> list[list[Any]]:
+    """In lines of ``PER_LINE``, the last one filled up if there are several."""
+    lines = [items[start : start + PER_LINE] for start in range(0, len(items), PER_LINE)]
+    return [line + [None] * (PER_LINE - len(line)) if len(lines) > 1 else line for line in lines]
 
 
 @registered("causal tests", CausalTests)
 def plot_causal_tests(record: CausalTests) -> go.Figure:
     """Share of the drop that each test brings back (reverse tests: brings about), beside random heads and placebo."""
     names = [t.name for t in record.tests]
-    figure = go.Figure()
+    figure = go.Figure(layout_barmode="group")
     for label, of, tint, hatch in (
         ("the heads named", record.recovered, style.GREEN, ""),
         ("random heads of the same layers", record.recovered_random, style.SKY, "/"),
@@ -275,7 +266,6 @@ def plot_causal_tests(record: CausalTests) -> go.Figure:
         style.add_bars(figure, names, [of(name) for name in names], label, marker=look, hovertemplate=hover)
     figure.add_hline(y=1, line_dash="dot", line_color=style.GREY)
     figure.update_xaxes(tickangle=-30).update_yaxes(title_text="share of the metric's drop")
-    figure.update_layout(barmode="group")
     return style.finish(figure, f"Causal tests (n = {len(record.plain)})", height=520)
 
 
@@ -289,28 +279,16 @@ def plot_roc(record: Detectors | Investigation) -> go.Figure:
     figure = style.panels((f"ROC at site {record.site}", "AUROC by layer"))
     dashes = dict(zip(record.scores, ("solid", "dash", "dot"), strict=False))
     table = record.by_site()
-    for k, group in enumerate(record.harmful):
-        for score in record.scores:
-            name = f"{group}: {score}"
-            line = {"color": style.colour("", k), "dash": dashes[score]}
-            shared = {"name": name, "legendgroup": name, "mode": "lines", "line": line}
-            curve = record.roc(score, record.site, group)
-            figure.add_scatter(
-                x=list(curve.fpr),
-                y=list(curve.tpr),
-                hovertemplate=f"{name}<br>AUROC {curve.auroc}<extra></extra>",
-                **style.panel(1),
-                **shared,
-            )
-            rows = table[(table["score"] == score) & (table["group"] == group)]
-            figure.add_scatter(
-                x=rows["site"].tolist(),
-                y=rows["auroc"].tolist(),
-                error_y=style.error_bars(style.intervals(rows, "auroc"), thickness=1),
-                showlegend=False,
-                **style.panel(2),
-                **shared,
-            )
+    for (k, group), score in itertools.product(enumerate(record.harmful), record.scores):
+        name, curve = f"{group}: {score}", record.roc(score, record.site, group)
+        line = {"color": style.colour("", k), "dash": dashes[score]}
+        shared = {"name": name, "legendgroup": name, "mode": "lines", "line": line}
+        hover = f"{name}<br>AUROC {curve.auroc}<extra></extra>"
+        figure.add_scatter(x=curve.fpr, y=curve.tpr, hovertemplate=hover, **style.panel(1), **shared)
+        rows = table[(table["score"] == score) & (table["group"] == group)]
+        bars = style.error_bars(style.intervals(rows, "auroc"), thickness=1)
+        more = {"error_y": bars, "showlegend": False, **style.panel(2), **shared}
+        figure.add_scatter(x=rows["site"].tolist(), y=rows["auroc"].tolist(), **more)
     chance = {"color": style.GREY, "dash": "dot"}
     figure.add_scatter(x=[0, 1], y=[0, 1], line=chance, showlegend=False, mode="lines", row=1, col=1)
     figure.update_xaxes(title_text="false alarms on harmless prompts", row=1, col=1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +25,21 @@ from ..records.store import Store, content_key
 from ..refusal.metric import refusal_metric
 from ..refusal.records import RefusalTokens
 from ..refusal.tokens import find_refusal_tokens
-from ..stats import benjamini_hochberg
+from ..stats import benjamini_hochberg, paired_p
 from .causal import causal_tests
-from .controls import check_suffix, random_controls, shuffled_controls, suffix_length
-from .detection import detectors
+from .controls import check_suffix, random_controls, shuffled_controls, suffix_ids
+from .detection import Detectors, detectors
 from .observation import observe, split_drop
 from .observation_records import Observation, SuffixResult
 from .records import Investigation
-from .screening import screen
-from .statistics import paired_p
-from .tokens import token_effects
+from .screening import screen, token_effects
 
 LAYOUT = 2  # of a suffix's file: raise it when its meaning changes, and older files are made again
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What ``hijacking`` does beyond its inputs.
+    """What ``investigate`` does.
 
     Attributes:
         top: number of top heads; 8 (the paper's) or as many as a layer has, whichever is less, if None.
@@ -70,27 +69,147 @@ class Settings:
 
 @dataclass
 class _Job:
-    """What all suffixes share."""
+    """What all suffixes share, and the steps of one of them."""
 
     model: HookedChatModel
     direction: Direction
     tokens: RefusalTokens
+    heads: tuple[Head, ...]
+    prompts: list[str]
     settings: Settings
     store: Store
-    inputs: list[Any]
-    heads: tuple[Head, ...] = ()
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
+
+    def key(self, *more: Any) -> str:
+        """Digest of everything that decides a result."""
+        model, direction = self.model, self.direction
+        inputs = [LAYOUT, model.fingerprint, model.chat.render("{}"), str(model.dtype), direction.unit, direction.label]
+        return content_key(*inputs, self.tokens, self.prompts, self.settings.seed, self.heads, *more)
 
     def observe(
-        self, condition: str, prompts: Sequence[str], suffixes: Sequence[str] | None = None, replies: bool = True
+        self, condition: str, prompts: Sequence[str], suffixes: str | Sequence[str] | None = None, replies: bool = True
     ) -> tuple[Observation, SourceContributions]:
         """``observe`` with this job's model, direction and heads."""
         limit = self.settings.max_new_tokens if replies else 0
         return observe(self.model, condition, prompts, self.direction, self.heads, self.tokens, suffixes, limit)
 
-    def key(self, *more: Any) -> str:
-        """Digest of everything that decides a result."""
-        return content_key(*self.inputs, self.heads, *more)
+    def measure(
+        self, suffixes: SuffixSet, harmless: list[str], borderline: list[str], progress: Progress
+    ) -> dict[str, Any]:
+        """The measurements of an investigation, by the names of its fields."""
+        texts = [item.text for item in suffixes]
+        with progress("screen the suffixes", len(self.prompts)) as advance:
+            screened = screen(self.model, self.prompts, texts, self.tokens, self.heads, advance, store=self.store)
+        chosen = self._chosen(suffixes, screened.metric)
+        with progress("look at plain and harmless prompts", 0):
+            self.plain, self.plain_sources = self.observe("plain", self.prompts)
+            quiet = self.observe("harmless", harmless)[0] if harmless else None
+            edge = self.observe("borderline", borderline, replies=False)[0] if borderline else None
+        results, tested = [], None
+        with progress("look into the suffixes", len(chosen)) as advance:
+            for index in chosen:
+                results.append(self._one(suffixes[index], index))
+                advance(1)
+        if quiet is not None:
+            with progress("test the detectors", 0):
+                tested = self._detectors(quiet, edge, results)
+        found = {"plain": self.plain, "harmless": quiet, "results": tuple(results), "detectors": tested}
+        return {**found, "screened": screened.metric, "screened_strength": screened.strength}
+
+    def _chosen(self, suffixes: SuffixSet, screened: torch.Tensor) -> list[int]:
+        """Indices of the suffixes to look into."""
+        attacks, detail = [i for i, item in enumerate(suffixes) if item.is_attack], self.settings.detail
+        if detail is None or len(attacks) <= detail:
+            return list(range(len(suffixes)))
+        best = set(sorted(attacks, key=lambda i: float(screened[i].mean()))[:detail])
+        self.notes.append(f"{len(attacks) - detail} suffixes that lower the metric less were screened only")
+        return [i for i, item in enumerate(suffixes) if i in best or not item.is_attack]
+
+    def _one(self, suffix: Suffix, index: int) -> SuffixResult:
+        """One suffix: the observations, then the tests of whether it is the cause.
+
+        Each step is taken from the suffix's file if it is there, so that a kill costs the step under way, and other
+        tests do not cost the observations.
+        """
+        settings, name = self.settings, f"suffixes/{index:04d}"
+        seed = settings.seed + 1000 * (index + 1)  # each suffix has draws of its own
+        key = self.key(suffix, settings.max_new_tokens, settings.shuffled, settings.shown)
+        result = self.store.get(name, key, SuffixResult)
+        if result is None:
+            result = self.store.put(name, self._observed(suffix, seed), key)
+        if mixed := result.shuffled:
+            pairs = zip(mixed.prompts, mixed.suffixes, result.n_tokens, strict=True)
+            if unequal := sum(len(suffix_ids(self.model.chat, *pair)) != n for *pair, n in pairs):
+                self.notes.append(f"suffix {index}: {unequal} of {mixed.n} shuffled versions differ in length")
+        if settings.causal == "none" or (settings.causal == "working" and not result.works):
+            return replace(result, causal=None, tokens=None)
+        tested = self.key(key, "tests", settings.n_random, settings.forensics)
+        if self.store.get(name, tested, SuffixResult) is None:
+            result = self.store.put(name, self._tested(result, seed), key, tested)
+        return result
+
+    def _observed(self, suffix: Suffix, seed: int) -> SuffixResult:
+        """The suffix beside its controls."""
+        model, prompts, settings = self.model, self.prompts, self.settings
+        lengths = check_suffix(model.chat, prompts, suffix.text, model.n_ctx)
+        suffixed, sources = self.observe("suffix", prompts, suffix.text)
+        drawn = random_controls(model.chat, prompts, suffix.text, seed)
+        random, random_sources = self.observe("random", prompts, drawn.texts)
+        shuffled = None
+        if settings.shuffled and max(lengths) > 1:
+            mixed = shuffled_controls(model.chat, prompts, suffix.text, seed)
+            shuffled = self.observe("shuffled", prompts, mixed.texts)[0]
+        p_heads = [paired_p(gap) for gap in (random.heads - suffixed.heads).flatten(0, 1).double().numpy()]
+        rise = (suffixed.attention_to("suffix") - random.attention_to("suffix")).mean(-1)
+        head = self.heads[int(rise.argmax())]
+        shown = itertools.product(prompts[: settings.shown], ("", suffix.text))
+        return SuffixResult(
+            suffix=suffix,
+            n_tokens=lengths,
+            suffixed=suffixed,
+            random=random,
+            shuffled=shuffled,
+            from_plain=split_drop(self.plain_sources, sources),
+            from_random=split_drop(random_sources, sources),
+            p_heads=torch.as_tensor(benjamini_hochberg(p_heads)).reshape(suffixed.heads.shape[:2]),
+            p_metric=paired_p((random.metric - suffixed.metric).tolist()),
+            patterns=tuple(attention_patterns(model, prompt, (head,), text) for prompt, text in shown),
+        )
+
+    def _tested(self, result: SuffixResult, seed: int) -> SuffixResult:
+        """The result with causal tests and token forensics."""
+        model, settings, text = self.model, self.settings, result.suffix.text
+        causal = causal_tests(
+            model,
+            self.plain,
+            result.suffixed,
+            self.direction,
+            self.heads,
+            self.tokens,
+            n_random=settings.n_random,
+            max_new_tokens=settings.max_new_tokens,
+            seed=seed,
+        )
+        some = self.prompts[: settings.forensics]
+        tokens = None
+        if some:
+            sources = source_contributions(model, some, self.direction, suffixes=[text] * len(some))
+            tokens = token_effects(model, some, text, sources, self.heads, self.tokens)
+        return replace(result, causal=causal, tokens=tokens)
+
+    def _detectors(self, quiet: Observation, edge: Observation | None, results: list[SuffixResult]) -> Detectors:
+        """Detectors on plain, suffixed, benign-suffixed and over-refusal-like prompts."""
+        harmful, harmless = {"harmful": self.plain}, {"harmless": quiet}
+        attack = next((r for r in sorted(results, key=lambda r: -r.metric_drop.mean) if r.suffix.is_attack), None)
+        benign = next((r for r in results if not r.suffix.is_attack), None)
+        for label, result in (("the strongest suffix", attack), ("a benign suffix", benign)):
+            if result is not None:
+                harmful[f"harmful + {label}"] = result.suffixed
+                calm = self.observe(label, quiet.prompts, result.suffix.text, replies=False)[0]
+                harmless[f"harmless + {label}"] = calm
+        if edge is not None:
+            harmless["harmless, looks harmful"] = edge
+        return detectors(harmful, harmless, self.direction.layer)
 
 
 def investigate(
@@ -110,7 +229,6 @@ def investigate(
     """Take suffixes apart: where each acts, through which heads and tokens, and whether that is the cause.
 
     Args:
-        model: the model.
         prompts: harmful requests; those that the model does not refuse are left out. Of a ``PromptSet`` the
             validation split chooses the heads and the test split is reported on. A ``PromptPair`` gives both kinds.
         suffixes: the suffixes (input data): a set, rows, or one string.
@@ -120,9 +238,7 @@ def investigate(
             not reported on.
         refusal_tokens: found from ``head_prompts`` and ``harmless`` if None.
         borderline: harmless requests that look harmful (over-refusal), for the detectors.
-        settings: see ``Settings``.
         folder: keep each suffix's result here and skip those already there with the same inputs.
-        progress: called with a stage's name and its total.
 
     Raises:
         PromptError: no refused prompt left, overlapping prompts, or a suffix that does not fit (see ``check_suffix``).
@@ -152,62 +268,24 @@ def investigate(
         notes.append(f"{n_read - len(refused)} of {n_read} prompts left out: not refused without a suffix")
     for item in suffixes:
         check_suffix(model.chat, refused, item.text, model.n_ctx - settings.max_new_tokens if model.n_ctx else 0)
-    inputs = [LAYOUT, model.fingerprint, model.chat.render("{}"), str(model.dtype)]
-    inputs += [direction.unit, direction.label, refusal_tokens, refused, settings.seed]
-    job = _Job(model, direction, refusal_tokens, settings, Store(folder), inputs, notes=notes)
-    job.heads = choose_heads(head_contributions(model, choosing, direction), settings.top or min(8, model.n_heads))
-    made = _investigated(job, suffixes, refused, harmless, borderline, progress)
+    heads = choose_heads(head_contributions(model, choosing, direction), settings.top or min(8, model.n_heads))
+    job = _Job(model, direction, refusal_tokens, heads, refused, settings, Store(folder), notes)
+    found = job.measure(suffixes, harmless, borderline, progress)
     return job.store.put(
         "report",
         Investigation(
             model=model.name,
             direction=direction,
             refusal_tokens=refusal_tokens,
-            top_heads=job.heads,
+            top_heads=heads,
             head_prompts=tuple(choosing),
             suffixes=suffixes.items,
             n_asked=n_read,
-            notes=tuple(job.notes),
+            notes=tuple(notes),
             post_labels=model.chat.post_labels(),
-            **made,
+            **found,
         ),
     )
-
-
-def _investigated(
-    job: _Job,
-    suffixes: SuffixSet,
-    refused: list[str],
-    harmless: list[str],
-    borderline: list[str],
-    progress: Progress,
-) -> dict[str, Any]:
-    """The measurements of an investigation, by the names of its fields."""
-    texts = [item.text for item in suffixes]
-    with progress("screen the suffixes", len(refused)) as advance:
-        screened = screen(job.model, refused, texts, job.tokens, job.heads, advance, store=job.store)
-    chosen = _chosen(suffixes, screened.metric, job.settings.detail, job.notes)
-    with progress("look at plain and harmless prompts", 0):
-        plain, plain_sources = job.observe("plain", refused)
-        on_harmless = job.observe("harmless", harmless)[0] if harmless else None
-        on_borderline = job.observe("borderline", borderline, replies=False)[0] if borderline else None
-    results = []
-    with progress("look into the suffixes", len(chosen)) as advance:
-        for index in chosen:
-            results.append(_one(job, suffixes[index], index, refused, plain, plain_sources))
-            advance(1)
-    tested = None
-    if on_harmless is not None:
-        with progress("test the detectors", 0):
-            tested = _detectors(job, plain, on_harmless, on_borderline, results)
-    return {
-        "plain": plain,
-        "harmless": on_harmless,
-        "results": tuple(results),
-        "screened": screened.metric,
-        "screened_strength": screened.strength,
-        "detectors": tested,
-    }
 
 
 def _prompts(prompts: PromptsLike, head_prompts: PromptsLike) -> tuple[list[str], list[str]]:
@@ -249,117 +327,3 @@ def _refused(
             f"refusal metric {highest:.2f}, must be > 0); use prompts that it refuses"
         )
     return kept, len(prompts)
-
-
-def _chosen(suffixes: SuffixSet, screened: torch.Tensor, detail: int | None, notes: list[str]) -> list[int]:
-    """Indices of the suffixes to look into."""
-    attacks = [i for i, item in enumerate(suffixes) if item.is_attack]
-    if detail is None or len(attacks) <= detail:
-        return list(range(len(suffixes)))
-    best = set(sorted(attacks, key=lambda i: float(screened[i].mean()))[:detail])
-    notes.append(f"{len(attacks) - detail} suffixes that lower the metric less were screened only")
-    return [i for i, item in enumerate(suffixes) if i in best or not item.is_attack]
-
-
-def _one(
-    job: _Job, suffix: Suffix, index: int, prompts: list[str], plain: Observation, plain_sources: SourceContributions
-) -> SuffixResult:
-    """One suffix: what is seen, then the tests of whether it is the cause. Each step is taken from the suffix's file if
-    it is there, so that a kill costs the step under way, and other tests do not cost the observations."""
-    settings, name = job.settings, f"suffixes/{index:04d}"
-    # Not the same draws for every suffix: a seed of its own.
-    seed = settings.seed + 1000 * (index + 1)
-    key = job.key(suffix, settings.max_new_tokens, settings.shuffled, settings.shown)
-    result = job.store.get(name, key, SuffixResult)
-    if result is None:
-        result = job.store.put(name, _seen(job, suffix, prompts, plain_sources, seed), key)
-    if result.shuffled is not None and (unequal := sum(a != b for a, b in _lengths(job.model, result))):
-        job.notes.append(f"suffix {index}: {unequal} of {len(prompts)} shuffled versions differ in length")
-    if settings.causal == "none" or (settings.causal == "working" and not result.works):
-        return replace(result, causal=None, tokens=None)
-    tested = job.key(key, "tests", settings.n_random, settings.forensics)
-    if job.store.get(name, tested, SuffixResult) is None:
-        result = job.store.put(name, replace(result, **_tests(job, result, plain, seed)), key, tested)
-    return result
-
-
-def _lengths(model: HookedChatModel, result: SuffixResult) -> list[tuple[int, int]]:
-    """Tokens of the suffix and of its shuffled version, by prompt."""
-    assert result.shuffled is not None
-    pairs = zip(result.shuffled.prompts, result.shuffled.suffixes, strict=True)
-    return [(n, suffix_length(model.chat, *pair)) for n, pair in zip(result.n_tokens, pairs, strict=True)]
-
-
-def _seen(job: _Job, suffix: Suffix, prompts: list[str], plain_sources: SourceContributions, seed: int) -> SuffixResult:
-    """The suffix beside its controls."""
-    model, settings = job.model, job.settings
-    lengths = check_suffix(model.chat, prompts, suffix.text, model.n_ctx)
-    suffixed, sources = job.observe("suffix", prompts, [suffix.text] * len(prompts))
-    drawn = random_controls(model.chat, prompts, suffix.text, seed)
-    random, random_sources = job.observe("random", prompts, drawn.texts)
-    shuffled = None
-    if settings.shuffled and max(lengths) > 1:
-        mixed = shuffled_controls(model.chat, prompts, suffix.text, seed)
-        shuffled = job.observe("shuffled", prompts, mixed.texts)[0]
-    gaps = (random.heads - suffixed.heads).flatten(0, 1).double().numpy()
-    rise = (suffixed.attention_to("suffix") - random.attention_to("suffix")).mean(-1)
-    head = job.heads[int(rise.argmax())]
-    patterns = [
-        attention_patterns(model, prompt, (head,), text)
-        for prompt in prompts[: settings.shown]
-        for text in ("", suffix.text)
-    ]
-    return SuffixResult(
-        suffix=suffix,
-        n_tokens=lengths,
-        suffixed=suffixed,
-        random=random,
-        shuffled=shuffled,
-        from_plain=split_drop(plain_sources, sources),
-        from_random=split_drop(random_sources, sources),
-        p_heads=torch.as_tensor(benjamini_hochberg([paired_p(g) for g in gaps])).reshape(suffixed.heads.shape[:2]),
-        p_metric=paired_p((random.metric - suffixed.metric).tolist()),
-        patterns=tuple(patterns),
-    )
-
-
-def _tests(job: _Job, result: SuffixResult, plain: Observation, seed: int) -> dict[str, Any]:
-    """Causal tests and token forensics of one suffix."""
-    model, settings, text = job.model, job.settings, result.suffix.text
-    causal = causal_tests(
-        model,
-        plain,
-        result.suffixed,
-        job.direction,
-        job.heads,
-        job.tokens,
-        n_random=settings.n_random,
-        max_new_tokens=settings.max_new_tokens,
-        seed=seed,
-    )
-    some = list(plain.prompts[: settings.forensics])
-    tokens = None
-    if some:
-        sources = source_contributions(model, some, job.direction, suffixes=[text] * len(some))
-        tokens = token_effects(model, some, text, sources, job.heads, job.tokens)
-    return {"causal": causal, "tokens": tokens}
-
-
-def _detectors(
-    job: _Job, plain: Observation, quiet: Observation, edge: Observation | None, results: list[SuffixResult]
-):
-    """Detectors on plain, suffixed, benign-suffixed and over-refusal-like prompts."""
-    harmful = {"harmful": plain}
-    harmless = {"harmless": quiet}
-    attack = next((r for r in sorted(results, key=lambda r: -r.metric_drop.mean) if r.suffix.is_attack), None)
-    benign = next((r for r in results if not r.suffix.is_attack), None)
-    calm = list(quiet.prompts)
-    for label, result in (("the strongest suffix", attack), ("a benign suffix", benign)):
-        if result is not None:
-            harmful[f"harmful + {label}"] = result.suffixed
-            harmless[f"harmless + {label}"] = job.observe(label, calm, [result.suffix.text] * len(calm), replies=False)[
-                0
-            ]
-    if edge is not None:
-        harmless["harmless, looks harmful"] = edge
-    return detectors(harmful, harmless, job.direction.layer)

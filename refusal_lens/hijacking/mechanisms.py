@@ -46,17 +46,13 @@ def mechanism(result: SuffixResult) -> Mechanism:
         return found("none", f"It does not stop refusals beyond random tokens: {rates}.")
     if result.causal is None:
         return found("untested", f"It stops refusals ({rates}); how was not tested.")
-    tests, rise = result.causal, result.attention_rise
-    top, all_heads, restored = (
-        _number(tests.recovered(name)) for name in ("cut top heads", "cut all heads", "restore r̂")
-    )
-    controls = (
-        f"random heads {_number(tests.recovered_random('cut top heads'))}, placebo "
-        f"{_number(tests.recovered_placebo('cut top heads'))}"
-    )
+    tests, rise, cut = result.causal, result.attention_rise, "cut top heads"
+    top, all_heads, restored = (_number(tests.recovered(name)) for name in (cut, "cut all heads", "restore r̂"))
+    others, placebo = _number(tests.recovered_random(cut)), _number(tests.recovered_placebo(cut))
+    controls = f"random heads {others}, placebo {placebo}"
     moved, changed = (_number(part) for part in result.parts_of_drop())
     split = f" Of the top heads' drop from random tokens, {moved} is attention moved and {changed} values changed."
-    if tests.passed("cut top heads") and rise.low > 0:
+    if tests.passed(cut) and rise.low > 0:
         per_head = zip(result.suffixed.top_heads, result.head_rises(), strict=True)
         head, most = max(per_head, key=lambda pair: pair[1].mean)
         return found(
@@ -64,8 +60,7 @@ def mechanism(result: SuffixResult) -> Mechanism:
             f"It stops refusals ({rates}) because it hijacks the top heads' attention: their attention to it rises by "
             f"{_number(rise)} above random tokens (mean over {len(result.suffixed.top_heads)} heads; most in "
             f"{head_label(*head)}, {_number(most)}), and cutting these edges brings back {top} of the drop of the "
-            f"refusal metric ({controls}) and {_percent(tests.refusals_back('cut top heads'))} of the lost refusals."
-            + split,
+            f"refusal metric ({controls}) and {_percent(tests.refusals_back(cut))} of the lost refusals." + split,
         )
     if tests.passed("cut all heads"):
         return found(

@@ -1,8 +1,9 @@
-"""One condition looked at: projections, heads, attention by region, dominance, metric and replies."""
+"""One condition: projections, heads, attention by region, dominance, metric and replies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -34,7 +35,6 @@ def observe(
     refusal_tokens: RefusalTokens,
     suffixes: str | Sequence[str] | None = None,
     max_new_tokens: int = 0,
-    on_batch: Callable[[int], None] | None = None,
 ) -> tuple[Observation, SourceContributions]:
     """Read one condition.
 
@@ -63,7 +63,7 @@ def observe(
         *rows[by_source], bounds_of(tokens), token_texts(model, tokens), texts(prompts, given), direction, -1
     )
     every = rows[attention]
-    responses = replies(model, tokens, max_new_tokens, on_batch=on_batch) if max_new_tokens else []
+    responses = replies(model, tokens, max_new_tokens) if max_new_tokens else []
     observation = Observation(
         condition=condition,
         prompts=tuple(prompts),
@@ -98,24 +98,22 @@ def split_drop(before: SourceContributions, after: SourceContributions) -> Split
     layers, heads, n, _ = before.values.shape
     new = torch.promote_types(before.values.dtype, torch.float32)
     least = 1e-300 if new == torch.float64 else 1e-38
-    moved = torch.zeros(layers, heads, len(REGIONS), n, dtype=new)
-    changed = torch.zeros_like(moved)
-    for i in range(n):
-        for k, name in enumerate(REGIONS):
-            (a, b), (c, d) = (side.bounds[i, k].tolist() for side in (before, after))
-            if name != "suffix" and b - a != d - c:
-                raise ModelError(
-                    f"prompt {i}: {name} has {b - a} tokens in one condition and {d - c} in the other, so they cannot "
-                    "be compared token by token"
-                )
-            width = max(b - a, d - c)
-            w0, s0 = (_padded(x[:, :, i, a:b], width) for x in (before.pattern, before.values))
-            w1, s1 = (_padded(x[:, :, i, c:d], width) for x in (after.pattern, after.values))
-            # value = share / weight; a token without weight on one side has, for the split, the other side's value.
-            v0, v1 = (torch.where(w > 0, s / w.clamp_min(least), 0) for w, s in ((w0, s0), (w1, s1)))
-            v0, v1 = torch.where(w0 > 0, v0, v1), torch.where(w1 > 0, v1, v0)
-            moved[:, :, k, i] = ((w0 - w1) * (v0 + v1) / 2).sum(-1)
-            changed[:, :, k, i] = ((w0 + w1) * (v0 - v1) / 2).sum(-1)
+    moved, changed = torch.zeros(2, layers, heads, len(REGIONS), n, dtype=new)
+    for i, (k, name) in itertools.product(range(n), enumerate(REGIONS)):
+        (a, b), (c, d) = (side.bounds[i, k].tolist() for side in (before, after))
+        if name != "suffix" and b - a != d - c:
+            raise ModelError(
+                f"prompt {i}: {name} has {b - a} tokens in one condition and {d - c} in the other, so they cannot be "
+                "compared token by token"
+            )
+        width = max(b - a, d - c)
+        w0, s0 = (_padded(x[:, :, i, a:b], width) for x in (before.pattern, before.values))
+        w1, s1 = (_padded(x[:, :, i, c:d], width) for x in (after.pattern, after.values))
+        # value = share / weight; a token without weight on one side has, for the split, the other side's value.
+        v0, v1 = (torch.where(w > 0, s / w.clamp_min(least), 0) for w, s in ((w0, s0), (w1, s1)))
+        v0, v1 = torch.where(w0 > 0, v0, v1), torch.where(w1 > 0, v1, v0)
+        moved[:, :, k, i] = ((w0 - w1) * (v0 + v1) / 2).sum(-1)
+        changed[:, :, k, i] = ((w0 + w1) * (v0 - v1) / 2).sum(-1)
     return Split(moved.sum(2), changed.sum(2), moved + changed)
 
 

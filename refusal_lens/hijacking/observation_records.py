@@ -9,13 +9,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..attribution.records import highest
 from ..attribution.token_records import AttentionPatterns
 from ..data.suffixes import Suffix
 from ..records.base import Record
 from ..records.labels import REGIONS, Head, head_label, index_of
-from ..stats import Interval, Rate, columns, mean_interval, rate
+from ..stats import Interval, Rate, benjamini_hochberg, columns, mean_interval, paired_p, rate
 from .causal_records import CausalTests
-from .statistics import departure_site
+
+
+def departure_site(
+    reference: Float[Tensor, "site prompt"], other: Float[Tensor, "site prompt"], alpha: float = 0.05
+) -> int | None:
+    """First site from which on ``other`` lies below ``reference`` at every later site: paired tests by site,
+    Benjamini-Hochberg adjusted over sites."""
+    gaps = (reference - other).double().numpy()
+    below = (benjamini_hochberg([paired_p(gap) for gap in gaps]) < alpha) & (gaps.mean(1) > 0)
+    first = len(below) - int(below[::-1].cumprod().sum())  # that many sites at the end are all below
+    return first if first < len(below) else None
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,7 @@ class Observation(Record, axes={"prompt": "prompts", "region": REGIONS, "top": "
 
     Attributes:
         condition: "plain", "suffix", "random", "shuffled", "harmless" ...
-        prompts, suffixes: the requests, and the suffix appended to each.
+        suffixes: what is appended to each prompt.
         projection, cosine: of the last position with r̂.
         instruction_projection, instruction_cosine: the same at the instruction's last token.
         instruction_max: the largest projection over the instruction's tokens.
@@ -38,7 +49,6 @@ class Observation(Record, axes={"prompt": "prompts", "region": REGIONS, "top": "
         dominance: each layer's share of attention's write at the last position that comes from the suffix,
             <Y_suffix, Y> / |Y|², Y the sum over heads and sources.
         top_dominance: the same for the top heads' write together.
-        metric: refusal metric.
         responses: greedy replies; empty where none were generated.
         refused: the paper's judge on them.
         top_heads: the heads of ``attention``.
@@ -89,10 +99,6 @@ class Observation(Record, axes={"prompt": "prompts", "region": REGIONS, "top": "
         """
         return self.attention[:, post, :, index_of(REGIONS, region, "region", "a prompt")]
 
-    def top(self) -> Float[Tensor, "prompt"]:
-        """What the top heads write along r̂ together."""
-        return torch.stack([self.heads[layer, head] for layer, head in self.top_heads]).sum(0)
-
 
 @dataclass(frozen=True)
 class Split(Record, axes={"region": REGIONS}):
@@ -135,10 +141,11 @@ class TokenEffects(Record, axes={"token": "tokens"}):
 
     def to_frame(self) -> pd.DataFrame:
         """One row per token: position, token, removed, low, high, written, n."""
-        means = [mean_interval(row.tolist()) for row in self.removed]
+        rows = zip(self.tokens, self.removed, self.written, strict=True)
+        found = [(token, mean_interval(removed.tolist()), float(written.mean())) for token, removed, written in rows]
         return pd.DataFrame(
-            {"position": i, "token": token, **columns(x, "removed"), "written": float(self.written[i].mean()), "n": x.n}
-            for i, (token, x) in enumerate(zip(self.tokens, means, strict=True))
+            {"position": i, "token": token, **columns(back, "removed"), "written": written, "n": back.n}
+            for i, (token, back, written) in enumerate(found)
         )
 
 
@@ -147,8 +154,7 @@ class SuffixResult(Record):
     """One suffix.
 
     Attributes:
-        suffix: the suffix.
-        n_tokens: number of its tokens, after each prompt.
+        n_tokens: number of the suffix's tokens, after each prompt.
         suffixed, random, shuffled: the same prompts with it, with random tokens of equal length, with its own tokens
             in another order (None if not measured).
         from_plain, from_random: the split of each head's drop from the plain and from the random condition.
@@ -200,33 +206,27 @@ class SuffixResult(Record):
     @property
     def attention_rise(self) -> Interval:
         """Attention of the top heads from the last position to the suffix, minus to random tokens (mean over heads)."""
-        rise = self.suffixed.attention_to("suffix") - self.random.attention_to("suffix")
-        return mean_interval(rise.mean(0).tolist())
+        return mean_interval(self._rises().mean(0).tolist())
 
     def head_rises(self) -> tuple[Interval, ...]:
         """The same for each top head."""
-        rise = self.suffixed.attention_to("suffix") - self.random.attention_to("suffix")
-        return tuple(mean_interval(row.tolist()) for row in rise)
+        return tuple(mean_interval(row.tolist()) for row in self._rises())
+
+    def _rises(self) -> Float[Tensor, "top prompt"]:
+        return self.suffixed.attention_to("suffix") - self.random.attention_to("suffix")
 
     def parts_of_drop(self) -> tuple[Interval, Interval]:
         """The top heads' drop along r̂ from random tokens, as attention moved and values changed, which add up to it."""
-        heads = self.suffixed.top_heads
-
-        def summed(grid: Tensor) -> Interval:
-            return mean_interval(torch.stack([grid[h] for h in heads]).sum(0).tolist())
-
-        return summed(self.from_random.moved), summed(self.from_random.changed)
+        grids, heads = (self.from_random.moved, self.from_random.changed), self.suffixed.top_heads
+        moved, changed = (mean_interval(torch.stack([grid[h] for h in heads]).sum(0).tolist()) for grid in grids)
+        return moved, changed
 
     def strongest_rises(self, n: int = 5) -> tuple[tuple[str, float], ...]:
         """Of all heads of the model, those whose attention from the last position to the suffix rose most above that
         to random tokens: label, rise (mean over prompts)."""
-        region = REGIONS.index("suffix")
-        rise = (self.suffixed.attention_mean - self.random.attention_mean)[:, :, -1, region]
-        best = rise.flatten().topk(min(n, rise.numel()))
-        where = (divmod(i, rise.shape[1]) for i in best.indices.tolist())
-        return tuple((head_label(*head), value) for head, value in zip(where, best.values.tolist(), strict=True))
+        rise = (self.suffixed.attention_mean - self.random.attention_mean)[:, :, -1, REGIONS.index("suffix")]
+        return tuple((head_label(*head), float(rise[head])) for head in highest(rise, n))
 
     def departure(self, alpha: float = 0.05) -> int | None:
-        """First site from which on the projection lies below random's at every later site (paired tests, BH-adjusted
-        over sites); None if there is none."""
+        """First site from which on the projection lies below random's at every later site; None if there is none."""
         return departure_site(self.random.projection, self.suffixed.projection, alpha)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pandas as pd
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from ..records.direction import Direction
 from ..records.labels import REGIONS, Head, head_label, index_of
 from ..refusal.records import RefusalTokens
 from ..stats import Rate, benjamini_hochberg, columns, correlation, mean_interval, rate
-from .detector_records import Detectors
+from .detection import Detectors
 from .mechanisms import mechanism
 from .observation_records import Observation, SuffixResult
 
@@ -24,11 +24,7 @@ class Investigation(Record, axes={"suffix": "suffix_texts"}, formerly="Hijacking
     """Results of investigating suffixes: the heads, all conditions, the screen of every suffix, detectors.
 
     Attributes:
-        model: its name.
-        direction: r̂.
-        refusal_tokens: of the refusal metric.
-        top_heads: the heads that write r̂ most on ``head_prompts``.
-        head_prompts: the prompts that chose them; results are reported on others.
+        top_heads: the heads that write r̂ most on ``head_prompts``; results are reported on other prompts.
         plain: the prompts as they are (all refused).
         harmless: harmless prompts, or None.
         results: one per suffix that was investigated.
@@ -55,7 +51,7 @@ class Investigation(Record, axes={"suffix": "suffix_texts"}, formerly="Hijacking
     detectors: Detectors | None
     n_asked: int
     notes: tuple[str, ...] = ()
-    post_labels: tuple[str, ...] = field(default=())
+    post_labels: tuple[str, ...] = ()
 
     @property
     def head_labels(self) -> tuple[str, ...]:
@@ -92,26 +88,24 @@ class Investigation(Record, axes={"suffix": "suffix_texts"}, formerly="Hijacking
 
     def to_frame(self) -> pd.DataFrame:
         """One row per suffix of the screen: metric with interval, strength, share of prompts with metric < 0, n."""
-        means = [mean_interval(row.tolist()) for row in self.screened]
+        rows = zip(self.suffixes, self.screened, self.screened_strength, self.screened_universality(), strict=True)
+        found = [(suffix, mean_interval(x.tolist()), float(share.mean()), rate) for suffix, x, share, rate in rows]
         return pd.DataFrame(
             {
                 "kind": suffix.kind,
                 "suffix": suffix.text,
-                **columns(found, "refusal_metric"),
-                "strength": float(self.screened_strength[i].mean()),
+                **columns(metric, "refusal_metric"),
+                "strength": strength,
                 "below_0": universal.rate,
-                "n": found.n,
+                "n": metric.n,
             }
-            for i, (suffix, found, universal) in enumerate(
-                zip(self.suffixes, means, self.screened_universality(), strict=True)
-            )
+            for suffix, metric, strength, universal in found
         )
 
     def results_frame(self) -> pd.DataFrame:
         """One row per suffix that was investigated: refusal rates, drop, p, strength, mechanism."""
         rows = []
         for result, p in zip(self.results, self.adjusted_p(), strict=True):
-            drop = result.metric_drop
             rows.append(
                 {
                     "kind": result.suffix.kind,
@@ -120,9 +114,7 @@ class Investigation(Record, axes={"suffix": "suffix_texts"}, formerly="Hijacking
                     "refused": result.suffixed.refusal_rate.rate,
                     "refused_random": result.random.refusal_rate.rate,
                     "refused_shuffled": float("nan") if result.shuffled is None else result.shuffled.refusal_rate.rate,
-                    "metric_drop": drop.mean,
-                    "low": drop.low,
-                    "high": drop.high,
+                    **columns(result.metric_drop, "metric_drop"),
                     "p": p,
                     "strength": result.strength.mean,
                     "attention_rise": result.attention_rise.mean,
@@ -156,11 +148,13 @@ class Investigation(Record, axes={"suffix": "suffix_texts"}, formerly="Hijacking
         """
         site = self.direction.layer if site is None else site
         before, after = self.plain, result.suffixed
-        rows = {"embedding": before.embed - after.embed}
-        for i, region in enumerate(REGIONS):
-            rows[f"attention: {region}"] = (before.by_region - after.by_region)[:site, i].sum(0)
-        rows["attention bias"] = (before.attn_bias - after.attn_bias)[:site].sum(0)
-        rows["MLPs"] = (before.mlp - after.mlp)[:site].sum(0)
-        rows["total"] = before.projection[site] - after.projection[site]
+        regions = (before.by_region - after.by_region)[:site].sum(0)
+        rows = {
+            "embedding": before.embed - after.embed,
+            **{f"attention: {region}": regions[i] for i, region in enumerate(REGIONS)},
+            "attention bias": (before.attn_bias - after.attn_bias)[:site].sum(0),
+            "MLPs": (before.mlp - after.mlp)[:site].sum(0),
+            "total": before.projection[site] - after.projection[site],
+        }
         found = {name: mean_interval(values.tolist()) for name, values in rows.items()}
         return pd.DataFrame({"part": name, **columns(i, "mean"), "n": i.n} for name, i in found.items())

@@ -1,37 +1,90 @@
-"""Many suffixes after the same instructions: refusal metric and strength of each, the shared work done once.
-
-All suffixes of one instruction share everything up to the instruction's end. Where the model's attention allows it
-(``backend.supports_prefix``) these keys and values are computed once; elsewhere each prompt is run whole. Suffixes are
-packed (``packing``) where that gives the same.
-"""
+"""Many suffixes after the same instructions: refusal metric and strength of each, packed where that gives the same, so
+that what the suffixes of one instruction share is run once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from ..attribution.token_records import SourceContributions
 from ..data.prompts import PromptsLike, as_prompts
 from ..engines.base import Engine
 from ..hooks.attention import by_layer
 from ..hooks.attention_readers import by_value_head
-from ..models.backend import PrefixCache
-from ..models.batching import by_length, packed_last
-from ..models.chat import Encoded, Spans, Tokens, padded
+from ..hooks.base import Hooks, Model
+from ..hooks.readers import Reader
+from ..models.chat import Encoded, Spans, padded
 from ..models.model import HookedChatModel
-from ..models.packing import pack_prompts, packing_holds, shared_prefix
+from ..models.packing import Pack
 from ..records.base import Record
-from ..records.labels import Head
+from ..records.labels import Head, visible
 from ..records.store import Store, content_key
+from ..refusal.metric import RefusalMetric
 from ..refusal.records import RefusalTokens
-from ..tensors import refusal_log_odds, wide
+from ..tensors import wide
+from .observation_records import TokenEffects
 
 SUFFIXES = 512  # of one prompt, in one item
+
+
+@dataclass(eq=False)
+class _TopShare(Reader[Tensor]):
+    """The suffix's share <Y_suffix, Y> / |Y|² of what some heads write at each prompt's last position."""
+
+    heads: tuple[Head, ...]
+    can_pack: ClassVar[bool] = True
+
+    def begin(self, model: Model, tokens: Any) -> None:
+        super().begin(model, tokens)
+        self.spans = torch.tensor([span.suffix for span in tokens.spans], device=model.device)
+
+    def hooks(self, model: Model, batch: Any) -> Hooks:
+        if isinstance(batch, Pack):
+            self.row, self.end = batch.row, batch.end
+            first, last = self.spans[list(batch.indices)].T[:, :, None]
+            whose, at = batch.whose[batch.row], batch.positions[batch.row]
+            self.suffix = (whose == whose.gather(1, batch.end[:, None])) & (at >= first) & (at < last)
+        else:
+            self.row = torch.arange(len(batch), device=model.device)
+            self.end = torch.full_like(self.row, batch.ids.shape[1] - 1)
+            self.suffix = batch.region("suffix").to(model.device)
+        dtype = torch.promote_types(model.dtype, torch.float32)
+        shape = (len(self.row), model.d_model)
+        self.part, self.whole = (torch.zeros(shape, dtype=dtype, device=model.device) for _ in range(2))
+        found: Hooks = []
+        for layer, heads in by_layer(self.heads).items():
+            weight = model.backend.output_weight(layer).detach()[heads].to(self.whole)
+            reads = {"v": self._on_values, "pattern": self._on_pattern, "z": self._on_z}
+            found += [
+                (f"blocks.{layer}.attn.hook_{at}", partial(read, model, heads, weight)) for at, read in reads.items()
+            ]
+        return found
+
+    def _on_values(self, model: Model, heads: list[int], weight: Tensor, v: Tensor, hook: Any) -> None:
+        self.v = wide(by_value_head(v, hook, model.d_head)).to(self.whole)
+
+    def _on_pattern(self, model: Model, heads: list[int], weight: Tensor, p: Tensor, hook: Any) -> None:
+        # Sources are the prefix and then this batch's own tokens, among which the suffix is; heads share values.
+        rows = wide(p[:, heads, :, -self.v.shape[1] :][self.row, :, self.end]).to(self.v) * self.suffix[:, None]
+        v = self.v[:, :, [head // (model.n_heads // self.v.shape[2]) for head in heads]][self.row]
+        self.part += torch.einsum("bhs,bshd,hde->be", rows, v, weight)
+
+    def _on_z(self, model: Model, heads: list[int], weight: Tensor, z: Tensor, hook: Any) -> None:
+        last = wide(z.reshape(*z.shape[:2], -1, model.d_head)[self.row, self.end][:, heads])
+        self.whole += torch.einsum("bhd,hde->be", last.to(self.whole), weight)
+
+    def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
+        whole = (self.whole * self.whole).sum(-1).clamp_min(1e-30)
+        return {"share": ((self.part * self.whole).sum(-1) / whole).double()}
+
+    def result(self) -> Float[Tensor, "prompt"]:
+        return self.rows["share"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +94,6 @@ class _Screen:
     suffixes: tuple[str, ...]
     tokens: RefusalTokens
     heads: tuple[Head, ...]
-    batch_tokens: int
 
     def prepare(self, model: HookedChatModel) -> None:
         """Items share nothing."""
@@ -49,8 +101,10 @@ class _Screen:
     def run(self, model: HookedChatModel, state: None, item: tuple[str, int]) -> Float[Tensor, "number suffix"]:
         """Metric and strength of the suffixes from ``item[1]`` on, after the prompt ``item[0]``."""
         prompt, first = item
-        encoded = [model.chat.encode(prompt, suffix) for suffix in self.suffixes[first : first + SUFFIXES]]
-        return torch.stack(_variants(model, encoded, self.tokens, self.heads, self.batch_tokens))
+        some = self.suffixes[first : first + SUFFIXES]
+        readers = [RefusalMetric(self.tokens), *([_TopShare(self.heads)] if self.heads else [])]
+        metric, *share = model.run([prompt] * len(some), some, read=readers, pack=True)
+        return torch.stack([metric, *(share or [torch.full_like(metric, float("nan"))])])
 
 
 @dataclass(frozen=True)
@@ -74,7 +128,6 @@ def screen(
     refusal_tokens: RefusalTokens,
     heads: Sequence[Head] = (),
     on_prompt: Callable[[int], None] | None = None,
-    batch_tokens: int = 2048,
     store: Store | None = None,
     engine: Engine | None = None,
 ) -> Screened:
@@ -84,7 +137,6 @@ def screen(
         suffixes: each with its leading space; a ``str`` is one suffix.
         heads: whose write the strength is a share of.
         on_prompt: called with 1 after each prompt.
-        batch_tokens: padded tokens per batch at most, where suffixes can't be packed.
         store: keeps each prompt's numbers, and gives those of an earlier run with the same inputs.
         engine: spreads blocks of ``SUFFIXES`` suffixes per prompt over its workers; this process if None.
 
@@ -97,177 +149,60 @@ def screen(
     inputs = content_key(
         "screen", model.fingerprint, str(model.dtype), model.chat.render("{}"), list(suffixes), refusal_tokens, heads
     )
-    work = _Screen(suffixes, refusal_tokens, tuple(heads), batch_tokens)
-    starts = range(0, len(suffixes), SUFFIXES)
+    work, starts = _Screen(suffixes, refusal_tokens, tuple(heads)), range(0, len(suffixes), SUFFIXES)
     names = [(f"screen/{i:05d}", content_key(inputs, prompt)) for i, prompt in enumerate(requests)]
     columns = [store.get(*name) for name in names]
-    todo = [i for i, column in enumerate(columns) if column is None]
-    items = [(requests[i], first) for i in todo for first in starts]
-    made: Iterator[Any] = (
-        iter(engine.map("screen", work, items)) if engine else (work.run(model, None, item) for item in items)
+    items = [(requests[i], first) for i, column in enumerate(columns) if column is None for first in starts]
+    made: Iterator[Any] = iter(
+        engine.map("screen", work, items) if engine else (work.run(model, None, item) for item in items)
     )
-    for i in range(len(requests)):
+    for i, (name, key) in enumerate(names):
         if columns[i] is None:
-            columns[i] = store.put(names[i][0], torch.cat([next(made) for _ in starts], -1), names[i][1])
+            columns[i] = store.put(name, torch.cat([next(made) for _ in starts], -1), key)
         if on_prompt:
             on_prompt(1)
-    metric, strength = torch.stack(columns, -1)
-    return Screened(metric, strength)
+    return Screened(*torch.stack(columns, -1))
 
 
-def metric_of(
-    model: HookedChatModel, encoded: Sequence[Encoded], refusal_tokens: RefusalTokens, batch_tokens: int = 2048
-) -> Float[Tensor, "variant"]:
-    """Refusal metric of variants of one prompt."""
-    return _variants(model, encoded, refusal_tokens, (), batch_tokens)[0]
-
-
-def _variants(
+def token_effects(
     model: HookedChatModel,
-    encoded: Sequence[Encoded],
+    prompts: PromptsLike,
+    suffix: str,
+    sources: SourceContributions,
+    heads: Sequence[Head],
     refusal_tokens: RefusalTokens,
-    heads: tuple[Head, ...],
-    batch_tokens: int,
-) -> tuple[Float[Tensor, "variant"], Float[Tensor, "variant"]]:
-    """(refusal metric, strength) of variants of one prompt."""
-    metric = torch.empty(len(encoded), dtype=torch.float64)
-    strength = torch.full((len(encoded),), float("nan"), dtype=torch.float64)
-    packed = packing_holds(model)
-    parts = _packed(model, encoded) if packed else _padded(model, encoded, batch_tokens)
-    for part in parts:
-        write = _TopWrite(model, heads, part)
-        with model.hooks(*write.hooks()):
-            metric[part.variants] = refusal_log_odds(part.logits(), refusal_tokens.ids).cpu()
-        if heads:
-            strength[part.variants] = write.share().double().cpu()
-    return metric, strength
+) -> TokenEffects | None:
+    """Leave each suffix token out and read the refusal metric, beside what the heads take from it.
 
+    Args:
+        prompts: requests, at most as many as ``sources`` has (the first ones).
+        sources: source contributions of the prompts with the suffix.
 
-@dataclass(frozen=True)
-class _Part:
-    """Variants that go through one pass, after what all share.
-
-    Attributes:
-        variants: which ones.
-        row, end: where each one's last token is in the batch.
-        suffix: for each variant, which tokens of its row are its suffix.
-        logits: runs them, under the hooks that are active then.
+    Returns:
+        None where the suffix's number of tokens differs between prompts.
     """
-
-    variants: list[int]
-    row: Int[Tensor, "variant"]
-    end: Int[Tensor, "variant"]
-    suffix: Bool[Tensor, "variant pos"]
-    logits: Callable[[], Float[Tensor, "variant vocab"]]
-
-
-def _packed(model: HookedChatModel, encoded: Sequence[Encoded]) -> Iterator[_Part]:
-    """Several variants in a row, without padding."""
-    prompts = [torch.tensor(e.ids, device=model.device) for e in encoded]
-    whole = pack_prompts(prompts, _shared(encoded), model.chat.pad_id)
-    prefix = shared_prefix(whole)
-    spans = torch.tensor([e.spans.suffix for e in encoded], device=model.device)
-    for some in whole.passes():
-        pack = whole.rows(some)
-        variants = list(pack.indices)
-        first, last = spans[variants].T[:, :, None]
-        whose, at = pack.whose[pack.row], pack.positions[pack.row]
-        suffix = (whose == whose.gather(1, pack.end[:, None])) & (at >= first) & (at < last)
-        yield _Part(variants, pack.row, pack.end, suffix, partial(packed_last, model, pack, prefix))
-
-
-def _last_padded(model: HookedChatModel, batch: Tokens, prefix: PrefixCache | None) -> Float[Tensor, "variant vocab"]:
-    return model.logits(batch, prefix=prefix)[:, -1]
-
-
-def _padded(model: HookedChatModel, encoded: Sequence[Encoded], batch_tokens: int) -> Iterator[_Part]:
-    """One variant per row, those of similar length together."""
-    shared = _shared(encoded) if model.backend.supports_prefix and not model.counts_positions else 0
-    prefix = None
-    if shared:
-        prefix = model.prefix_cache(torch.tensor(encoded[0].ids[:shared], device=model.device))
-    lengths = [len(e.ids) - shared for e in encoded]
-    for rows in by_length(lengths, lambda n, width, real: n * width <= batch_tokens):
-        batch = padded([encoded[k].ids[shared:] for k in rows], [encoded[k].spans for k in rows], model.chat.pad_id)
-        batch = batch.to(model.device)
-        width = batch.ids.shape[1]
-        suffix = torch.zeros(batch.ids.shape, dtype=torch.bool, device=model.device)
-        for i, k in enumerate(rows):
-            first, last = (at - len(encoded[k].ids) + width for at in encoded[k].spans.suffix)
-            suffix[i, first:last] = True
-        row = torch.arange(len(rows), device=model.device)
-        end = torch.full_like(row, width - 1)
-        yield _Part(rows, row, end, suffix, partial(_last_padded, model, batch, prefix))
-
-
-class _TopWrite:
-    """What the top heads write at each variant's last position, and what of it comes from the suffix."""
-
-    def __init__(self, model: HookedChatModel, heads: tuple[Head, ...], part: _Part):
-        self.model, self.heads, self.at = model, by_layer(heads), part
-        shape = (len(part.variants), model.d_model)
-        dtype = torch.promote_types(model.dtype, torch.float32)
-        self.part, self.whole = (torch.zeros(shape, dtype=dtype, device=model.device) for _ in range(2))
-        self.values: dict[int, Tensor] = {}
-
-    def hooks(self) -> list[tuple[str, Callable]]:
-        """Three hooks per layer that has such a head, in the order in which they fire."""
-        found: list[tuple[str, Callable]] = []
-        for layer, heads in self.heads.items():
-            base = f"blocks.{layer}.attn"
-            weight = self.model.backend.output_weight(layer).detach()[heads].to(self.whole)
-            found += [
-                (f"{base}.hook_v", self._keep(layer)),
-                (f"{base}.hook_pattern", self._from_suffix(layer, heads, weight)),
-                (f"{base}.hook_z", self._from_all(heads, weight)),
-            ]
-        return found
-
-    def _keep(self, layer: int) -> Callable:
-        def hook_fn(v: Tensor, hook: Any) -> None:
-            self.values[layer] = wide(by_value_head(v, hook, self.model.d_head)).to(self.whole)
-
-        return hook_fn
-
-    def _from_suffix(self, layer: int, heads: list[int], weight: Tensor) -> Callable:
-        def hook_fn(p: Tensor, hook: Any) -> None:
-            v = self.values.pop(layer)
-            # Sources are the prefix and then this batch's own tokens, among which the suffix is; heads share values.
-            rows = wide(p[:, heads, :, -v.shape[1] :][self.at.row, :, self.at.end]).to(v) * self.at.suffix[:, None]
-            v = v[:, :, [head // (self.model.n_heads // v.shape[2]) for head in heads]][self.at.row]
-            self.part += torch.einsum("bhs,bshd,hde->be", rows, v, weight)
-
-        return hook_fn
-
-    def _from_all(self, heads: list[int], weight: Tensor) -> Callable:
-        def hook_fn(z: Tensor, hook: Any) -> None:
-            last = wide(z.reshape(*z.shape[:2], -1, self.model.d_head)[self.at.row, self.at.end][:, heads])
-            self.whole += torch.einsum("bhd,hde->be", last.to(self.whole), weight)
-
-        return hook_fn
-
-    def share(self) -> Float[Tensor, "batch"]:
-        """<Y_suffix, Y> / |Y|²."""
-        return (self.part * self.whole).sum(-1) / (self.whole * self.whole).sum(-1).clamp_min(1e-30)
+    encoded = [model.chat.encode(prompt, suffix) for prompt in as_prompts(prompts)]
+    lengths = {e.spans.suffix[1] - e.spans.suffix[0] for e in encoded}
+    if len(lengths) > 1:
+        return None
+    (n,) = lengths
+    removed, written, reader = [], [], RefusalMetric(refusal_tokens)
+    for i, e in enumerate(encoded):
+        variants = [e, *(without_token(e, k) for k in range(n))]
+        tokens = padded([v.ids for v in variants], [v.spans for v in variants], model.chat.pad_id).to(model.device)
+        metric = model.run(tokens, read=reader, pack=True)[reader]
+        removed.append(metric[1:] - metric[0])
+        start, stop = sources.bounds[i, sources.regions.index("suffix")].tolist()
+        written.append(torch.stack([sources.values[a, b, i, start:stop] for a, b in heads]).sum(0).double())
+    first = encoded[0].ids[slice(*encoded[0].spans.suffix)]
+    texts = tuple(visible(model.tokenizer.decode([token])) for token in first)
+    return TokenEffects(texts, torch.stack(removed, 1), torch.stack(written, 1))
 
 
 def without_token(encoded: Encoded, k: int) -> Encoded:
-    """The same prompt with the suffix's k-th token left out (as ids: nothing is tokenized again)."""
-    spans = encoded.spans
-    at = spans.suffix[0] + k
-    shorter = Spans(
-        spans.bos,
-        spans.template_pre,
-        spans.instruction,
-        (spans.suffix[0], spans.suffix[1] - 1),
-        (spans.template_post[0] - 1, spans.template_post[1] - 1),
-    )
+    """The same prompt with the suffix's k-th token left out (as an id: nothing is tokenized again)."""
+    spans, at = encoded.spans, encoded.spans.suffix[0] + k
+    suffix, post = (spans.suffix[0], spans.suffix[1] - 1), (spans.template_post[0] - 1, spans.template_post[1] - 1)
+    shorter = Spans(spans.bos, spans.template_pre, spans.instruction, suffix, post)
     offsets = encoded.offsets[:at] + encoded.offsets[at + 1 :]
     return replace(encoded, ids=encoded.ids[:at] + encoded.ids[at + 1 :], spans=shorter, offsets=offsets)
-
-
-def _shared(encoded: Sequence[Encoded]) -> int:
-    """Tokens of the instruction's side that all variants begin with."""
-    n = min(e.spans.instruction[1] for e in encoded)
-    columns = zip(*(e.ids[:n] for e in encoded), strict=True)
-    return next((i for i, column in enumerate(columns) if len(set(column)) > 1), n)

@@ -5,39 +5,37 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
+from ..records.labels import shortened
 from ..report.page import Card, Figure, Item, Note, Option, Page, Picker, Row, Section, Table, Widget
-from .figures import (
-    plot_attention_positions,
-    plot_attention_regions,
-    plot_causal_tests,
-    plot_drop_waterfall,
-    plot_roc,
-    plot_split,
-    plot_suffix_heads,
-    plot_suffix_ranking,
-    plot_suffix_trace,
-    plot_token_effects,
-    suffix_label,
-)
+from .detection import Detectors
+from .figures import suffix_label
 from .mechanisms import MECHANISMS, mechanism
 from .observation_records import SuffixResult
 from .records import Investigation
 from .views import paired_attention
 
-MAX_PATTERNS = 4  # of these, so many with attention on every stored prompt; the others on one
 MAX_SUFFIXES = 16  # suffixes whose figures are in the page: the strongest, so that it stays small
+MAX_PATTERNS = 4  # of these, how many show attention on every stored prompt; the others show one
 RANDOM = "random tokens of equal length, drawn afresh for each prompt"
 _COLUMNS = (
     *("suffix", "refused", "random tokens", "shuffled", "metric drop", "share", "attention rise"),
     *("departs at", "finding"),
 )
+
+_WAYS = {
+    MECHANISMS["untested"]: "in a way that was not tested",
+    MECHANISMS["top heads"]: "through the attention of the top heads",
+    MECHANISMS["attention"]: "through the attention of many heads",
+    MECHANISMS["direction"]: "through the direction, but not by attention from the post-instruction positions",
+    MECHANISMS["otherwise"]: "in another way",
+}
 
 
 def hijacking_cards(attack: Investigation) -> tuple[Card, ...]:
@@ -45,13 +43,10 @@ def hijacking_cards(attack: Investigation) -> tuple[Card, ...]:
     result = attack.strongest
     if result is None:
         return ()
+    plain, suffixed, random = (o.refusal_rate for o in (attack.plain, result.suffixed, result.random))
     cards = [
-        Card(f"{attack.plain.refusal_rate.rate:.0%}", "harmful prompts refused, plain", str(attack.plain.refusal_rate)),
-        Card(
-            f"{result.suffixed.refusal_rate.rate:.0%}",
-            "refused with the strongest suffix",
-            f"random tokens: {result.random.refusal_rate}",
-        ),
+        Card(f"{plain.rate:.0%}", "harmful prompts refused, plain", str(plain)),
+        Card(f"{suffixed.rate:.0%}", "refused with the strongest suffix", f"random tokens: {random}"),
     ]
     if result.causal is not None:
         back = result.causal.refusals_back("cut top heads")
@@ -61,9 +56,8 @@ def hijacking_cards(attack: Investigation) -> tuple[Card, ...]:
 
 def hijacking_page(attack: Investigation) -> Page:
     """The section as a page of its own."""
-    return Page(
-        title=f"Suffixes and {attack.model}", cards=hijacking_cards(attack), sections=(hijacking_section(attack),)
-    )
+    title = f"Suffixes and {attack.model}"
+    return Page(title, cards=hijacking_cards(attack), sections=(hijacking_section(attack),))
 
 
 def hijacking_section(attack: Investigation) -> Section:
@@ -77,23 +71,18 @@ def hijacking_section(attack: Investigation) -> Section:
     ]
     items: list[Item] = [_summary(attack)]
     if len(attack.suffixes) > 1:
-        items.append(
-            Figure(
-                "suffix-ranking",
-                plot_suffix_ranking(attack),
-                "Left: refusal metric under every suffix, lowest first, with 95% intervals. Right: the suffix's share "
-                "of what the top heads write at the last position (dominance), against the share of instructions "
-                "whose refusal metric it takes below 0. Click a suffix, or pick it from the list below.",
-                n=f"{len(attack.suffixes)} suffixes x {attack.plain.n} prompts",
-                control="benign and random suffixes",
-                data=attack.to_frame(),
-                picks="suffix-picker",
-            )
+        caption = (
+            "Left: refusal metric under every suffix, lowest first, with 95% intervals. Right: the suffix's share of "
+            "what the top heads write at the last position (dominance), against the share of instructions whose "
+            "refusal metric it takes below 0. Click a suffix, or pick it from the list below."
         )
+        n, control = f"{len(attack.suffixes)} suffixes x {attack.plain.n} prompts", "benign and random suffixes"
+        rest = (caption, n, control, attack.to_frame(), "suffix-picker")
+        items.append(Figure("suffix-ranking", attack.plot("suffixes"), *rest))
     if attack.results:
         items.append(suffix_picker(attack))
     if attack.detectors is not None:
-        items += _detector_items(attack)
+        items += _detector_items(attack.detectors)
         if failures := attack.detectors.failures():
             text.append(f"Where a detector fails at site {attack.detectors.site}: {'; '.join(failures)}.")
     return Section("suffixes", "Suffix attacks", tuple(text), tuple(items))
@@ -104,11 +93,10 @@ def suffix_findings(attack: Investigation) -> tuple[str, ...]:
     said = []
     for is_attack, what in ((True, "meant to stop refusals"), (False, "benign or random")):
         some = [r for r in attack.results if r.suffix.is_attack == is_attack]
-        if not some:
-            continue
         working = [mechanism(r).name for r in some if r.works]
-        count = f"Of {len(some)} suffixes {what}, " if len(some) > 1 else f"Of 1 suffix {what}, "
-        said.append(f"{count}{len(working)} stop refusals beyond random tokens{_ways(working)}.")
+        if some:
+            count = f"Of {len(some)} suffix{'es' if len(some) > 1 else ''} {what}"
+            said.append(f"{count}, {len(working)} stop refusals beyond random tokens{_ways(working)}.")
     result = attack.strongest
     if result is not None:
         said.append(f"The strongest, {result.suffix.text.strip()!r}: {mechanism(result).sentence}")
@@ -117,31 +105,24 @@ def suffix_findings(attack: Investigation) -> tuple[str, ...]:
 
 def _ways(mechanisms: Sequence[str]) -> str:
     """How the suffixes that work do so, counted: ": all of them through the attention of the top heads"."""
-    words = {
-        MECHANISMS["untested"]: "in a way that was not tested",
-        MECHANISMS["top heads"]: "through the attention of the top heads",
-        MECHANISMS["attention"]: "through the attention of many heads",
-        MECHANISMS["direction"]: "through the direction, but not by attention from the post-instruction positions",
-        MECHANISMS["otherwise"]: "in another way",
-    }
     counted = Counter(mechanisms)
     if not counted:
         return ""
     if len(counted) == 1:
-        return f", {'all of them ' if len(mechanisms) > 1 else ''}{words[mechanisms[0]]}"
-    return ": " + ", ".join(f"{n} {words[mechanism]}" for mechanism, n in counted.items())
+        return f", {'all of them ' if len(mechanisms) > 1 else ''}{_WAYS[mechanisms[0]]}"
+    return ": " + ", ".join(f"{n} {_WAYS[mechanism]}" for mechanism, n in counted.items())
 
 
 def suffix_picker(attack: Investigation) -> Picker:
     """Each suffix up close, strongest first."""
     options = []
-    for rank, result in enumerate(_ordered(attack)):
+    for rank, result in enumerate(sorted(attack.results, key=lambda r: -r.metric_drop.mean)):
         index = attack.suffixes.index(result.suffix)
+        items: tuple[Item, ...] = (_not_stored(result),)
+        if rank < MAX_SUFFIXES:
+            items = tuple(_details(attack, result, f"suffix-{index}", None if rank < MAX_PATTERNS else 1))
         label = suffix_label(index, result.suffix)
-        shown = len(result.patterns) if rank < MAX_PATTERNS else 2
-        some = replace(result, patterns=result.patterns[:shown])
-        items = _details(attack, some, f"suffix-{index}") if rank < MAX_SUFFIXES else (_not_stored(result),)
-        options.append(Option(label, tuple(items), f"{label} ({result.suffix.kind})"))
+        options.append(Option(label, items, f"{label} ({result.suffix.kind})"))
     return Picker("suffix-picker", "suffix", tuple(options))
 
 
@@ -152,8 +133,9 @@ def _not_stored(result: SuffixResult) -> Note:
     )
 
 
-def _ordered(attack: Investigation) -> list[SuffixResult]:
-    return sorted(attack.results, key=lambda r: -r.metric_drop.mean)
+def _cell(value: float, form: str) -> str:
+    """A number as text, "" where it is unknown."""
+    return "" if value != value else format(value, form)
 
 
 def _summary(attack: Investigation) -> Table:
@@ -161,9 +143,7 @@ def _summary(attack: Investigation) -> Table:
     rows = tuple(
         (
             f"{row['suffix'].strip()} ({row['kind']}, {row['tokens']} tokens)",
-            f"{row['refused']:.0%}",
-            f"{row['refused_random']:.0%}",
-            "" if row["refused_shuffled"] != row["refused_shuffled"] else f"{row['refused_shuffled']:.0%}",
+            *(_cell(row[name], ".0%") for name in ("refused", "refused_random", "refused_shuffled")),
             f"{row['metric_drop']:.2f} [{row['low']:.2f}, {row['high']:.2f}], p {row['p']:.1g}",
             f"{row['strength']:.2f}",
             f"{row['attention_rise']:+.2f}",
@@ -172,111 +152,71 @@ def _summary(attack: Investigation) -> Table:
         )
         for row in frame.to_dict("records")
     )
-    return Table(
-        "suffix-table",
-        _COLUMNS,
-        rows,
+    caption = (
         f"The suffixes that were looked into, n = {attack.plain.n} prompts each; control: {RANDOM}. Metric drop: from "
         "random tokens, with its 95% interval and p adjusted over suffixes. Share: the suffix's part of what the top "
         "heads write at the last position. Attention rise: of the top heads, above random tokens. Departs at: the "
-        "first site from which the projection stays below random.",
-        searchable=True,
-        data=frame,
+        "first site from which the projection stays below random."
     )
+    return Table("suffix-table", _COLUMNS, rows, caption, searchable=True, data=frame)
 
 
-def _details(attack: Investigation, result: SuffixResult, name: str) -> list[Item]:
-    n = f"{attack.plain.n} prompts"
+def _details(attack: Investigation, result: SuffixResult, name: str, shown: int | None) -> Iterator[Item]:
+    """One suffix up close, with attention on ``shown`` prompts (all that are stored if None)."""
+    n, exact = f"{attack.plain.n} prompts", "none applies: these are exact parts of one sum"
     rises = ", ".join(f"{label} {value:+.2f}" for label, value in result.strongest_rises())
-    drawn = (
-        (
-            "trace",
-            plot_suffix_trace,
-            "Cosine with the direction by layer, at the last position and at the instruction's last token (is the harm "
-            "still seen there?); band of one standard deviation; dotted: the layer of the direction.",
-        ),
-        (
-            "heads",
-            plot_suffix_heads,
-            "What the top heads write along the direction at the last position, 95% intervals.",
-        ),
-        (
-            "attention",
-            plot_attention_regions,
-            "Where the top heads look from the last position; each column adds up to 1. Of all heads, attention to the "
-            f"suffix rises most above random tokens in {rises}.",
-        ),
-        ("positions", plot_attention_positions, "Attention to the suffix from every post-instruction position."),
+    yield Note(mechanism(result).sentence)
+    caption = (
+        "Cosine with the direction by layer, at the last position and at the instruction's last token (is the harm "
+        "still seen there?); band of one standard deviation; dotted: the layer of the direction."
     )
-    chosen = {"heads": f", heads chosen on {len(attack.head_prompts)} others"}
-    items: list[Item] = [
-        Note(mechanism(result).sentence),
-        *(Figure(f"{name}-{k}", plot(attack, result), text, n + chosen.get(k, ""), RANDOM) for k, plot, text in drawn),
-        Figure(
-            f"{name}-split",
-            plot_split(attack, result),
-            "The drop of each head, split exactly into attention moved (weights) and values changed.",
-            n=n,
-            control="the drop counts from random tokens of equal length",
-        ),
-        Figure(
-            f"{name}-waterfall",
-            plot_drop_waterfall(attack, result),
-            "The drop of the projection from plain to suffixed, part by part; the parts add up to it.",
-            n=n,
-            control="none applies: these are exact parts of one sum",
-            data=attack.drop_parts(result),
-        ),
-    ]
+    yield Figure(f"{name}-trace", attack.plot("trace by layer", result=result), caption, n, RANDOM)
+    caption = "What the top heads write along the direction at the last position, 95% intervals."
+    chosen = f"{n}, heads chosen on {len(attack.head_prompts)} others"
+    yield Figure(f"{name}-heads", attack.plot("heads", result=result), caption, chosen, RANDOM)
+    caption = (
+        "Where the top heads look from the last position; each column adds up to 1. Of all heads, attention to the "
+        f"suffix rises most above random tokens in {rises}."
+    )
+    yield Figure(f"{name}-attention", attack.plot("attention by region", result=result), caption, n, RANDOM)
+    caption = "Attention to the suffix from every post-instruction position."
+    yield Figure(f"{name}-positions", attack.plot("attention by position", result=result), caption, n, RANDOM)
+    caption = "The drop of each head, split exactly into attention moved (weights) and values changed."
+    control = "the drop counts from random tokens of equal length"
+    yield Figure(f"{name}-split", attack.plot("split of the drop", result=result), caption, n, control)
+    caption = "The drop of the projection from plain to suffixed, part by part; the parts add up to it."
+    parts = attack.drop_parts(result)
+    yield Figure(f"{name}-waterfall", attack.plot("parts of the drop", result=result), caption, n, exact, parts)
     if result.causal is not None:
-        items.append(
-            Figure(
-                f"{name}-causal",
-                plot_causal_tests(result.causal),
-                "What each intervention on the suffixed run brings back of the refusal metric's drop (reverse: what it "
-                "brings about in the clean run), 95% bootstrap intervals.",
-                n=n,
-                control="random heads of the same layers; random changes of equal norm",
-                data=result.causal.to_frame(),
-            )
+        caption = (
+            "What each intervention on the suffixed run brings back of the refusal metric's drop (reverse: what it "
+            "brings about in the clean run), 95% bootstrap intervals."
         )
+        control = "random heads of the same layers; random changes of equal norm"
+        yield Figure(f"{name}-causal", result.causal.plot(), caption, n, control, result.causal.to_frame())
     if result.tokens is not None:
-        items.append(
-            Figure(
-                f"{name}-tokens",
-                plot_token_effects(result.tokens),
-                "Above: refusal metric back when this token is left out. Below: what the top heads take from it along "
-                "the direction.",
-                n=f"{result.tokens.removed.shape[-1]} prompts",
-                control="the other tokens",
-                data=result.tokens.to_frame(),
-            )
+        caption = (
+            "Above: refusal metric back when this token is left out. Below: what the top heads take from it along the "
+            "direction."
         )
+        n, frame = f"{result.tokens.removed.shape[-1]} prompts", result.tokens.to_frame()
+        yield Figure(f"{name}-tokens", result.tokens.plot(), caption, n, "the other tokens", frame)
     if result.patterns:
-        items.append(_pattern_picker(result, name))
-    return items
+        yield _pattern_picker(result, name, shown)
 
 
-def _pattern_picker(result: SuffixResult, name: str) -> Picker:
+def _pattern_picker(result: SuffixResult, name: str, shown: int | None) -> Picker:
     """One head's attention on a few prompts, plain beside suffixed."""
-    pairs = list(zip(result.patterns[::2], result.patterns[1::2], strict=True))
     options = []
-    for i, pair in enumerate(pairs):
-        head = pair[0].labels[0]
-        widgets = [
-            Widget(
-                f"{name}-pattern-{i}-{what}",
-                *props,
-                f"Attention of {head}, {what}"
-                + ("; · where only the suffixed prompt has a token." if what == "plain" else "."),
-                n="1 prompt",
-                control="plain beside suffixed",
-                data=_matrix(props[1]),
-            )
-            for what, props in zip(("plain", "suffixed"), paired_attention(pair), strict=True)
-        ]
-        prompt = pair[0].prompt
-        options.append(Option(str(i), (Row(tuple(widgets)),), prompt if len(prompt) < 60 else prompt[:59] + "…"))
+    pairs = zip(result.patterns[::2], result.patterns[1::2], strict=True)
+    for i, pair in enumerate(itertools.islice(pairs, shown)):
+        widgets = []
+        for what, props in zip(("plain", "suffixed"), paired_attention(pair), strict=True):
+            note = "; · where only the suffixed prompt has a token" if what == "plain" else ""
+            caption = f"Attention of {pair[0].labels[0]}, {what}{note}."
+            id, frame = f"{name}-pattern-{i}-{what}", _matrix(props[1])
+            widgets.append(Widget(id, *props, caption, "1 prompt", "plain beside suffixed", frame))
+        options.append(Option(str(i), (Row(tuple(widgets)),), shortened(pair[0].prompt)))
     return Picker(f"{name}-prompts", "prompt", tuple(options), sync="suffix-prompt")
 
 
@@ -288,40 +228,30 @@ def _matrix(props: dict[str, Any]) -> pd.DataFrame:
     return frame
 
 
-def _detector_items(attack: Investigation) -> Sequence[Figure | Table]:
-    found = attack.detectors
-    assert found is not None
+def _detector_items(found: Detectors) -> Iterator[Item]:
+    caption = (
+        "Harmful prompts told from all harmless ones by the projection on the direction: at the last token, its "
+        "maximum over the instruction's tokens, and both."
+    )
+    n = ", ".join(f"{found.groups.count(g)} {g}" for g in found.group_names)
+    control = "harmless prompts, plain and with the same suffixes"
+    yield Figure("suffix-roc", found.plot(), caption, n, control, found.by_site())
     frame = found.to_frame()
-    columns = ("score", "group", "AUROC", "95% interval", "flagged", "95% interval ", "n")
     rows = tuple(
         (
             row["score"],
             row["group"],
-            "" if row["auroc"] != row["auroc"] else f"{row['auroc']:.3f}",
-            "" if row["auroc"] != row["auroc"] else f"{row['auroc_low']:.3f} to {row['auroc_high']:.3f}",
+            _cell(row["auroc"], ".3f"),
+            " to ".join(filter(None, (_cell(row[f"auroc_{end}"], ".3f") for end in ("low", "high")))),
             f"{row['flagged']:.0%}",
             f"{row['flagged_low']:.0%} to {row['flagged_high']:.0%}",
             str(row["n"]),
         )
         for row in frame.to_dict("records")
     )
-    sizes = ", ".join(f"{found.groups.count(g)} {g}" for g in found.group_names)
-    return (
-        Figure(
-            "suffix-roc",
-            plot_roc(found),
-            "Harmful prompts told from all harmless ones by the projection on the direction: at the last token, its "
-            "maximum over the instruction's tokens, and both.",
-            n=sizes,
-            control="harmless prompts, plain and with the same suffixes",
-            data=found.by_site(),
-        ),
-        Table(
-            "suffix-detectors",
-            columns,
-            rows,
-            f"At resid_pre of layer {found.site}; the threshold lets at most 5% of the plain harmless prompts through, "
-            "on which it was set.",
-            data=frame,
-        ),
+    caption = (
+        f"At resid_pre of layer {found.site}; the threshold lets at most 5% of the plain harmless prompts through, on "
+        "which it was set."
     )
+    columns = ("score", "group", "AUROC", "95% interval", "flagged", "95% interval ", "n")
+    yield Table("suffix-detectors", columns, rows, caption, data=frame)

@@ -16,18 +16,13 @@ def paired_attention(patterns: Sequence[AttentionPatterns]) -> tuple[tuple[str, 
     """CircuitsVis' component and properties for one head, plain and suffixed, tokens aligned: the plain prompt gets an
     empty column for each suffix token, so that both views have the same axis."""
     plain, suffixed = patterns
-    extra = len(suffixed.tokens) - len(plain.tokens)
-    same = next(
-        (i for i, (a, b) in enumerate(zip(plain.tokens, suffixed.tokens, strict=False)) if a != b), len(plain.tokens)
-    )
-    gap = slice(same, same + extra)
-    n = len(suffixed.tokens)
-    kept = torch.ones(n, dtype=torch.bool)
-    kept[gap] = False
+    n, extra = len(suffixed.tokens), len(suffixed.tokens) - len(plain.tokens)
+    pairs = enumerate(zip(plain.tokens, suffixed.tokens, strict=False))
+    same = next((i for i, (a, b) in pairs if a != b), len(plain.tokens))
+    kept = torch.tensor([*range(same), *range(same + extra, n)])
     values = torch.zeros(len(plain.heads), n, n, dtype=plain.values.dtype)
-    index = kept.nonzero()[:, 0]
-    values[:, index[:, None], index[None]] = plain.values
-    tokens = tuple("·" if not k else t for k, t in zip(kept.tolist(), _spread(plain.tokens, same, extra), strict=True))
+    values[:, kept[:, None], kept] = plain.values
+    tokens = (*plain.tokens[:same], *["·"] * extra, *plain.tokens[same:])
     aligned = AttentionPatterns(values, plain.heads, tokens, plain.prompt)
     return attention_props(aligned), attention_props(suffixed)
 
@@ -39,7 +34,3 @@ def attention_pair_view(patterns: Sequence[AttentionPatterns], element_id: str =
     attention = [*plain["attention"], *suffixed["attention"]]
     props = {"tokens": suffixed["tokens"], "attention": attention, "attentionHeadNames": names}
     return View(component, props, element_id)
-
-
-def _spread(tokens: Sequence[str], at: int, extra: int) -> list[str]:
-    return [*tokens[:at], *["·"] * extra, *tokens[at:]]

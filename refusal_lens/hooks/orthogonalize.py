@@ -72,8 +72,8 @@ class Orthogonalize(Intervention):
         layers, norm = layers_of(self.layers, model.n_layers), model.backend.norm_after_writes()
         if norm and not self.allow_gap:
             raise ModelError(
-                f"{model.name} has a norm after its writes to the residual stream ({norm}), so no plain edit of weights "
-                "is equivalent to ablation: use model.hooks(Ablate(direction)), or allow_gap=True to measure the edit "
+                f"{model.name} has a norm after its writes to the residual stream ({norm}), so no plain edit of "
+                "weights is equivalent to ablation: use model.hooks(Ablate(direction)), or allow_gap=True to measure the edit "
                 "all the same (orthogonalization_gap gives the difference)"
             )
         with model.hooks():  # takes the model's lock: another thread would see edited weights

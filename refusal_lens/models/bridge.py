@@ -285,8 +285,8 @@ class BridgeBackend(Backend):
         rows = weight.parameter.movedim(weight.axis, -1)
         if rows.ndim != 2 or len(rows) % self.n_heads or rows.shape[1] != self.d_model:
             raise ModelError(
-                f"{weight.where} has the shape {tuple(weight.parameter.shape)}, which does not fit {self.n_heads} heads "
-                f"and a stream of {self.d_model}: it is quantized, or this layer differs from the others"
+                f"{weight.where} has the shape {tuple(weight.parameter.shape)}, which does not fit {self.n_heads} "
+                f"heads and a stream of {self.d_model}: it is quantized, or this layer differs from the others"
             )
         return rows.unflatten(0, (self.n_heads, -1))
 

@@ -100,9 +100,13 @@ def _even(n: int, most: int) -> Iterator[slice]:
 
 
 def pack_tokens(tokens: Tokens, pad_id: int = 0, row_tokens: int = PACK_TOKENS) -> Pack:
-    """All prompts in equally long rows of about ``row_tokens``, or of what the longest prompt needs."""
+    """All prompts in equally long rows of about ``row_tokens``, or of what the longest prompt needs.
+
+    They share nothing after an instruction's end, so that a suffix is always among a prompt's own tokens.
+    """
     prompts = [ids[mask] for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
-    return pack_prompts(prompts, common_prefix(prompts, own=max(1, tokens.n_post)), pad_id, row_tokens)
+    shared = min(common_prefix(prompts), *(span.instruction[1] for span in tokens.spans))
+    return pack_prompts(prompts, shared, pad_id, row_tokens)
 
 
 def pack_prompts(

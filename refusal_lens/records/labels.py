@@ -1,7 +1,5 @@
 """Names of heads, regions, conditions and tokens (read without torch, for the command line's help)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +15,11 @@ Head = tuple[int, int]
 def visible(text: str) -> str:
     """Whitespace made visible, for labels."""
     return text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
+
+
+def shortened(text: str, limit: int = 60) -> str:
+    """At most ``limit`` characters, for labels."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def head_label(layer: int, head: int) -> str:
@@ -57,5 +60,5 @@ def listed(labels: Sequence[Any], limit: int = 12) -> str:
     """Labels in a sentence: the first ``limit``, long ones cut, and how many there are."""
     if isinstance(labels, range) and len(labels) > 3:
         return f"{labels[0]} to {labels[-1]}"
-    short = [text if len(text) <= 40 else text[:39] + "…" for text in map(str, labels[:limit])]
+    short = [shortened(str(label), 40) for label in labels[:limit]]
     return (", ".join(short) or "none") + (f", … ({len(labels)} in all)" if len(labels) > limit else "")

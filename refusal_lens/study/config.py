@@ -103,7 +103,7 @@ class StudyConfig:
                 near = difflib.get_close_matches(name, known, 1)
                 raise SettingError(f"there is no setting {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
-        cls._check_types(values)
+        cls._check_types(values)  # before the settings are made: a type checker would stop there in its own words
         return cls(**values)
 
     def sources(self) -> tuple[str, str]:

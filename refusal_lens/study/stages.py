@@ -1,7 +1,5 @@
 """The stages of a study in order; the run, the folder's files and the report's sections follow from ``PIPELINE``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -78,13 +76,3 @@ def planned(settings: Any, only: str | None = None) -> Iterator[Stage]:
 
 def _needed(name: str) -> set[str]:
     return {name}.union(*(_needed(other) for other in BY_NAME[name].needs))
-
-
-def files_table() -> str:
-    """Files of the stages as rows of a Markdown table, for docs/result_folder.md."""
-    rows = []
-    for stage in PIPELINE:
-        names = ", ".join(f"`{file}`" for file in stage.makes)
-        by = f" (`{stage.command}`)" if stage.command else ""
-        rows.append(f"| {names} | `{stage.name}` | {stage.holds}{by} |")
-    return "\n".join(["| file | stage | what |", "|---|---|---|", *rows])

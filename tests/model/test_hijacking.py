@@ -195,29 +195,29 @@ def test_patches_reproduce_the_run_they_come_from(architecture):
     layer_0 = tuple((0, head) for head in range(4))
     for into, source in ((pair.dirty, pair.clean), (pair.clean, pair.dirty)):
         # A run's own pattern, z or component put into itself changes nothing.
-        base = into.logits(model)
+        base = into.logits()
         for kind in ("pattern", "output", "r̂ component"):
             if kind == "pattern" and into is pair.dirty:
                 continue  # tokens that only one run has, the suffix, get no weight from a pattern patch
             own = bench._maker(kind, into, into, [0, 1, 2])(EVERY)
             with model.hooks(own):
-                torch.testing.assert_close(into.logits(model), base, rtol=0, atol=limit)
+                torch.testing.assert_close(into.logits(), base, rtol=0, atol=limit)
                 torch.testing.assert_close(model.logits(into.tokens)[:, -1], base, rtol=0, atol=limit)
         # All heads of layer 0 from the other run: attention's output there is the other run's (or only along r̂).
         name, last = "blocks.0.hook_attn_out", slice(-bench.n_post, None)
         here, there = (model.cache(run.tokens, [name], last)[name] for run in (into, source))
         with model.hooks(bench._maker("output", into, source, [0])(layer_0)):
             torch.testing.assert_close(model.cache(into.tokens, [name], last)[name], there, rtol=0, atol=limit)
-            torch.testing.assert_close(into.cache(model, [name])[name], there, rtol=0, atol=limit)
+            torch.testing.assert_close(into.cache([name])[name], there, rtol=0, atol=limit)
         with model.hooks(bench._maker("r̂ component", into, source, [0])(layer_0)):
-            moved = into.cache(model, [name])[name]
+            moved = into.cache([name])[name]
         r = direction.unit
         torch.testing.assert_close(moved @ r, there @ r, rtol=0, atol=limit)
         rest = (moved - (moved @ r)[..., None] * r) - (here - (here @ r)[..., None] * r)
         assert float(rest.abs().max()) < limit
         # Patterns: the rows are the other run's, on the tokens that both have.
         with model.hooks(bench._maker("pattern", into, source, [0])(layer_0)):
-            p = into.cache(model, ["blocks.0.attn.hook_pattern"], pattern=True)["blocks.0.attn.hook_pattern"]
+            p = into.cache(["blocks.0.attn.hook_pattern"], pattern=True)["blocks.0.attn.hook_pattern"]
             p = p[:, :, last]
         q = model.cache(source.tokens, ["blocks.0.attn.hook_pattern"])["blocks.0.attn.hook_pattern"][:, :, last]
         columns = matching_columns(into.tokens, source.tokens)[0]
@@ -260,14 +260,14 @@ def test_screening_shares_the_prefix_exactly(architecture, packed):
     Suffixes are packed unless hooks from outside are there, which may count positions.
     """
     model = model_of(architecture, torch.float32)
-    prompts, suffixes = [PROMPT, "Hi"], [" a", " longer one", SUFFIX]
+    prompts, suffixes = [PROMPT, "Hi"], [" a", " longer one", SUFFIX, " very" * 30]
     steps, shapes = [], set()
 
     def watch(x, hook):
         shapes.add(x.shape)
 
     with nullcontext() if packed else model.hooks(("blocks.1.hook_resid_pre", watch)):
-        found = screen(model, prompts, suffixes, TOKENS, TOP, steps.append, batch_tokens=64)
+        found = screen(model, prompts, suffixes, TOKENS, TOP, steps.append)
     assert packed or len(shapes) > 2, "in batches"
     whole = torch.stack([refusal_metric(model, prompts, TOKENS, [s] * 2) for s in suffixes])
     torch.testing.assert_close(found.metric, whole, rtol=0, atol=2e-5)

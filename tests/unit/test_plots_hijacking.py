@@ -15,7 +15,7 @@ from scipy import stats as scipy_stats
 from refusal_lens.attribution.token_records import AttentionPatterns
 from refusal_lens.data.suffixes import Suffix
 from refusal_lens.hijacking.causal_records import CausalTest, CausalTests
-from refusal_lens.hijacking.detection import detectors
+from refusal_lens.hijacking.detection import detectors, roc
 from refusal_lens.hijacking.figures import (
     plot_attention_positions,
     plot_attention_regions,
@@ -29,16 +29,15 @@ from refusal_lens.hijacking.figures import (
     plot_token_effects,
 )
 from refusal_lens.hijacking.mechanisms import MECHANISMS, mechanism
-from refusal_lens.hijacking.observation_records import Observation, Split, SuffixResult, TokenEffects
+from refusal_lens.hijacking.observation_records import Observation, Split, SuffixResult, TokenEffects, departure_site
 from refusal_lens.hijacking.records import Investigation
 from refusal_lens.hijacking.section import hijacking_cards, hijacking_section
-from refusal_lens.hijacking.statistics import departure_site, paired_p, roc
 from refusal_lens.hijacking.views import attention_pair_view, paired_attention
 from refusal_lens.records.base import load_record
 from refusal_lens.records.direction import Direction
 from refusal_lens.refusal.records import RefusalTokens
 from refusal_lens.report.page import Figure, Page, Widget
-from refusal_lens.stats import correlation, fraction_interval
+from refusal_lens.stats import correlation, fraction_interval, paired_p
 from refusal_lens.tensors import random_unit
 
 DIRECTION = Direction(random_unit(8, 0), 1.0, -1, 2)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from refusal_lens.data.suffixes import Suffix, SuffixSet
 from refusal_lens.errors import PromptError
-from refusal_lens.hijacking.controls import check_suffix, random_controls, shuffled_controls, suffix_ids, suffix_length
+from refusal_lens.hijacking.controls import check_suffix, random_controls, shuffled_controls, suffix_ids
 from refusal_lens.models.chat import ChatFormat
 
 from ..tiny import CHATML, tiny_tokenizer
@@ -151,7 +151,7 @@ def test_random_controls(chat, words, suffix):
         drawn = random_controls(format_, prompts, suffix, seed=1)
         assert all(drawn.exact) and len(set(drawn.texts)) == len(prompts)  # fresh for each prompt
         for prompt, text in zip(prompts, drawn.texts, strict=True):
-            assert suffix_length(format_, prompt, text) == suffix_length(format_, prompt, suffix)
+            assert len(suffix_ids(format_, prompt, text)) == len(suffix_ids(format_, prompt, suffix))
             # The instruction's own tokens stay what they were.
             alone, with_it = format_.encode(prompt), format_.encode(prompt, text)
             stop = alone.spans.instruction[1]
