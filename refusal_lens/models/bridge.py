@@ -244,10 +244,10 @@ class BridgeBackend(Backend):
                 nodes = attribution_patch(self.tl, clean, corrupt, metric).node_scores
         finally:
             weight.requires_grad_(before)
-        found = {node: score for node, score in nodes.items() if node.kind == "attn_head_out"}
-        width = 1 + max(node.head for node in found)  # of latent attention every entry of z is a node
+        found: list[tuple[Any, float]] = [(x, score) for x, score in nodes.items() if x.kind == "attn_head_out"]
+        width = 1 + max(node.head for node, _ in found)  # of latent attention every entry of z is a node
         scores: dict[tuple[int, int], float] = {}
-        for node, score in found.items():
+        for node, score in found:
             head = (node.layer, node.head * self.n_heads // width)
             scores[head] = scores.get(head, 0.0) + score
         return scores

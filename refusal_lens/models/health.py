@@ -109,8 +109,8 @@ def check_attention(model: Model) -> float:
     if not gap <= limit:
         raise ModelError(
             f"{model.name}: TransformerLens computes its attention otherwise than the checkpoint's own code (the "
-            f"logits differ by {gap:.2g} of their length, limit {limit:g}), so every result would be another model's; this "
-            "architecture needs another version of transformer-lens"
+            f"logits differ by {gap:.2g} of their length, limit {limit:g}), so every result would be another model's; "
+            "this architecture needs another version of transformer-lens"
         )
     return gap
 
@@ -134,9 +134,9 @@ def check_writes(model: Model) -> float:
             )
     try:
         cached = model.cache(_few_tokens(model), names)
-    except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{model.name} does not run as TransformerLens wraps it: {reason}") from error
+    except (RuntimeError, TypeError, AttributeError, NotImplementedError) as failure:
+        reason = (str(failure).splitlines() or [type(failure).__name__])[0]
+        raise ModelError(f"{model.name} does not run as TransformerLens wraps it: {reason}") from failure
     check_activations(model.name, cached)
     tolerance, worst, previous = SUM_TOLERANCE.get(model.dtype, 1e-2), 0.0, None
     for layer in range(model.n_layers):
