@@ -129,6 +129,20 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gptj": ("gptj", {**_SHORT, "n_positions": 256, "rotary_dim": 4}),
     "opt": ("opt", {**_SIZE, "ffn_dim": 48, "word_embed_proj_dim": 32}),
 }
+_LINEAR = {
+    "head_dim": 8,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+# Some of their layers have no attention heads.
+HYBRIDS = {
+    "qwen3_next": ("qwen3_next", {**_MOE, **_LINEAR, "shared_expert_intermediate_size": 16}),
+    "qwen3_5": ("qwen3_5_text", {**_GQA, **_LINEAR}),
+    "lfm2": ("lfm2", {**_GQA, "layer_types": ["conv", "conv", "full_attention"]}),
+}
 # TransformerLens 4.3 takes its heads apart in another order than the checkpoint's own code.
 WRONGLY_WRAPPED = {"falcon-40b": ("falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2})}
 
@@ -147,7 +161,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_hf(architecture: str, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:
     """A random Hugging Face model; norms and biases are random too, so that none is a silent identity."""
-    model_type, options = (ARCHITECTURES | FAMILIES | WRONGLY_WRAPPED)[architecture]
+    model_type, options = (ARCHITECTURES | FAMILIES | HYBRIDS | WRONGLY_WRAPPED)[architecture]
     config = CONFIG_MAPPING[model_type](**{**options, **overrides})
     config._experts_implementation = "eager"
     torch.manual_seed(seed)

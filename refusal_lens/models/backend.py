@@ -61,7 +61,7 @@ class Backend:
     def _head_width(self) -> int:
         """Width of what a head gives: of latent attention (DeepSeek) another than that of its queries."""
         try:
-            return int(self.output_weight(0).shape[1])
+            return int(self.some_heads(0).shape[1])
         except (ModelError, AttributeError):  # packed weights, or no attention there: who needs them says so
             return int(self.tl.cfg.d_head)
 
@@ -222,6 +222,15 @@ class Backend:
     def output_weight(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         """W_O of one layer, by query head."""
         return self.tl.blocks[layer].attn.W_O
+
+    def some_heads(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        """W_O of ``layer``, or of the next one that has heads."""
+        for other in range(layer, self.n_layers):
+            try:
+                return self.output_weight(other)
+            except ModelError:
+                continue
+        return self.output_weight(layer)
 
     def attn_bias(self, layer: int) -> Float[Tensor, "d_model"] | None:
         """b_O of one layer, or None where the checkpoint has none."""

@@ -17,6 +17,7 @@ from ..hooks.readout import NormWeights
 from .backend import Backend, HookFn, _cache_as_past_key_values, _filled_cache, optional_weight
 from .writing_weights import WritingWeight, core, linear, named, not_found
 
+MIXERS = ("linear_attn", "conv")  # in attention's place in some layers (Qwen3-Next, LFM2)
 EXPERT_OUTPUTS = ("down_proj", "w2", "fc2", "c_proj", "wo", "dense_4h_to_h", "output_linear")
 
 
@@ -73,9 +74,10 @@ class BridgeBackend(Backend):
     def _hooks(self, hooks: Sequence[tuple[str, HookFn]]) -> AbstractContextManager:
         # TransformerLens looks all names and aliases up in every context, which costs as much as a small layer. With
         # its compatibility mode a hook is called once per alias, which is left to it.
+        known = [(self._mixer_outputs.get(name, name), function) for name, function in hooks]
         if getattr(self.tl, "compatibility_mode", False) or not hasattr(self.tl, "_remove_temporary_hook"):
-            return self.tl.hooks(fwd_hooks=list(hooks))
-        return self._hooked(hooks)
+            return self.tl.hooks(fwd_hooks=known)
+        return self._hooked(known)
 
     @contextmanager
     def _hooked(self, hooks: Sequence[tuple[str, HookFn]]) -> Iterator[None]:
@@ -99,8 +101,18 @@ class BridgeBackend(Backend):
             tl.context_level -= 1
 
     def _hook_names(self) -> list[str]:
-        aliases = getattr(self.tl, "hook_aliases", {})
-        return [*self.tl.hook_dict, *aliases]
+        mixers = {n: name for n in range(len(self.layers)) if (name := self._mixer(n))}
+        self._mixer_outputs = {f"blocks.{n}.hook_attn_out": f"blocks.{n}.{name}.hook_out" for n, name in mixers.items()}
+        return [*self.tl.hook_dict, *getattr(self.tl, "hook_aliases", {}), *self._mixer_outputs]
+
+    def _mixer(self, layer: int) -> str:
+        """Name of what a layer has in attention's place; "" where it has attention."""
+        children = self.layers[layer]._modules
+        return "" if "attn" in children else next((name for name in MIXERS if name in children), "")
+
+    def part(self, layer, part):
+        name = self._mixer(layer) if part == "attn" else ""
+        return (f"blocks.{layer}.{name}", self.layers[layer]._modules[name]) if name else super().part(layer, part)
 
     def _norm(self, module: Any, site: str) -> NormWeights:
         rms, weight = bool(module.uses_rms_norm), optional_weight(module, "weight")
@@ -235,6 +247,8 @@ class BridgeBackend(Backend):
     def attribution_patch(self, clean, corrupt, metric):
         from transformer_lens.tools.analysis.attribution_patching import attribution_patch
 
+        for layer in range(self.n_layers):
+            self.output_weight(layer)  # refuses a layer without heads
         # Weights need no gradient here, but without one at the start autograd records nothing.
         weight = next(self.hf.get_input_embeddings().parameters())
         before = weight.requires_grad
@@ -279,6 +293,11 @@ class BridgeBackend(Backend):
     def output_weight(self, layer):
         # Not W_O, which refuses latent attention before its first pass.
         where, module = self.part(layer, "attn")
+        if self._mixer(layer):
+            raise ModelError(
+                f"layer {layer} has no attention heads ({where}): whole components, extraction, selection and ablation "
+                "are exact here, what is read head by head is not to be had"
+            )
         weight = next(iter(self._output_weights(where, "attn", module)), None)
         if weight is None:
             raise not_found(self.kind, where, module)
@@ -309,6 +328,8 @@ class BridgeBackend(Backend):
 
     def _output_weights(self, where: str, part: str, module: Any) -> list[WritingWeight]:
         output, children = {"attn": "o", "mlp": "out"}[part], dict(module.named_children())
+        if part == "attn" and output not in children:
+            output, children = "out_proj", dict(core(module).named_children())  # of a mixer
         if output in children:
             return linear(f"{where}.{output}", children[output])
         return _expert_outputs(where, module, self.d_model) if part == "mlp" else []

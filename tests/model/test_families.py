@@ -14,6 +14,7 @@ from refusal_lens.attribution.patching import attribution_patching
 from refusal_lens.errors import ModelError
 from refusal_lens.exactness.identities import certify, orthogonalization_gap
 from refusal_lens.hooks.interchange import InterchangeWrites
+from refusal_lens.hooks.interventions import Ablate
 from refusal_lens.hooks.orthogonalize import Orthogonalize
 from refusal_lens.hooks.readers import Cache
 from refusal_lens.hooks.readout import Readout
@@ -21,7 +22,7 @@ from refusal_lens.models.packing import packing_holds
 from refusal_lens.progress import silent
 from refusal_lens.refusal.tokens import given_refusal_tokens
 from refusal_lens.study.pipeline import run_study
-from tests.tiny import FAMILIES, tiny_bridge, tiny_folder, tiny_hf, tiny_model
+from tests.tiny import FAMILIES, HYBRIDS, tiny_bridge, tiny_folder, tiny_hf, tiny_model
 
 from .cases import direction_of
 
@@ -150,6 +151,33 @@ def test_a_norm_after_the_embedding_is_named():
         pass
 
 
+@pytest.mark.parametrize("architecture", HYBRIDS)
+def test_layers_without_attention_write_and_are_edited_as_the_others(architecture):
+    model, own = exact(architecture), tiny_hf(architecture, dtype=torch.float64)
+    direction = direction_of(model)
+    ids = model.tokenize(PROMPTS[:1]).ids
+    with torch.inference_mode():
+        gap = own(input_ids=ids).logits[:, -1] - model.last_logits(PROMPTS[:1])
+    assert float(gap.abs().max()) < 1e-5 and model.check_writes() < 1e-9
+    assert orthogonalization_gap(model, direction, PROMPTS[:1]) < 2e-5
+    site = "blocks.1.hook_resid_pre"
+    with model.hooks(Ablate(direction)):
+        assert float((model.cache(PROMPTS[:1], [site])[site] @ direction.unit).abs().max()) < 1e-9
+    single = tiny_model(architecture)
+    together = single.last_logits(PROMPTS)
+    for row, prompt in zip(together, PROMPTS, strict=True):
+        torch.testing.assert_close(
+            row, single.last_logits([prompt])[0], rtol=0, atol=2e-5 * float(together.abs().max())
+        )
+    for by_head in (
+        lambda: heads(model, PROMPTS[:1], direction),
+        lambda: certify(model, PROMPTS[:1]),
+        lambda: attribution_patching(model, PROMPTS[:1], PROMPTS[:1], given_refusal_tokens(model, [40])),
+    ):
+        with pytest.raises(ModelError, match="no attention heads"):
+            by_head()
+
+
 def test_attention_other_than_the_checkpoints_is_refused():
     with pytest.raises(ModelError, match="otherwise than the checkpoint's own code"):
         load_model(tiny_folder("falcon-40b"))
@@ -187,10 +215,11 @@ def refuser(architecture):
     return model
 
 
-HARD = ("granite", "cohere", "deepseek_v3", "llama4", "bloom", "falcon-alibi")
+HARD = ("granite", "cohere", "deepseek_v3", "llama4", "bloom", "falcon-alibi", "qwen3_5", "lfm2")
+BY_HEAD = {"heads", "causal", "logits", "sources", "patterns", "certificate"}
 
 
-@pytest.mark.parametrize("architecture", [on_every_run(name, {"deepseek_v3", "bloom"}) for name in HARD])
+@pytest.mark.parametrize("architecture", [on_every_run(name, {"deepseek_v3", "qwen3_5"}) for name in HARD])
 def test_a_study_ends_with_a_whole_report(architecture, tmp_path):
     model, files = refuser(architecture), {}
     for kind in ("harmful", "harmless"):
@@ -207,5 +236,6 @@ def test_a_study_ends_with_a_whole_report(architecture, tmp_path):
     )
     study = run_study(config, tmp_path / "run", silent, model)
     missing = json.loads((tmp_path / "run" / "study.json").read_text())["missing"]
-    assert missing == {}
+    assert set(missing) == (BY_HEAD if architecture in HYBRIDS else set())
+    assert all("no attention heads" in reason or "it takes the stage" in reason for reason in missing.values())
     assert (tmp_path / "run" / "report.html").is_file() and study.selection is not None
