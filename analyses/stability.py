@@ -15,13 +15,8 @@ def main() -> None:
     arguments.add_argument("--resamples", type=int, default=20)
     args = arguments.parse_args()
     model, study = prepared(args)
-    found = selection_stability(
-        model,
-        (study.harmful.train.texts, study.harmless.train.texts),
-        (study.harmful.val.texts, study.harmless.val.texts),
-        study.refusal_tokens,
-        resamples=args.resamples,
-    )
+    prompts = study.harmful, study.harmless
+    found = selection_stability(model, *prompts, study.refusal_tokens, resamples=args.resamples)
     show(found.to_frame())
     print(f"cosine of two winners: {found.pairwise()}; with all prompts' winner: {found.to_reference.mean():.3f}")
     finish(args, "Stability of the selection", [stability_section(found)], stability=found)

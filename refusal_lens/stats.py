@@ -158,3 +158,22 @@ def auroc(positive: Values, negative: Values) -> Interval:
     variance = sum(float(rows.var(ddof=1)) / len(rows) for rows in (wins.mean(1), wins.mean(0)) if len(rows) > 1)
     spread = 1.959964 * variance**0.5
     return Interval(area, max(0.0, area - spread), min(1.0, area + spread), len(p) + len(n))
+
+
+def roc(scores: Values, positive: Sequence[bool]) -> list[tuple[float, float, float]]:
+    """Points of the ROC curve between every two neighbouring scores, lowest first.
+
+    Returns:
+        (threshold, share of positives above it, share of negatives below it); empty where all scores are equal or of
+        one kind.
+
+    Example:
+        >>> from refusal_lens.stats import roc
+        >>> roc([-4.0, -2.0, 1.0], [False, True, True])
+        [(-3.0, 1.0, 1.0), (-0.5, 0.5, 1.0)]
+    """
+    x, flags = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
+    values = np.unique(x) if flags.any() and not flags.all() else x[:0]
+    return [
+        (float(t), float((x[flags] > t).mean()), float((x[~flags] < t).mean())) for t in (values[:-1] + values[1:]) / 2
+    ]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pandas as pd
 import plotly.graph_objects as go
 
+from ..errors import ResultError
 from ..records.base import figure as registered
-from ..refusal.records import Completions, Metrics
+from ..refusal.records import Completions, Metrics, RefusalTokens, metric_histogram
 from ..report import style
 from ..report.style import plot_refusal_rates
 from ..stats import Rate
@@ -47,7 +49,19 @@ def plot_losses(records: Losses | Sequence[Losses]) -> go.Figure:
 @registered("histogram", RefusalProxy)
 def plot_proxy(record: RefusalProxy, bins: int = 30) -> go.Figure:
     """Histogram of the refusal metric of refused and answered prompts (paper Figs. 9-10)."""
-    table = record.histogram(bins)
+    return _histogram(record.histogram(bins), 0.0, f"AUROC {record.auroc.mean:.3f}")
+
+
+@registered("calibration", RefusalTokens)
+def plot_calibration(tokens: RefusalTokens, bins: int = 30) -> go.Figure:
+    """Histogram of the refusal metric of refused and answered training prompts, and the calibrated point."""
+    if tokens.calibration is None:
+        raise ResultError("these refusal tokens are not calibrated: pass them to refusal.calibrate_tokens")
+    table = metric_histogram(tokens.calibration.metric, tokens.calibration.refused, bins)
+    return _histogram(table, tokens.threshold, f"refused above {tokens.threshold:.3g}")
+
+
+def _histogram(table: pd.DataFrame, threshold: float, title: str) -> go.Figure:
     figure = go.Figure()
     for name, tone in (("refused", style.RED), ("answered", style.BLUE)):
         figure.add_bar(
@@ -59,10 +73,10 @@ def plot_proxy(record: RefusalProxy, bins: int = 30) -> go.Figure:
             opacity=0.65,
             hovertemplate=f"{name}: %{{y}} prompts at %{{x:.2f}}<extra></extra>",
         )
-    figure.add_vline(x=0, line_dash="dash", line_color=style.GREY)
+    figure.add_vline(x=threshold, line_dash="dash", line_color=style.GREY)
     figure.update_xaxes(title_text="refusal metric (log-odds)")
     figure.update_yaxes(title_text="prompts")
-    return style.finish(figure.update_layout(barmode="overlay"), f"AUROC {record.auroc.mean:.3f}")
+    return style.finish(figure.update_layout(barmode="overlay"), title)
 
 
 @registered("scores", HarnessScores)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..records.base import Record
 from ..records.direction import Direction
 from ..records.labels import index_of
-from ..refusal.records import Completions
+from ..refusal.records import Completions, metric_histogram
 from ..stats import Interval, Rate, auroc, columns, fraction_interval, rate
 
 
@@ -65,29 +65,18 @@ class Agreement(Record):
     def to_frame(self) -> pd.DataFrame:
         """One row per disagreement."""
         return pd.DataFrame(
-            [
-                {
-                    "prompt_set": a.prompt_set,
-                    "condition": a.condition,
-                    "prompt": a.prompt,
-                    "response": a.response,
-                    self.first: a.withheld,
-                    self.second: b.withheld,
-                    f"{self.first} said": a.raw,
-                    f"{self.second} said": b.raw,
-                }
-                for a, b in self.disagreements
-            ]
+            {name: getattr(a, name) for name in ("prompt_set", "condition", "prompt", "response")}
+            | {self.first: a.withheld, self.second: b.withheld}
+            | {f"{self.first} said": a.raw, f"{self.second} said": b.raw}
+            for a, b in self.disagreements
         )
 
 
 @dataclass(frozen=True)
 class EvaluationTable(Record):
-    """Replies of every prompt set under every condition, and what every judge says of them.
+    """Replies of every prompt set under every condition, and every judge's verdicts on them.
 
     Attributes:
-        model: the model's name.
-        direction: the direction.
         completions: replies, one entry per prompt set.
         verdicts: every judge on every reply.
         agreements: every pair of judges.
@@ -109,23 +98,11 @@ class EvaluationTable(Record):
     def to_frame(self) -> pd.DataFrame:
         """One row per cell: prompts, condition, judge, kind, rate, low, high, n, unread."""
         kinds = {v.judge: v.kind for v in self.verdicts}
-        totals: dict[tuple[str, str, str], int] = {}
-        for v in self.verdicts:
-            key = v.prompt_set, v.condition, v.judge
-            totals[key] = totals.get(key, 0) + 1
+        totals = Counter((v.prompt_set, v.condition, v.judge) for v in self.verdicts)
         return pd.DataFrame(
-            [
-                {
-                    "prompts": name,
-                    "condition": condition,
-                    "judge": judge,
-                    "kind": kinds[judge],
-                    **columns(r, "rate"),
-                    "n": r.n,
-                    "unread": totals[name, condition, judge] - r.n,
-                }
-                for (name, condition, judge), r in self.rates.items()
-            ]
+            {"prompts": key[0], "condition": key[1], "judge": key[2], "kind": kinds[key[2]]}
+            | {**columns(r, "rate"), "n": r.n, "unread": totals[key] - r.n}
+            for key, r in self.rates.items()
         )
 
 
@@ -184,7 +161,6 @@ class RefusalProxy(Record, axes={"prompt": "prompts"}):
     """Refusal metric and judged reply of every prompt.
 
     Attributes:
-        prompts: the prompts.
         prompt_sets: which set each belongs to ("harmful", "harmless").
         metric: refusal metric before the reply, natural log-odds.
         refused: whether the reply was judged a refusal.
@@ -209,11 +185,7 @@ class RefusalProxy(Record, axes={"prompt": "prompts"}):
 
     def histogram(self, bins: int = 30) -> pd.DataFrame:
         """Counts of refused and answered prompts by bin of the metric (Figs. 9-10)."""
-        edges = np.histogram_bin_edges(self.metric.numpy(), bins)
-        rows = {"low": edges[:-1], "high": edges[1:]}
-        for name, flag in (("refused", True), ("answered", False)):
-            rows[name] = np.histogram(self.metric[self.refused == flag].numpy(), edges)[0]
-        return pd.DataFrame(rows)
+        return metric_histogram(self.metric.tolist(), self.refused.tolist(), bins)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per prompt."""

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from ..refusal.records import Completions
+from ..refusal.records import Completions, RefusalTokens
 from ..report import style
 from ..report.page import RANDOM_DIRECTION, Figure, Section, Table, anchor, frame_table
 from ..stats import Interval
-from .figures import plot_evaluation, plot_harness, plot_losses, plot_proxy, plot_refusal_rates
+from .figures import plot_calibration, plot_evaluation, plot_harness, plot_losses, plot_proxy, plot_refusal_rates
 from .records import EvaluationTable, HarnessScores, Losses, RefusalProxy
 
 
@@ -79,6 +79,30 @@ def proxy_section(record: RefusalProxy) -> Section:
     return Section("proxy", "The refusal metric as a proxy", text, (figure,))
 
 
+POINT_WORDS = {
+    "calibrated": "Youden's point on training prompts",
+    "accuracy": "the point with the fewest wrong on training prompts",
+    "equal_error": "the point at which both kinds of training prompts err alike",
+    "paper": "the paper's 0",
+}
+
+
+def calibration_figure(tokens: RefusalTokens) -> Figure | None:
+    """How the refusal metric tells refused from answered training prompts; None for tokens that are not calibrated."""
+    c = tokens.calibration
+    if c is None:
+        return None
+    area = "" if tokens.auroc is None else f" The metric tells them apart with AUROC {tokens.auroc}."
+    begun = ", ".join(f"{share} of {kind} replies" for kind, share in tokens.coverage.items())
+    caption = (
+        f"Refusal metric of training prompts by judged reply.{area} The refusal tokens begin {begun}. A prompt counts "
+        f"as refused above {c.threshold:.3g} ({POINT_WORDS[c.point]}): {c.above} of refused replies lie above it, "
+        f"{c.below} of answered ones below."
+    )
+    n = f"{len(c.refused)} training prompts, {sum(c.refused)} of them refused"
+    return Figure("calibration", plot_calibration(tokens), caption, n, data=c.to_frame())
+
+
 def effect_section(
     completions: Mapping[str, Completions],
     metric_harmful: Mapping[str, Interval],
@@ -96,7 +120,7 @@ def effect_section(
         for name, metrics in (("harmful, refused at baseline", metric_harmful), ("harmless", metric_harmless))
         for c, m in metrics.items()
     )
-    n = ", ".join(f"{len(replies.of(replies.conditions[0]))} {name}" for name, replies in completions.items())
+    n = ", ".join(f"{len(replies.of('baseline'))} {name}" for name, replies in completions.items())
     return Section(
         "effects",
         "Necessary and sufficient",

@@ -24,21 +24,18 @@ def _conditions(job: Job, selection: Any) -> tuple[Mapping[str, Any], Mapping[st
 def _metrics(job: Job, prompts: tuple[PromptSet, PromptSet], refusal_tokens: RefusalTokens, selection: Any) -> Metrics:
     from ..refusal.metric import refusal_metric
 
-    harmful, harmless = (p.test for p in prompts)
-    needed, enough = _conditions(job, selection)
-    values = {}
-    total = len(needed) * len(harmful) + len(enough) * len(harmless)
-    with job.progress("measure the refusal metric", total) as advance:
-        for kind, texts, conditions in (("harmful", harmful, needed), ("harmless", harmless, enough)):
-            for name, interventions in conditions.items():
-                values[kind, name] = refusal_metric(
-                    job.model, texts, refusal_tokens, under=interventions, engine=job.engine, on_batch=advance
-                )
-    refused = values["harmful", "baseline"] > 0
+    both = list(zip(prompts, _conditions(job, selection), strict=True))
+    with job.progress("measure the refusal metric", sum(len(p.test) * len(named) for p, named in both)) as advance:
+        how: Any = {"engine": job.engine, "on_batch": advance}
+        harmful, harmless = (
+            {name: refusal_metric(job.model, p.test, refusal_tokens, under=x, **how) for name, x in conditions.items()}
+            for p, conditions in both
+        )
+    refused = harmful["baseline"] > refusal_tokens.threshold
     return Metrics(
-        {name: mean_interval(values["harmful", name][refused].tolist()) for name in needed},
-        {name: mean_interval(values["harmful", name].tolist()) for name in needed},
-        {name: mean_interval(values["harmless", name].tolist()) for name in enough},
+        {name: mean_interval(values[refused].tolist()) for name, values in harmful.items()},
+        {name: mean_interval(values.tolist()) for name, values in harmful.items()},
+        {name: mean_interval(values.tolist()) for name, values in harmless.items()},
     )
 
 
@@ -49,10 +46,9 @@ def _replies(kind: int) -> Stage:
     def run(job: Job, prompts: tuple[PromptSet, PromptSet], selection: Any) -> Completions:
         from ..refusal.replies import complete
 
-        texts, conditions = prompts[kind].test, _conditions(job, selection)[kind]
-        with job.progress(f"answer {name} prompts", len(texts) * len(conditions)) as advance:
-            limit = job.config.max_new_tokens
-            return complete(job.model, texts, conditions, name, limit, engine=job.engine, on_batch=advance)
+        conditions, limit = _conditions(job, selection)[kind], job.config.max_new_tokens
+        texts = prompts[kind].test
+        return complete(job.model, texts, conditions, name, limit, engine=job.engine, progress=job.progress)
 
     return Stage(
         f"completions_{name}",

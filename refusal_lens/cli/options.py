@@ -36,7 +36,7 @@ def _parameters() -> list[inspect.Parameter]:
         elif field.name == "sizes":
             for name, what, size in zip(SPLITS, ("Training", "Validation", "Test"), StudyConfig.sizes, strict=True):
                 add(name, int, size, f"{what} prompts of each kind.", min=facts["least"])
-        elif field.name == "refusal_tokens":
+        elif "option" in facts:
             add(facts["option"], list[str] | None, None, facts["help"])
         else:
             least = {"min": facts["least"]} if kind is int and "least" in facts else {}
@@ -66,8 +66,9 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 def _config(given: dict[str, Any]) -> StudyConfig:
     given["sizes"] = tuple(given.pop(name) for name in SPLITS)
-    given["refusal_tokens"] = tuple(given.pop("refusal_token") or ())
     for field in dataclasses.fields(StudyConfig):
+        if "option" in field.metadata:
+            given[field.name] = tuple(given.pop(field.metadata["option"]) or ())
         if "embedded" in field.metadata and given[field.name] is None:
             embedded = given["model"] == "organism"  # small enough for everything
             given[field.name] = field.metadata["embedded"] if embedded else field.default

@@ -88,11 +88,13 @@ def _show_stages(config: StudyConfig, out: Path) -> None:
 
 def findings(summary: dict[str, Any]) -> Table:
     """The short table at the end of a run: rates with intervals, and whether they stand apart from the placebo's."""
+    from ..report.claims import few_in
     from ..stats import Rate
     from ..study.summary import apart
 
     direction, scores = summary["direction"], summary["scores"]
     title = escape(f"{summary['model']}: direction at ({direction['pos']}, {direction['layer']})")
+    title = "\n".join(filter(None, (few_in(summary), title)))
     table = Table("prompts", "condition", "refused", "95% interval", "n", title=title)
     for prompts, rates in summary["refusal"].items():
         for condition, r in rates.items():

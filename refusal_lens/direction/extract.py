@@ -16,6 +16,7 @@ from ..hooks.base import Hooks, Model
 from ..hooks.readers import Reader
 from ..models.health import check_activations
 from ..models.model import HookedChatModel
+from ..progress import Progress, silent
 from .records import CandidateDirections
 
 
@@ -46,18 +47,6 @@ class _Sum(Reader[Tensor]):
         return self.rows["sum"]
 
 
-def _mean(
-    model: HookedChatModel,
-    prompts: Sequence[str],
-    on_batch: Callable[[int], None] | None,
-    engine: Engine | None,
-) -> Float[Tensor, "pos layer d_model"]:
-    (total,) = model.run(list(prompts), read=_Sum(), pack=True, engine=engine or LocalEngine(model), on_batch=on_batch)
-    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.n_layers)]
-    check_activations(model.name, {name: total[:, layer] for layer, name in enumerate(names)})
-    return total / len(prompts)
-
-
 def mean_activations(
     model: HookedChatModel,
     prompts: PromptsLike,
@@ -76,22 +65,23 @@ def mean_activations(
     Raises:
         ModelError: an activation is NaN or infinite; with the name of its hook point.
     """
-    return _mean(model, as_prompts(prompts, "train"), on_batch, engine)
+    texts = as_prompts(prompts, "train")
+    (total,) = model.run(texts, read=_Sum(), pack=True, engine=engine or LocalEngine(model), on_batch=on_batch)
+    check_activations(model.name, {f"blocks.{layer}.hook_resid_pre": x for layer, x in enumerate(total.unbind(1))})
+    return total / len(texts)
 
 
 def extract_directions(
     model: HookedChatModel,
     harmful: PromptsLike,
     harmless: PromptsLike,
-    on_batch: Callable[[int], None] | None = None,
+    progress: Progress = silent,
     engine: Engine | None = None,
 ) -> CandidateDirections:
     """Mean over harmful minus mean over harmless, for every post-instruction position and layer.
 
     Args:
-        model: the chat model.
-        harmful, harmless: requests (the training split).
-        on_batch: called with the number of prompts done after each batch.
+        harmful, harmless: requests; of a ``PromptSet`` its training split.
         engine: where the work runs; this process if None.
 
     Example:
@@ -100,7 +90,8 @@ def extract_directions(
         {'pos': 5, 'layer': 5, 'd_model': 96}
     """
     harmful, harmless = as_prompts(harmful, "train"), as_prompts(harmless, "train")
-    means = [_mean(model, prompts, on_batch, engine) for prompts in (harmful, harmless)]
+    with progress("extract directions", len(harmful) + len(harmless)) as advance:
+        means = [mean_activations(model, prompts, advance, engine) for prompts in (harmful, harmless)]
     return CandidateDirections(
         mean_diff=means[0] - means[1],
         harmful_mean=means[0],

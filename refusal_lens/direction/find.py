@@ -6,9 +6,9 @@ from ..data.prompts import PromptPair
 from ..errors import PromptError
 from ..models.model import HookedChatModel
 from ..progress import Progress, silent
-from ..refusal.metric import keep_refused
+from ..refusal.metric import filter_prompts
 from ..refusal.records import RefusalTokens
-from ..refusal.tokens import find_refusal_tokens
+from ..refusal.tokens import N_PROMPTS, find_refusal_tokens
 from .extract import extract_directions
 from .records import FoundDirection
 from .select import SelectionRule, select_direction
@@ -19,6 +19,7 @@ def find_direction(
     data: PromptPair,
     *,
     refusal_tokens: RefusalTokens | None = None,
+    point: str = "calibrated",
     rule: SelectionRule | None = None,
     coeff: float = 1.0,
     full_grid: bool = False,
@@ -28,12 +29,15 @@ def find_direction(
     """Find the refusal direction: refusal tokens, filtered prompts, candidates, the best of them (paper section 2.3).
 
     Extracted on ``data``'s training prompts and selected on its validation prompts; its test prompts are not read.
+    Spare prompts take the place of those that the filter drops.
 
     Args:
-        model: the chat model.
         data: harmful and harmless prompts in splits, from ``load_prompts``.
         refusal_tokens: tokens of the refusal metric; found from replies to training prompts if None.
-        rule: thresholds of the selection; the paper's by default.
+        point: of the refusal metric, from which a prompt counts as refused and addition as inducing, where
+            ``refusal_tokens`` are not given: "calibrated" on training prompts, "paper" for 0, or another of
+            ``records.labels.POINTS``.
+        rule: thresholds of the selection; the paper's by default, with this point for induce.
         coeff: multiple of r that an addition adds.
         full_grid: compute every score of every candidate, for the plots; the winner is the same.
         relax: take the nearest candidate where none passes the rule; ``found.direction.relaxed`` says what was relaxed.
@@ -56,25 +60,20 @@ def find_direction(
             f"data is a {type(data).__name__}: give harmful and harmless prompts in splits, from "
             "rl.load_prompts(harmful, harmless)"
         )
-    train, val = ((data.harmful.train, data.harmless.train), (data.harmful.val, data.harmless.val))
-    with progress("find the refusal tokens", 2 * min(64, len(train[0]))) as advance:
-        tokens = refusal_tokens or find_refusal_tokens(model, train[0][:64], train[1][:64], on_batch=advance)
-    with progress("filter the prompts", sum(map(len, (*train, *val)))) as advance:
-        kept_train, kept_val = (keep_refused(model, *pair, tokens, on_batch=advance) for pair in (train, val))
-    with progress("extract directions", sum(map(len, kept_train))) as advance:
-        candidates = extract_directions(model, *kept_train, on_batch=advance)
-    rule = rule or SelectionRule()
-    depth = candidates.n_layers if full_grid else rule.cut(candidates.n_layers)
-    with progress("select the direction", 3 * len(candidates.positions) * depth) as advance:
-        selection = select_direction(
-            model,
-            candidates,
-            *kept_val,
-            refusal_tokens=tokens,
-            rule=rule,
-            coeff=coeff,
-            full_grid=full_grid,
-            relax=relax,
-            on_step=advance,
-        )
+    tokens = refusal_tokens or find_refusal_tokens(
+        model, data.harmful.train[:N_PROMPTS], data.harmless.train[:N_PROMPTS], point=point, progress=progress
+    )
+    kept = filter_prompts(model, data.harmful, data.harmless, tokens, progress)
+    candidates = extract_directions(model, *kept, progress)
+    selection = select_direction(
+        model,
+        candidates,
+        *kept,
+        refusal_tokens=tokens,
+        rule=rule,
+        coeff=coeff,
+        full_grid=full_grid,
+        relax=relax,
+        progress=progress,
+    )
     return FoundDirection(selection, candidates, tokens)

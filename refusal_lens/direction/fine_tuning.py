@@ -1,6 +1,6 @@
-"""How far a direction holds after fine-tuning on benign data (not in the paper; cf. Qi et al. 2023).
+"""Effect of a direction after fine-tuning on benign data (not in the paper; cf. Qi et al. 2023).
 
-The training is a perturbation, for measuring: it lives in memory and is gone when the context is left.
+The trained weights stay in memory and are dropped at the end.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from ..errors import ModelError, PromptError
 from ..hooks.conditions import NECESSITY, SUFFICIENCY, named_conditions
 from ..models.model import HookedChatModel
 from ..models.texts import Scored, scored_batches
+from ..progress import Progress, silent
 from ..records.direction import Direction
 from ..refusal.phrases import is_refusal
-from ..refusal.replies import replies
-from ..stats import Rate, rate
+from ..refusal.replies import complete
+from ..stats import Rate
 from .effect_records import FineTuning
 from .extract import extract_directions
 
 
 @contextmanager
 def fine_tunable(model: HookedChatModel) -> Iterator[list[nn.Parameter]]:
-    """Inside, ``model`` runs on copies of its parameters, which may be trained; on leaving, the originals are back.
+    """Let ``model`` run on copies of its parameters, which may be trained; restore the originals at the end.
 
     Memory: one copy of the weights. Other threads can't use the model inside.
 
@@ -66,7 +67,7 @@ def train(
     batch_size: int = 16,
     seed: int = 0,
 ) -> Iterator[float]:
-    """AdamW on the completions' cross-entropy; gives the loss (nats per token) of each step, for ever.
+    """Train with AdamW on the completions' cross-entropy, without end; yields the loss (nats per token) of each step.
 
     Args:
         parameters: from ``fine_tunable``.
@@ -118,16 +119,15 @@ def fine_tuning_stability(
     max_new_tokens: int = 48,
     seed: int = 0,
     judge: Callable[[str], bool] = is_refusal,
-    on_step: Callable[[int], None] | None = None,
+    progress: Progress = silent,
 ) -> FineTuning:
-    """Fine-tune on ``benign`` and measure, after each of ``steps``, what the direction found *before* still does.
+    """Fine-tune on ``benign`` and measure the effect of the direction after each of ``steps``.
 
     Args:
         direction: found on the model as loaded.
         benign, held_out: completions to train on, and others of the same kind for the loss (``completion_tokens``).
         train_prompts, test_prompts: (harmful, harmless), for the direction of the tuned model and for the rates.
         steps: numbers of optimizer steps, in rising order.
-        on_step: called with 1 after each optimizer step.
 
     Raises:
         PromptError: no benign completion has a token to learn.
@@ -138,7 +138,7 @@ def fine_tuning_stability(
     if not benign or not held_out:
         raise PromptError("fine-tuning needs benign completions to train on and others to measure the loss on")
     wanted = sorted(set(steps))
-    conditions = named_conditions(direction, tuple(dict.fromkeys(NECESSITY + SUFFICIENCY)), seed)
+    under = [named_conditions(direction, names, seed) for names in (NECESSITY, SUFFICIENCY)]
     rows: list[tuple[float, float, dict[str, Rate], dict[str, Rate]]] = []
 
     def measure() -> None:
@@ -146,27 +146,23 @@ def fine_tuning_stability(
             loss = float(completion_loss(model, held_out))
         candidates = extract_directions(model, *train_prompts)
         now = candidates.direction(direction.pos, direction.layer)
-
-        def refused(prompts: Sequence[str], name: str) -> Rate:
-            return rate([judge(reply) for reply in replies(model, prompts, max_new_tokens, under=conditions[name])])
-
+        cosine = float(now.unit.double() @ direction.unit.double())
         harmful, harmless = (
-            {name: refused(prompts, name) for name in names}
-            for prompts, names in zip(test_prompts, (NECESSITY, SUFFICIENCY), strict=True)
+            complete(model, prompts, conditions, "", max_new_tokens, judge).rates
+            for prompts, conditions in zip(test_prompts, under, strict=True)
         )
-        rows.append((loss, float(now.unit.double() @ direction.unit.double()), harmful, harmless))
+        rows.append((loss, cosine, harmful, harmless))
 
-    with fine_tunable(model) as parameters:
-        losses = train(model, parameters, benign, lr=lr, batch_size=batch_size, seed=seed)
+    with progress("fine-tune", wanted[-1]) as advance, fine_tunable(model) as parameters:
+        training = train(model, parameters, benign, lr=lr, batch_size=batch_size, seed=seed)
         done = 0
         for step in wanted:
             while done < step:
-                loss = next(losses)
+                loss = next(training)
                 done += 1
                 if loss != loss or loss == float("inf"):
                     raise ModelError(f"the loss is not finite after {done} steps of fine-tuning; use a smaller lr")
-                if on_step:
-                    on_step(1)
+                advance(1)
             measure()
-    found = list(zip(*rows, strict=True))
-    return FineTuning(direction, tuple(wanted), found[0], found[1], found[2], found[3], lr, batch_size, len(benign))
+    losses, cosines, harmful, harmless = zip(*rows, strict=True)
+    return FineTuning(direction, tuple(wanted), losses, cosines, harmful, harmless, lr, batch_size, len(benign))

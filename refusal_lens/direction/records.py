@@ -31,8 +31,6 @@ class CandidateDirections(Record, axes={"pos": "positions"}):
         harmful_mean: mean of resid_pre over harmful prompts, same shape.
         harmless_mean: the same over harmless ones.
         pos_labels: the template tokens at these positions, for plots.
-        n_harmful: number of harmful prompts.
-        n_harmless: number of harmless prompts.
         basis, model: as in ``Direction``.
     """
 
@@ -147,13 +145,10 @@ class Selection(Record):
     """The chosen direction, and for every candidate why it was or was not kept.
 
     Attributes:
-        chosen: the winner.
-        scores: the three grids.
         reasons: reason by ``[pos][layer]``; "" for a kept candidate.
         kept: (pos, layer) of the kept candidates, best first.
         baseline_harmful: mean refusal metric on the harmful validation prompts without intervention.
         baseline_harmless: the same on the harmless ones.
-        thresholds: the rule's thresholds as used.
         near_misses: nearest dropped candidates, if nothing passed.
         n_harmful, n_harmless: number of validation prompts after filtering.
     """
@@ -204,21 +199,6 @@ class DirectionTrace(Record, axes={"condition": "conditions"}):
     projection: Float[Tensor, "condition layer prompt"]
     conditions: tuple[str, ...]
     direction: Direction | None = None
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per condition and layer: mean and standard deviation over prompts."""
-        return pd.DataFrame(
-            {
-                "condition": condition,
-                "layer": layer,
-                "cosine_mean": float(self.cosine[i, layer].mean()),
-                "cosine_sd": float(self.cosine[i, layer].std(correction=0)),
-                "projection_mean": float(self.projection[i, layer].mean()),
-                "n": self.cosine.shape[-1],
-            }
-            for i, condition in enumerate(self.conditions)
-            for layer in range(self.cosine.shape[1])
-        )
 
 
 @dataclass(frozen=True)
@@ -274,13 +254,7 @@ class Stability(Record):
 
 @dataclass(frozen=True)
 class FoundDirection(Record):
-    """The refusal direction of a model, and how it was found.
-
-    Attributes:
-        selection: scores of all candidates, the winner, and why each other one was dropped.
-        candidates: the mean differences.
-        refusal_tokens: tokens of the refusal metric.
-    """
+    """The refusal direction of a model, and how it was found."""
 
     selection: Selection
     candidates: CandidateDirections

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -22,29 +21,27 @@ from ..tensors import kl_divergence, refusal_log_odds
 
 GROUP = 8  # candidates per item: rows of one batch, and what one worker scores at a time
 
-
 Reduce = Callable[[Float[Tensor, "prompt vocab"], list[int]], Tensor]
 
 
 class _Packed:
-    """Validation prompts of one kind in packed rows, as many rows of the batch for each intervention."""
+    """Prompts in packed rows, copied for each intervention that a pass takes."""
 
     def __init__(self, model: HookedChatModel, tokens: Tokens):
         self.model, self.n = model, len(tokens)
         self.pack = RestartedPack(model, pack_tokens(tokens, model.chat.pad_id))
 
     def before(self, depth: int = 0) -> Float[Tensor, "prompt vocab"]:
-        """Next-token logits without intervention; resid_pre of the first ``depth`` layers is kept for restarts."""
+        """Give next-token logits without intervention; keep resid_pre of the first ``depth`` layers for restarts."""
         return self.pack.before(depth)
 
     def run(
         self, rows: int, edit: Callable[[slice], Sequence[Intervention]], reduce: Reduce, start: int = 0
     ) -> Float[Tensor, "row prompt"]:
-        """``reduce(last logits, prompt indices)`` under each of ``rows`` interventions.
+        """Give ``reduce(last logits, prompt indices)``, one value per prompt, under each of ``rows`` interventions.
 
         Args:
-            edit: what acts on some of the rows.
-            reduce: gives one value per prompt.
+            edit: the interventions of a slice of the rows.
             start: restart at this layer's resid_pre, which ``before`` kept.
         """
         out = torch.empty(rows, self.n, dtype=torch.float64)
@@ -58,7 +55,7 @@ class _Packed:
 
 
 class _Padded:
-    """The same for models that can't run packed prompts: batches by length, one intervention at a time."""
+    """Prompts in batches by length, one intervention per pass, for models that can't run packed prompts."""
 
     def __init__(self, model: HookedChatModel, tokens: Tokens):
         self.model, self.n, self.tokens = model, len(tokens), tokens
@@ -87,14 +84,14 @@ class _Padded:
 
 
 @dataclass(frozen=True)
-class _Ask:
-    """One item: a score of a few candidates.
+class _Item:
+    """One score of a few candidates.
 
     Attributes:
-        score: "induce", "bypass", "kl", "ablated" (bypass and KL together), or "baseline" (mean metric of harmful, of
-            harmless prompts).
+        score: "induce", "bypass", "kl", "ablated" (bypass and KL together), or "baseline" (mean metric of the harmful
+            and of the harmless prompts).
         vectors: r̂ of each candidate; for induce coeff * r.
-        layer: for induce, where all of them are added.
+        layer: for induce, the layer of all of them.
     """
 
     score: str
@@ -104,12 +101,7 @@ class _Ask:
 
 @dataclass
 class _State:
-    """What all items share on one worker.
-
-    Attributes:
-        harmful, harmless, both: prompts as they are run.
-        baseline: harmful and harmless prompts' logits without intervention.
-    """
+    """What all items share on one worker; ``baseline``: logits of the harmful and the harmless prompts."""
 
     harmful: _Packed | _Padded
     harmless: _Packed | _Padded
@@ -133,15 +125,14 @@ class _Scores:
     depth: int
 
     def prepare(self, model: HookedChatModel) -> _State:
-        """Prompts laid out, the harmless ones' residual streams and next-token logits without intervention."""
-        sets = (self.harmful, self.harmless, self.harmful + self.harmless)
-        tokens = [model.tokenize(prompts) for prompts in sets]
+        """Lay out the prompts and run them without intervention; keep the harmless ones' residual streams."""
         kind = _Packed if packing_holds(model) else _Padded
-        harmful, harmless, both = (kind(model, some) for some in tokens)
+        sets = (self.harmful, self.harmless, self.harmful + self.harmless)
+        harmful, harmless, both = (kind(model, model.tokenize(prompts)) for prompts in sets)
         return _State(harmful, harmless, both, (harmful.before(), harmless.before(self.depth)))
 
-    def run(self, model: HookedChatModel, state: _State, item: _Ask) -> Float[Tensor, "*score row"]:
-        """The mean over prompts for every candidate of ``item``; two of them for "ablated"."""
+    def run(self, model: HookedChatModel, state: _State, item: _Item) -> Float[Tensor, "*score row"]:
+        """Mean over prompts for each candidate of ``item``; two rows of means for "ablated"."""
         n, first = len(item.vectors), len(self.harmful)
 
         def ablate(rows: slice) -> list[Intervention]:
@@ -166,13 +157,16 @@ class _Scores:
             return state.harmless.run(n, add, self._metric, item.layer).mean(-1)
         if item.score == "bypass":
             return state.harmful.run(n, ablate, self._metric).mean(-1)
-        if item.score == "ablated":
-            found = state.both.run(n, ablate, bypass_or_divergence)
-            return torch.stack([found[:, :first].mean(-1), found[:, first:].mean(-1)])
-        return state.harmless.run(n, ablate, divergence).mean(-1)
+        if item.score == "kl":
+            return state.harmless.run(n, ablate, divergence).mean(-1)
+        found = state.both.run(n, ablate, bypass_or_divergence)
+        return torch.stack([found[:, :first].mean(-1), found[:, first:].mean(-1)])
 
     def _metric(self, logits: Tensor, indices: list[int]) -> Tensor:
         return refusal_log_odds(logits, self.refusal_ids)
+
+
+Step = Callable[[int], None]
 
 
 class _Scorer:
@@ -180,27 +174,22 @@ class _Scorer:
 
     def __init__(self, engine: Engine, work: _Scores):
         self.engine, self.work = engine, work
-        (baseline,) = self._map([_Ask("baseline", torch.empty(0, engine.model.d_model))])
+        (baseline,) = self._map([_Item("baseline", torch.empty(0, engine.model.d_model))])
         self.baseline_harmful, self.baseline_harmless = baseline.tolist()
 
-    def _map(self, items: list[_Ask], on_step: Callable[[int], None] | None = None) -> list[Tensor]:
+    def _map(self, items: list[_Item], on_step: Step | None = None) -> list[Tensor]:
         done = None if on_step is None else (lambda index: on_step(len(items[index].vectors)))
         found: list[Any] = self.engine.map(items[0].score, self.work, items, done) if items else []
         return found
 
-    def induce(
-        self, directions: Sequence[Direction], coeff: float, on_step: Callable[[int], None] | None = None
-    ) -> list[float]:
+    def induce(self, directions: Sequence[Direction], coeff: float, on_step: Step | None = None) -> list[float]:
         """Mean refusal metric on harmless prompts with coeff * r added; restarted at the candidate's layer."""
-        order = sorted(range(len(directions)), key=lambda k: directions[k].layer)
-        groups = [
-            rows[i : i + GROUP]
-            for _, same in groupby(order, key=lambda k: directions[k].layer)
-            for rows in [list(same)]
-            for i in range(0, len(rows), GROUP)
-        ]
+        groups: list[list[int]] = []
+        for layer in sorted({d.layer for d in directions}):
+            rows = [k for k, d in enumerate(directions) if d.layer == layer]
+            groups += [rows[i : i + GROUP] for i in range(0, len(rows), GROUP)]
         items = [
-            _Ask("induce", torch.stack([coeff * directions[k].vector for k in rows]), directions[rows[0]].layer)
+            _Item("induce", torch.stack([coeff * directions[k].vector for k in rows]), directions[rows[0]].layer)
             for rows in groups
         ]
         found = torch.empty(len(directions), dtype=torch.float64)
@@ -208,28 +197,24 @@ class _Scorer:
             found[rows] = values
         return found.tolist()
 
-    def bypass(self, directions: Sequence[Direction], on_step: Callable[[int], None] | None = None) -> list[float]:
+    def bypass(self, directions: Sequence[Direction], on_step: Step | None = None) -> list[float]:
         """Mean refusal metric on harmful prompts under ablation."""
         return self._ablated("bypass", directions, GROUP, on_step).tolist()
 
-    def kl(
-        self, directions: Sequence[Direction], on_step: Callable[[int], None] | None = None, size: int = 1
-    ) -> list[float]:
-        """Mean KL(baseline || ablated) on harmless prompts; one candidate per item, unless all will be wanted."""
+    def kl(self, directions: Sequence[Direction], on_step: Step | None = None, size: int = 1) -> list[float]:
+        """Mean KL(baseline || ablated) on harmless prompts, ``size`` candidates per item."""
         return self._ablated("kl", directions, size, on_step).tolist()
 
-    def bypass_and_kl(
-        self, directions: Sequence[Direction], on_step: Callable[[int], None] | None = None
-    ) -> tuple[list[float], list[float]]:
+    def bypass_and_kl(self, directions: Sequence[Direction], on_step: Step) -> tuple[list[float], list[float]]:
         """Both for every candidate: under one intervention they share the template's prefix."""
-        both = None if on_step is None else (lambda n: on_step(2 * n))
-        bypass, kl = self._ablated("ablated", directions, GROUP, both).reshape(2, len(directions)).tolist()
+        found = self._ablated("ablated", directions, GROUP, lambda n: on_step(2 * n))
+        bypass, kl = found.reshape(2, len(directions)).tolist()
         return bypass, kl
 
     def _ablated(
-        self, score: str, directions: Sequence[Direction], size: int, on_step: Callable[[int], None] | None
+        self, score: str, directions: Sequence[Direction], size: int, on_step: Step | None
     ) -> Float[Tensor, "*score row"]:
         units = [direction.unit for direction in directions]
-        items = [_Ask(score, torch.stack(units[i : i + size])) for i in range(0, len(units), size)]
+        items = [_Item(score, torch.stack(units[i : i + size])) for i in range(0, len(units), size)]
         found = self._map(items, on_step)
         return torch.cat(found, -1) if found else torch.empty(0)

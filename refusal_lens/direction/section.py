@@ -110,7 +110,7 @@ def direction_section(
         f"Chosen: position {selection.chosen.pos}, layer {selection.chosen.layer}. Bypass "
         f"{selection.score('bypass'):.3f} (baseline {selection.baseline_harmful:.3f}), induce "
         f"{selection.score('induce'):.3f} (baseline {selection.baseline_harmless:.3f}), KL "
-        f"{selection.score('kl'):.4f} nats. {_count(len(selection.kept), 'candidate')} known to pass the rule.",
+        f"{selection.score('kl'):.4f} nats. {_count(len(selection.kept), 'candidate')} known to pass the rule."
     ]
     norms = candidates.mean_diff.norm(dim=-1).flatten().numpy()
     has_direction = (norms > 0) & (norms < float("inf"))

@@ -1,15 +1,16 @@
-"""Which candidate is the refusal direction: three scores, one rule (paper section 2.3 and appendix C).
+"""Selection of the refusal direction among the candidates: three scores, one rule (paper section 2.3 and appendix C).
 
-The winner is the paper's; the work is less. Induce is computed first, restarting at the candidate's layer;
-bypass only for candidates that induce; KL in the order of bypass until the first one passes. Validation prompts are
-packed (``packing``), several candidates go through one pass, and an engine may spread them over workers.
+The winner is the paper's, at less cost: induce comes first and restarts at the candidate's layer, bypass is computed
+for candidates that induce, and KL in the order of bypass until one passes. One pass takes several candidates on packed
+validation prompts.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
@@ -20,10 +21,11 @@ from ..engines.base import Engine
 from ..engines.local import LocalEngine
 from ..errors import DirectionError, SelectionError
 from ..models.model import HookedChatModel
+from ..progress import Progress, silent
 from ..records.direction import Direction
 from ..refusal.records import RefusalTokens
 from ..refusal.tokens import find_refusal_tokens
-from .records import CandidateDirections, NearMiss, Selection, SelectionScores
+from .records import SCORES, CandidateDirections, NearMiss, Selection, SelectionScores
 from .rule import SelectionRule
 from .scores import GROUP, _Scorer, _Scores
 
@@ -32,12 +34,12 @@ COEFFICIENTS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # tried on near misses that do no
 
 @dataclass(frozen=True)
 class Choice:
-    """What the rule says of a grid of scores.
+    """Outcome of the rule on a grid of scores.
 
     Attributes:
         chosen: (pos, layer) of the winner, None when nothing passes.
         kept: all that pass, lowest bypass first.
-        reasons: by [pos][layer], "" for a kept candidate.
+        reasons: reason that drops a candidate, by [pos][layer]; "" for a kept one.
     """
 
     chosen: tuple[int, int] | None
@@ -46,7 +48,7 @@ class Choice:
 
 
 def choose(scores: SelectionScores, rule: SelectionRule | None = None) -> Choice:
-    """The rule alone, on numbers: drop, then the lowest bypass wins; ties keep the order of positions, layers.
+    """Apply the rule to scores: of the candidates that pass, the lowest bypass wins, the first one at a tie.
 
     Example:
         >>> rl.direction.choose(found.scores).reasons[-1][-1]
@@ -92,22 +94,20 @@ def select_direction(
     coeff: float = 1.0,
     full_grid: bool = False,
     relax: bool = False,
-    on_step: Callable[[int], None] | None = None,
+    progress: Progress = silent,
     engine: Engine | None = None,
 ) -> Selection:
-    """The paper's selection over validation prompts.
+    """Select the direction by its scores on validation prompts, as the paper does.
 
     Args:
-        model: the model that the candidates were extracted from.
         candidates: from ``extract_directions``.
-        harmful, harmless: requests of the validation split (the paper keeps those that the model refuses and
-            answers: ``refusal.keep_refused``).
+        harmful, harmless: requests, of a ``PromptSet`` its validation split (the paper keeps those that the model
+            refuses and answers: ``refusal.keep_refused``).
         refusal_tokens: found from the same prompts if None.
-        rule: thresholds; the paper's by default.
+        rule: thresholds; the paper's by default, with the tokens' threshold for induce.
         coeff: multiple of r that addition uses, for the induce score and later.
         full_grid: compute every score of every candidate (for the plots); the winner is the same.
         relax: when nothing passes, take the nearest candidate and record what was relaxed.
-        on_step: called with a number of scores when they are done (at most 3 * positions * layers in all).
         engine: where the work runs; this process if None.
 
     Raises:
@@ -120,102 +120,102 @@ def select_direction(
         ('(-1, 2)', ['pos', 'layer', 'bypass', 'induce', 'kl', 'reason'])
     """
     harmful, harmless = as_prompts(harmful, "val"), as_prompts(harmless, "val")
-    rule = rule or SelectionRule()
     tokens = refusal_tokens or find_refusal_tokens(model, harmful, harmless)
-    depth = candidates.n_layers if full_grid else rule.cut(candidates.n_layers)
-    work = _Scores(tuple(harmful), tuple(harmless), tuple(tokens.ids), depth)
-    scorer = _Scorer(engine or LocalEngine(model), work)
-    shape = candidates.mean_diff.shape[:2]
-    grids = {name: torch.full(shape, float("nan"), dtype=torch.float64) for name in ("bypass", "induce", "kl")}
+    rule = rule or SelectionRule(min_induce=tokens.threshold)
+    cut = rule.cut(candidates.n_layers)
+    depth = candidates.n_layers if full_grid else cut
     live, skipped = _live(candidates, depth, coeff)
-    for _, direction in live:
+    for direction in live:
         model.check_direction(direction)
-    _score(scorer, live, grids, rule, coeff, full_grid, on_step)
+    # At [pos, layer]: positions count from the end, as indices below 0 do.
+    grids = {name: torch.full(candidates.mean_diff.shape[:2], torch.nan, dtype=torch.float64) for name in SCORES}
+    with progress("select the direction", len(SCORES) * len(candidates.positions) * depth) as advance:
+        work = _Scores(tuple(harmful), tuple(harmless), tuple(tokens.ids), depth)
+        scorer = _Scorer(engine or LocalEngine(model), work)
+        _score(scorer, live, grids, rule, coeff, full_grid, advance)
     scores = SelectionScores(**grids)
     choice = choose(scores, rule)
     reasons = [list(row) for row in choice.reasons]
-    for i, direction in live:
-        why = _not_computed(scores, i, direction.layer, rule)
-        if why and direction.layer < rule.cut(candidates.n_layers):
-            reasons[i][direction.layer] = why
-    for i, layer in skipped:
-        reasons[i][layer] = "its mean difference is zero or not a number"
+    for direction in (d for d in live if d.layer < cut):
+        if why := _not_computed(scores, direction, rule):
+            reasons[direction.pos][direction.layer] = why
+    for pos, layer in skipped:
+        reasons[pos][layer] = "its mean difference is zero or not a number"
     base = Selection(
-        chosen=candidates.direction(*choice.chosen, coeff) if choice.chosen else live[0][1],
+        chosen=candidates.direction(*choice.chosen, coeff) if choice.chosen else live[0],
         scores=scores,
         reasons=tuple(map(tuple, reasons)),
         kept=choice.kept,
         baseline_harmful=scorer.baseline_harmful,
         baseline_harmless=scorer.baseline_harmless,
-        thresholds={"max_kl": rule.max_kl, "min_induce": rule.min_induce, "layer_cutoff": rule.layer_cutoff},
+        thresholds=asdict(rule),
         n_harmful=len(harmful),
         n_harmless=len(harmless),
     )
     if choice.chosen:
         return base
-    misses = _near_misses(scorer, live, scores, rule, coeff, rule.cut(candidates.n_layers))
+    with progress("look for the nearest candidate", 0):
+        misses = _near_misses(scorer, [d for d in live if d.layer < cut], scores, rule, coeff)
     if not relax or not misses:
         raise SelectionError(_nothing_passes(model, misses, rule), misses, base)
     nearest = misses[0]
-    for name in ("bypass", "induce", "kl"):
-        grids[name][candidates.positions.index(nearest.pos), nearest.layer] = getattr(nearest, name)
+    for name in SCORES:
+        grids[name][nearest.pos, nearest.layer] = getattr(nearest, name)
     chosen = candidates.direction(nearest.pos, nearest.layer, nearest.coeff, "; ".join(nearest.needs))
     return replace(base, chosen=chosen, scores=SelectionScores(**grids), near_misses=misses)
 
 
-def _live(
-    candidates: CandidateDirections, depth: int, coeff: float
-) -> tuple[list[tuple[int, Direction]], list[tuple[int, int]]]:
-    """(the candidates of the first ``depth`` layers, each with its row; the places that have no direction)."""
+def _live(candidates: CandidateDirections, depth: int, coeff: float) -> tuple[list[Direction], list[tuple[int, int]]]:
+    """The candidates of the first ``depth`` layers, and the (pos, layer) that have no direction."""
     live, skipped = [], []
-    for i, pos in enumerate(candidates.positions):
-        for layer in range(depth):
-            try:
-                live.append((i, candidates.direction(pos, layer, coeff)))
-            except DirectionError:
-                skipped.append((i, layer))
+    for pos, layer in itertools.product(candidates.positions, range(depth)):
+        try:
+            live.append(candidates.direction(pos, layer, coeff))
+        except DirectionError:
+            skipped.append((pos, layer))
     return live, skipped
 
 
 def _score(
     scorer: _Scorer,
-    live: list[tuple[int, Direction]],
+    live: list[Direction],
     grids: dict[str, Tensor],
     rule: SelectionRule,
     coeff: float,
     full_grid: bool,
-    on_step: Callable[[int], None] | None,
+    on_step: Callable[[int], None],
 ) -> None:
     """Fill the grids with the scores that decide, or with all of them."""
 
-    def fill(name: str, some: list[tuple[int, Direction]], values: list[float]) -> None:
-        for (i, direction), value in zip(some, values, strict=True):
-            grids[name][i, direction.layer] = value
+    def fill(name: str, some: list[Direction], values: list[float]) -> None:
+        for d, value in zip(some, values, strict=True):
+            grids[name][d.pos, d.layer] = value
 
-    fill("induce", live, scorer.induce([d for _, d in live], coeff, on_step))
+    fill("induce", live, scorer.induce(live, coeff, on_step))
     if full_grid:
-        bypass, kl = scorer.bypass_and_kl([d for _, d in live], on_step)
+        bypass, kl = scorer.bypass_and_kl(live, on_step)
         fill("bypass", live, bypass)
         fill("kl", live, kl)
-    else:
-        inducing = [c for c in live if grids["induce"][c[0], c[1].layer] >= rule.min_induce]
-        fill("bypass", inducing, scorer.bypass([d for _, d in inducing], on_step))
-        by_bypass = sorted(inducing, key=lambda c: float(grids["bypass"][c[0], c[1].layer]))
-        width = max(1, scorer.engine.width)
-        for begin in range(0, len(by_bypass), width):
-            some = by_bypass[begin : begin + width]
-            values = scorer.kl([d for _, d in some], on_step)
-            passing = [k for k, value in enumerate(values) if value <= rule.max_kl]
-            # What workers did beyond the first that passes is dropped, so that the record is that of one worker.
-            kept = passing[0] + 1 if passing else len(some)
-            fill("kl", some[:kept], values[:kept])
-            if passing:
-                break
+        return
+    inducing = [d for d in live if grids["induce"][d.pos, d.layer] >= rule.min_induce]
+    fill("bypass", inducing, scorer.bypass(inducing, on_step))
+    by_bypass = sorted(inducing, key=lambda d: float(grids["bypass"][d.pos, d.layer]))
+    width = max(1, scorer.engine.width)
+    for begin in range(0, len(by_bypass), width):
+        some = by_bypass[begin : begin + width]
+        values = scorer.kl(some, on_step)
+        passing = [k for k, value in enumerate(values) if value <= rule.max_kl]
+        # What workers did beyond the first that passes is dropped, so that the record is that of one worker.
+        kept = passing[0] + 1 if passing else len(some)
+        fill("kl", some[:kept], values[:kept])
+        if passing:
+            return
 
 
-def _not_computed(scores: SelectionScores, i: int, layer: int, rule: SelectionRule) -> str:
+def _not_computed(scores: SelectionScores, direction: Direction, rule: SelectionRule) -> str:
     """Why a score of a candidate was not needed; "" where all three are there."""
-    induce, bypass, kl = (float(g[i, layer]) for g in (scores.induce, scores.bypass, scores.kl))
+    place = direction.pos, direction.layer
+    induce, bypass, kl = (float(grid[place]) for grid in (scores.induce, scores.bypass, scores.kl))
     if math.isnan(bypass) and induce < rule.min_induce:
         return f"induce {induce:.3g} < {rule.min_induce:g}"
     if math.isnan(kl) and not math.isnan(bypass):
@@ -225,11 +225,10 @@ def _not_computed(scores: SelectionScores, i: int, layer: int, rule: SelectionRu
 
 def _near_misses(
     scorer: _Scorer,
-    live: list[tuple[int, Direction]],
+    live: list[Direction],
     scores: SelectionScores,
     rule: SelectionRule,
     coeff: float,
-    cut: int,
     top: int = 12,
 ) -> tuple[NearMiss, ...]:
     """The candidates closest to passing, nearest first, with the change that each needs.
@@ -237,25 +236,25 @@ def _near_misses(
     Distance is the sum of the logs of the two relaxations, KL over its threshold and coefficient over ``coeff``.
     Candidates that do not turn the harmful metric negative are listed last: letting them pass gains nothing.
     """
-    within = [c for c in live if c[1].layer < cut and not math.isnan(float(scores.induce[c[0], c[1].layer]))]
-    within.sort(key=lambda c: -float(scores.induce[c[0], c[1].layer]))
-    near = within[:top]
-    known = {name: [float(getattr(scores, name)[i, d.layer]) for i, d in near] for name in ("bypass", "induce", "kl")}
+    induced = [(float(scores.induce[d.pos, d.layer]), d) for d in live]
+    by_induce = sorted((item for item in induced if not math.isnan(item[0])), key=lambda item: -item[0])
+    near = [d for _, d in by_induce[:top]]
+    known = {name: [float(getattr(scores, name)[d.pos, d.layer]) for d in near] for name in SCORES}
     for name, score in (("bypass", scorer.bypass), ("kl", partial(scorer.kl, size=GROUP))):
         missing = [k for k, value in enumerate(known[name]) if math.isnan(value)]
-        for k, value in zip(missing, score([near[k][1] for k in missing]), strict=True):
+        for k, value in zip(missing, score([near[k] for k in missing]), strict=True):
             known[name][k] = value
     # The smallest coefficient with which each induces, all that still do not at once.
     stronger: dict[int, tuple[float, float]] = {}
     weak = [k for k, value in enumerate(known["induce"]) if value < rule.min_induce]
     for factor in COEFFICIENTS:
         left = [k for k in weak if k not in stronger]
-        for k, value in zip(left, scorer.induce([near[k][1] for k in left], factor * coeff), strict=True):
+        for k, value in zip(left, scorer.induce([near[k] for k in left], factor * coeff), strict=True):
             if value >= rule.min_induce:
                 stronger[k] = factor, value
     ranked: list[tuple[tuple, NearMiss]] = []
-    for k, (_, direction) in enumerate(near):
-        bypass, induce, kl = (known[name][k] for name in ("bypass", "induce", "kl"))
+    for k, direction in enumerate(near):
+        bypass, induce, kl = (known[name][k] for name in SCORES)
         needs, distance, used = [], 0.0, coeff
         if kl > rule.max_kl:
             needs.append(f"max_kl {math.ceil(kl * 100) / 100:g} instead of {rule.max_kl:g}")
@@ -271,8 +270,7 @@ def _near_misses(
             distance += math.log(2 * COEFFICIENTS[-1])
         miss = NearMiss(direction.pos, direction.layer, bypass, induce, kl, tuple(needs), used)
         ranked.append(((not bypass < 0, distance, bypass), miss))
-    ranked.sort(key=lambda item: item[0])
-    return tuple(miss for _, miss in ranked)
+    return tuple(miss for _, miss in sorted(ranked, key=lambda item: item[0]))
 
 
 def _nothing_passes(model: HookedChatModel, misses: Sequence[NearMiss], rule: SelectionRule) -> str:

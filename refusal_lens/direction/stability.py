@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..data.prompts import PromptsLike
+from ..data.prompts import PromptSet, PromptsLike
 from ..errors import SelectionError
 from ..hooks.readers import Activations
 from ..models.model import HookedChatModel
+from ..progress import Progress, silent
 from ..records.direction import Direction
 from ..refusal.records import RefusalTokens
 from .extract import extract_directions
@@ -22,53 +23,49 @@ from .rule import SelectionRule
 from .select import select_direction
 
 
-def prompt_activations(
-    model: HookedChatModel, prompts: PromptsLike, on_batch: Callable[[int], None] | None = None
-) -> Float[Tensor, "prompt pos layer d_model"]:
+def prompt_activations(model: HookedChatModel, prompts: PromptsLike) -> Float[Tensor, "prompt pos layer d_model"]:
     """resid_pre of every prompt at its post-instruction positions and all layers, float32 on the CPU."""
-    (found,) = model.run(prompts, read=Activations(), on_batch=on_batch)
+    (found,) = model.run(prompts, read=Activations())
     return found.float()
 
 
 def selection_stability(
     model: HookedChatModel,
-    train: tuple[Sequence[str], Sequence[str]],
-    val: tuple[Sequence[str], Sequence[str]],
+    harmful: PromptSet,
+    harmless: PromptSet,
     refusal_tokens: RefusalTokens,
     *,
     resamples: int = 20,
     seed: int = 0,
     rule: SelectionRule | None = None,
     relax: bool = True,
-    on_step: Callable[[int], None] | None = None,
+    progress: Progress = silent,
 ) -> Stability:
     """Draw the training prompts again with replacement, extract and select; the model is run on them only once.
 
     Args:
-        train, val: (harmful, harmless) prompts.
-        refusal_tokens: of the refusal metric.
-        resamples: how many times.
-        rule: thresholds of the selection.
+        harmful, harmless: their training prompts are drawn again, their validation prompts stay.
+        rule: as in ``select_direction``.
         relax: take the nearest candidate where none passes; else such a resample counts as "none".
-        on_step: called with 1 after each resample.
     """
-    whole = extract_directions(model, *train)
 
     def choose(candidates: CandidateDirections) -> Direction:
-        return select_direction(model, candidates, *val, refusal_tokens=refusal_tokens, rule=rule, relax=relax).chosen
+        options: Any = {"refusal_tokens": refusal_tokens, "rule": rule, "relax": relax}
+        return select_direction(model, candidates, harmful, harmless, **options).chosen
 
-    reference = choose(whole)
-    harmful, harmless = (prompt_activations(model, prompts) for prompts in train)
-    generator, winners = torch.Generator().manual_seed(seed), []
-    for _ in range(resamples):
-        means = [_resampled_mean(x, generator) for x in (harmful, harmless)]
-        drawn = replace(whole, mean_diff=means[0] - means[1], harmful_mean=means[0], harmless_mean=means[1])
-        with suppress(SelectionError):  # counted as "none"
-            winners.append(choose(drawn))
-        if on_step:
-            on_step(1)
+    with progress("draw the training prompts again", resamples) as advance:
+        whole = extract_directions(model, harmful, harmless)
+        reference = choose(whole)
+        activations = [prompt_activations(model, prompts.train) for prompts in (harmful, harmless)]
+        generator, winners = torch.Generator().manual_seed(seed), []
+        for _ in range(resamples):
+            means = [_resampled_mean(x, generator) for x in activations]
+            drawn = replace(whole, mean_diff=means[0] - means[1], harmful_mean=means[0], harmless_mean=means[1])
+            with suppress(SelectionError):  # counted as "none"
+                winners.append(choose(drawn))
+            advance(1)
     relaxed = sum(bool(w.relaxed) for w in winners)
-    return Stability(reference, tuple(winners), resamples, len(harmful), len(harmless), relaxed)
+    return Stability(reference, tuple(winners), resamples, whole.n_harmful, whole.n_harmless, relaxed)
 
 
 def _resampled_mean(x: Tensor, generator: torch.Generator) -> Float[Tensor, "pos layer d_model"]:

@@ -15,56 +15,47 @@ Pair = tuple[PromptSet, PromptSet]
 RULE = ("max_kl", "min_induce", "layer_cutoff")
 
 
-def _rule(job: Job) -> SelectionRule:
-    return SelectionRule(*(getattr(job.config, name) for name in RULE))
+def _rule(job: Job, tokens: RefusalTokens) -> SelectionRule:
+    config = job.config
+    least = tokens.threshold if config.min_induce is None else config.min_induce
+    return SelectionRule(config.max_kl, least, config.layer_cutoff)
 
 
 def _candidates(job: Job, prompts: Pair) -> CandidateDirections:
     from .extract import extract_directions
 
-    harmful, harmless = prompts
-    with job.progress("extract directions", len(harmful.train) + len(harmless.train)) as advance:
-        return extract_directions(job.model, harmful.train, harmless.train, advance, job.engine)
+    return extract_directions(job.model, *prompts, progress=job.progress, engine=job.engine)
 
 
 def _selection(job: Job, candidates: CandidateDirections, prompts: Pair, refusal_tokens: RefusalTokens) -> Selection:
     from .select import select_direction
 
-    config, rule = job.config, _rule(job)
-    harmful, harmless = prompts
-    depth = candidates.n_layers if config.full_grid else rule.cut(candidates.n_layers)
-    with job.progress("select the direction", 3 * len(candidates.positions) * depth) as advance:
-        return select_direction(
-            job.model,
-            candidates,
-            harmful.val,
-            harmless.val,
-            refusal_tokens=refusal_tokens,
-            rule=rule,
-            coeff=config.coeff,
-            full_grid=config.full_grid,
-            relax=config.relax,
-            on_step=advance,
-            engine=job.engine,
-        )
+    return select_direction(
+        job.model,
+        candidates,
+        *prompts,
+        refusal_tokens=refusal_tokens,
+        rule=_rule(job, refusal_tokens),
+        coeff=job.config.coeff,
+        full_grid=job.config.full_grid,
+        relax=job.config.relax,
+        progress=job.progress,
+        engine=job.engine,
+    )
 
 
 def _trace(job: Job, selection: Selection, prompts: Pair) -> DirectionTrace:
     from .trace import trace_direction
 
     sets = {"harmful": prompts[0].test, "harmless": prompts[1].test}
-    with job.progress("trace the direction", len(sets) * min(map(len, sets.values()))) as advance:
-        return trace_direction(job.model, sets, selection.chosen, on_batch=advance)
+    return trace_direction(job.model, sets, selection.chosen, job.progress)
 
 
 def _stability(job: Job, prompts: Pair, refusal_tokens: RefusalTokens) -> Stability:
     from .stability import selection_stability
 
-    harmful, harmless = prompts
-    n = job.config.stability
-    train, val = (harmful.train.texts, harmless.train.texts), (harmful.val.texts, harmless.val.texts)
-    with job.progress("draw the training prompts again", n) as advance:
-        return selection_stability(job.model, train, val, refusal_tokens, resamples=n, rule=_rule(job), on_step=advance)
+    n, rule = job.config.stability, _rule(job, refusal_tokens)
+    return selection_stability(job.model, *prompts, refusal_tokens, resamples=n, rule=rule, progress=job.progress)
 
 
 def _section(study: Any) -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from ..hooks.readers import Residual
 from ..models.model import HookedChatModel
+from ..progress import Progress, silent
 from ..records.direction import DirectionLike, as_direction
 from .records import DirectionTrace
 
@@ -16,7 +17,7 @@ def trace_direction(
     model: HookedChatModel,
     prompt_sets: Mapping[str, Sequence[str]],
     direction: DirectionLike,
-    on_batch: Callable[[int], None] | None = None,
+    progress: Progress = silent,
 ) -> DirectionTrace:
     """Cosine and projection of the last position on r̂ at every layer, for each set of prompts (paper Fig. 5).
 
@@ -32,6 +33,7 @@ def trace_direction(
     model.check_direction(direction)
     n = min(len(prompts) for prompts in prompt_sets.values())
     reader = Residual(direction)
-    found = [model.run(list(some)[:n], read=reader, on_batch=on_batch)[reader] for some in prompt_sets.values()]
+    with progress("trace the direction", n * len(prompt_sets)) as advance:
+        found = [model.run(list(some)[:n], read=reader, on_batch=advance)[reader] for some in prompt_sets.values()]
     cosines, projections = (torch.stack([getattr(x, name).float() for x in found]) for name in ("cosine", "projection"))
     return DirectionTrace(cosines, projections, tuple(prompt_sets), direction)

@@ -1,4 +1,4 @@
-"""One direction, other ground: other prompt sets and behaviours, system prompts, the base model."""
+"""Effects of a direction on other prompt sets and behaviours, under system prompts and in the base model."""
 
 from __future__ import annotations
 
@@ -38,11 +38,10 @@ def effect_matrix(
     effect: str = "ablation",
     seed: int = 0,
 ) -> EffectMatrix:
-    """Every direction on every ground: cross-effects of behaviours, or transfer between prompt sets and languages.
+    """Measure every direction on every ground: cross-effects of behaviours, transfer between prompt sets or languages.
 
     Args:
-        directions: by label, all of ``model``.
-        grounds: by label.
+        directions, grounds: by label; the directions are all of ``model``.
         effect: "ablation" or "addition".
         seed: of the random controls.
 
@@ -81,10 +80,10 @@ def system_prompt_table(
     max_new_tokens: int = 64,
     seed: int = 0,
 ) -> SystemPrompts:
-    """The conditions under each system prompt; the direction stays the one found without.
+    """Measure refusal rates under each system prompt, with the direction extracted without one.
 
     Args:
-        systems: system prompts; "" leaves it to the template.
+        systems: system prompts; "" for the template's own.
 
     Raises:
         ModelError: the chat template takes no system prompt.
@@ -95,7 +94,9 @@ def system_prompt_table(
     rates = []
     for system in systems:
         # The same weights under another conversation format.
-        twin = HookedChatModel(model.tl, model.tokenizer, model.name, system or None, check=False)
+        twin = HookedChatModel(
+            model.tl, model.tokenizer, model.name, check=False, **{**model.chat.settings, "system": system or None}
+        )
         if system and system not in twin.chat.before:
             raise ModelError(f"the chat template of {model.name} leaves the system prompt {system[:60]!r} out")
         edits = named_conditions(direction, conditions, seed)
@@ -106,9 +107,7 @@ def system_prompt_table(
 def base_chat_trace(
     chat: HookedChatModel, base: HookedChatModel, direction: Direction, prompt_sets: Mapping[str, Sequence[str]]
 ) -> DirectionTrace:
-    """Cosine of the chat model's direction with both models' last position, by layer (paper appendix J, Fig. 24).
-
-    Both read the chat model's template.
+    """Trace the chat model's direction in both models, on the chat model's template (paper appendix J, Fig. 24).
 
     Raises:
         ModelError: models of different shape or basis.
@@ -120,14 +119,9 @@ def base_chat_trace(
                 "must be the one that the chat model was tuned from"
             )
     chat.check_direction(direction)
-    twin = HookedChatModel(base.tl, chat.tokenizer, base.name, chat.chat.system, check=False)
-    traces = {
-        "chat": trace_direction(chat, prompt_sets, direction),
-        "base": trace_direction(twin, prompt_sets, replace(direction, model="")),
-    }
-    return DirectionTrace(
-        torch.cat([t.cosine for t in traces.values()]),
-        torch.cat([t.projection for t in traces.values()]),
-        tuple(f"{who} {name}" for who, t in traces.items() for name in t.conditions),
-        direction,
-    )
+    twin = HookedChatModel(base.tl, chat.tokenizer, base.name, check=False, **chat.chat.settings)
+    own = trace_direction(chat, prompt_sets, direction)
+    other = trace_direction(twin, prompt_sets, replace(direction, model=""))
+    conditions = tuple(f"{who} {name}" for who in ("chat", "base") for name in own.conditions)
+    cosine, projection = torch.cat([own.cosine, other.cosine]), torch.cat([own.projection, other.projection])
+    return DirectionTrace(cosine, projection, conditions, direction)

@@ -42,8 +42,8 @@ def named_engine(name: str, config: Any, address: str | None = None, workers: in
 
         path = Path(config.model).expanduser()
         source = str(path.resolve()) if path.exists() and config.model != "organism" else config.model
-        load = {"source": source, "device": config.device, "device_map": config.device_map, "system": config.system}
-        return lambda model: RayEngine(model, {**load, "dtype": model.dtype}, address, workers)
+        load = {"source": source, "device": config.device, "device_map": config.device_map}
+        return lambda model: RayEngine(model, {**load, "dtype": model.dtype, **model.chat.settings}, address, workers)
     if name != "local":
         raise EngineError(f"there is no engine {name!r}: choose local or ray")
     if address is not None or workers is not None:

@@ -125,7 +125,7 @@ def _float64_copy(model: HookedChatModel) -> HookedChatModel:
             if part is not None:
                 part._experts_implementation = "eager"  # grouped matrix products have no float64
         tl.cfg.dtype = torch.float64
-        twin = HookedChatModel(tl, model.tokenizer, model.name, model.chat.system)
+        twin = HookedChatModel(tl, model.tokenizer, model.name, **model.chat.settings)
         gap = twin.last_logits(PROMPTS[:1]) - model.last_logits(PROMPTS[:1])
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]

@@ -176,13 +176,17 @@ class Backend:
         """Tokens that end a reply by the checkpoint's generation config."""
         return set()
 
+    def generation_requests(self) -> dict[str, Any]:
+        """What the checkpoint's generation config asks for besides end tokens: not used, for greedy is greedy."""
+        return {}
+
+    # -- weights --------------------------------------------------------------------------------------------
     def part(self, layer: int, part: str) -> tuple[str, Any]:
         """Name and module of a layer's "attn" or "mlp", which not every TransformerLens block names so; or None."""
         block = self.tl.blocks[layer]
         name = getattr(block, f"scaled_{part}_submodule", None) or part
         return f"blocks.{layer}.{name}", getattr(block, name, None)
 
-    # -- weights --------------------------------------------------------------------------------------------
     def writing_weights(self, name: str) -> list[WritingWeight]:
         """Every parameter that writes to the residual stream, unchecked.
 

@@ -177,6 +177,11 @@ class Record:
         return figures[kind](self, **options)
 
 
+def stored_as_messages(conversation: type) -> None:
+    """Register the class of texts that are kept as their messages, and made of them again."""
+    _REGISTRY["$messages"] = conversation
+
+
 def figure(kind: str, *records: type[Record]) -> Callable[[F], F]:
     """Register a function as the figure ``kind`` of record classes; the first one of a class is its main figure.
 
@@ -267,6 +272,8 @@ def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         return [_encode(v, f"{path}.{i}".lstrip("."), tensors) for i, v in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         return {"$float": repr(value)}
+    if messages := getattr(value, "messages", None):  # a conversation is text too
+        return {"$messages": [dict(message) for message in messages]}
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     raise TypeError(f"a record can't hold a {type(value).__name__} at {path!r}")
@@ -281,6 +288,8 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
         return tensors[value["$tensor"]]
     if "$float" in value:
         return float(value["$float"])
+    if "$messages" in value:
+        return _REGISTRY["$messages"](value["$messages"])
     if "$record" in value:
         cls: Any = _REGISTRY[value["$record"]]
         known = {f.name for f in dataclasses.fields(cls)}

@@ -8,6 +8,7 @@ from ..errors import LabelError
 
 EFFECTS = ("ablation", "addition", "subtraction", "orthogonalized")
 CONDITIONS = ("baseline", *EFFECTS, *(f"random_{name}" for name in EFFECTS))  # each beside a random direction
+POINTS = ("calibrated", "accuracy", "equal_error", "paper")  # of the refusal metric: above it a prompt is refused
 REGIONS = ("bos", "template_pre", "instruction", "suffix", "template_post")
 Head = tuple[int, int]
 

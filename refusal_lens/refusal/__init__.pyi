@@ -1,11 +1,16 @@
+from .calibration import calibrate_metric as calibrate_metric
+from .calibration import choose_tokens as choose_tokens
+from .metric import filter_prompts as filter_prompts
 from .metric import keep_refused as keep_refused
 from .metric import refusal_metric as refusal_metric
 from .phrases import is_refusal as is_refusal
+from .records import Calibration as Calibration
 from .records import Completion as Completion
 from .records import Completions as Completions
 from .records import Metrics as Metrics
 from .records import RefusalTokens as RefusalTokens
 from .replies import complete as complete
 from .tokens import behaviour_tokens as behaviour_tokens
+from .tokens import calibrate_tokens as calibrate_tokens
 from .tokens import find_refusal_tokens as find_refusal_tokens
 from .tokens import given_refusal_tokens as given_refusal_tokens

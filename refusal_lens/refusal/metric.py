@@ -9,15 +9,18 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from ..data.prompts import PromptsLike, as_prompts
+from ..data.prompts import Prompts, PromptSet, PromptsLike, as_prompts
 from ..engines.base import Engine
 from ..engines.local import LocalEngine
 from ..errors import ModelError
 from ..hooks.base import Intervention, Model
 from ..hooks.readers import Reader
 from ..models.model import HookedChatModel
+from ..progress import Progress, silent
 from ..tensors import refusal_log_odds
 from .records import RefusalTokens
+
+DRAW = 32  # spare prompts read at a time, at least
 
 
 @dataclass(eq=False)
@@ -72,28 +75,102 @@ def keep_refused(
     on_batch: Callable[[int], None] | None = None,
     engine: Engine | None = None,
 ) -> tuple[list[str], list[str]]:
-    """The paper's filter of train and validation prompts: harmful ones with metric > 0, harmless with < 0.
+    """Keep the harmful prompts whose metric is above the tokens' threshold and the harmless ones below it.
+
+    With tokens that are not calibrated the threshold is 0, as in the paper.
 
     Raises:
-        ModelError: when it leaves none of a kind.
+        ModelError: when none of a kind is left.
     """
-    harmful = as_prompts(harmful)
-    harmless = as_prompts(harmless)
-    engine = engine or LocalEngine(model)
-    scores = [
-        refusal_metric(model, list(prompts), refusal_tokens, engine=engine, on_batch=on_batch)
-        for prompts in (harmful, harmless)
-    ]
-    refused = [p for p, s in zip(harmful, scores[0], strict=True) if s > 0]
-    answered = [p for p, s in zip(harmless, scores[1], strict=True) if s < 0]
-    if not refused:
+    keep = _Filter(model, refusal_tokens, engine, on_batch)
+    return keep(as_prompts(harmful), True).found(), keep(as_prompts(harmless), False).found()
+
+
+def filter_prompts(
+    model: HookedChatModel,
+    harmful: PromptSet,
+    harmless: PromptSet,
+    refusal_tokens: RefusalTokens,
+    progress: Progress = silent,
+    engine: Engine | None = None,
+) -> tuple[PromptSet, PromptSet]:
+    """``keep_refused`` on training and validation prompts; dropped ones are replaced from the spare prompts.
+
+    Spare prompts are drawn until as many are kept as there were, or none is left. Test prompts stay as they are, and
+    notes say how many were kept.
+
+    Raises:
+        ModelError: when none of a kind is left.
+
+    Example:
+        >>> tokens = rl.find_refusal_tokens(model, data.harmful, data.harmless)
+        >>> rl.refusal.filter_prompts(model, data.harmful, data.harmless, tokens)[0].notes[0]
+        'train: 48 of 48 kept, which the model refuses'
+    """
+    sets = (harmful, True, "refuses"), (harmless, False, "answers")
+    made = []
+    with progress("filter the prompts", sum(len(p.train) + len(p.val) for p, _, _ in sets)) as advance:
+        keep = _Filter(model, refusal_tokens, engine, advance)
+        for prompts, refused, verb in sets:
+            train = keep(prompts.train, refused, prompts.spare_train)
+            seen = set(train.seen)
+            val = keep(prompts.val, refused, [p for p in prompts.spare_val if p not in seen])
+            notes = tuple(
+                f"{split}: {len(some.kept)} of {len(some.seen)} kept, which the model {verb}"
+                for split, some in (("train", train), ("val", val))
+            )
+            used = [Prompts(tuple(some.found())) for some in (train, val)]
+            made.append(PromptSet(prompts.name, used[0], used[1], prompts.test, prompts.notes + notes))
+    return made[0], made[1]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Prompts that were read, their metrics, and those of them that are kept."""
+
+    model: str
+    threshold: float
+    refused: bool
+    seen: list[str]
+    metrics: list[float]
+    kept: list[str]
+
+    def found(self) -> list[str]:
+        """What is kept; an error where it is nothing."""
+        if self.kept:
+            return self.kept
+        if self.refused:
+            raise ModelError(
+                f"{self.model} refuses none of {len(self.seen)} harmful prompts by its refusal metric (highest "
+                f"{max(self.metrics):.2f}, must be > {self.threshold:.3g}): use a model with safety training or other "
+                "prompts"
+            )
         raise ModelError(
-            f"{model.name} refuses none of {len(harmful)} harmful prompts by its refusal metric (highest "
-            f"{float(scores[0].max()):.2f}, must be > 0): use a model with safety training or other prompts"
+            f"{self.model} refuses all of {len(self.seen)} harmless prompts by its refusal metric (lowest "
+            f"{min(self.metrics):.2f}, must be < {self.threshold:.3g}): check the prompts and the refusal tokens"
         )
-    if not answered:
-        raise ModelError(
-            f"{model.name} refuses all of {len(harmless)} harmless prompts by its refusal metric (lowest "
-            f"{float(scores[1].min()):.2f}, must be < 0): check the prompts and the refusal tokens"
-        )
-    return refused, answered
+
+
+@dataclass(frozen=True)
+class _Filter:
+    """The filter of prompts by the refusal metric."""
+
+    model: HookedChatModel
+    tokens: RefusalTokens
+    engine: Engine | None
+    on_batch: Callable[[int], None] | None
+
+    def __call__(self, prompts: Sequence[str], refused: bool, spare: Sequence[str] = ()) -> _Kept:
+        """Read ``prompts``, then ``spare`` ones until as many are kept."""
+        engine = self.engine or LocalEngine(self.model)  # cuts the prompts alike on every engine
+        threshold, wanted, pool = self.tokens.threshold, len(prompts), [*prompts, *spare]
+        done = _Kept(self.model.name, threshold, refused, [], [], [])
+        while len(done.kept) < wanted and len(done.seen) < len(pool):
+            size = max(DRAW, wanted - len(done.kept)) if done.seen else wanted
+            some = pool[len(done.seen) :][:size]
+            found = refusal_metric(self.model, some, self.tokens, engine=engine, on_batch=self.on_batch).tolist()
+            done.seen.extend(some)
+            done.metrics.extend(found)
+            kept = [p for p, m in zip(some, found, strict=True) if (m > threshold if refused else m < threshold)]
+            done.kept.extend(kept[: wanted - len(done.kept)])
+        return done

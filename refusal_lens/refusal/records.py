@@ -3,18 +3,53 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 
 from ..records.base import Record
 from ..records.labels import index_of
-from ..stats import Interval, Rate, columns, rate
+from ..stats import Interval, Rate, columns, rate, roc
 
 
 @dataclass(frozen=True)
-class RefusalTokens(Record):
+class Calibration(Record):
+    """The refusal metric of training prompts against their judged replies, and the point that tells them apart.
+
+    Attributes:
+        point: how the threshold was chosen, one of ``records.labels.POINTS``.
+        threshold: prompts with a higher metric count as refused, natural log-odds.
+        above: share of refused replies above it, each judged by a threshold fitted to other replies (its own where
+            there are fewer than four of a kind).
+        below: share of answered replies below it, likewise.
+        metric: of each prompt.
+        refused: the phrases' verdict on its reply.
+    """
+
+    point: str
+    threshold: float
+    above: Rate
+    below: Rate
+    metric: tuple[float, ...]
+    refused: tuple[bool, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per point of the ROC curve: threshold, share of refused above it, share of answered below it."""
+        return pd.DataFrame(roc(self.metric, self.refused), columns=["threshold", "refused_above", "answered_below"])
+
+
+def metric_histogram(metric: Sequence[float], refused: Sequence[bool], bins: int) -> pd.DataFrame:
+    """Counts of refused and answered prompts by bin of the metric: low, high, refused, answered."""
+    x, flags = np.asarray(metric), np.asarray(refused)
+    edges = np.histogram_bin_edges(x, bins)
+    counts = {name: np.histogram(x[flags == flag], edges)[0] for name, flag in (("refused", True), ("answered", False))}
+    return pd.DataFrame({"low": edges[:-1], "high": edges[1:], **counts})
+
+
+@dataclass(frozen=True)
+class RefusalTokens(Record, figures="refusal_lens.behaviour.figures"):
     """First tokens of refusals, whose summed probability the refusal metric reads.
 
     Attributes:
@@ -22,12 +57,25 @@ class RefusalTokens(Record):
         texts: the same as text, whitespace visible.
         shares: share of refused replies that began with each; empty when given by hand.
         source: "given" or how they were found.
+        auroc: probability that the metric of a refused reply is above that of an answered one, on training replies that
+            did not propose the tokens, DeLong's 95% interval.
+        coverage: share of the "refused" and of the "answered" replies that began with one of them, with 95%
+            Clopper-Pearson intervals.
+        calibration: point of the metric that counts as refusal; None for the paper's 0.
     """
 
     ids: tuple[int, ...]
     texts: tuple[str, ...]
     shares: tuple[float, ...] = ()
     source: str = "given"
+    auroc: Interval | None = None
+    coverage: dict[str, Rate] = field(default_factory=dict)
+    calibration: Calibration | None = None
+
+    @property
+    def threshold(self) -> float:
+        """Refusal metric above which a prompt counts as refused: the calibrated point, or the paper's 0."""
+        return 0.0 if self.calibration is None else self.calibration.threshold
 
     def __repr__(self) -> str:
         return f"RefusalTokens({', '.join(map(repr, self.texts))})"
@@ -35,12 +83,19 @@ class RefusalTokens(Record):
 
 @dataclass(frozen=True)
 class Completion(Record):
-    """One reply: prompt, reply, condition, the substring judge's verdict."""
+    """One reply: prompt, answer, condition, the substring judge's verdict on the answer.
+
+    Attributes:
+        thought: what the model thought before the answer; "" if it did not.
+        finished: whether the thought ended; where it did not, there is no answer, and ``refused`` is False.
+    """
 
     prompt: str
     response: str
     condition: str
     refused: bool
+    thought: str = ""
+    finished: bool = True
 
 
 @dataclass(frozen=True)
@@ -73,8 +128,13 @@ class Completions(Record, figures="refusal_lens.behaviour.figures"):
 
     @property
     def rates(self) -> dict[str, Rate]:
-        """Share refused by condition, with 95% Clopper-Pearson intervals."""
-        return {name: rate([item.refused for item in self.of(name)]) for name in self.conditions}
+        """Share of answers that refuse by condition, with 95% Clopper-Pearson intervals; unfinished thoughts aside."""
+        return {name: rate([item.refused for item in self.of(name) if item.finished]) for name in self.conditions}
+
+    @property
+    def unfinished(self) -> dict[str, int]:
+        """Replies by condition that ended within their thought: no answers, so in no rate."""
+        return {name: sum(not item.finished for item in self.of(name)) for name in self.conditions}
 
     def __iter__(self) -> Iterator[Completion]:
         return iter(self.items)
@@ -89,7 +149,7 @@ class Metrics(Record, figures="refusal_lens.behaviour.figures"):
     """Mean refusal metric on held-out prompts by prompt set and condition, with bootstrap 95% intervals.
 
     Attributes:
-        harmful: on those held-out harmful prompts that the model refuses without intervention (metric > 0).
+        harmful: on those held-out harmful prompts that the model refuses without intervention, by the metric.
         harmful_all: on all held-out harmful prompts.
         harmless: on all held-out harmless prompts.
     """

@@ -15,6 +15,7 @@ from ..hooks.base import Intervention
 from ..hooks.conditions import Conditions
 from ..models.chat import Tokens
 from ..models.model import HookedChatModel
+from ..progress import Progress, silent
 from .phrases import is_refusal
 from .records import Completion, Completions
 
@@ -88,16 +89,15 @@ def complete(
     max_new_tokens: int = 64,
     judge: Callable[[str], bool] = is_refusal,
     engine: Engine | None = None,
-    on_batch: Callable[[int], None] | None = None,
+    progress: Progress = silent,
 ) -> Completions:
     """Reply to ``prompts`` under each condition, and judge the replies.
 
     Args:
         conditions: name -> interventions (see ``hooks.named_conditions``).
         prompt_set: label of the prompts, e.g. "harmful".
-        max_new_tokens: length limit of each reply.
         judge: reply -> refused; the paper's substrings by default.
-        engine, on_batch: as in ``replies``.
+        engine: as in ``replies``.
 
     Example:
         >>> conditions = rl.hooks.named_conditions(found.direction, ["baseline", "ablation"])
@@ -105,10 +105,19 @@ def complete(
         ('baseline', 'ablation')
     """
     texts, items = as_prompts(prompts), []
-    for name, under in conditions.items():
-        found = replies(model, texts, max_new_tokens, under=under, engine=engine, label=name, on_batch=on_batch)
-        items += [Completion(p, r, name, judge(r)) for p, r in zip(texts, found, strict=True)]
+    with progress(f"answer {prompt_set} prompts", len(texts) * len(conditions)) as advance:
+        for name, under in conditions.items():
+            found = replies(model, texts, max_new_tokens, under=under, engine=engine, label=name, on_batch=advance)
+            items += [completion(model, p, r, name, judge) for p, r in zip(texts, found, strict=True)]
     return Completions(tuple(items), prompt_set, max_new_tokens)
+
+
+def completion(
+    model: HookedChatModel, prompt: str, reply: str, condition: str, judge: Callable[[str], bool] = is_refusal
+) -> Completion:
+    """Judge the answer of a reply, not the thought before it."""
+    thought, answer, finished = model.chat.split(reply)
+    return Completion(prompt, answer, condition, finished and judge(answer), thought, finished)
 
 
 def check_finite(model: HookedChatModel, prompts: Sequence[str], condition: str) -> None:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
 from ..data.prompts import PromptsLike, as_prompts
 from ..errors import ModelError, PromptError
+from ..hooks.base import Model
+from ..hooks.readers import Reader
 from ..models.model import HookedChatModel
+from ..progress import Progress, silent
 from ..records.labels import visible
+from ..stats import Interval, auroc, rate
+from .calibration import calibrate_metric, choose_tokens, halves, metric_of
 from .phrases import is_refusal
 from .records import RefusalTokens
+
+N_PROMPTS = 128  # training prompts of each kind whose replies a study and `find_direction` read for refusal tokens
 
 
 def given_refusal_tokens(model: HookedChatModel, tokens: Sequence[int | str]) -> RefusalTokens:
@@ -39,8 +52,10 @@ def given_refusal_tokens(model: HookedChatModel, tokens: Sequence[int | str]) ->
     return _tokens(model, ids)
 
 
-def _tokens(model: HookedChatModel, ids: Sequence[int], shares: Sequence[float] = (), *source: str) -> RefusalTokens:
-    return RefusalTokens(tuple(ids), tuple(visible(model.tokenizer.decode([i])) for i in ids), tuple(shares), *source)
+def _tokens(
+    model: HookedChatModel, ids: Sequence[int], shares: Sequence[float] = (), source: str = "given"
+) -> RefusalTokens:
+    return RefusalTokens(tuple(ids), tuple(visible(model.tokenizer.decode([i])) for i in ids), tuple(shares), source)
 
 
 def find_refusal_tokens(
@@ -48,55 +63,146 @@ def find_refusal_tokens(
     harmful: PromptsLike,
     harmless: PromptsLike,
     *,
+    point: str = "calibrated",
     min_share: float = 0.05,
     max_new_tokens: int = 24,
-    on_batch: Callable[[int], None] | None = None,
+    progress: Progress = silent,
 ) -> RefusalTokens:
-    """Tokens that begin the model's own refusals and rarely its answers.
+    """Find the tokens whose probability tells the model's refusals from its answers, and calibrate their metric.
 
-    A token is taken when it begins at least ``min_share`` of the refused replies to ``harmful`` and, relative
-    to the answered replies to ``harmless``, at least four times as often.
+    Candidates begin at least ``min_share`` of the refused replies to half of the prompts, and more of these than of the
+    answered ones; ``choose_tokens`` takes those that tell replies apart, judged by the area under the ROC curve on the
+    other half.
+
+    Args:
+        harmful, harmless: training prompts.
+        point: of the metric, above which a prompt counts as refused; see ``calibrate_metric``.
 
     Raises:
-        ModelError: when no reply to a harmful prompt is a refusal (a base model, or one that never refuses).
+        ModelError: when no reply to a harmful prompt is a refusal (a base model, or one that never refuses), or when
+            no token tells refused from answered replies.
 
     Example:
-        >>> rl.find_refusal_tokens(model, data.harmful.train.texts, data.harmless.train.texts).texts
-        ('I',)
+        >>> tokens = rl.find_refusal_tokens(model, data.harmful.train.texts, data.harmless.train.texts)
+        >>> tokens.texts, str(tokens.coverage["refused"])
+        (('I',), '100% [93%, 100%] (n = 48)')
     """
-    harmful = as_prompts(harmful, "train")
-    harmless = as_prompts(harmless, "train")
-    replies = {
-        "refused": [r for r in _first_tokens(model, harmful, max_new_tokens, on_batch) if r[1]],
-        "answered": [r for r in _first_tokens(model, harmless, max_new_tokens, on_batch) if not r[1]],
-    }
-    if not replies["refused"]:
+    replies = _replies(model, harmful, harmless, max_new_tokens, progress)
+    n = replies.n_harmful
+    if not any(replies.refused[:n]):
         raise ModelError(
-            f"{model.name} refused none of {len(harmful)} harmful prompts, so it has no refusal to find: use a chat "
-            "model with safety training, other prompts, or name its refusal tokens (--refusal-token)"
+            f"{model.name} refused none of {n} harmful prompts, so it has no refusal to find: use a chat model with "
+            "safety training, other prompts, or name its refusal tokens (--refusal-token)"
         )
-    counts = {kind: Counter(token for token, _ in items) for kind, items in replies.items()}
-    shares = {t: n / len(replies["refused"]) for t, n in counts["refused"].items()}
-    answered = {t: counts["answered"][t] / max(1, len(replies["answered"])) for t in shares}
-    chosen = [t for t, share in sorted(shares.items(), key=lambda x: -x[1]) if share >= min_share]
-    chosen = [t for t in chosen if shares[t] >= 4 * answered[t]]
-    if not chosen:
+    propose, _ = halves(replies.refused)
+    begun, in_answers = replies.shares(propose, True), replies.shares(propose, False)
+    candidates = [t for t, share in begun.items() if share >= min_share and share > in_answers.get(t, 0)]
+    apart = Interval(0.0, 0.0, 0.0, 0)
+    if candidates:
+        chosen, apart = choose_tokens(replies.probabilities(model, candidates), replies.refused)
+    if apart.mean <= 0.5:
         raise ModelError(
             f"{model.name} begins refusals and answers with the same tokens, so the refusal metric can't tell them "
             "apart: name its refusal tokens (--refusal-token)"
         )
-    source = f"first tokens of {len(replies['refused'])} refusals to {len(harmful)} harmful prompts"
-    return _tokens(model, chosen, [shares[t] for t in chosen], source)
+    shares = replies.shares(np.ones_like(propose), True)
+    ids = sorted((candidates[k] for k in chosen), key=lambda token: -shares[token])
+    source = f"first tokens of {sum(replies.refused[:n])} refusals to {n} harmful prompts"
+    tokens = _tokens(model, ids, [shares[token] for token in ids], source)
+    return _calibrated(model, replace(tokens, auroc=apart), replies, point)
 
 
-def _first_tokens(
-    model: HookedChatModel, prompts: Sequence[str], max_new_tokens: int, on_batch: Callable[[int], None] | None
-) -> list[tuple[int, bool]]:
-    """(first token id, refused) of each reply."""
-    texts = list(prompts)
-    first = model.last_logits(texts).argmax(-1).tolist()
-    replies = model.generate(texts, max_new_tokens, on_batch=on_batch)
-    return [(token, is_refusal(reply)) for token, reply in zip(first, replies, strict=True)]
+def calibrate_tokens(
+    model: HookedChatModel,
+    tokens: RefusalTokens,
+    harmful: PromptsLike,
+    harmless: PromptsLike,
+    *,
+    point: str = "calibrated",
+    max_new_tokens: int = 24,
+    progress: Progress = silent,
+) -> RefusalTokens:
+    """Calibrate the metric of tokens named by hand, on replies to training prompts.
+
+    Args:
+        tokens: from ``given_refusal_tokens``.
+        point: above which a prompt counts as refused; see ``calibrate_metric``.
+
+    Example:
+        >>> tokens = rl.refusal.given_refusal_tokens(model, ["I"])
+        >>> tokens = rl.refusal.calibrate_tokens(model, tokens, data.harmful, data.harmless)
+        >>> tokens.calibration.point, tokens.auroc.mean
+        ('calibrated', 1.0)
+    """
+    replies = _replies(model, harmful, harmless, max_new_tokens, progress)
+    refused, metric = np.asarray(replies.refused), metric_of(replies.probabilities(model, tokens.ids))
+    apart = auroc(metric[refused], metric[~refused])
+    return _calibrated(model, replace(tokens, auroc=apart), replies, point)
+
+
+@dataclass(frozen=True)
+class _Replies:
+    """Judged replies to training prompts, harmful ones first."""
+
+    prompts: list[str]
+    n_harmful: int
+    first: list[int]
+    refused: list[bool]
+
+    def shares(self, some: np.ndarray, refused: bool) -> dict[int, float]:
+        """Share of the refused (or answered) replies among ``some`` that began with each token, most first."""
+        kept = [t for t, flag, take in zip(self.first, self.refused, some, strict=True) if take and flag == refused]
+        return {token: n / len(kept) for token, n in Counter(kept).most_common()}
+
+    def probabilities(self, model: HookedChatModel, ids: Sequence[int]) -> np.ndarray:
+        """Probability of each token after each prompt, [prompt, token]."""
+        reader = _Probabilities(tuple(ids))
+        return model.run(self.prompts, read=reader)[reader].numpy()
+
+
+@dataclass(eq=False)
+class _Probabilities(Reader[Tensor]):
+    """Probabilities of some next tokens, float64."""
+
+    ids: tuple[int, ...]
+    needs_logits: ClassVar[bool] = True
+    axis: ClassVar[int] = 0
+
+    def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
+        assert logits is not None
+        return {"p": logits.double().softmax(-1)[:, list(self.ids)]}
+
+    def result(self) -> Float[Tensor, "prompt token"]:
+        return self.rows["p"]
+
+
+def _replies(
+    model: HookedChatModel, harmful: PromptsLike, harmless: PromptsLike, max_new_tokens: int, progress: Progress
+) -> _Replies:
+    kinds = as_prompts(harmful, "train"), as_prompts(harmless, "train")
+    prompts = [*kinds[0], *kinds[1]]
+    with progress("find the refusal tokens", len(prompts)) as advance:
+        first = [token for texts in kinds for token in model.last_logits(texts).argmax(-1).tolist()]
+        texts = [reply for texts in kinds for reply in model.generate(texts, max_new_tokens, on_batch=advance)]
+    split = [model.chat.split(text) for text in texts]
+    if 2 * sum(bool(reply.thought) or not reply.finished for reply in split) > len(split):
+        raise ModelError(
+            f"{model.name} begins its replies with a thought, and the refusal metric reads their first token: "
+            f"{model.chat.template.how_to_skip()}"
+        )
+    return _Replies(prompts, len(kinds[0]), first, [is_refusal(reply.answer) for reply in split])
+
+
+def _calibrated(model: HookedChatModel, tokens: RefusalTokens, replies: _Replies, point: str) -> RefusalTokens:
+    """The tokens with their coverage of the replies and the point of their metric."""
+    begun = [token in tokens.ids for token in replies.first]
+    coverage = {
+        name: rate([hit for hit, refused in zip(begun, replies.refused, strict=True) if refused == flag])
+        for name, flag in (("refused", True), ("answered", False))
+    }
+    metric = metric_of(replies.probabilities(model, tokens.ids))
+    calibration = calibrate_metric(metric.tolist(), replies.refused, point)
+    return replace(tokens, coverage=coverage, calibration=calibration)
 
 
 def behaviour_tokens(
@@ -108,9 +214,8 @@ def behaviour_tokens(
     Raises:
         ModelError: no token is raised.
     """
-    positive = as_prompts(positive)
-    negative = as_prompts(negative)
-    means = [model.last_logits(list(p)).double().softmax(-1).mean(0) for p in (positive, negative)]
+    positive, negative = as_prompts(positive), as_prompts(negative)
+    means = [model.last_logits(p).double().softmax(-1).mean(0) for p in (positive, negative)]
     best = (means[0] - means[1]).topk(top)
     ids = [i for i, rise in zip(best.indices.tolist(), best.values.tolist(), strict=True) if rise > 0]
     if not ids:

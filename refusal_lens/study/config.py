@@ -9,16 +9,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.paper import LAYER_CUTOFF, MAX_KL, MIN_INDUCE, SIZES
+from ..data.paper import LAYER_CUTOFF, MAX_KL, SIZES
 from ..errors import PromptError, SettingError
+from ..records.labels import POINTS
 
 BOUNDS = (("above", "above", operator.gt), ("least", "at least", operator.ge), ("most", "at most", operator.le))
 SPLITS = ("n_train", "n_val", "n_test")
+CHAT = ("system", "chat_template", "template_options", "reply_prefix", "date", "thought")  # of conversations
+LOADING = ("dtype", "device", "device_map", *CHAT)  # what ``load_model`` takes
 
 
 def _field(default: Any, help: str, **more: Any) -> Any:
-    """A setting; ``more``: bounds (``above``, ``least``, ``most``), ``embedded`` (the command line's default for the
-    embedded model), ``option`` (its name there, where it differs)."""
+    """A setting; ``more``: bounds (``above``, ``least``, ``most``), ``choices``, ``embedded`` (default of the command
+    line for the embedded model), ``option`` (its name there, where it differs)."""
     return dataclasses.field(default=default, metadata={"help": help, **more})
 
 
@@ -46,9 +49,21 @@ class StudyConfig:
     device: str | None = _field(None, "cpu, cuda ... (default: a GPU if there is one).")
     device_map: str | None = _field(None, "'auto' spreads the model over several GPUs.")
     system: str | None = _field(None, "System prompt (default: none of our own, as in the paper).")
+    chat_template: str | None = _field(None, "Chat template: a Jinja file, or its text (default: the tokenizer's own).")
+    template_options: tuple[str, ...] = _field(
+        (),
+        "Variable of the template, as NAME=VALUE (enable_thinking=true); may be repeated (default: thoughts before "
+        "answers are skipped where the template offers it).",
+        option="template_option",
+    )
+    reply_prefix: str = _field("", "Text that every reply begins with, such as a closed thought.")
+    date: str | None = _field(None, "Date for templates that print today's (default: the day the study began).")
+    thought: tuple[str, ...] = _field(
+        (), "Begin and end of a thought, where the form is not known: give it twice.", option="thought_marker"
+    )
     coeff: float = _field(1.0, "Multiple of r that addition adds.", above=0)
     max_kl: float = _field(MAX_KL, "Selection: highest KL.", above=0)
-    min_induce: float = _field(MIN_INDUCE, "Selection: lowest induce score.")
+    min_induce: float | None = _field(None, "Selection: lowest induce score (default: the filter's point).")
     layer_cutoff: float = _field(LAYER_CUTOFF, "Selection: share of the layers that is searched.", above=0, most=1)
     relax: bool = _field(False, "Take the nearest candidate when none passes, and say so.")
     full_grid: bool = _field(
@@ -56,6 +71,12 @@ class StudyConfig:
     )
     refusal_tokens: tuple[str, ...] = _field(
         (), "A refusal token, as id or text; may be repeated (default: found).", option="refusal_token"
+    )
+    filter: str = _field(
+        POINTS[0],
+        "Refusal metric from which a prompt counts as refused, and addition as inducing: calibrated (Youden's point on "
+        "training prompts), accuracy, equal_error (other points there), or paper (0).",
+        choices=POINTS,
     )
     max_new_tokens: int = _field(64, "Length limit of replies.", least=1)
     attribution: bool = _field(True, "Look inside: heads, logits, tokens.")
@@ -78,6 +99,8 @@ class StudyConfig:
         self._check_types(vars(self))
         for field in dataclasses.fields(self):
             value, limits = getattr(self, field.name), field.metadata
+            if value not in limits.get("choices", (value,)):
+                raise SettingError(f"{field.name} is {value!r}; it must be one of {', '.join(limits['choices'])}")
             for number in value if isinstance(value, tuple) else (value,):
                 for bound, words, holds in BOUNDS:
                     if bound in limits and not holds(number, limits[bound]):

@@ -1,8 +1,11 @@
 """The end-to-end study: the stages in order, from a chat model to a folder of results."""
 
 import dataclasses
+import datetime
 import json
+import math
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -14,23 +17,26 @@ from pathlib import Path
 from typing import Any
 
 from ..data.organism import suffixes as embedded_suffixes
-from ..data.prompts import PromptSet
+from ..data.prompts import SPLITS, PromptSet
 from ..data.suffixes import SuffixSet
 from ..engines.base import Engine
 from ..engines.local import LocalEngine, MakeEngine
 from ..engines.stage import Job, Stage
-from ..errors import ModelError
+from ..errors import ModelError, PromptError, ResultError
 from ..models.load import load_model, source_digest
 from ..models.model import HookedChatModel
+from ..models.template import template_text
 from ..progress import Progress, automatic, silent
 from ..records.files import file_digest, locked, plain_json, write_json
 from ..records.store import UNREADABLE, Store, content_key
-from .config import StudyConfig
+from ..refusal.tokens import given_refusal_tokens
+from .config import LOADING, StudyConfig
 from .folder import FOLDER_SCHEMA, Study, load_file, save_file
 from .stages import BY_NAME, FOLDERS, planned
 
 SUMMARY_SCHEMA = 1
 WHOLE = ("report.html", "summary.json", "study.json")  # what describes the folder as a whole
+ROOM = 20_000_000  # bytes: about what a study of a small model leaves
 PACKAGES = ("refusal-lens", "transformer-lens", "transformers", "torch", "safetensors", "plotly")
 SECONDS = "seconds"  # beside the marks of the stages: no result, so in no hash
 
@@ -143,6 +149,9 @@ class _Run(Job):
             self.given_model.check_unhooked()
         self.store = Store(self.folder)
         self.digest = source_digest(self.config.model)
+        self.template = template_text(self.config.chat_template)
+        # The day on which the study began: a template that prints it gives the same tokens when it is resumed.
+        self.date = self.config.date or self.store.get("stages/date", None) or datetime.date.today().isoformat()
         self.done: dict[str, _Mark] = {}
         self.made_engine: Engine | None = None
         self.items = Store(None), ""
@@ -155,7 +164,7 @@ class _Run(Job):
             return self.given_model
         c = self.config
         with self.progress("load the model", 0):
-            return load_model(c.model, dtype=c.dtype, device=c.device, device_map=c.device_map, system=c.system)
+            return load_model(c.model, **{name: getattr(c, name) for name in LOADING} | {"date": self.date})
 
     @property
     def engine(self) -> Engine:
@@ -189,7 +198,7 @@ class _Run(Job):
     def key(self, stage: Stage) -> str:
         """Content key of a stage whose needs are done."""
         c = self.config
-        model = [self.digest, c.dtype, c.device, c.device_map, c.system]
+        model = [self.digest, *(getattr(c, name) for name in LOADING), self.date, self.template]
         needs = {name: self.done[name].files for name in stage.needs}
         inputs = [self.input(name) for name in stage.inputs]
         return content_key(stage.name, stage.version, self.settings(stage), model, needs, inputs)
@@ -218,6 +227,7 @@ class _Run(Job):
         """Run those that are not done yet."""
         for name in dict.fromkeys(name for stage in stages for name in stage.inputs):
             self.input(name)  # a bad file is an error now, not after hours
+        checked = False
         for stage in stages:
             mark = self.mark(stage)
             if mark is not None:
@@ -225,7 +235,36 @@ class _Run(Job):
                 with suppress(*UNREADABLE):
                     self.records(stage)
                     continue
+            if not checked:
+                self._check()
+                checked = True
             self.done[stage.name] = self._run(stage)
+
+    def _check(self) -> None:
+        """Check all that the run takes from its inputs before the first forward pass.
+
+        Raises:
+            PromptError: a prompt that does not fit, or a refusal token that is none.
+            ResultError: no room for results.
+        """
+        place = next(p for p in (self.folder.resolve(), *self.folder.resolve().parents) if p.exists())
+        if (free := shutil.disk_usage(place).free) < ROOM:
+            raise ResultError(f"{place} has {free / 1e6:.0f} MB left; a study needs {ROOM / 1e6:.0f} MB: make room")
+        model, new = self.model, self.config.max_new_tokens
+        if self.config.refusal_tokens:
+            given_refusal_tokens(model, self.config.refusal_tokens)
+        for prompts in self.inputs.get("prompts", ()):
+            for split in SPLITS:
+                texts = getattr(prompts, split)
+                lengths = model.chat.tokenize(texts).lengths
+                longest, over = int(lengths.argmax()), int((lengths + new > (model.n_ctx or math.inf)).sum())
+                if over:
+                    raise PromptError(
+                        f"{over} {prompts.name} {split} prompt(s) do not fit in {model.name}, of {model.n_ctx} tokens: "
+                        f"{texts[longest][:60]!r} has {int(lengths[longest])} and its reply up to {new}; leave "
+                        "them out, or lower max_new_tokens"
+                    )
+        self.store.put("stages/date", self.date)
 
     def _run(self, stage: Stage) -> _Mark:
         begin, key = time.monotonic(), self.key(stage)
@@ -297,12 +336,16 @@ class _Run(Job):
         replies = {kind: self.records(BY_NAME[f"completions_{kind}"]) for kind in ("harmful", "harmless")}
         chosen = {name: getattr(selection.chosen, name) for name in ("pos", "layer", "norm", "coeff", "relaxed")}
         scores = {name: selection.score(name) for name in ("bypass", "induce", "kl")}
+        prompts, calibration = self.records(BY_NAME["prompts"]), self.records(BY_NAME["refusal_tokens"]).calibration
+        point = calibration and {n: getattr(calibration, n) for n in ("point", "threshold", "above", "below")}
         baselines = {name: getattr(selection, name) for name in ("baseline_harmful", "baseline_harmless")}
         return {
             "schema": SUMMARY_SCHEMA,
             "model": facts["name"],
             "direction": chosen,
             "scores": scores | baselines,
+            "prompts": {p.name: {split: len(getattr(p, split)) for split in SPLITS} for p in prompts},
+            "filter": point,
             "refusal": {kind: found.rates for kind, found in replies.items()},
             "refusal_metric": metrics,
         }

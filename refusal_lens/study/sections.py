@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ..behaviour.section import calibration_figure
 from ..data.prompts import PromptSet
 from ..refusal.records import RefusalTokens
 from ..report.page import Section, Table, plain
@@ -45,7 +46,10 @@ def model_section(
         "model",
         "Model and prompts",
         ("The direction is extracted on the training split, chosen on validation, and reported on the test split.",),
-        (Table("model-facts", ("what", "value"), tuple(rows), "The model as loaded, and the prompts as used."),),
+        (
+            Table("model-facts", ("what", "value"), tuple(rows), "The model as loaded, and the prompts as used."),
+            *filter(None, [calibration_figure(tokens)]),
+        ),
     )
 
 

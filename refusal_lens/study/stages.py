@@ -25,6 +25,8 @@ def _facts(job: Job) -> dict[str, Any]:
         "device": str(m.device),
         **{size: getattr(m, size) for size in ("n_layers", "n_heads", "d_model", "d_vocab")},
         "template": m.chat.render("{instruction}"),
+        "chat": m.chat.settings,
+        "generation_config": m.backend.generation_requests(),
     }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from ..attribution.section import causal_sentence
 from ..direction.records import Selection
 from ..hijacking.section import suffix_findings
+from ..report.claims import few_in
 from ..report.page import Card
 from ..stats import Rate
 
@@ -15,7 +16,7 @@ def headline(study: Any) -> dict[str, Any]:
     refusal = study.summary["refusal"]
     harmful, harmless = ({k: Rate(**v) for k, v in refusal[kind].items()} for kind in ("harmful", "harmless"))
     return {
-        "summary": _found(study, harmful, harmless),
+        "summary": (*filter(None, [few_in(study.summary)]), *_found(study, harmful, harmless)),
         "cards": _cards(study.selection, harmful, harmless),
         "notes": _notes(study.selection),
         "sure": _sure(study, harmful),

@@ -31,7 +31,9 @@ def finished(study, tmp_path_factory) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert f"report: {out / 'report.html'}" in done.stdout.replace("\n", "")
-    assert "random ablation" in done.stdout  # the table of findings
+    table = done.stdout.partition("random ablation")[0]  # of the findings
+    few = "Few prompts (under 32): 24 harmful for choosing direction and heads, 24 harmful for the report"
+    assert " ".join(table.split()).startswith(few)
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")} == before
     return out
 
@@ -45,6 +47,8 @@ def _content(folder: Path) -> dict[str, bytes]:
 def test_summary_has_the_documented_fields(finished):
     summary = json.loads((finished / "summary.json").read_text())
     assert set(summary["direction"]) == {"pos", "layer", "norm", "coeff", "relaxed"}
+    assert summary["prompts"]["harmful"] == {"train": 64, "val": 24, "test": 24}
+    assert set(summary["filter"]) == {"point", "threshold", "above", "below"}
     assert set(summary["scores"]) == {"bypass", "induce", "kl", "baseline_harmful", "baseline_harmless"}
     assert set(summary["refusal"]["harmful"]) == {"baseline", "ablation", "random_ablation"}
     assert set(summary["refusal"]["harmless"]) == {"baseline", "addition", "random_addition"}

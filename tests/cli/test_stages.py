@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 
 from refusal_lens.direction.records import Selection
 from refusal_lens.errors import ModelError, SettingError
+from refusal_lens.progress import silent
+from refusal_lens.refusal.records import RefusalTokens
+from refusal_lens.report.claims import few_in
 from refusal_lens.study.config import StudyConfig
 from refusal_lens.study.folder import Study
 from refusal_lens.study.pipeline import run_stage, run_study, stage_states
@@ -82,6 +86,7 @@ def partial(organism, tmp_path_factory):
     def lacks(model, *_, **__):
         raise ModelError(f"{model.name} computed no attention pattern; load it with eager attention")
 
+    importlib.import_module("refusal_lens.exactness.identities")  # before the patch, which it would keep
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("refusal_lens.attribution.sources.source_contributions", lacks)
         study = run_study(SMALL, tmp_path_factory.mktemp("partial"), model=organism)
@@ -121,9 +126,33 @@ def test_a_study_lists_its_stages(partial):
         ({"relax": "yes"}, "relax is a str, which does not fit"),
         ({"sizes": [8, 4]}, "sizes is a tuple"),
         ({"seed": True}, "seed is a bool"),
+        ({"filter": "best"}, "filter is 'best'; it must be one of calibrated, accuracy, equal_error, paper"),
         ({"coef": 1.0}, "there is no setting 'coef'; did you mean coeff"),
     ],
 )
 def test_settings_are_checked(settings, message):
     with pytest.raises(SettingError, match=message):
         StudyConfig.of(settings)
+
+
+def test_few_prompts_stand_first_on_the_page(study):
+    first, second = study.page().summary[:2]
+    assert first.startswith("Few prompts (under 32): 24 harmful for choosing direction and heads")
+    assert "24 harmless for the report" in first and "direction" in second
+    enough = {kind: dict.fromkeys(("train", "val", "test"), 32) for kind in ("harmful", "harmless")}
+    assert not few_in(study.summary | {"prompts": enough})
+
+
+def test_the_filters_point_is_a_setting_and_the_rule_follows_it(organism, tmp_path):
+    small = {"sizes": (24, 8, 8), "relax": True}
+    for name, settings, least in (
+        ("calibrated", {}, None),
+        ("paper", {"filter": "paper"}, 0.0),
+        ("by hand", {"min_induce": -3.0}, -3.0),
+    ):
+        config = StudyConfig(**small, **settings)
+        selection = run_stage("selection", config, tmp_path / name, silent, model=organism)
+        tokens = RefusalTokens.load(tmp_path / name / "refusal_tokens")
+        assert tokens.calibration.point == settings.get("filter", "calibrated")
+        assert selection.thresholds["min_induce"] == (tokens.threshold if least is None else least)
+        assert (tokens.threshold == 0) == (name == "paper")

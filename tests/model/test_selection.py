@@ -10,15 +10,16 @@ import torch
 from benchmarks.plain import Plain
 from refusal_lens import Ablate, Add, PromptSet
 from refusal_lens.data.organism import instructions
+from refusal_lens.data.prompts import Prompts
 from refusal_lens.direction.extract import extract_directions, mean_activations
 from refusal_lens.direction.records import SelectionScores
 from refusal_lens.direction.select import SelectionRule, choose, select_direction
 from refusal_lens.errors import DirectionError, ModelError, PromptError, SelectionError
 from refusal_lens.records.direction import Direction
-from refusal_lens.refusal.metric import keep_refused, refusal_metric
+from refusal_lens.refusal.metric import filter_prompts, keep_refused, refusal_metric
 from refusal_lens.refusal.phrases import is_refusal
 from refusal_lens.refusal.records import RefusalTokens
-from refusal_lens.refusal.tokens import find_refusal_tokens, given_refusal_tokens
+from refusal_lens.refusal.tokens import calibrate_tokens, find_refusal_tokens, given_refusal_tokens
 
 # Loose enough that candidates pass on any version of the embedded model; the rule itself is tested on numbers.
 RULE = SelectionRule(max_kl=5.0, min_induce=-100.0)
@@ -141,7 +142,54 @@ def test_metric_ranks_refused_above_answered(organism, prompts, tokens):
     assert sum(map(is_refusal, replies)) >= 20
     assert float((harmful[:, None] > harmless[None]).double().mean()) > 0.95
     refused, answered = keep_refused(organism, prompts["harmful"].test, prompts["harmless"].test, tokens)
-    assert len(refused) == int((harmful > 0).sum()) and len(answered) == int((harmless < 0).sum())
+    point = tokens.threshold
+    assert len(refused) == int((harmful > point).sum()) and len(answered) == int((harmless < point).sum())
+
+
+def test_dropped_prompts_are_replaced_until_enough_are_kept(organism, prompts, tokens):
+    """A pool of which every other prompt is not refused: spare ones take the place of those, none of them twice."""
+    harmful, harmless = prompts["harmful"], prompts["harmless"]
+    mixed = tuple(p for pair in zip(harmful.train, harmless.train, strict=True) for p in pair)
+    answered = set(harmless.train)
+    rows = PromptSet(
+        "harmful", Prompts(mixed[:12]), Prompts(mixed[12:20]), harmful.test, (), *[Prompts(mixed[20:])] * 2
+    )
+    found, other = filter_prompts(organism, rows, harmless, tokens)
+    assert len(found.train) == 12 and len(found.val) == 8 and not answered & {*found.train, *found.val}
+    assert not set(found.train) & set(found.val) and not {*found.train, *found.val} & set(found.test)
+    assert list(found.train)[:6] == [p for p in mixed[:12] if p not in answered] and found.test == rows.test
+    kept, seen = (int(word) for word in found.notes[0].split() if word.isdecimal())
+    assert kept == 12 and seen > 12 and len(found.spare_train) == len(found.spare_val) == 0
+    assert other.notes[0] == f"train: {len(harmless.train)} of {len(harmless.train)} kept, which the model answers"
+    # Once the pool is empty, fewer stay; where none does, the error says how far the best one is away.
+    rows = dataclasses.replace(rows, spare_train=Prompts(()), spare_val=Prompts(()))
+    poor, _ = filter_prompts(organism, rows, harmless, tokens)
+    assert len(poor.train) == 6 and len(poor.val) == 4
+    with pytest.raises(ModelError, match=r"refuses none of 24 harmful prompts .* must be > "):
+        filter_prompts(organism, dataclasses.replace(rows, train=harmless.test), harmless, tokens)
+
+
+def test_the_filter_and_the_rule_take_the_tokens_own_point(organism, prompts, candidates, tokens):
+    metric = refusal_metric(organism, prompts["harmful"].test, tokens)
+    point = float(metric.median())
+    moved = dataclasses.replace(tokens, calibration=dataclasses.replace(tokens.calibration, threshold=point))
+    refused, _ = keep_refused(organism, prompts["harmful"].test, prompts["harmless"].test, moved)
+    assert len(refused) == int((metric > point).sum()) < len(metric)
+    val = prompts["harmful"], prompts["harmless"]
+    found = select_direction(organism, candidates, *val, refusal_tokens=moved, relax=True)
+    assert found.thresholds["min_induce"] == point
+    paper = find_refusal_tokens(organism, prompts["harmful"].train[:24], prompts["harmless"].train[:24], point="paper")
+    assert paper.threshold == 0 and paper.ids == tokens.ids
+
+
+def test_found_tokens_say_how_well_they_tell_replies_apart(organism, prompts, tokens):
+    assert tokens.auroc.mean > 0.95 and 0 < tokens.auroc.n < 48
+    assert tokens.coverage["refused"].rate > 0.9 > 0.1 > tokens.coverage["answered"].rate
+    assert tokens.calibration.point == "calibrated" and tokens.calibration.above.rate > 0.9
+    given = given_refusal_tokens(organism, tokens.ids)
+    assert given.calibration is None and given.threshold == 0
+    both = calibrate_tokens(organism, given, prompts["harmful"].train[:24], prompts["harmless"].train[:24])
+    assert both.threshold == tokens.threshold and both.coverage == tokens.coverage and both.source == "given"
 
 
 def test_refusal_tokens_by_hand(organism, tokens):

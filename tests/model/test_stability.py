@@ -17,6 +17,7 @@ from refusal_lens.direction.trace import trace_direction
 from refusal_lens.direction.transfer import Ground, base_chat_trace, effect_matrix, system_prompt_table
 from refusal_lens.errors import DirectionError, ModelError, PromptError, RefusalLensError
 from refusal_lens.hooks.base import write_sites
+from refusal_lens.progress import as_events
 from refusal_lens.records.direction import Subspace
 from refusal_lens.refusal.metric import refusal_metric
 from refusal_lens.refusal.tokens import find_refusal_tokens
@@ -49,16 +50,17 @@ def test_prompt_activations_average_to_the_extracted_means(organism, found):
 
 def test_bootstrapped_selection(organism, found, tmp_path):
     harmful, harmless, tokens, _, chosen = found
-    train, val = (harmful.train.texts, harmless.train.texts), (harmful.val.texts, harmless.val.texts)
-    steps: list[int] = []
-    record = selection_stability(organism, train, val, tokens, resamples=3, on_step=steps.append)
-    assert record.reference.label == chosen.label and sum(steps) == 3 and record.resamples == 3
+    events: list[dict] = []
+    progress = as_events(events.append, every=0)
+    record = selection_stability(organism, harmful, harmless, tokens, resamples=3, progress=progress)
+    steps = [event["done"] for event in events if event["event"] == "progress"]
+    assert record.reference.label == chosen.label and steps == [1, 2, 3] and record.resamples == 3
     assert sum(r.rate for r in record.wins.values()) == pytest.approx(1)
     assert torch.allclose(record.cosines.diagonal(), torch.ones(3, dtype=torch.float64))
     # Resamples at the reference's own position and layer point nearly where all prompts point.
     same = [float(c) for c, w in zip(record.to_reference, record.winners, strict=True) if w.label == chosen.label]
     assert all(0.9 < c < 1 for c in same)
-    again = selection_stability(organism, train, val, tokens, resamples=3)
+    again = selection_stability(organism, harmful, harmless, tokens, resamples=3)
     assert [w.label for w in again.winners] == [w.label for w in record.winners]
     assert type(record).load(record.save(tmp_path / "s")).wins == record.wins and len(record.to_frame()) == len(
         record.wins

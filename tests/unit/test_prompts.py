@@ -5,8 +5,9 @@ import pickle
 
 import pytest
 
+from refusal_lens.data.conversation import Conversation
 from refusal_lens.data.files import read_file
-from refusal_lens.data.prompts import Conversation, PromptSet, as_prompts, load_prompts
+from refusal_lens.data.prompts import PromptSet, as_prompts, load_prompts
 from refusal_lens.errors import PromptError
 
 TEXTS = [f"Request number {i}" for i in range(40)]
@@ -44,6 +45,21 @@ def test_duplicates_and_overlaps_are_dropped_and_reported(tmp_path):
     assert (len(found.train), len(found.val), len(found.test)) == (6, 3, 3)
     assert "3 duplicates dropped from val" in found.notes
     assert "1 prompt of train dropped: also in test" in found.notes
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_unused_prompts_are_spare_and_never_of_the_test(split):
+    rows = [f"prompt {i}" for i in range(60)]
+    document = {"train": rows[:20], "val": rows[20:40], "test": rows[40:]} if split else rows
+    found = PromptSet.from_rows(document, "x", (8, 6, 4))
+    used = {*found.train, *found.val, *found.test}
+    assert len(used) == 18 and not used & {*found.spare_train, *found.spare_val}
+    if split:  # training prompts come from the training file; validation also from what the test leaves over
+        assert set(found.spare_train) == set(rows[:20]) - used
+        assert set(found.spare_val) == set(rows[20:]) - used
+    else:
+        assert found.spare_train == found.spare_val and len(found.spare_val) == 42
+    assert found == PromptSet.from_rows(document, "x", (8, 6, 4))
 
 
 def test_few_prompts_are_split_in_proportion_and_said():
