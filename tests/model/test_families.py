@@ -230,6 +230,7 @@ def test_a_study_ends_with_a_whole_report(architecture, tmp_path):
         **files,
         sizes=(6, 4, 4),
         refusal_tokens=("40",),
+        filter="paper",
         max_new_tokens=2,
         relax=True,
         inside_prompts=2,
