@@ -16,7 +16,7 @@ from ..attribution.stage import INSIDE
 from ..data.prompts import PromptSet
 from ..engines.stage import Stage
 from ..errors import RefusalLensError, ResultError
-from ..hijacking.section import suffix_findings
+from ..hijacking.section import few_refused, suffix_findings
 from ..records.base import Record, load_record
 from ..records.files import file_digest, write_atomically
 from ..refusal.records import Completions
@@ -196,7 +196,8 @@ class Study:
             self.summary, self.selection, inside, self.certificate, self.stability, measured, missing=self.missing
         )
         if self.suffixes is not None:
-            top["summary"] += suffix_findings(self.suffixes)
+            few = tuple(filter(None, [few_refused(self.suffixes)]))
+            top["summary"] = (*few, *top["summary"], *suffix_findings(self.suffixes))
         sections = (stage.section(self) for stage in PIPELINE if stage.section is not None)
         return Page(
             title=f"The refusal direction of {self.provenance['model']['name']}",
