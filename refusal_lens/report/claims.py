@@ -44,9 +44,11 @@ def grade_beyond(share: Interval | Rate, placebo: Interval | Rate) -> str:
 
 
 def percent(share: Interval | Rate) -> str:
-    """A share and its interval, e.g. "84% [70%, 95%]"."""
+    """Write a share with its interval, e.g. "84% [70%, 95%]"."""
+    if not math.isfinite(share.mean):
+        return "an unknown share"
     if math.isnan(share.low):
-        return f"{share.mean:.0%} (no interval)" if math.isfinite(share.mean) else "an unknown share"
+        return f"{share.mean:.0%} (no interval)"
     return f"{share.mean:.0%} [{share.low:.0%}, {share.high:.0%}]"
 
 
