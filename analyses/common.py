@@ -43,7 +43,7 @@ def prepared(args: argparse.Namespace) -> tuple[HookedChatModel, Study]:
     )
     folder = args.study or args.out / "study"
     finished = (folder / "report.html").is_file() and all(s.state == "done" for s in stage_states(config, folder))
-    study = Study.load(folder) if finished else run_study(config, folder, model=model)
+    study = Study(folder) if finished else run_study(config, folder, model=model)
     chosen = study.selection.chosen
     note = f" (relaxed: {chosen.relaxed})" if chosen.relaxed else ""
     print(f"{model.name}: direction at {chosen.label}{note}")

@@ -1,7 +1,5 @@
 """``python -m refusal_lens``: the command line where its script is not on the path."""
 
-from __future__ import annotations
-
 from .cli.app import main
 
 main()

@@ -4,8 +4,6 @@ Every message names the value that was found and what to do about it; the comman
 sentence and exits with code 2.
 """
 
-from __future__ import annotations
-
 
 class RefusalLensError(ValueError):
     """Anything the user can put right."""

@@ -1,7 +1,5 @@
 """Progress of long work: called with a stage's name and total, it gives a context whose value takes steps."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -75,18 +73,13 @@ def as_events(write: Callable[[dict[str, Any]], None], every: float = 5.0) -> Pr
     return stage
 
 
-def automatic(name: str, total: int) -> AbstractContextManager[Advance]:
-    """Show a bar in a notebook, nothing elsewhere: the default of whatever takes long."""
-    return (_bar if _in_notebook() else silent)(name, total)
-
-
-def _in_notebook() -> bool:
-    python = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return python is not None and "IPKernelApp" in python.config
-
-
 @contextmanager
-def _bar(name: str, total: int) -> Iterator[Advance]:
+def automatic(name: str, total: int) -> Iterator[Advance]:
+    """Show a bar in a notebook, nothing elsewhere: the default of whatever takes long."""
+    python = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if python is None or "IPKernelApp" not in python.config:
+        yield lambda n: None
+        return
     from tqdm.auto import tqdm
 
     with tqdm(total=total or None, desc=name, leave=False) as bar:

@@ -1,7 +1,5 @@
 """Rates and means with their intervals, and tests."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

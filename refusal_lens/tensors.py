@@ -1,7 +1,5 @@
 """Pure functions on tensors: directions, projections, divergences, log-odds."""
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor

@@ -7,10 +7,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refusal_lens.study.stages import files_table
+from refusal_lens.study.stages import PIPELINE
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "result_folder.md"
 BEGIN, END = "from the stages' declarations -->\n", "<!-- end -->"
+
+
+def files_table() -> str:
+    """Files of the stages as rows of a Markdown table."""
+    rows = []
+    for stage in PIPELINE:
+        names = ", ".join(f"`{file}`" for file in stage.makes)
+        by = f" (`{stage.command}`)" if stage.command else ""
+        rows.append(f"| {names} | `{stage.name}` | {stage.holds}{by} |")
+    return "\n".join(["| file | stage | what |", "|---|---|---|", *rows])
 
 
 def documented(text: str) -> str:

@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..data.files import read_file
-from ..data.prompts import _texts
+from ..data.rows import texts_of
 from ..errors import PromptError
 from ..hooks.conditions import CONDITIONS, named_conditions
 from ..models.model import HookedChatModel
 from ..progress import Progress, automatic
 from ..records.direction import Direction
 from ..records.store import Store, content_key
-from ..refusal.phrases import is_refusal
 from ..refusal.records import Completion, Completions
-from ..refusal.replies import check_finite
+from ..refusal.replies import check_finite, completion
 from .judges.base import Judge, SubstringJudge, file_name, judge_completions
 from .judges.kappa import agreement
 from .records import EvaluationTable, Verdict
@@ -39,7 +38,7 @@ def read_prompts(source: str) -> tuple[str, list[str]]:
         if "test" not in document:
             raise PromptError(f"{file} has no test split; give a list of prompts, or an object with a test list")
         document = document["test"]
-    return name or path.name.split(".")[0], list(dict.fromkeys(_texts(document, file)))
+    return name or path.name.split(".")[0], list(dict.fromkeys(texts_of(document, file, [])))
 
 
 def evaluate_table(
@@ -83,7 +82,7 @@ def evaluate_table(
     store = Store(folder)
     edits = named_conditions(direction, conditions, seed, allow_gap)
     r = [round(x, 7) for x in direction.vector.tolist()]
-    shared = [model.fingerprint, model.chat.system, direction.layer, direction.coeff, max_new_tokens]
+    shared = [model.fingerprint, model.chat.settings, direction.layer, direction.coeff, max_new_tokens]
     completions = []
     for name, prompts in prompt_sets.items():
         if not len(prompts):
@@ -107,7 +106,7 @@ def evaluate_table(
                     store.add(kept, new)
                     known |= new
                     advance(len(batch))
-                items += [Completion(p, known[keys[p]], condition, is_refusal(known[keys[p]])) for p in prompts]
+                items += [completion(model, p, known[keys[p]], condition) for p in prompts]
         completions.append(Completions(tuple(items), name, max_new_tokens))
     verdicts: list[Verdict] = []
     for judge in judges or [SubstringJudge()]:

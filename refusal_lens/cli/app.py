@@ -1,14 +1,14 @@
 """The commands as one program: their order in the help, their errors, and Ctrl-C."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
@@ -58,7 +58,7 @@ def report(
     """
     from ..study.folder import Study
 
-    say("report", Study.load(folder).report())
+    say("report", Study(folder).report())
 
 
 app.command("open")(open_report)
@@ -78,20 +78,29 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # ours say what is going on
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    stopped = _listen()
+    stopped: list[int] = []
     try:
-        app()
+        with _noted(stopped):
+            app()
     except BaseException as error:
         # typer turns Ctrl-C into exit code 130 without a word, and a library that is being imported into any error.
         if stopped or isinstance(error, KeyboardInterrupt) or getattr(error, "code", None) == INTERRUPTED:
-            _stop()
-        _explain(error)
+            # Finished stages are on disk, and what is half written has another name.
+            error_console.print(STOPPED, markup=False, highlight=False, soft_wrap=True)
+            raise SystemExit(INTERRUPTED) from None
+        if isinstance(error, Exception):
+            _explain(error)
         raise
 
 
-def _listen() -> list[int]:
-    """Note each Ctrl-C in a list, and raise it again every 5 s: an import that is under way may swallow it."""
-    stopped: list[int] = []
+@contextmanager
+def _noted(stopped: list[int]) -> Iterator[None]:
+    """Note each Ctrl-C, and raise it again every 5 s: an import that is under way may swallow it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGALRM") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
 
     def interrupt(number: int, frame: Any) -> None:
         stopped.append(number)
@@ -100,34 +109,25 @@ def _listen() -> list[int]:
             signal.setitimer(signal.ITIMER_REAL, 5)
         raise KeyboardInterrupt
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, interrupt)
-    return stopped
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if stopped and hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _explain(error: BaseException) -> None:
+def _explain(error: Exception) -> None:
     """One sentence and exit code 2 for what the user can fix; anything else keeps its traceback."""
     from ..errors import RefusalLensError
 
+    message = str(error)
+    if isinstance(error, OSError):  # a folder that can't be written, a full disk
+        message = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+    log.write({"event": "error", "kind": type(error).__name__, "message": message})
     if isinstance(error, (RefusalLensError, OSError)):
-        message = _sentence(error)
-        log.write({"event": "error", "kind": type(error).__name__, "message": message})
         if not log.on_terminal:
             error_console.print(f"refusal-lens: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
-    if isinstance(error, Exception):  # a fault of ours: with its traceback
-        log.write({"event": "error", "kind": type(error).__name__, "message": str(error)})
-
-
-def _stop() -> NoReturn:
-    """End after Ctrl-C; finished stages are on disk, and what is half written has another name."""
-    if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    error_console.print(STOPPED, markup=False, highlight=False, soft_wrap=True)
-    raise SystemExit(INTERRUPTED) from None
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError):  # a folder that can't be written, a full disk
-        return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-    return str(error)

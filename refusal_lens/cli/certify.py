@@ -1,7 +1,5 @@
 """``refusal-lens certify MODEL``: the table of identities."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Annotated

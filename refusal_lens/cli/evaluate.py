@@ -1,7 +1,5 @@
 """``refusal-lens evaluate``: the table of conditions x prompt sets x judges."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +50,7 @@ def evaluate(
     from ..records.files import locked
     from ..study.folder import Study
 
-    study = Study.load(run)
+    study = Study(run)
     judges = [judge_named(name) for name in judge or ["substrings"]]
     sets = dict(read_prompts(source) for source in prompts or [])
     if not sets:

@@ -1,7 +1,5 @@
 """``refusal-lens hijack MODEL --suffixes F --direction RUN --out DIR``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,7 +68,7 @@ def hijack(
     if suffixes is None and model != "organism":
         raise PromptError("give --suffixes: only the embedded model brings its own")
     found = SuffixSet.load(suffixes or embedded(), kind)
-    study = Study.load(direction)
+    study = Study(direction)
     folder = out or study.folder / "suffixes"
     settings = Settings(
         top or None, max_new_tokens, causal=causal, shuffled=shuffled, detail=detail or None, prompts=prompts, seed=seed

@@ -1,7 +1,5 @@
 """``refusal-lens open DIR``: show a report in the browser."""
 
-from __future__ import annotations
-
 import os
 import webbrowser
 from pathlib import Path
@@ -27,7 +25,7 @@ def report_path(target: Path) -> Path:
     if (target / "study.json").is_file():
         from ..study.folder import Study
 
-        return Study.load(target).report()
+        return Study(target).report()
     what = "there is no folder" if not target.exists() else "there is no report.html in the folder"
     raise ResultError(f"{what} {target}; `refusal-lens run --out {target}` makes one")
 

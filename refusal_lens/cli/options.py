@@ -1,7 +1,5 @@
 """Options of a command, derived from the fields of the settings."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 from collections.abc import Callable
@@ -23,31 +21,28 @@ OfRunDtype = Annotated[str | None, typer.Option(help="float32, bfloat16 ... (def
 OfRunDevice = Annotated[str | None, typer.Option(help="cpu, cuda ... (default: that of RUN).")]
 
 
-def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
 def _parameters() -> list[inspect.Parameter]:
     """One option per setting, ``model`` as the argument."""
     hints, found = get_type_hints(StudyConfig), []
+
+    def add(name: str, kind: Any, default: Any, help: str, take: Any = typer.Option, **bounds: Any) -> None:
+        annotation = Annotated[kind, take(help=help, **bounds)]
+        found.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+
     for field in dataclasses.fields(StudyConfig):
         facts, kind, default = field.metadata, hints[field.name], field.default
         if field.name == "model":
-            found.append(_parameter("model", Annotated[str, typer.Argument(help=facts["help"])], default))
+            add("model", str, default, facts["help"], typer.Argument)
         elif field.name == "sizes":
-            kinds = ("Training", "Validation", "Test")
-            for name, what, size in zip(SPLITS, kinds, StudyConfig.sizes, strict=True):
-                option = typer.Option(min=facts["least"], help=f"{what} prompts of each kind.")
-                found.append(_parameter(name, Annotated[int, option], size))
-        elif field.name == "refusal_tokens":
-            kind = Annotated[list[str] | None, typer.Option(help=facts["help"])]
-            found.append(_parameter(facts["option"], kind, None))
+            for name, what, size in zip(SPLITS, ("Training", "Validation", "Test"), StudyConfig.sizes, strict=True):
+                add(name, int, size, f"{what} prompts of each kind.", min=facts["least"])
+        elif "option" in facts:
+            add(facts["option"], list[str] | None, None, facts["help"])
         else:
             least = {"min": facts["least"]} if kind is int and "least" in facts else {}
-            option = typer.Option(help=facts["help"], **least)
             # None: not given, so that the embedded model may have a default of its own.
             kind, default = (kind | None, None) if "embedded" in facts else (kind, default)
-            found.append(_parameter(field.name, Annotated[kind, option], default))
+            add(field.name, kind, default, facts["help"], **least)
     return found
 
 
@@ -71,8 +66,9 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 def _config(given: dict[str, Any]) -> StudyConfig:
     given["sizes"] = tuple(given.pop(name) for name in SPLITS)
-    given["refusal_tokens"] = tuple(given.pop("refusal_token") or ())
     for field in dataclasses.fields(StudyConfig):
+        if "option" in field.metadata:
+            given[field.name] = tuple(given.pop(field.metadata["option"]) or ())
         if "embedded" in field.metadata and given[field.name] is None:
             embedded = given["model"] == "organism"  # small enough for everything
             given[field.name] = field.metadata["embedded"] if embedded else field.default

@@ -1,7 +1,5 @@
 """``refusal-lens run MODEL``: the study, a part of it, or its state."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,7 +49,7 @@ def run(
         _show_stages(config, out)
         return
     from .. import study as studies
-    from ..engines.choice import named_engine
+    from ..engines.local import named_engine
 
     make = named_engine(engine, config, address, workers)
     if only is not None:

@@ -1,7 +1,5 @@
 """``refusal-lens sweep models.toml``: several models, one report that compares them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -39,10 +37,10 @@ def sweep(
       model = "Qwen/Qwen2.5-1.5B-Instruct"
       coeff = 1.5
     """
-    from ..engines.choice import named_engine
-    from ..study.sweep import Sweep, run_sweep
+    from ..engines.local import named_engine
+    from ..study.sweep import read_sweep, run_sweep
 
-    models = Sweep.load(file)
+    models = read_sweep(file)
     with bars(quiet) as progress:
         found = run_sweep(models, out, progress, lambda config: named_engine(engine, config, address, workers))
     log.write({"event": "result", "folder": str(out.resolve()), "errors": {k: v.error for k, v in found.items()}})

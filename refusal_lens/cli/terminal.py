@@ -1,7 +1,5 @@
 """Shared by the commands: consoles, progress bars, quiet runs, and the log of a batch job."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys
@@ -33,14 +31,14 @@ def load_like(study: Any, progress: Any, model: str | None, dtype: str | None, d
     """The model of a study, or ``model``, loaded as the study loaded its own where nothing else is given."""
     from ..models.load import load_model
 
-    settings = study.provenance["settings"]
+    settings, chat = study.provenance["settings"], study.provenance["model"].get("chat")
     with progress("load the model", 0):
         return load_model(
             model or settings["model"],
             dtype=dtype or settings.get("dtype"),
             device=device or settings.get("device"),
             device_map=settings.get("device_map"),
-            system=settings.get("system"),
+            **(chat or {"system": settings.get("system")}),
         )
 
 

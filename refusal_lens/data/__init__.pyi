@@ -1,5 +1,5 @@
 from . import organism as organism
-from .prompts import Conversation as Conversation
+from .conversation import Conversation as Conversation
 from .prompts import PromptPair as PromptPair
 from .prompts import Prompts as Prompts
 from .prompts import PromptSet as PromptSet

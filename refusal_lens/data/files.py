@@ -1,4 +1,4 @@
-"""Read rows from .json, .jsonl, .csv and .txt files: the one reader of prompt and suffix files."""
+"""Read rows from .json, .jsonl, .csv, .tsv, .parquet and .txt files: the one reader of prompt and suffix files."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ..errors import PromptError
 
 
 def read_file(path: Path) -> Any:
-    """The document in a file: rows as mappings (.csv, .jsonl), a document (.json), or lines (.txt).
+    """The document in a file: rows as mappings (.csv, .tsv, .jsonl, .parquet), a document (.json), or lines (.txt).
 
-    A JSON string may hold any character, so .jsonl and .txt are cut at newlines only, not at U+2028 and its like. A
-    .csv whose header has a single column holds one text per line, commas included.
+    A JSON string may hold any character, so .jsonl and .txt are cut at newlines only, not at U+2028 and its like; a
+    .json file may hold one document per line. A .csv whose header has a single column holds one text per line, commas
+    included.
 
     Raises:
         PromptError: an ending that is not read, or a file that does not fit its ending.
@@ -25,26 +28,49 @@ def read_file(path: Path) -> Any:
         >>> sorted(read_file(rl.organism.instructions()["harmful"]))
         ['test', 'train', 'val']
     """
+    ending = path.suffix.lower()
     try:
-        if path.suffix == ".csv":
-            return _csv_rows(path)
+        if ending in (".csv", ".tsv"):
+            return _csv_rows(path, "," if ending == ".csv" else "\t")
+        if ending == ".parquet":
+            return pd.read_parquet(path).to_dict("records")
         content = path.read_text("utf-8-sig")
-        if path.suffix == ".json":
-            return json.loads(content)
         lines = [line for line in content.replace("\r\n", "\n").split("\n") if line.strip()]
-        if path.suffix == ".jsonl":
+        if ending == ".json":
+            try:
+                return json.loads(content)
+            except ValueError:
+                if len(lines) > 1 and lines[0].lstrip().startswith("{") and lines[0].rstrip().endswith("}"):
+                    return [json.loads(line) for line in lines]
+                raise
+        if ending == ".jsonl":
             return [json.loads(line) for line in lines]
-        if path.suffix == ".txt":
+        if ending == ".txt":
             return lines
-    except (OSError, ValueError, RecursionError, csv.Error) as error:
+    except (OSError, ValueError, RecursionError, ImportError, csv.Error) as error:
         reason = (str(error).splitlines() or ["?"])[0]
-        raise PromptError(f"{path} can't be read as {path.suffix[1:]}: {reason}") from error
-    raise PromptError(f"{path} has the ending {path.suffix!r}; use .txt, .csv, .json or .jsonl")
+        raise PromptError(f"{path} can't be read as {ending[1:]}: {reason}") from error
+    raise PromptError(f"{path} has the ending {path.suffix!r}; use .txt, .csv, .tsv, .json, .jsonl or .parquet")
 
 
-def _csv_rows(path: Path) -> list[dict[str, str]]:
+def check_text(text: str, what: str) -> None:
+    """Refuse text that is not Unicode.
+
+    Raises:
+        PromptError: a lone surrogate, half of a character, which no tokenizer takes.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"{what} holds {text[error.start]!a}, half of a character, at position {error.start}: the text was cut or "
+            "decoded wrongly; repair or remove it"
+        ) from error
+
+
+def _csv_rows(path: Path, delimiter: str) -> list[dict[str, str]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = [row for row in csv.reader(file) if row]
+        rows = [row for row in csv.reader(file, delimiter=delimiter) if row]
         if not rows:
             return []
         if len(rows[0]) > 1:

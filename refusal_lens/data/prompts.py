@@ -12,12 +12,13 @@ import pandas as pd
 
 from ..errors import PromptError
 from ..records.base import Record
+from .conversation import Conversation
 from .files import read_file
 from .organism import instructions
 from .paper import SIZES
+from .rows import distinct, fitted, texts_of
 
 SPLITS = ("train", "val", "test")
-TEXT_COLUMNS = ("instruction", "prompt", "goal", "behavior", "request", "question", "text", "forbidden_prompt")
 
 
 @dataclass(frozen=True)
@@ -37,41 +38,6 @@ PRESETS = {
     "jailbreakbench-benign": Preset("JailbreakBench/JBB-Behaviors", "behaviors", "benign", "Goal"),
     "alpaca": Preset("tatsu-lab/alpaca", None, "train", "instruction", empty_column="input"),
 }
-
-
-class Conversation(str):
-    """The turns of a conversation up to a user's request, taken wherever a prompt is taken.
-
-    As text it is its transcript. Its last user turn is the instruction; what comes before belongs to the template.
-    Messages are mappings with role and content, the last one the user's.
-
-    Raises:
-        PromptError: no messages, a message without role or content, or a last turn that is not the user's.
-
-    Example:
-        >>> from refusal_lens.data import Conversation
-        >>> Conversation([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"},
-        ...               {"role": "user", "content": "How are you?"}])
-        'user: Hello\\nassistant: Hi\\nuser: How are you?'
-    """
-
-    messages: tuple[Mapping[str, str], ...]
-
-    def __new__(cls, messages: Sequence[Mapping[str, str]]) -> Conversation:
-        turns = tuple(messages)
-        if not turns or not all(
-            isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
-            for turn in turns
-        ):
-            raise PromptError("a conversation is a list of messages, each with a role and a content of text")
-        if turns[-1]["role"] != "user":
-            raise PromptError(f"a conversation must end with the user's turn, not with one of {turns[-1]['role']!r}")
-        made = super().__new__(cls, "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns))
-        made.messages = turns
-        return made
-
-    def __getnewargs__(self) -> tuple[Any]:
-        return (self.messages,)
 
 
 def as_prompts(prompts: Any, split: str = "") -> list[str]:
@@ -238,13 +204,13 @@ class PromptSet(Record):
             pools = {}
             # The test split is cleaned first: an overlap costs a training prompt, never a test prompt.
             for split in reversed(SPLITS):
-                pools[split] = _distinct(_texts(document[split], f"{where} ({split})"), split, seen, notes)
+                pools[split] = distinct(texts_of(document[split], f"{where} ({split})", notes), split, seen, notes)
             chosen = {s: Prompts(tuple(pools[s])).sample(n, seed) for s, n in zip(SPLITS, sizes, strict=True)}
             train, *held_out = (_others(pools[s], set(chosen[s]), seed) for s in SPLITS)
             spare = train, sum(held_out, ())
         else:
-            pool = _distinct(_texts(document, where), "all", seen, notes)
-            wanted = _fit(sizes, len(pool), where, notes)
+            pool = distinct(texts_of(document, where, notes), "all", seen, notes)
+            wanted = fitted(sizes, len(pool), where, notes)
             shuffled = Prompts(tuple(pool)).sample(len(pool), seed).texts
             ends = [sum(wanted[: i + 1]) for i in range(3)]
             chosen = {s: Prompts(shuffled[end - n : end]) for s, n, end in zip(SPLITS, wanted, ends, strict=True)}
@@ -339,61 +305,6 @@ def _load_dataset(path: str, config: str | None, split: str) -> Any:
         raise PromptError(f"data set {path!r} can't be loaded ({reason}); give a local file instead") from error
 
 
-def _texts(rows: Any, where: str) -> list[str]:
-    """The request of every valid row, in order."""
-    if isinstance(rows, dict) or not isinstance(rows, Sequence) or isinstance(rows, str):
-        raise PromptError(f"{where} must be a list of prompts, not {type(rows).__name__}")
-    if not rows:
-        raise PromptError(f"{where} is empty; give at least one prompt per split")
-    column = None
-    if isinstance(rows[0], dict):
-        by_lower = {str(key).lower(): key for key in rows[0]}
-        column = next((by_lower[name] for name in TEXT_COLUMNS if name in by_lower), None)
-        if column is None:
-            raise PromptError(
-                f"{where} has the columns {', '.join(map(str, rows[0])) or '(none)'}; one must be called "
-                f"{', '.join(TEXT_COLUMNS[:-1])} or {TEXT_COLUMNS[-1]}"
-            )
-    values = [row.get(column) if isinstance(row, dict) else row for row in rows]
-    texts = [value.strip() for value in values if isinstance(value, str) and value.strip()]
-    if not texts:
-        raise PromptError(f"{where} has no valid row: every prompt is empty or not text")
-    return texts
-
-
-def _distinct(texts: list[str], split: str, seen: dict[str, str], notes: list[str]) -> list[str]:
-    """Texts not met before; what is dropped is noted."""
-    kept: list[str] = []
-    within, across = 0, dict[str, int]()
-    for text in texts:
-        key = " ".join(text.casefold().split())
-        if key not in seen:
-            seen[key] = split
-            kept.append(text)
-        elif seen[key] == split:
-            within += 1
-        else:
-            across[seen[key]] = across.get(seen[key], 0) + 1
-    if within:
-        notes.append(f"{within} duplicate{'s' * (within > 1)} dropped" + ("" if split == "all" else f" from {split}"))
-    for other, count in across.items():
-        notes.append(f"{count} prompt{'s' * (count > 1)} of {split} dropped: also in {other}")
-    return kept
-
-
 def _others(texts: Sequence[str], taken: set[str], seed: int) -> tuple[str, ...]:
     left = tuple(text for text in texts if text not in taken)
     return Prompts(left).sample(len(left), seed).texts
-
-
-def _fit(sizes: Sequence[int], available: int, where: str, notes: list[str]) -> list[int]:
-    """``sizes`` scaled down to ``available``, each at least one."""
-    if sum(sizes) <= available:
-        return list(sizes)
-    if available < 3:
-        raise PromptError(f"{where} has {available} distinct prompt(s); three splits need at least 3")
-    scaled = [max(1, int(size * available / sum(sizes))) for size in sizes]
-    while sum(scaled) > available:
-        scaled[scaled.index(max(scaled))] -= 1
-    notes.append(f"only {available} distinct prompts: splits of {scaled} instead of {list(sizes)}")
-    return scaled

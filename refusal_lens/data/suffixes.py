@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import PromptError
 from ..records.base import Record
-from .files import read_file
+from .files import check_text, read_file
 
 ATTACK_KINDS = ("adversarial", "gcg", "adaptive", "jailbreakbench")
 BENIGN_KINDS = ("random_words", "greeting", "style", "fluent", "benign")
@@ -116,6 +116,7 @@ class SuffixSet(Record):
         for i, (what, text) in enumerate(found):
             if not isinstance(text, str) or not text.strip():
                 raise PromptError(f"suffix {i + 1} of {where} is empty; remove the row")
+            check_text(text, f"suffix {i + 1} of {where}")
             if not isinstance(what, str):
                 raise PromptError(f"suffix {i + 1} of {where} has a kind that is no text: {str(what)[:60]}")
             text = text if text[:1].isspace() else separator + text

@@ -106,7 +106,7 @@ class _State:
     harmful: _Packed | _Padded
     harmless: _Packed | _Padded
     both: _Packed | _Padded
-    baseline: tuple[Float[Tensor, "prompt vocab"], Float[Tensor, "prompt vocab"]]
+    baseline: tuple[Float[Tensor, "harmful vocab"], Float[Tensor, "harmless vocab"]]
 
 
 @dataclass(frozen=True)

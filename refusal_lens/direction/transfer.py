@@ -94,7 +94,9 @@ def system_prompt_table(
     rates = []
     for system in systems:
         # The same weights under another conversation format.
-        twin = HookedChatModel(model.tl, model.tokenizer, model.name, system or None, check=False)
+        twin = HookedChatModel(
+            model.tl, model.tokenizer, model.name, check=False, **{**model.chat.settings, "system": system or None}
+        )
         if system and system not in twin.chat.before:
             raise ModelError(f"the chat template of {model.name} leaves the system prompt {system[:60]!r} out")
         edits = named_conditions(direction, conditions, seed)
@@ -117,7 +119,7 @@ def base_chat_trace(
                 "must be the one that the chat model was tuned from"
             )
     chat.check_direction(direction)
-    twin = HookedChatModel(base.tl, chat.tokenizer, base.name, chat.chat.system, check=False)
+    twin = HookedChatModel(base.tl, chat.tokenizer, base.name, check=False, **chat.chat.settings)
     own = trace_direction(chat, prompt_sets, direction)
     other = trace_direction(twin, prompt_sets, replace(direction, model=""))
     conditions = tuple(f"{who} {name}" for who in ("chat", "base") for name in own.conditions)

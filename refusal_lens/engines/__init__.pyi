@@ -1,7 +1,7 @@
 from .base import Engine as Engine
 from .base import Work as Work
-from .choice import MakeEngine as MakeEngine
-from .choice import named_engine as named_engine
 from .local import LocalEngine as LocalEngine
+from .local import MakeEngine as MakeEngine
+from .local import named_engine as named_engine
 from .stage import Job as Job
 from .stage import Stage as Stage

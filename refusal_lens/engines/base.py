@@ -4,8 +4,6 @@ The caller cuts a stage into items of fixed size. An engine only decides where e
 every matrix multiplication has the same shape on every engine and results agree bit for bit (on equal machines).
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -30,11 +28,7 @@ class Work(Protocol):
 
 
 class Engine(ABC):
-    """Runs work over items.
-
-    Args:
-        model: the loaded model; work that is not mapped runs on it.
-    """
+    """Runs work over items; work that is not mapped runs on ``model``."""
 
     def __init__(self, model: HookedChatModel):
         self.model = model
@@ -43,9 +37,7 @@ class Engine(ABC):
     def keep(self, store: Store, key: str) -> None:
         """Keep results of items in ``store`` from now on, and take those of a run that was stopped.
 
-        Args:
-            store: of one stage.
-            key: content key of the stage; a stage makes the same maps in the same order every time.
+        The key is that of a stage, which makes the same maps in the same order every time.
         """
         self._store, self._key, self._maps = store, key, 0
 

@@ -1,7 +1,5 @@
 """The engine of a Ray cluster: one loaded model per worker (extra ``ray``)."""
 
-from __future__ import annotations
-
 import logging
 import os
 import socket
@@ -25,12 +23,12 @@ class Worker:
 
     Args:
         load: arguments of ``load_model``.
-        threads: of torch; as many as the driver's, because the number decides how sums round.
+        threads: of torch, as many as the driver's.
         fingerprint: of the driver's model.
     """
 
     def __init__(self, load: dict[str, Any], threads: int, fingerprint: str):
-        torch.set_num_threads(threads)
+        torch.set_num_threads(threads)  # the number decides how sums round
         self.load, self.fingerprint = load, fingerprint
         self.model: HookedChatModel | None = None
         self.prepared: tuple[str, Any] = ("", None)

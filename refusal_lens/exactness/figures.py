@@ -1,7 +1,5 @@
 """The certificate as a picture: errors beside their limits."""
 
-from __future__ import annotations
-
 import math
 
 import plotly.graph_objects as go

@@ -1,12 +1,11 @@
 """Measure the identities that this toolkit relies on, on one model."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,13 +57,8 @@ class _Error:
         """Take in |gap| against ``size`` (broadcast); NaN stays NaN, so that it can't pass."""
         gap, size = torch.as_tensor(gap).double().abs(), torch.as_tensor(size).double().abs()
         ratio = (gap / size.clamp_min(1e-300)).max() if size.numel() > 1 else gap.max() / size.clamp_min(1e-300)
-        self.absolute = _larger(self.absolute, float(gap.max()))
-        self.relative = _larger(self.relative, 0.0 if float(gap.max()) == 0 else float(ratio))
-
-
-def _larger(a: float, b: float) -> float:
-    """The larger number; NaN, once there, stays."""
-    return NAN if math.isnan(a) or math.isnan(b) else max(a, b)
+        self.absolute = float(np.maximum(self.absolute, float(gap.max())))  # NaN, once there, stays
+        self.relative = float(np.maximum(self.relative, 0.0 if float(gap.max()) == 0 else float(ratio)))
 
 
 def certify(
@@ -77,7 +71,6 @@ def certify(
     """Measure every identity on ``prompts``, in the model's dtype and, on a copy, in float64.
 
     Args:
-        model: the model; it is left as it was.
         prompts: a few requests of different lengths.
         direction: a random one if None (the identities hold for any).
         float64: whether to measure on a float64 copy too; None: if the model has fewer than 1e9 parameters.
@@ -130,7 +123,7 @@ def _float64_copy(model: HookedChatModel) -> HookedChatModel:
             if part is not None:
                 part._experts_implementation = "eager"  # grouped matrix products have no float64
         tl.cfg.dtype = torch.float64
-        twin = HookedChatModel(tl, model.tokenizer, model.name, model.chat.system)
+        twin = HookedChatModel(tl, model.tokenizer, model.name, **model.chat.settings)
         gap = twin.last_logits(PROMPTS[:1]) - model.last_logits(PROMPTS[:1])
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
@@ -145,14 +138,16 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
     if model.dtype == torch.float64:
         # A direction rounded to float32 has length 1 to 1e-8 only, which would show as a component left.
         direction = replace(direction, unit=unit(direction.unit.double()))
+    attn, mlp = ("sum" if model.backend.post_norm(0, part) is None else "norm" for part in ("attn", "mlp"))
     stream = _Error("sum", "largest entry of the stream")
-    heads = _Error(_kind(model, "attn"), "length of hook_attn_out")
-    whole = _Error(_kind(model, "attn"), "largest length of the stream")
-    sources, neurons = _Error("sum", "sum of |sources|"), _Error(_kind(model, "mlp"), "sum of |neurons| and |rest|")
+    heads, whole = _Error(attn, "length of hook_attn_out"), _Error(attn, "largest length of the stream")
+    sources, neurons = _Error("sum", "sum of |sources|"), _Error(mlp, "sum of |neurons| and |rest|")
     logits = _Error("norm", "sum of |parts|")
     ablated, restored = _Error("sum", "length of the stream"), _Error("exact", "largest logit")
     edited = _Error("norm", "largest logit")
     first = model.last_logits(prompts[:1])[0].topk(2).indices.tolist()
+    stream_names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.n_layers)]
+    stream_names.append(f"blocks.{model.n_layers - 1}.hook_resid_post")
     experts = any(model.backend.neuron_weight(layer) is None for layer in range(model.n_layers))
     for prompt in prompts:
         _stream(model, prompt, stream)
@@ -171,11 +166,20 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
         logits.add(dla.parts.sum(0) - dla.before_cap, dla.parts.abs().sum(0))
         before = model.last_logits([prompt])
         with model.hooks(Ablate(direction)):
-            _component_left(model, prompt, direction, ablated)
+            for x in model.cache([prompt], stream_names).values():
+                ablated.add(wide(x) @ direction.unit.to(wide(x)), wide(x).norm(dim=-1))
             by_hooks = model.last_logits([prompt])
         restored.add(model.last_logits([prompt]) - before, before.abs().max())
-        if not math.isnan(edited.absolute):
-            _weights_and_hooks(model, prompt, direction, by_hooks, edited)
+        if math.isnan(edited.absolute):
+            continue
+        try:
+            # With post-norms the edit needs allow_gap: here its gap is what is measured.
+            with model.hooks(Orthogonalize(direction, allow_gap=attn == "norm")):
+                by_weights = model.last_logits([prompt])
+        except RefusalLensError as refusal:
+            edited.unmeasured(str(refusal), absent=False)
+        else:
+            edited.add(by_weights - by_hooks, by_hooks.abs().max())
     yield "writes sum to the stream", stream
     yield "heads and bias sum to attention", heads
     yield "parts sum to resid · r̂ at every layer", whole
@@ -188,17 +192,13 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
     yield "logit parts sum to the logits", logits
     yield "ablation by hooks leaves no component", ablated
     yield "leaving the context restores the model", restored
-    if model.backend.post_norm(0, "attn") is not None and not math.isnan(edited.absolute):
+    if attn == "norm" and not math.isnan(edited.absolute):
         edited.unmeasured(
             "no identity here: a norm after each sublayer rescales what the weights write, so hooks and weights "
             f"differ by nature (largest logit gap measured: {edited.absolute:.2g}, {edited.relative:.0%} of the "
             "largest logit); use the hooks"
         )
     yield "orthogonalized weights = ablation by hooks", edited
-
-
-def _kind(model: HookedChatModel, part: str) -> str:
-    return "sum" if model.backend.post_norm(0, part) is None else "norm"
 
 
 def _stream(model: HookedChatModel, prompt: str, error: _Error) -> None:
@@ -218,28 +218,6 @@ def _at_the_last_token(model: HookedChatModel, prompt: str, direction: Direction
     writes, stream = ([wide(cached[name])[0, -1] for name in names] for names in sites)
     along = torch.stack([x @ direction.unit.to(x) for x in writes]).cpu()
     return along, torch.stack([x.norm() for x in writes]).cpu(), torch.stack([x.norm() for x in stream]).max().cpu()
-
-
-def _component_left(model: HookedChatModel, prompt: str, direction: Direction, error: _Error) -> None:
-    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.n_layers)]
-    cached = model.cache([prompt], [*names, f"blocks.{model.n_layers - 1}.hook_resid_post"])
-    for x in cached.values():
-        error.add(wide(x) @ direction.unit.to(wide(x)), wide(x).norm(dim=-1))
-
-
-def _weights_and_hooks(
-    model: HookedChatModel, prompt: str, direction: Direction, by_hooks: Tensor, error: _Error
-) -> None:
-    """Logits with edited weights against logits under hooks."""
-    by_nature = model.backend.post_norm(0, "attn") is not None
-    try:
-        # With post-norms the edit needs allow_gap: here its gap is what is measured.
-        with model.hooks(Orthogonalize(direction, by_nature)):
-            by_weights = model.last_logits([prompt])
-    except RefusalLensError as refusal:
-        error.unmeasured(str(refusal), absent=False)
-        return
-    error.add(by_weights - by_hooks, by_hooks.abs().max())
 
 
 def _padding(model: HookedChatModel, prompts: Sequence[str]) -> _Error:
@@ -265,5 +243,5 @@ def orthogonalization_gap(model: HookedChatModel, direction: Direction, prompts:
             by_hooks = model.logits(tokens, last_only=False)
         with model.hooks(Orthogonalize(direction, allow_gap=True)):
             by_weights = model.logits(tokens, last_only=False)
-        worst = _larger(worst, float((by_hooks.double() - by_weights.double()).abs().max()))
-    return worst
+        worst = np.maximum(worst, float((by_hooks.double() - by_weights.double()).abs().max()))
+    return float(worst)

@@ -1,7 +1,5 @@
 """Results of ``certify``: measured identities."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

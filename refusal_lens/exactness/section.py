@@ -1,7 +1,5 @@
 """How exact the identities are that the other chapters rest on."""
 
-from __future__ import annotations
-
 import math
 
 from ..report.page import Figure, Item, Section, Table, plain

@@ -1,7 +1,5 @@
 """Stage of a study: the certificate."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ..engines.stage import Job, Stage

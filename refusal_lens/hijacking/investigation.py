@@ -20,7 +20,7 @@ from ..errors import PromptError
 from ..models.model import HookedChatModel
 from ..progress import Progress, automatic
 from ..records.direction import Direction, DirectionLike, as_direction
-from ..records.labels import Head
+from ..records.labels import Head, shortened
 from ..records.store import Store, content_key
 from ..refusal.metric import refusal_metric
 from ..refusal.records import RefusalTokens
@@ -241,7 +241,7 @@ def investigate(
         folder: keep each suffix's result here and skip those already there with the same inputs.
 
     Raises:
-        PromptError: no refused prompt left, overlapping prompts, or a suffix that does not fit (see ``check_suffix``).
+        PromptError: no refused prompt left, overlapping prompts, or no suffix that fits (see ``check_suffix``).
         DirectionError: a direction of another model.
     """
     if isinstance(prompts, PromptPair):
@@ -266,8 +266,7 @@ def investigate(
     notes = list(suffixes.notes)
     if len(refused) < n_read:
         notes.append(f"{n_read - len(refused)} of {n_read} prompts left out: not refused without a suffix")
-    for item in suffixes:
-        check_suffix(model.chat, refused, item.text, model.n_ctx - settings.max_new_tokens if model.n_ctx else 0)
+    suffixes = _fitting(model, refused, suffixes, settings.max_new_tokens, notes)
     heads = choose_heads(head_contributions(model, choosing, direction), settings.top or min(8, model.n_heads))
     job = _Job(model, direction, refusal_tokens, heads, refused, settings, Store(folder), notes)
     found = job.measure(suffixes, harmless, borderline, progress)
@@ -305,6 +304,23 @@ def _prompts(prompts: PromptsLike, head_prompts: PromptsLike) -> tuple[list[str]
             "from one of the lists"
         )
     return reported, choosing
+
+
+def _fitting(
+    model: HookedChatModel, prompts: list[str], suffixes: SuffixSet, max_new_tokens: int, notes: list[str]
+) -> SuffixSet:
+    """The suffixes that can be looked into; the others are noted, each with its reason."""
+    kept, reason = [], PromptError("there is no suffix: give at least one")
+    for item in suffixes:
+        try:
+            check_suffix(model.chat, prompts, item.text, model.n_ctx - max_new_tokens if model.n_ctx else 0)
+            kept.append(item)
+        except PromptError as error:
+            notes.append(f"suffix {shortened(item.text.strip())!r} left out: {error}")
+            reason = error
+    if not kept:
+        raise reason
+    return replace(suffixes, items=tuple(kept))
 
 
 def _refused(

@@ -18,7 +18,7 @@ HookFn = Callable[..., Any]
 Hooks = list[tuple[str, HookFn]]
 Layers = int | slice | Sequence[int] | None
 Positions = str | slice | tuple[str | slice, ...] | None
-PLACES = ("prompt", "reply", *REGIONS)
+PLACES = ("prompt", "reply", "system", "earlier", "thought", *REGIONS)
 
 
 @runtime_checkable
@@ -91,8 +91,9 @@ class Intervention:
     Attributes:
         layers: the layers where it acts: a number, a slice, several numbers, or None for all.
         positions: the tokens at which it acts: "prompt", "reply", a region of the prompt ("bos", "template_pre",
-            "instruction", "suffix", "template_post"), a slice counted from the prompt's end (``slice(-5, None)``),
-            several of these, or None for all.
+            "instruction", "suffix", "template_post") or a part of one ("system", "earlier" for the turns before the
+            request, "thought" for a closed one), a slice counted from the prompt's end (``slice(-5, None)``), several
+            of these, or None for all.
         strength: 1 for the whole change; other values scale it, 0 changes nothing.
     """
 

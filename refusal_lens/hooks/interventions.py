@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import DirectionError, InterventionError
-from ..records.direction import Direction, Subspace
+from ..records.direction import Direction, Subspace, as_direction
 from ..tensors import orthonormal, project_out, random_unit, unit, wide
 from .base import HookIntervention, Hooks, Model, Scoped, Where, check_size, layers_of, write_sites
 
@@ -53,12 +53,7 @@ def subject_of(what: Direction | Subspace | Tensor) -> str:
 
 def named(what: Any) -> Direction | Subspace | Tensor:
     """What is meant: a direction, a subspace, vectors, or the direction of a result that has one."""
-    found = getattr(what, "direction", what)
-    if not isinstance(found, (Direction, Subspace, Tensor)):
-        raise DirectionError(
-            f"a {type(what).__name__} is no direction: give a Direction, a Subspace, or vectors [k, d_model]"
-        )
-    return found
+    return what if isinstance(what, (Subspace, Tensor)) else as_direction(what)
 
 
 def by_candidate(x: Float[Tensor, "batch pos d_model"], n: int) -> Float[Tensor, "n tokens d_model"]:

@@ -164,6 +164,10 @@ class Backend:
         """Tokens that end a reply by the checkpoint's generation config."""
         return set()
 
+    def generation_requests(self) -> dict[str, Any]:
+        """What the checkpoint's generation config asks for besides end tokens: not used, for greedy is greedy."""
+        return {}
+
     # -- weights --------------------------------------------------------------------------------------------
     def writing_weights(self, name: str) -> list[WritingWeight]:
         """Every parameter that writes to the residual stream, unchecked.

@@ -242,21 +242,28 @@ class BridgeBackend(Backend):
         return scores
 
     def generate(self, ids, mask, max_new_tokens, eos_ids, pad_id, temperature=0.0):
-        # Spelled out, so that a checkpoint's own sampling or repetition penalty does not slip in.
         config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=temperature > 0,
             num_beams=1,
             use_cache=True,
             **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}),
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
             eos_token_id=eos_ids or None,
             pad_token_id=pad_id,
         )
-        with self._passing():
-            out = self.hf.generate(input_ids=ids, attention_mask=mask.long(), generation_config=config)
+        # transformers fills what is not set from the checkpoint's config: suppressed tokens, penalties, stop strings.
+        own, self.hf.generation_config = self.hf.generation_config, GenerationConfig()
+        try:
+            with self._passing():
+                out = self.hf.generate(input_ids=ids, attention_mask=mask.long(), generation_config=config)
+        finally:
+            self.hf.generation_config = own
         return out[:, ids.shape[1] :]
+
+    def generation_requests(self):
+        config = getattr(self.hf, "generation_config", None)
+        asked = {} if config is None else config.to_diff_dict()
+        return {k: v for k, v in asked.items() if not k.endswith(("_token_id", "_version")) and not k.startswith("_")}
 
     def end_tokens(self):
         own = getattr(getattr(self.hf, "generation_config", None), "eos_token_id", None)

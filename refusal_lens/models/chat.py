@@ -6,31 +6,46 @@ and there is no table of model families.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import string
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ..data.prompts import Conversation, PromptsLike, as_prompts, as_suffixes
+from ..data.conversation import Conversation
+from ..data.files import check_text
+from ..data.prompts import PromptsLike, as_prompts, as_suffixes
 from ..errors import ModelError, PromptError
 from ..records.labels import REGIONS, visible
+from .template import Reply, Template, split_thought
 
 _SENTINEL = "\u2983instruction\u2984"  # rare characters: no template contains or strips them
+# Ends of requests that tokenizers are known to merge with what the template puts after them ("?\n" is one token).
+_ENDS = (*string.punctuation, "x", "7", "...", '."', ".)", ");", "?!", "’", "”", "…", "。", "？", "！", "é", "字")
 
 
 @dataclass(frozen=True)
 class Spans:
-    """Token ranges [start, stop) of the regions of one prompt, counted from its first real token."""
+    """Token ranges [start, stop) of one prompt, counted from its first real token.
+
+    The first five are its regions, one after another. The others lie inside of these: the system prompt and the earlier
+    turns of a conversation in ``template_pre``, a thought that the template or the reply prefix closes in
+    ``template_post``.
+    """
 
     bos: tuple[int, int]
     template_pre: tuple[int, int]
     instruction: tuple[int, int]
     suffix: tuple[int, int]
     template_post: tuple[int, int]
+    system: tuple[int, int] = (0, 0)
+    earlier: tuple[int, int] = (0, 0)
+    thought: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -121,17 +136,29 @@ class ChatFormat:
     Args:
         tokenizer: a fast Hugging Face tokenizer with a chat template.
         system: system prompt; None leaves it to the template (the paper uses none).
+        chat_template, template_options, reply_prefix, date, thought: as in ``load_model``.
 
     Raises:
-        ModelError: no chat template, no fast tokenizer, or a template that drops the user's text or doubles the BOS.
+        ModelError: no chat template, no fast tokenizer, a template that drops the user's text or the system prompt or
+            doubles the BOS, or an option that it does not read.
+
+    Example:
+        >>> model.chat.n_post, model.chat.post_labels()[0]
+        (5, '<|im_end|>')
     """
 
-    def __init__(self, tokenizer: Any, system: str | None = None):
-        if not getattr(tokenizer, "chat_template", None):
-            raise ModelError(
-                "the tokenizer has no chat template, so this is not a chat model's folder; use a chat ('instruct') "
-                "model, or set tokenizer.chat_template"
-            )
+    def __init__(
+        self,
+        tokenizer: Any,
+        system: str | None = None,
+        *,
+        chat_template: str | Path | None = None,
+        template_options: Mapping[str, Any] | Sequence[str] | None = None,
+        reply_prefix: str = "",
+        date: str | None = None,
+        thought: Sequence[str] = (),
+    ):
+        self.template = Template(tokenizer, chat_template, template_options, reply_prefix, date, thought)
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(f"{type(tokenizer).__name__} gives no character offsets; load the model's fast tokenizer")
         self.tokenizer, self.system = tokenizer, system
@@ -144,9 +171,16 @@ class ChatFormat:
                 f"the chat template shows the user's text {rendered.count(_SENTINEL)} times instead of once; "
                 "set a template that contains it once"
             )
+        if system is not None and system.strip() not in rendered:
+            raise ModelError("the chat template drops the system prompt, which would do nothing: leave it out")
         self.before, self.after = rendered.split(_SENTINEL)
+        self.opened = self.template.opened
+        self.n_post = 0  # until it is known, all that a prompt has
+        counts = [stop - start for start, stop in (self._encode(f"x{end}", "").spans.template_post for end in _ENDS)]
+        self._encode.cache_clear()
+        self.n_post = min(counts)
         encoded, bos = self._encode("x", ""), tokenizer.bos_token_id
-        if not encoded.spans.template_post[1] - encoded.spans.template_post[0]:
+        if not self.n_post:
             raise ModelError("the chat template adds nothing after the user's text: no post-instruction position")
         if bos is not None and encoded.ids[:2] == (bos, bos):
             raise ModelError(
@@ -154,17 +188,36 @@ class ChatFormat:
                 "remove one from tokenizer.chat_template"
             )
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes the same format of another tokenizer: the arguments besides it, defaults filled in."""
+        template = self.template
+        return {
+            "system": self.system,
+            "chat_template": template.given or None,
+            "template_options": template.options,
+            "reply_prefix": template.reply_prefix,
+            "date": template.date.isoformat() if template.uses_date else None,
+            "thought": list(template.thought),
+        }
+
     def render(self, content: str) -> str:
-        """Render one user turn, or a ``Conversation``, up to where the model's reply begins."""
+        """Render one user turn, or a ``Conversation``, up to where the model's reply goes on."""
         messages = (
             list(content.messages) if isinstance(content, Conversation) else [{"role": "user", "content": content}]
         )
         if self.system is not None and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self.system})
-        try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # jinja2 errors of the template itself, e.g. "system role not supported"
-            raise ModelError(f"the chat template refused this conversation: {error}") from error
+        return self.template.render(messages)
+
+    def split(self, reply: str) -> Reply:
+        """Tell a reply's thought from its answer.
+
+        Example:
+            >>> model.chat.split("<think>A question.</think>Four.").answer
+            'Four.'
+        """
+        return split_thought(reply, self.template.markers, self.opened)
 
     def _frame_uncached(self, prompt: str) -> tuple[str, str, str]:
         """What the template puts before the last user turn, that turn, and what comes after it."""
@@ -175,18 +228,25 @@ class ChatFormat:
         if rendered.count(_SENTINEL) != 1:
             raise PromptError(f"the chat template drops or repeats the last turn of the conversation {prompt[:60]!r}")
         before, after = rendered.split(_SENTINEL)
+        for turn in earlier:
+            # Templates drop the thoughts of earlier replies, so an answer is looked for.
+            if self.split(turn["content"]).answer.strip() not in before:
+                raise PromptError(
+                    f"the chat template drops a turn of {turn['role']!r} of {prompt[:60]!r}: leave it out"
+                )
         return before, last["content"], after
 
     def encode(self, instruction: str, suffix: str = "") -> Encoded:
         """Token ids and spans of ``instruction`` (and ``suffix``, which brings its own leading space).
 
         Raises:
-            PromptError: empty text, text that the template changes, or a token that straddles a boundary
+            PromptError: empty or broken text, text that the template changes, or a token that straddles the boundary
                 between instruction and suffix.
         """
         return self._encode(instruction, suffix)
 
     def _encode_uncached(self, instruction: str, suffix: str) -> Encoded:
+        check_text(instruction + suffix, f"the prompt {instruction[:60]!a}")
         before, text, after = self._frame(instruction)
         content = text + suffix
         if not content.strip():
@@ -206,10 +266,10 @@ class ChatFormat:
         ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
         counts = dict.fromkeys(REGIONS, 0)
         for i, (first, last) in enumerate(offsets):
-            # A token belongs to the region of its first character.
+            # A token belongs to the region of its first character, but what reaches into the request is the request's.
             if i == 0 and ids[0] == self.tokenizer.bos_token_id:
                 region = "bos"
-            elif first < start:
+            elif first < start and last <= start:
                 region = "template_pre"
             elif first < edge:
                 region = "instruction"
@@ -223,11 +283,45 @@ class ChatFormat:
             else:
                 region = "template_post"
             counts[region] += 1
+        # Where other prompts' ends merge with the template, the positions that all prompts share are the last ones.
+        surplus = counts["template_post"] - self.n_post if self.n_post else 0
+        if surplus < 0:
+            raise PromptError(
+                f"the tokenizer merges the end of the prompt {content[-40:]!r} with the template, which leaves "
+                f"{counts['template_post']} of {self.n_post} post-instruction tokens: end it otherwise"
+            )
+        counts["template_post"] -= surplus
+        counts["suffix" if suffix else "instruction"] += surplus
         bounds, total = {}, 0
         for name in REGIONS:
             bounds[name] = (total, total + counts[name])
             total += counts[name]
-        return Encoded(tuple(ids), Spans(**bounds), rendered, tuple(map(tuple, offsets)))
+        inside = self._inside(instruction, before, after, rendered, offsets)
+        return Encoded(tuple(ids), Spans(**bounds, **inside), rendered, tuple(map(tuple, offsets)))
+
+    def _inside(self, prompt: str, before: str, after: str, rendered: str, offsets: Any) -> dict[str, tuple[int, int]]:
+        """Token ranges of the system prompt, earlier turns, and a closed thought."""
+
+        def tokens(first: int, last: int) -> tuple[int, int]:
+            inside = [i for i, (a, b) in enumerate(offsets) if b > first and a < last]
+            return (inside[0], inside[-1] + 1) if inside and first < last else (0, 0)
+
+        found = {}
+        turns = list(prompt.messages[:-1]) if isinstance(prompt, Conversation) else []
+        system = turns.pop(0)["content"] if turns and turns[0]["role"] == "system" else self.system
+        place = 0
+        if system and (at := before.find(system.strip())) >= 0:
+            place = at + len(system.strip())
+            found["system"] = tokens(at, place)
+        if turns:
+            first, last = (self.split(turns[i]["content"]).answer.strip() for i in (0, -1))
+            found["earlier"] = tokens(before.find(first, place), before.rfind(last) + len(last))
+        for begin, end in self.template.markers:
+            if (at := after.rfind(begin)) >= 0 and (close := after.find(end, at)) >= 0:
+                base = len(rendered) - len(after)
+                found["thought"] = tokens(base + at, base + close + len(end))
+                break
+        return found
 
     def tokenize(self, instructions: PromptsLike, suffixes: Sequence[str] | str | None = None) -> Tokens:
         """Tokenize prompts into left-padded ``Tokens``.
@@ -246,12 +340,6 @@ class ChatFormat:
             self.encode(text, suffix)
             for text, suffix in zip(instructions, as_suffixes(suffixes, len(instructions)), strict=True)
         ]
-        n_post = {e.spans.template_post[1] - e.spans.template_post[0] for e in encoded}
-        if len(n_post) > 1:
-            raise PromptError(
-                f"the number of post-instruction tokens differs between prompts ({sorted(n_post)}): the tokenizer "
-                "merges some prompts' ends with the template"
-            )
         return padded([e.ids for e in encoded], [e.spans for e in encoded], self.pad_id)
 
     @property

@@ -42,7 +42,7 @@ def generate(
                     batch.ids, batch.mask, max_new_tokens, model.eos_ids, model.chat.pad_id, temperature
                 )
             for index, ids in zip(rows, new, strict=True):
-                replies[index] = model.tokenizer.decode(_until_end(model, ids), skip_special_tokens=True)
+                replies[index] = _text(model, _until_end(model, ids))
             if on_batch:
                 on_batch(len(batch))
     return [replies[i] for i in range(len(replies))]
@@ -54,7 +54,21 @@ def _until_end(model: Any, row: Tensor) -> list[int]:
     return ids[: ends[0]] if ends else ids
 
 
-def end_tokens(tokenizer: Any, backend: Any) -> list[int]:
-    """Tokens that end a reply: the tokenizer's and the checkpoint's generation config's."""
-    ids = {tokenizer.eos_token_id} | backend.end_tokens()
+def _text(model: Any, ids: list[int]) -> str:
+    """Text of a reply without special tokens, but for those that mark a thought."""
+    special, tokenizer = set(model.tokenizer.all_special_ids), model.tokenizer
+    kept = {
+        i for i in special & set(ids) if any(tokenizer.decode([i]) in "".join(m) for m in model.chat.template.markers)
+    }
+    if kept:
+        text = tokenizer.decode([i for i in ids if i in kept or i not in special])
+    else:
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+    end = model.turn_end[1]
+    return text.partition(end)[0] if end else text
+
+
+def end_tokens(tokenizer: Any, backend: Any, of_template: set[int]) -> list[int]:
+    """Tokens that end a reply: the tokenizer's, the checkpoint's generation config's, and the template's."""
+    ids = {tokenizer.eos_token_id} | backend.end_tokens() | of_template
     return sorted(int(i) for i in ids if i is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ def load_model(
     device: str | None = None,
     device_map: Any = None,
     system: str | None = None,
+    chat_template: str | Path | None = None,
+    template_options: Mapping[str, Any] | Sequence[str] | None = None,
+    reply_prefix: str = "",
+    date: str | None = None,
+    thought: Sequence[str] = (),
     tokenizer: Any = None,
     trust_remote_code: bool = False,
 ) -> HookedChatModel:
@@ -39,6 +45,12 @@ def load_model(
         device: "cuda", "cpu" ...; by default a GPU if there is one.
         device_map: e.g. "auto" to spread over several GPUs (then no ``device``).
         system: system prompt of every conversation.
+        chat_template: Jinja text, or a file with it, in place of the tokenizer's own.
+        template_options: variables that the template reads, as a mapping or NAME=VALUE texts. Where it offers to skip
+            the thought before an answer (``enable_thinking``), thoughts are skipped unless that is set here.
+        reply_prefix: text that every reply begins with, such as a closed thought; part of the prompt.
+        date: ISO date for templates that print today's; by default the day of loading.
+        thought: begin and end marker of a thought, where they are not of a known form (``<think>``, gpt-oss's ...).
         tokenizer: the tokenizer to use; by default the checkpoint's own.
         trust_remote_code: run code that comes with the checkpoint.
 
@@ -50,8 +62,15 @@ def load_model(
         >>> model.n_layers, model.d_model, model.basis
         (5, 96, 'raw')
     """
+    template: dict[str, Any] = {
+        "chat_template": chat_template,
+        "template_options": template_options,
+        "reply_prefix": reply_prefix,
+        "date": date,
+        "thought": thought,
+    }
     if not isinstance(source, (str, Path)):
-        return HookedChatModel(source, tokenizer, system=system)
+        return HookedChatModel(source, tokenizer, system=system, **template)
     folder, name, gguf = _resolve(source)
     device = _device(device)
     with loading():
@@ -59,10 +78,10 @@ def load_model(
         if gguf:
             _check_gguf(Path(folder) / gguf)
         tok = tokenizer or _load(name, "tokenizer", folder, **kwargs)
-        if not getattr(tok, "chat_template", None):
+        if not (chat_template or getattr(tok, "chat_template", None)):
             raise ModelError(
                 f"{name} has a tokenizer without a chat template: it is a base model or its folder is incomplete; "
-                "use the chat ('instruct') version"
+                "use the chat ('instruct') version, or give a template (chat_template=FILE, --chat-template)"
             )
         config = _load(name, "config", folder, **kwargs)
         if isinstance(folder, Path):
@@ -82,7 +101,8 @@ def load_model(
             hf.to(device)
         if not getattr(tok, "name_or_path", ""):
             tok.name_or_path = str(folder)
-        return HookedChatModel(_boot(name, folder, hf, tok, None if device_map else device), tok, name, system)
+        bridge = _boot(name, folder, hf, tok, None if device_map else device)
+        return HookedChatModel(bridge, tok, name, system, **template)
 
 
 def _boot(name: str, folder: str | Path, hf: Any, tokenizer: Any, device: str | None) -> Any:

@@ -38,6 +38,7 @@ class HookedChatModel:
         system: system prompt for every conversation; None leaves it to the template.
         check: whether to verify at once that no hook is on the model, that its weights are finite, and that the
             residual stream is the sum of its writes.
+        template: the template's settings, as in ``load_model`` (``model.chat.settings`` has those of another model).
 
     Raises:
         ModelError: not such a model, no usable chat template, hooks left on it, NaN or infinite weights, or writes
@@ -51,6 +52,7 @@ class HookedChatModel:
         name: str | None = None,
         system: str | None = None,
         check: bool = True,
+        **template: Any,
     ):
         self.backend: Backend = backend_of(tl)
         self.tl = tl
@@ -58,7 +60,7 @@ class HookedChatModel:
         if self.tokenizer is None:
             raise ModelError("this model has no tokenizer: pass tokenizer=...")
         self.name = name or str(getattr(tl.cfg, "model_name", "") or "model")
-        self.chat = ChatFormat(self.tokenizer, system)
+        self.chat = ChatFormat(self.tokenizer, system, **template)
         self.running: Tokens | None = None  # the padded batch under way, for interventions that ask for positions
         self._places: list[Where] = []
         self.packs: bool | None = None  # whether packed prompts give the same; measured at first use
@@ -350,7 +352,8 @@ class HookedChatModel:
             seed: of the sampling; the caller's random state is left alone.
 
         Returns:
-            One reply to a string, a list of them to anything else.
+            One reply to a string, a list of them to anything else. A thought before the answer stays in it
+            (``model.chat.split`` tells them apart).
         """
         tokens = prompts if isinstance(prompts, Tokens) else self.tokenize(prompts, suffixes)
         replies = generate(self, tokens, max_new_tokens, on_batch, batch_size, temperature, seed)
@@ -358,8 +361,13 @@ class HookedChatModel:
 
     @cached_property
     def eos_ids(self) -> list[int]:
-        """Tokens that end a reply: the tokenizer's and the checkpoint's generation config's."""
-        return end_tokens(self.tokenizer, self.backend)
+        """Tokens that end a reply: the tokenizer's, the generation config's, and the template's end of a turn."""
+        return end_tokens(self.tokenizer, self.backend, self.turn_end[0])
+
+    @cached_property
+    def turn_end(self) -> tuple[set[int], str]:
+        """What ends the model's turn in the chat template: a token, or text where no token of its own does."""
+        return self.chat.template.turn_end()
 
     def writing_weights(self) -> list[WritingWeight]:
         """Every parameter that writes to the residual stream.

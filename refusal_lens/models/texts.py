@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..data.files import check_text
 from .batching import by_length
 from .chat import Tokens, no_regions, padded
 from .model import HookedChatModel
@@ -36,6 +37,7 @@ def text_tokens(model: HookedChatModel, texts: Sequence[str], max_length: int = 
     bos = model.tokenizer.bos_token_id
     found = []
     for text in texts:
+        check_text(text, f"the text {text[:60]!a}")
         ids = list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
         # As the tokenizer itself would begin a document, where it does.
         if bos is not None and model.tokenizer("")["input_ids"][:1] == [bos]:

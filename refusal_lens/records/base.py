@@ -5,8 +5,6 @@ A record with tensors is one ``.safetensors`` file whose header holds the rest a
 field is compared with its annotation before a record is made, because files may come from anywhere.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import itertools
@@ -14,7 +12,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar
 
 import pandas as pd
 import safetensors
@@ -23,9 +21,9 @@ from torch import Tensor
 
 from ..errors import LabelError, ResultError
 from ..stats import Interval, Rate
-from .axes import SAMPLES, Labelled, Selected, as_html
-from .fields import axes_of, axis_names, misfit
-from .files import plain_json, write_atomically, write_json
+from .axes import Selected, as_html
+from .fields import axis_names, misfit
+from .files import write_atomically, write_json
 from .labels import index_of, shortened
 
 SCHEMA_VERSION = 1
@@ -35,11 +33,7 @@ R = TypeVar("R", bound="Record")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class _Misfit(ValueError):
-    """A value that does not fit its field."""
-
-
-class Record(Labelled):
+class Record:
     """Base of all records.
 
     Annotations name the axes of tensors (``Float[Tensor, "layer head prompt"]``): ``sizes``, ``sel``, ``to_frame``
@@ -106,28 +100,34 @@ class Record(Labelled):
         """
         return load_record(path, cls)
 
-    def to_json(self) -> Any:
-        """Plain JSON: NaN and infinity as null."""
-        return plain_json(self)
+    def _view(self, everything: bool = True) -> Selected:
+        """Tensors with their axes and labels; only the fields, and no labels, for a quick look."""
+        axes = axis_names(type(self), self._also if everything else ())  # type: ignore[arg-type]  # mypy wants a hash
+        names = self._axes if everything else {}
+        labels = {axis: getattr(self, it) if isinstance(it, str) else it for axis, it in names.items()}
+        values = {name: getattr(self, name) for name in axes}
+        found = {name: (axes[name], value() if callable(value) else value) for name, value in values.items()}
+        tensors = {name: item for name, item in found.items() if item[1] is not None}
+        return Selected(type(self).__name__, {}, tensors, labels)
 
-    def _axis_names(self) -> dict[str, tuple[str, ...]]:
-        return self._own_axes() | {name: _returned_axes(type(self), name) for name in self._also}
-
-    def _own_axes(self) -> dict[str, tuple[str, ...]]:
-        return axis_names(type(self))  # type: ignore[arg-type]  # of dataclasses mypy asks for a hash of instances
-
-    def _tensor(self, name: str) -> Tensor | None:
-        value = getattr(self, name)
-        return value() if callable(value) else value
-
-    def _axis_labels(self, axis: str) -> Sequence[Any] | None:
-        labels = self._axes.get(axis)
-        return getattr(self, labels) if isinstance(labels, str) else labels
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Size of each axis by its name."""
+        return self._view(everything=False).sizes
 
     def sel(self, *label: Any, **labels: Any) -> Selected:
-        """Select the values at labels; see ``Labelled.sel``. A record without tensors gives the rows of its table."""
-        if self._own_axes():
-            return super().sel(*label, **labels)
+        """Select the values at labels: every tensor that has these axes, without them; of a record without tensors, the
+        rows of its table.
+
+        Args:
+            label: labels that stand on one axis only (``sel("L1H0")``).
+            labels: label by axis (``sel(head="L1H0")`` selects layer and head, ``sel(layer=3)``, ``sel(prompt=0)``).
+
+        Raises:
+            LabelError: there is no such axis or label; the message lists those there are.
+        """
+        if self.sizes:
+            return self._view().sel(*label, **labels)
         return Selected.of_rows(type(self).__name__, self.to_frame(), label, labels)
 
     def to_frame(self) -> pd.DataFrame:
@@ -141,8 +141,8 @@ class Record(Labelled):
         """The first rows of ``to_frame``, without the cost of the others where that can be."""
         if type(self).to_frame is not Record.to_frame:
             return self.to_frame()[:rows]
-        if any(set(axes) & set(SAMPLES) for axes in self._axis_names().values()):
-            return pd.DataFrame(list(itertools.islice(self._rows(), rows)))
+        if table := list(itertools.islice(self._view().rows(), rows)):
+            return pd.DataFrame(table)
         fields = [(f.name, _short(getattr(self, f.name))) for f in dataclasses.fields(self)]  # type: ignore[arg-type]
         return pd.DataFrame(fields, columns=["field", "value"])
 
@@ -177,6 +177,11 @@ class Record(Labelled):
         return figures[kind](self, **options)
 
 
+def stored_as_messages(conversation: type) -> None:
+    """Register the class of texts that are kept as their messages, and made of them again."""
+    _REGISTRY["$messages"] = conversation
+
+
 def figure(kind: str, *records: type[Record]) -> Callable[[F], F]:
     """Register a function as the figure ``kind`` of record classes; the first one of a class is its main figure.
 
@@ -191,11 +196,6 @@ def figure(kind: str, *records: type[Record]) -> Callable[[F], F]:
         return function
 
     return register
-
-
-def _returned_axes(cls: type, name: str) -> tuple[str, ...]:
-    found = getattr(cls, name)
-    return axes_of(get_type_hints(found.fget if isinstance(found, property) else found)["return"])
 
 
 def _short(value: Any) -> str:
@@ -228,7 +228,7 @@ def load_record(path: str | Path, kind: type[R], key: str | None = None) -> R:
     except ResultError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        what = str(error) if isinstance(error, _Misfit) else repr(error)
+        what = str(error) if isinstance(error, ValueError) else repr(error)
         raise ResultError(f"{target} is not a refusal_lens record ({what[:200]}); run the study again") from error
     if not isinstance(record, kind):
         raise ResultError(f"{target} holds a {type(record).__name__}, not a {kind.__name__}")
@@ -272,6 +272,8 @@ def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         return [_encode(v, f"{path}.{i}".lstrip("."), tensors) for i, v in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         return {"$float": repr(value)}
+    if messages := getattr(value, "messages", None):  # a conversation is text too
+        return {"$messages": [dict(message) for message in messages]}
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     raise TypeError(f"a record can't hold a {type(value).__name__} at {path!r}")
@@ -286,6 +288,8 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
         return tensors[value["$tensor"]]
     if "$float" in value:
         return float(value["$float"])
+    if "$messages" in value:
+        return _REGISTRY["$messages"](value["$messages"])
     if "$record" in value:
         cls: Any = _REGISTRY[value["$record"]]
         known = {f.name for f in dataclasses.fields(cls)}
@@ -293,6 +297,6 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
         named = ((renamed.get(k, k), v) for k, v in value.items())
         values = {k: _decode(v, tensors) for k, v in named if k in known}
         if wrong := misfit(cls, values):
-            raise _Misfit(wrong)
+            raise ValueError(wrong)
         return cls(**values)
     return {k: _decode(v, tensors) for k, v in value.items()}

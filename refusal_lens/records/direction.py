@@ -112,6 +112,7 @@ def as_direction(value: Any) -> Direction:
     found = value if isinstance(value, Direction) else getattr(value, "direction", None)
     if not isinstance(found, Direction):
         raise DirectionError(
-            f"a {type(value).__name__} holds no direction: give a Direction, or what find_direction returned"
+            f"a {type(value).__name__} is no direction: give a Direction, what find_direction returned, or, to an "
+            "intervention, a Subspace or vectors [k, d_model]"
         )
     return found

@@ -1,7 +1,5 @@
 """Field annotations of a record: validate values from untrusted files, and name the axes of tensors."""
 
-from __future__ import annotations
-
 import dataclasses
 import types
 from collections.abc import Mapping
@@ -28,19 +26,18 @@ def misfit(cls: type, values: Mapping[str, Any]) -> str:
 
 
 @lru_cache(maxsize=256)
-def axis_names(cls: type) -> dict[str, tuple[str, ...]]:
-    """Axis names of each tensor field: ``Float[Tensor, "layer head"]`` gives ("layer", "head")."""
-    hints = _hints(cls)
-    found = {f.name: axes_of(hints[f.name]) for f in dataclasses.fields(cls)}
-    return {name: axes for name, axes in found.items() if axes}
+def axis_names(cls: type, also: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
+    """Axis names of each tensor field: ``Float[Tensor, "layer head"]`` gives ("layer", "head").
 
-
-def axes_of(hint: Any) -> tuple[str, ...]:
-    """Axis names of one annotation; () if it is not a tensor's."""
-    for option in get_args(hint) or (hint,):
-        if hasattr(option, "dim_str"):
-            return tuple(option.dim_str.split())
-    return ()
+    Args:
+        also: properties or methods that return tensors.
+    """
+    hints = {f.name: _hints(cls)[f.name] for f in dataclasses.fields(cls)}
+    for name in also:
+        found = getattr(cls, name)
+        hints[name] = get_type_hints(found.fget if isinstance(found, property) else found)["return"]
+    options = ((name, option) for name, hint in hints.items() for option in get_args(hint) or (hint,))
+    return {name: tuple(option.dim_str.split()) for name, option in options if hasattr(option, "dim_str")}
 
 
 @lru_cache(maxsize=256)

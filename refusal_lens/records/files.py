@@ -4,8 +4,6 @@ A process may be killed at any moment: what it leaves is either an old file, a w
 says that it is unfinished (``.NAME.xxxxxxxx.part``), which the next run removes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib
@@ -51,7 +49,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         if error.errno is not None and (error.filename is None or str(error.filename).endswith(UNFINISHED)):
             error.filename = str(path)  # a write that fails names no file, and a temporary name helps nobody
         raise
-    _flush_folder(path.parent)
+    with contextlib.suppress(OSError):  # the rename itself, where the system lets folders be flushed
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -73,16 +76,6 @@ def plain_json(value: Any) -> Any:
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's content."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _flush_folder(folder: Path) -> None:
-    """The rename itself on disk, where the system lets folders be flushed."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 @contextlib.contextmanager
@@ -107,13 +100,20 @@ def locked(folder: Path, parts: Iterable[str] = ()) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
+        holder = ""
+        with contextlib.suppress(OSError, ValueError):
+            holder = f" (process {int(file.read_text())})"
         raise ResultError(
-            f"another run{_holder(file)} is writing in {folder}: wait until it is done, or choose another folder"
+            f"another run{holder} is writing in {folder}: wait until it is done, or choose another folder"
         ) from None
     try:
         with contextlib.suppress(OSError):  # for the message above only
             file.write_text(str(os.getpid()))
-        _remove_unfinished(folder, parts)
+        for place in (folder, *(folder / part for part in parts)):
+            if place.is_symlink() and place != folder:
+                raise ResultError(f"{place} is a link to another place; remove it, results are written inside {folder}")
+            for unfinished in place.glob(f".*{UNFINISHED}"):
+                unfinished.unlink(missing_ok=True)
         yield
     finally:
         with contextlib.suppress(OSError):  # on Windows a file in use can't be removed: it stays, empty
@@ -124,17 +124,3 @@ def locked(folder: Path, parts: Iterable[str] = ()) -> Iterator[None]:
                 path.rmdir()
             except OSError:
                 break
-
-
-def _holder(file: Path) -> str:
-    with contextlib.suppress(OSError, ValueError):
-        return f" (process {int(file.read_text())})"
-    return ""
-
-
-def _remove_unfinished(folder: Path, parts: Iterable[str]) -> None:
-    for place in (folder, *(folder / part for part in parts)):
-        if place.is_symlink() and place != folder:
-            raise ResultError(f"{place} is a link to another place; remove it, results are written inside {folder}")
-        for file in place.glob(f".*{UNFINISHED}"):
-            file.unlink(missing_ok=True)

@@ -1,7 +1,5 @@
 """Names of heads, regions, conditions and tokens (read without torch, for the command line's help)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any

@@ -83,12 +83,19 @@ class RefusalTokens(Record, figures="refusal_lens.behaviour.figures"):
 
 @dataclass(frozen=True)
 class Completion(Record):
-    """One reply: prompt, reply, condition, the substring judge's verdict."""
+    """One reply: prompt, answer, condition, the substring judge's verdict on the answer.
+
+    Attributes:
+        thought: what the model thought before the answer; "" if it did not.
+        finished: whether the thought ended; where it did not, there is no answer, and ``refused`` is False.
+    """
 
     prompt: str
     response: str
     condition: str
     refused: bool
+    thought: str = ""
+    finished: bool = True
 
 
 @dataclass(frozen=True)
@@ -121,8 +128,13 @@ class Completions(Record, figures="refusal_lens.behaviour.figures"):
 
     @property
     def rates(self) -> dict[str, Rate]:
-        """Share refused by condition, with 95% Clopper-Pearson intervals."""
-        return {name: rate([item.refused for item in self.of(name)]) for name in self.conditions}
+        """Share of answers that refuse by condition, with 95% Clopper-Pearson intervals; unfinished thoughts aside."""
+        return {name: rate([item.refused for item in self.of(name) if item.finished]) for name in self.conditions}
+
+    @property
+    def unfinished(self) -> dict[str, int]:
+        """Replies by condition that ended within their thought: no answers, so in no rate."""
+        return {name: sum(not item.finished for item in self.of(name)) for name in self.conditions}
 
     def __iter__(self) -> Iterator[Completion]:
         return iter(self.items)

@@ -108,8 +108,16 @@ def complete(
     with progress(f"answer {prompt_set} prompts", len(texts) * len(conditions)) as advance:
         for name, under in conditions.items():
             found = replies(model, texts, max_new_tokens, under=under, engine=engine, label=name, on_batch=advance)
-            items += [Completion(p, r, name, judge(r)) for p, r in zip(texts, found, strict=True)]
+            items += [completion(model, p, r, name, judge) for p, r in zip(texts, found, strict=True)]
     return Completions(tuple(items), prompt_set, max_new_tokens)
+
+
+def completion(
+    model: HookedChatModel, prompt: str, reply: str, condition: str, judge: Callable[[str], bool] = is_refusal
+) -> Completion:
+    """Judge the answer of a reply, not the thought before it."""
+    thought, answer, finished = model.chat.split(reply)
+    return Completion(prompt, answer, condition, finished and judge(answer), thought, finished)
 
 
 def check_finite(model: HookedChatModel, prompts: Sequence[str], condition: str) -> None:

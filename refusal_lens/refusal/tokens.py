@@ -184,7 +184,13 @@ def _replies(
     with progress("find the refusal tokens", len(prompts)) as advance:
         first = [token for texts in kinds for token in model.last_logits(texts).argmax(-1).tolist()]
         texts = [reply for texts in kinds for reply in model.generate(texts, max_new_tokens, on_batch=advance)]
-    return _Replies(prompts, len(kinds[0]), first, [is_refusal(reply) for reply in texts])
+    split = [model.chat.split(text) for text in texts]
+    if 2 * sum(bool(reply.thought) or not reply.finished for reply in split) > len(split):
+        raise ModelError(
+            f"{model.name} begins its replies with a thought, and the refusal metric reads their first token: "
+            f"{model.chat.template.how_to_skip()}"
+        )
+    return _Replies(prompts, len(kinds[0]), first, [is_refusal(reply.answer) for reply in split])
 
 
 def _calibrated(model: HookedChatModel, tokens: RefusalTokens, replies: _Replies, point: str) -> RefusalTokens:

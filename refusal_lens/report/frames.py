@@ -1,7 +1,5 @@
 """The numbers of a drawing as a table: what a "data" link offers where the record gives no table of its own."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

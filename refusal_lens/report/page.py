@@ -9,7 +9,7 @@ import html
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from typing import Any, ClassVar
@@ -32,9 +32,6 @@ class Figure:
     """A Plotly figure with what a reader must know about it.
 
     Attributes:
-        id: unique on the page.
-        figure: the Plotly figure.
-        caption: what is seen.
         n: how many prompts, in words.
         control: the placebo beside the effect, in words; "" where none applies.
         data: the numbers behind it, offered as CSV; those drawn if None.
@@ -76,16 +73,8 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of plain text; ``searchable`` puts a filter box above.
-
-    Attributes:
-        id: unique on the page.
-        columns: column heads.
-        rows: cells, as text (escaped by the template).
-        caption: what the table shows.
-        searchable: whether readers can filter the rows.
-        data: what the CSV link offers.
-    """
+    """Rows of plain text; ``searchable`` puts a filter box above, ``data`` is what the CSV link offers instead of the
+    rows."""
 
     kind: ClassVar[str] = "table"
     id: str
@@ -104,14 +93,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Widget:
-    """A CircuitsVis view.
-
-    Attributes:
-        id: unique on the page.
-        component: CircuitsVis's component.
-        props: its properties.
-        caption, n, control, data: as in ``Figure``.
-    """
+    """A CircuitsVis view: its component and properties, and what a ``Figure`` has."""
 
     kind: ClassVar[str] = "widget"
     id: str
@@ -143,34 +125,24 @@ class Note:
 
 @dataclass(frozen=True)
 class Option:
-    """One alternative of a ``Picker``.
+    """One alternative of a ``Picker``: what is seen when it is picked; a picker may hold pickers."""
 
-    Attributes:
-        value: what a click on a figure sends (its custom data).
-        label: what the list shows; the value if "".
-        items: what is seen when it is picked; a picker may hold pickers.
-    """
-
-    value: str
+    value: str  # what a click on a figure sends (its custom data)
     items: tuple[Figure | Table | Widget | Note | Picker | Row, ...]
-    label: str = ""
+    label: str = ""  # what the list shows; the value if ""
 
 
 @dataclass(frozen=True)
 class Picker:
     """Alternatives of which one is seen, chosen from a list, by two buttons, or by a click on a figure.
 
-    Attributes:
-        id: unique on the page.
-        label: what is picked ("head", "suffix", "prompt").
-        options: the alternatives; the first one is seen first.
-        sync: pickers with the same word here follow each other (e.g. the prompt stays when the suffix changes).
+    Pickers with the same word in ``sync`` follow each other (e.g. the prompt stays when the suffix changes).
     """
 
     kind: ClassVar[str] = "picker"
     id: str
-    label: str
-    options: tuple[Option, ...]
+    label: str  # what is picked ("head", "suffix", "prompt")
+    options: tuple[Option, ...]  # the first one is seen first
     sync: str = ""
 
 
@@ -196,13 +168,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Section:
-    """A chapter of the page.
-
-    Attributes:
-        id, title: anchor and heading.
-        text: paragraphs of plain text.
-        items: figures and tables in order.
-    """
+    """A chapter of the page: its anchor and heading, paragraphs of plain text, then figures and tables."""
 
     id: str
     title: str
@@ -210,8 +176,14 @@ class Section:
     items: tuple[Item, ...] = ()
 
     def flat(self) -> Iterator[Item]:
-        """All items, those inside pickers too."""
-        yield from _flat(self.items)
+        """All items, those inside pickers and rows too."""
+        left = list(self.items)
+        while left:
+            yield (item := left.pop(0))
+            if isinstance(item, Picker):
+                left = [inner for option in item.options for inner in option.items] + left
+            elif isinstance(item, Row):
+                left = [*item.items, *left]
 
 
 @dataclass(frozen=True)
@@ -219,13 +191,10 @@ class Page:
     """The report.
 
     Attributes:
-        title: heading and window title.
         summary: findings in plain words, one sentence each.
-        cards: headline numbers.
         sure: how sure they are.
         missing: what was not measured.
         notes: what was relaxed, and other warnings.
-        sections: the chapters.
 
     Example:
         >>> table = rl.report.Table("rates", ("prompts", "refused"), (("harmful", "90%"),))
@@ -240,7 +209,7 @@ class Page:
     sure: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    sections: tuple[Section, ...] = field(default_factory=tuple)
+    sections: tuple[Section, ...] = ()
 
     def render(self) -> str:
         """The whole page as HTML."""
@@ -257,16 +226,6 @@ class Page:
             libraries["widget"] = circuitsvis_source
         scripts = [f'<script type="text/plain" id="library-{kind}">{get()}</script>' for kind, get in libraries.items()]
         return page.replace("<!--scripts-->", "".join([*scripts, f"<script>{_template('report.js')}</script>"]))
-
-
-def _flat(items: tuple[Item, ...]) -> Iterator[Item]:
-    for item in items:
-        yield item
-        if isinstance(item, Picker):
-            for option in item.options:
-                yield from _flat(option.items)
-        elif isinstance(item, Row):
-            yield from item.items
 
 
 def _script_safe(value: dict[str, Any]) -> str:

@@ -1,7 +1,5 @@
 """One look for all figures: colours per condition (Okabe-Ito, colour-blind safe), hatched placebos, fonts, layout."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -71,11 +69,7 @@ def intervals(frame: pd.DataFrame, value: str) -> list[Interval]:
 
 
 def add_band(figure: go.Figure, grid: Float[Tensor, "site prompt"], tint: str, opacity: float, **place: Any) -> None:
-    """Draw mean ± one standard deviation over prompts, site by site, as a band.
-
-    Args:
-        place: row and column of the panel.
-    """
+    """Draw mean ± one standard deviation over prompts, site by site, as a band."""
     mean, spread = grid.mean(-1), grid.std(-1, correction=0)
     sites = list(range(len(mean)))
     figure.add_scatter(
@@ -91,7 +85,7 @@ def add_band(figure: go.Figure, grid: Float[Tensor, "site prompt"], tint: str, o
     )
 
 
-def add_conditions(figure: go.Figure, frame: pd.DataFrame, x: str, value: str) -> None:
+def add_conditions(figure: go.Figure, frame: pd.DataFrame, x: str, value: str, **place: Any) -> None:
     """Draw a table with the columns condition, ``x``, ``value``, low and high: one bar per condition in each group."""
     for i, (condition, rows) in enumerate(frame.groupby("condition", sort=False)):
         figure.add_bar(
@@ -100,6 +94,7 @@ def add_conditions(figure: go.Figure, frame: pd.DataFrame, x: str, value: str) -
             error_y=error_bars(intervals(rows, value)),
             name=readable(str(condition)),
             marker=marker(str(condition), i),
+            **place,
         )
     figure.update_layout(barmode="group")
 
@@ -147,14 +142,7 @@ def add_regions(figure: go.Figure, x: Sequence[str], values: Mapping[str, list[f
 def waterfall(
     names: Sequence[str], values: Sequence[float], total: tuple[str, float], rise: str, unit: str
 ) -> go.Figure:
-    """Draw parts one on top of the other, and what they add up to.
-
-    Args:
-        names, values: of the parts.
-        total: name of the last bar, and its height.
-        rise: colour of positive parts; negative ones are blue.
-        unit: title of the axis.
-    """
+    """Draw parts one on top of the other, rising ones coloured ``rise``, and what they add up to (name, height)."""
     figure = go.Figure(
         go.Waterfall(
             x=[*names, total[0]],

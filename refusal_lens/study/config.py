@@ -15,6 +15,8 @@ from ..records.labels import POINTS
 
 BOUNDS = (("above", "above", operator.gt), ("least", "at least", operator.ge), ("most", "at most", operator.le))
 SPLITS = ("n_train", "n_val", "n_test")
+CHAT = ("system", "chat_template", "template_options", "reply_prefix", "date", "thought")  # of conversations
+LOADING = ("dtype", "device", "device_map", *CHAT)  # what ``load_model`` takes
 
 
 def _field(default: Any, help: str, **more: Any) -> Any:
@@ -47,6 +49,18 @@ class StudyConfig:
     device: str | None = _field(None, "cpu, cuda ... (default: a GPU if there is one).")
     device_map: str | None = _field(None, "'auto' spreads the model over several GPUs.")
     system: str | None = _field(None, "System prompt (default: none of our own, as in the paper).")
+    chat_template: str | None = _field(None, "Chat template: a Jinja file, or its text (default: the tokenizer's own).")
+    template_options: tuple[str, ...] = _field(
+        (),
+        "Variable of the template, as NAME=VALUE (enable_thinking=true); may be repeated (default: thoughts before "
+        "answers are skipped where the template offers it).",
+        option="template_option",
+    )
+    reply_prefix: str = _field("", "Text that every reply begins with, such as a closed thought.")
+    date: str | None = _field(None, "Date for templates that print today's (default: the day the study began).")
+    thought: tuple[str, ...] = _field(
+        (), "Begin and end of a thought, where the form is not known: give it twice.", option="thought_marker"
+    )
     coeff: float = _field(1.0, "Multiple of r that addition adds.", above=0)
     max_kl: float = _field(MAX_KL, "Selection: highest KL.", above=0)
     min_induce: float | None = _field(None, "Selection: lowest induce score (default: the filter's point).")
@@ -112,7 +126,7 @@ class StudyConfig:
                 near = difflib.get_close_matches(name, known, 1)
                 raise SettingError(f"there is no setting {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
-        cls._check_types(values)
+        cls._check_types(values)  # before the settings are made: a type checker would stop there in its own words
         return cls(**values)
 
     def sources(self) -> tuple[str, str]:

@@ -1,7 +1,5 @@
 """A result folder: the records of each stage, and the report made of them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,14 +9,12 @@ from typing import Any
 
 import torch
 
-from ..attribution.section import Inside
 from ..attribution.stage import INSIDE
 from ..data.prompts import PromptSet
 from ..engines.stage import Stage
 from ..errors import RefusalLensError, ResultError
-from ..hijacking.section import few_refused, suffix_findings
 from ..records.base import Record, load_record
-from ..records.files import file_digest, write_atomically
+from ..records.files import file_digest, write_atomically, write_json
 from ..refusal.records import Completions
 from ..report.page import Page, plain
 from .sections import model_section, provenance_section, scorecard_section
@@ -48,6 +44,14 @@ def load_file(path: Path, kind: type) -> Any:
     return found
 
 
+def save_file(path: Path, record: Any) -> Path:
+    """Write what ``load_file`` reads; returns the path with its ending."""
+    if isinstance(record, Record):
+        return record.save(path)
+    write_json(path := path.with_name(f"{path.name}.json"), record)
+    return path
+
+
 class Study:
     """A result folder: the record of each stage by its name, loaded when first read.
 
@@ -73,24 +77,18 @@ class Study:
                 f"{FOLDER_SCHEMA}: a newer refusal_lens wrote it, or the file is damaged"
             )
 
-    @classmethod
-    def load(cls, folder: str | Path) -> Study:
-        """The same as ``Study(folder)``."""
-        return cls(folder)
-
     @cached_property
     def changed_files(self) -> tuple[str, ...]:
         """Files that are not as the run left them, by ``study.json``'s hashes (schema 1 has none)."""
         files = self.provenance.get("files", {})
         if not isinstance(files, dict):
             return ("study.json",)
-        changed = []
-        for name, digest in files.items():
-            path = self.folder / name
-            inside = not Path(name).is_absolute() and ".." not in Path(name).parts
-            if not (inside and path.is_file() and file_digest(path) == digest):
-                changed.append(name)
-        return tuple(changed)
+
+        def same(name: str) -> bool:
+            path, inside = self.folder / name, not Path(name).is_absolute() and ".." not in Path(name).parts
+            return inside and path.is_file() and file_digest(path) == files[name]
+
+        return tuple(name for name in files if not same(name))
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
@@ -105,7 +103,7 @@ class Study:
     @cached_property
     def missing(self) -> Mapping[str, str]:
         """Stages that this model can't have, and why."""
-        found = self.provenance.get("missing", {})
+        found = self.provenance.get("missing")
         return {str(name): str(why) for name, why in found.items()} if isinstance(found, dict) else {}
 
     def __getattr__(self, name: str) -> Any:
@@ -130,8 +128,13 @@ class Study:
         if maybe and not all(any(path.is_file() for path in paths) for paths in files):
             return None
         records = tuple(load_file(self.folder / file, kind) for file, kind in stage.makes.items())
-        found = records if len(records) > 1 else records[0]
-        return self._of_this_direction(found) if stage.command or stage.name == "attacks" else found
+        found: Any = records if len(records) > 1 else records[0]
+        if stage.command or stage.name == "attacks":
+            # One that the direction of an earlier run gave says nothing of this one.
+            mine, its = self.selection.chosen, found.direction
+            if (mine.model, mine.label) != (its.model, its.label) or not torch.equal(mine.unit, its.unit):
+                return None
+        return found
 
     @property
     def harmful(self) -> PromptSet:
@@ -160,14 +163,6 @@ class Study:
         left = self._stage(BY_NAME["suffixes"])
         return self.attacks if left is None else left
 
-    def _of_this_direction(self, record: Any) -> Any:
-        """None for a record that an earlier run's direction gave: it says nothing of this one."""
-        if record is None:
-            return None
-        mine, its = self.selection.chosen, record.direction
-        same = (mine.model, mine.label) == (its.model, its.label) and torch.equal(mine.unit, its.unit)
-        return record if same else None
-
     def page(self) -> Page:
         """The report as a ``Page``: what the folder holds, in the order of the story.
 
@@ -190,18 +185,10 @@ class Study:
         return replace(page, notes=(*page.notes, note))
 
     def _page(self) -> Page:
-        inside = Inside(**self.inside) if self.inside else None
-        measured = tuple(name for name in ("evaluation", "suffixes") if getattr(self, name) is not None)
-        top = headline(
-            self.summary, self.selection, inside, self.certificate, self.stability, measured, missing=self.missing
-        )
-        if self.suffixes is not None:
-            few = tuple(filter(None, [few_refused(self.suffixes)]))
-            top["summary"] = (*few, *top["summary"], *suffix_findings(self.suffixes))
         sections = (stage.section(self) for stage in PIPELINE if stage.section is not None)
         return Page(
             title=f"The refusal direction of {self.provenance['model']['name']}",
-            **top,
+            **headline(self),
             sections=(
                 model_section(self.provenance, self.harmful, self.harmless, self.refusal_tokens),
                 *(section for section in sections if section is not None),

@@ -1,15 +1,17 @@
 """The end-to-end study: the stages in order, from a chat model to a folder of results."""
 
-from __future__ import annotations
-
 import dataclasses
+import datetime
 import json
+import math
 import platform
+import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,25 +19,25 @@ from typing import Any
 from ..data.organism import suffixes as embedded_suffixes
 from ..data.prompts import SPLITS, PromptSet
 from ..data.suffixes import SuffixSet
-from ..direction.records import Selection
 from ..engines.base import Engine
-from ..engines.choice import MakeEngine
-from ..engines.local import LocalEngine
+from ..engines.local import LocalEngine, MakeEngine
 from ..engines.stage import Job, Stage
-from ..errors import ModelError
+from ..errors import ModelError, PromptError, ResultError
 from ..models.load import load_model, source_digest
 from ..models.model import HookedChatModel
+from ..models.template import template_text
 from ..progress import Progress, automatic, silent
-from ..records.base import Record
 from ..records.files import file_digest, locked, plain_json, write_json
 from ..records.store import UNREADABLE, Store, content_key
-from ..refusal.records import Completions, Metrics, RefusalTokens
-from .config import StudyConfig
-from .folder import FOLDER_SCHEMA, Study, load_file
+from ..refusal.tokens import given_refusal_tokens
+from .config import LOADING, StudyConfig
+from .folder import FOLDER_SCHEMA, Study, load_file, save_file
 from .stages import BY_NAME, FOLDERS, planned
 
 SUMMARY_SCHEMA = 1
 WHOLE = ("report.html", "summary.json", "study.json")  # what describes the folder as a whole
+ROOM = 20_000_000  # bytes: about what a study of a small model leaves
+PACKAGES = ("refusal-lens", "transformer-lens", "transformers", "torch", "safetensors", "plotly")
 SECONDS = "seconds"  # beside the marks of the stages: no result, so in no hash
 
 
@@ -49,17 +51,14 @@ def run_study(
     """Run the study, from its last finished stage if it was stopped, and render the report.
 
     Args:
-        folder: result folder; made when the first stage is done.
-        progress: see ``progress.Progress``.
+        folder: made when the first stage is done; only one run at a time writes in it.
         model: an already loaded model that ``config.model`` names (it is loaded when needed otherwise).
-        engine: where sharded work runs (``engines.choice.named_engine``); results do not depend on it.
-
-    Only one run at a time writes in a folder.
+        engine: where sharded work runs (``engines.local.named_engine``); results do not depend on it.
 
     Raises:
         RefusalLensError: bad input, in one sentence with its remedy; or another run is writing in the folder.
     """
-    with _exclusive_run(config, folder, progress, model, engine) as run:
+    with locked(Path(folder), FOLDERS), closing(_Run(config, Path(folder), progress, model, engine)) as run:
         run.stages(tuple(planned(config)))
         return run.finish()
 
@@ -90,7 +89,7 @@ def run_stage(
         ('I',)
     """
     stages = tuple(planned(config, name))
-    with _exclusive_run(config, folder, progress, model, engine) as run:
+    with locked(Path(folder), FOLDERS), closing(_Run(config, Path(folder), progress, model, engine)) as run:
         run.stages(stages)
         if missing := run.done[name].missing:
             raise ModelError(missing)
@@ -99,27 +98,19 @@ def run_stage(
 
 @dataclass(frozen=True)
 class StageState:
-    """State of a stage in a result folder.
-
-    Attributes:
-        name: of the stage.
-        state: "done", "to do", or why the model can't have it.
-        seconds: that it took, NaN if unknown.
-        settings: it was made from; empty if it was never made.
-        changed: settings that differ now, as "name: then -> now".
-    """
+    """State of a stage in a result folder."""
 
     name: str
-    state: str
-    seconds: float
-    settings: Mapping[str, Any]
-    changed: tuple[str, ...] = ()
+    state: str  # "done", "to do", or why the model can't have it
+    seconds: float  # that it took, NaN if unknown
+    settings: Mapping[str, Any]  # it was made from; empty if it was never made
+    changed: tuple[str, ...] = ()  # settings that differ now, as "name: then -> now"
 
 
 def stage_states(config: StudyConfig, folder: str | Path) -> tuple[StageState, ...]:
     """Which stages a run with ``config`` would take as they are in ``folder``, and which it would run; no model is
     loaded."""
-    run = _Run(config, Path(folder), silent)
+    run = _Run(config, Path(folder))
     states = []
     for stage in planned(config):
         mark = run.mark(stage)
@@ -140,73 +131,65 @@ class _Mark:
 
     files: dict[str, str]
     missing: str = ""
-    records: tuple[Any, ...] | None = field(default=None, repr=False)
+    records: tuple[Any, ...] | None = None
 
 
-@contextmanager
-def _exclusive_run(config: StudyConfig, folder: str | Path, *how: Any) -> Iterator[_Run]:
-    """A run that has the folder to itself, and whose engine is closed at the end."""
-    with locked(Path(folder), FOLDERS), closing(_Run(config, Path(folder), *how)) as run:
-        yield run
-
-
+@dataclass
 class _Run(Job):
     """One run into a folder."""
 
-    def __init__(
-        self,
-        config: StudyConfig,
-        folder: Path,
-        progress: Progress,
-        model: HookedChatModel | None = None,
-        make_engine: MakeEngine = LocalEngine,
-    ):
-        if model is not None:
-            model.check_unhooked()
-        self.config, self.folder, self.progress = config, folder, progress
-        self.store = Store(folder)
-        self.digest = source_digest(config.model)
-        self.done: dict[str, _Mark] = {}
-        self._model, self._make_engine = model, make_engine
-        self._engine: Engine | None = None
-        self._items = Store(None), ""
-        self._inputs: dict[str, Any] = {}
+    config: StudyConfig
+    folder: Path
+    progress: Progress = silent
+    given_model: HookedChatModel | None = None
+    make_engine: MakeEngine = LocalEngine
 
-    @property
-    def model(self) -> HookedChatModel:
+    def __post_init__(self) -> None:
+        if self.given_model is not None:
+            self.given_model.check_unhooked()
+        self.store = Store(self.folder)
+        self.digest = source_digest(self.config.model)
+        self.template = template_text(self.config.chat_template)
+        # The day on which the study began: a template that prints it gives the same tokens when it is resumed.
+        self.date = self.config.date or self.store.get("stages/date", None) or datetime.date.today().isoformat()
+        self.done: dict[str, _Mark] = {}
+        self.made_engine: Engine | None = None
+        self.items = Store(None), ""
+        self.inputs: dict[str, Any] = {}
+
+    @cached_property
+    def model(self) -> HookedChatModel:  # type: ignore[override]
         """The model, loaded when the first stage needs it."""
-        if self._model is None:
-            c = self.config
-            with self.progress("load the model", 0):
-                self._model = load_model(
-                    c.model, dtype=c.dtype, device=c.device, device_map=c.device_map, system=c.system
-                )
-        return self._model
+        if self.given_model is not None:
+            return self.given_model
+        c = self.config
+        with self.progress("load the model", 0):
+            return load_model(c.model, **{name: getattr(c, name) for name in LOADING} | {"date": self.date})
 
     @property
     def engine(self) -> Engine:
         """Where sharded work runs, made when the first stage needs it."""
-        if self._engine is None:
-            self._engine = self._make_engine(self.model)
-            self._engine.keep(*self._items)
-        return self._engine
+        if self.made_engine is None:
+            self.made_engine = self.make_engine(self.model)
+            self.made_engine.keep(*self.items)
+        return self.made_engine
 
     def input(self, name: str) -> Any:
         """Prompts or suffixes, read once."""
-        if name not in self._inputs:
+        if name not in self.inputs:
             c = self.config
             if name == "prompts":
                 kinds = zip(c.sources(), ("harmful", "harmless"), strict=True)
-                self._inputs[name] = tuple(PromptSet.load(source, kind, c.sizes, c.seed) for source, kind in kinds)
+                self.inputs[name] = tuple(PromptSet.load(source, kind, c.sizes, c.seed) for source, kind in kinds)
             else:
                 source = embedded_suffixes() if c.suffixes == "organism" else str(c.suffixes)
-                self._inputs[name] = SuffixSet.load(source)
-        return self._inputs[name]
+                self.inputs[name] = SuffixSet.load(source)
+        return self.inputs[name]
 
     def close(self) -> None:
         """Release what the engine holds."""
-        if self._engine is not None:
-            self._engine.close()
+        if self.made_engine is not None:
+            self.made_engine.close()
 
     def settings(self, stage: Stage) -> dict[str, Any]:
         """Settings that decide the stage's result."""
@@ -215,7 +198,7 @@ class _Run(Job):
     def key(self, stage: Stage) -> str:
         """Content key of a stage whose needs are done."""
         c = self.config
-        model = [self.digest, c.dtype, c.device, c.device_map, c.system]
+        model = [self.digest, *(getattr(c, name) for name in LOADING), self.date, self.template]
         needs = {name: self.done[name].files for name in stage.needs}
         inputs = [self.input(name) for name in stage.inputs]
         return content_key(stage.name, stage.version, self.settings(stage), model, needs, inputs)
@@ -244,6 +227,7 @@ class _Run(Job):
         """Run those that are not done yet."""
         for name in dict.fromkeys(name for stage in stages for name in stage.inputs):
             self.input(name)  # a bad file is an error now, not after hours
+        checked = False
         for stage in stages:
             mark = self.mark(stage)
             if mark is not None:
@@ -251,14 +235,43 @@ class _Run(Job):
                 with suppress(*UNREADABLE):
                     self.records(stage)
                     continue
+            if not checked:
+                self._check()
+                checked = True
             self.done[stage.name] = self._run(stage)
+
+    def _check(self) -> None:
+        """Check all that the run takes from its inputs before the first forward pass.
+
+        Raises:
+            PromptError: a prompt that does not fit, or a refusal token that is none.
+            ResultError: no room for results.
+        """
+        place = next(p for p in (self.folder.resolve(), *self.folder.resolve().parents) if p.exists())
+        if (free := shutil.disk_usage(place).free) < ROOM:
+            raise ResultError(f"{place} has {free / 1e6:.0f} MB left; a study needs {ROOM / 1e6:.0f} MB: make room")
+        model, new = self.model, self.config.max_new_tokens
+        if self.config.refusal_tokens:
+            given_refusal_tokens(model, self.config.refusal_tokens)
+        for prompts in self.inputs.get("prompts", ()):
+            for split in SPLITS:
+                texts = getattr(prompts, split)
+                lengths = model.chat.tokenize(texts).lengths
+                longest, over = int(lengths.argmax()), int((lengths + new > (model.n_ctx or math.inf)).sum())
+                if over:
+                    raise PromptError(
+                        f"{over} {prompts.name} {split} prompt(s) do not fit in {model.name}, of {model.n_ctx} tokens: "
+                        f"{texts[longest][:60]!r} has {int(lengths[longest])} and its reply up to {new}; leave "
+                        "them out, or lower max_new_tokens"
+                    )
+        self.store.put("stages/date", self.date)
 
     def _run(self, stage: Stage) -> _Mark:
         begin, key = time.monotonic(), self.key(stage)
         items = self.store.part(f"items/{stage.name}")
-        self._items = items, key
-        if self._engine is not None:
-            self._engine.keep(items, key)
+        self.items = items, key
+        if self.made_engine is not None:
+            self.made_engine.keep(*self.items)
         lacks = next((name for name in stage.needs if self.done[name].missing), None)
         records: tuple[Any, ...] | None = None
         missing = f"it takes the stage {lacks!r}, which this model can't have" if lacks else ""
@@ -272,7 +285,9 @@ class _Run(Job):
                 missing = str(error) or "the model does not implement what this stage takes"
         for name in WHOLE:  # before a record in the folder changes
             (self.folder / name).unlink(missing_ok=True)
-        paths = [self._save(file, record) for file, record in zip(stage.makes, records or (), strict=False)]
+        paths = [
+            save_file(self.folder / file, record) for file, record in zip(stage.makes, records or (), strict=False)
+        ]
         files = {path.relative_to(self.folder).as_posix(): file_digest(path) for path in paths}
         took = {**self.seconds(), stage.name: round(time.monotonic() - begin, 3)}
         write_json(self.folder / f"{SECONDS}.json", took)
@@ -281,12 +296,6 @@ class _Run(Job):
         self.store.put(f"stages/{stage.name}", mark, key)
         items.clear()
         return _Mark(files, missing, records)
-
-    def _save(self, file: str, record: Any) -> Path:
-        if isinstance(record, Record):
-            return record.save(self.folder / file)
-        write_json(path := self.folder / f"{file}.json", record)
-        return path
 
     def seconds(self) -> dict[str, float]:
         """Seconds that each stage took when it was last run."""
@@ -297,16 +306,13 @@ class _Run(Job):
     def finish(self) -> Study:
         """Summary, provenance (last) and report."""
         self.store.part("items").clear()  # of a run killed after its mark, or one with other settings
-        facts, selection, metrics, prompts = (
-            self.records(BY_NAME[name]) for name in ("model", "selection", "metrics", "prompts")
-        )
-        replies = {kind: self.records(BY_NAME[f"completions_{kind}"]) for kind in ("harmful", "harmless")}
-        tokens = self.records(BY_NAME["refusal_tokens"])
-        summary = _summary(facts, selection, replies, metrics, prompts, tokens)
-        write_json(self.folder / "summary.json", plain_json(summary))
+        facts, prompts = (self.records(BY_NAME[name]) for name in ("model", "prompts"))
+        write_json(self.folder / "summary.json", plain_json(self._summary()))
         files = {file: digest for mark in self.done.values() for file, digest in mark.files.items()}
         files["summary.json"] = file_digest(self.folder / "summary.json")
         hashes = {p.name: content_key(p) for p in prompts}
+        versions = {"python": sys.version.split()[0], "platform": platform.platform()}
+        versions |= {name: metadata.version(name) for name in PACKAGES}
         write_json(
             self.folder / "study.json",
             {
@@ -314,7 +320,7 @@ class _Run(Job):
                 "model": facts,
                 "settings": dataclasses.asdict(self.config),
                 "hashes": {"model": self.digest, **hashes},
-                "versions": _versions(),
+                "versions": versions,
                 "missing": {name: mark.missing for name, mark in self.done.items() if mark.missing},
                 "files": dict(sorted(files.items())),
             },
@@ -324,35 +330,22 @@ class _Run(Job):
             study.report()
         return study
 
-
-def _summary(
-    facts: dict[str, Any],
-    selection: Selection,
-    completions: dict[str, Completions],
-    metrics: Metrics,
-    prompts: tuple[PromptSet, PromptSet],
-    tokens: RefusalTokens,
-) -> dict[str, Any]:
-    """The stable part of the result (docs/result_folder.md)."""
-    calibration = tokens.calibration
-    return {
-        "schema": SUMMARY_SCHEMA,
-        "model": facts["name"],
-        "direction": {name: getattr(selection.chosen, name) for name in ("pos", "layer", "norm", "coeff", "relaxed")},
-        "scores": {
-            **{name: selection.score(name) for name in ("bypass", "induce", "kl")},
-            "baseline_harmful": selection.baseline_harmful,
-            "baseline_harmless": selection.baseline_harmless,
-        },
-        "prompts": {p.name: {split: len(getattr(p, split)) for split in SPLITS} for p in prompts},
-        "filter": calibration
-        and {name: getattr(calibration, name) for name in ("point", "threshold", "above", "below")},
-        "refusal": {name: replies.rates for name, replies in completions.items()},
-        "refusal_metric": metrics,
-    }
-
-
-def _versions() -> dict[str, str]:
-    packages = ("refusal-lens", "transformer-lens", "transformers", "torch", "safetensors", "plotly")
-    versions = {name: metadata.version(name) for name in packages}
-    return {"python": sys.version.split()[0], "platform": platform.platform(), **versions}
+    def _summary(self) -> dict[str, Any]:
+        """The stable part of the result (docs/result_folder.md)."""
+        facts, selection, metrics = (self.records(BY_NAME[name]) for name in ("model", "selection", "metrics"))
+        replies = {kind: self.records(BY_NAME[f"completions_{kind}"]) for kind in ("harmful", "harmless")}
+        chosen = {name: getattr(selection.chosen, name) for name in ("pos", "layer", "norm", "coeff", "relaxed")}
+        scores = {name: selection.score(name) for name in ("bypass", "induce", "kl")}
+        prompts, calibration = self.records(BY_NAME["prompts"]), self.records(BY_NAME["refusal_tokens"]).calibration
+        point = calibration and {n: getattr(calibration, n) for n in ("point", "threshold", "above", "below")}
+        baselines = {name: getattr(selection, name) for name in ("baseline_harmful", "baseline_harmless")}
+        return {
+            "schema": SUMMARY_SCHEMA,
+            "model": facts["name"],
+            "direction": chosen,
+            "scores": scores | baselines,
+            "prompts": {p.name: {split: len(getattr(p, split)) for split in SPLITS} for p in prompts},
+            "filter": point,
+            "refusal": {kind: found.rates for kind, found in replies.items()},
+            "refusal_metric": metrics,
+        }

@@ -1,9 +1,6 @@
 """Chapters of a study's report: model and prompts, the paper's numbers beside this run's, provenance."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ..behaviour.section import calibration_figure
@@ -14,35 +11,18 @@ from ..report.page import Section, Table, plain
 NOT_MEASURED = "not measured"
 
 
-@dataclass(frozen=True)
-class PaperModel:
-    """Numbers of one model in the paper and its stored public run.
-
-    Attributes:
-        names: endings of the model's hub ids.
-        chosen: position and layer of the paper's direction (Table 5).
-        bypass, induce, kl: its scores (Table 5).
-        baseline, ablation: refusal on JailbreakBench in the public run.
-        addition: refusal on harmless prompts with +r in the public run.
-    """
-
-    names: tuple[str, ...]
-    chosen: tuple[int, int]
-    bypass: float
-    induce: float
-    kl: float
-    baseline: float
-    ablation: float
-    addition: float
-
-
-PAPER = (
-    PaperModel(("gemma-2b-it",), (-2, 10), -14.435, 6.709, 0.067, 0.91, 0.00, 1.00),
-    PaperModel(("llama-2-7b-chat-hf", "llama-2-7b-chat"), (-1, 14), -5.295, 5.941, 0.073, 0.97, 0.07, 1.00),
-    PaperModel(("meta-llama-3-8b-instruct",), (-5, 12), -9.715, 7.681, 0.064, 0.95, 0.00, 1.00),
-    PaperModel(("qwen-1_8b-chat",), (-1, 15), -4.415, 1.641, 0.077, 0.70, 0.01, 0.98),
-    PaperModel(("yi-6b-chat",), (-5, 20), -6.693, 1.968, 0.046, 0.62, 0.02, 0.88),
-)
+# Ending of a hub id -> position and layer, and scores, of the paper's direction (Table 5); then, of its public run, the
+# refusal rates on JailbreakBench, and the one on harmless prompts with +r.
+COLUMNS = ("chosen", "bypass", "induce", "kl", "baseline", "ablation", "addition")
+LLAMA_2 = ((-1, 14), -5.295, 5.941, 0.073, 0.97, 0.07, 1.00)
+PAPER = {
+    "gemma-2b-it": ((-2, 10), -14.435, 6.709, 0.067, 0.91, 0.00, 1.00),
+    "llama-2-7b-chat-hf": LLAMA_2,
+    "llama-2-7b-chat": LLAMA_2,
+    "meta-llama-3-8b-instruct": ((-5, 12), -9.715, 7.681, 0.064, 0.95, 0.00, 1.00),
+    "qwen-1_8b-chat": ((-1, 15), -4.415, 1.641, 0.077, 0.70, 0.01, 0.98),
+    "yi-6b-chat": ((-5, 20), -6.693, 1.968, 0.046, 0.62, 0.02, 0.88),
+}
 
 
 def model_section(
@@ -74,13 +54,9 @@ def model_section(
 
 
 def scorecard_section(summary: Mapping) -> Section:
-    """Paper, public run and this run side by side; the paper's columns are filled where this run used its model.
-
-    Args:
-        summary: ``summary.json``.
-    """
+    """Paper, public run and this run (``summary.json``) side by side; the paper's columns are filled for its models."""
     ending = str(summary["model"]).rstrip("/").split("/")[-1].lower()
-    known = next((m for m in PAPER if ending in m.names), None)
+    known = dict(zip(COLUMNS, PAPER[ending], strict=True)) if ending in PAPER else {}
     direction, scores, refusal = summary["direction"], summary["scores"], summary["refusal"]
 
     def rate(name: str, condition: str) -> str:
@@ -88,11 +64,11 @@ def scorecard_section(summary: Mapping) -> Section:
         return f"{r['rate']:.0%} [{r['low']:.0%}, {r['high']:.0%}], n = {r['n']}"
 
     def of(name: str, form: str = "{:.3f}") -> str:
-        return form.format(getattr(known, name)) if known else NOT_MEASURED
+        return form.format(known[name]) if known else NOT_MEASURED
 
     none, chosen = NOT_MEASURED, f"({direction['pos']}, {direction['layer']})"
     rows = (
-        ("position, layer (Table 5)", str(known.chosen) if known else none, none, chosen),
+        ("position, layer (Table 5)", of("chosen", "{}"), none, chosen),
         *((f"{name} (Table 5)", of(name), none, f"{scores[name]:.3f}") for name in ("bypass", "induce", "kl")),
         ("harmful refused, baseline (Fig. 1)", none, of("baseline", "{:.0%}"), rate("harmful", "baseline")),
         ("harmful refused, ablation (Fig. 1)", none, of("ablation", "{:.0%}"), rate("harmful", "ablation")),

@@ -1,7 +1,5 @@
 """The stages of a study in order; the run, the folder's files and the report's sections follow from ``PIPELINE``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,6 +25,8 @@ def _facts(job: Job) -> dict[str, Any]:
         "device": str(m.device),
         **{size: getattr(m, size) for size in ("n_layers", "n_heads", "d_model", "d_vocab")},
         "template": m.chat.render("{instruction}"),
+        "chat": m.chat.settings,
+        "generation_config": m.backend.generation_requests(),
     }
 
 
@@ -78,13 +78,3 @@ def planned(settings: Any, only: str | None = None) -> Iterator[Stage]:
 
 def _needed(name: str) -> set[str]:
     return {name}.union(*(_needed(other) for other in BY_NAME[name].needs))
-
-
-def files_table() -> str:
-    """Files of the stages as rows of a Markdown table, for docs/result_folder.md."""
-    rows = []
-    for stage in PIPELINE:
-        names = ", ".join(f"`{file}`" for file in stage.makes)
-        by = f" (`{stage.command}`)" if stage.command else ""
-        rows.append(f"| {names} | `{stage.name}` | {stage.holds}{by} |")
-    return "\n".join(["| file | stage | what |", "|---|---|---|", *rows])

@@ -1,48 +1,31 @@
 """The top of the page in plain words: the findings, how sure they are, and what was not measured."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
-from ..attribution.section import Inside, causal_sentence
-from ..direction.records import Selection, Stability
-from ..exactness.records import Certificate
+from ..attribution.section import causal_sentence
+from ..direction.records import Selection
+from ..hijacking.section import few_refused, suffix_findings
 from ..report.claims import NOT_SHOWN, few_in, grade_beyond, net_effect, percent
 from ..report.page import Card
 from ..stats import Rate
 
 
-def headline(
-    summary: Mapping[str, Any],
-    selection: Selection,
-    inside: Inside | None = None,
-    certificate: Certificate | None = None,
-    stability: Stability | None = None,
-    measured: tuple[str, ...] = (),
-    missing: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """Summary sentences, cards and notes for ``Page``.
-
-    Args:
-        summary: ``summary.json``.
-        selection: scores and the chosen direction.
-        inside, certificate, stability: what else was measured; None where it was not.
-        measured: which of "suffixes" and "evaluation" the page has a section of.
-        missing: stages that this model can't have, and why.
-    """
-    harmful = {name: Rate(**value) for name, value in summary["refusal"]["harmful"].items()}
-    harmless = {name: Rate(**value) for name, value in summary["refusal"]["harmless"].items()}
+def headline(study: Any) -> dict[str, Any]:
+    """Summary sentences, cards and notes for ``Page``, of a ``Study``."""
+    refusal = study.summary["refusal"]
+    harmful, harmless = ({k: Rate(**v) for k, v in refusal[kind].items()} for kind in ("harmful", "harmless"))
+    few = few_in(study.summary), "" if study.suffixes is None else few_refused(study.suffixes)
     return {
-        "summary": (*filter(None, [few_in(summary)]), *_found(harmful, harmless, inside)),
-        "cards": _cards(selection, harmful, harmless),
-        "notes": _notes(selection),
-        "sure": _sure(selection, harmful, certificate, stability),
-        "missing": _missing(inside, stability, measured, missing or {}),
+        "summary": (*filter(None, few), *_found(study, harmful, harmless)),
+        "cards": _cards(study.selection, harmful, harmless),
+        "notes": _notes(study.selection),
+        "sure": _sure(study, harmful),
+        "missing": _missing(study),
     }
 
 
-def _found(harmful: Mapping[str, Rate], harmless: Mapping[str, Rate], inside: Inside | None) -> tuple[str, ...]:
+def _found(study: Any, harmful: Mapping[str, Rate], harmless: Mapping[str, Rate]) -> tuple[str, ...]:
     found = [
         _plainly(graded(harmful, "ablation", -1), graded(harmless, "addition", +1)),
         f"Necessary? On {harmful['baseline'].n} held-out harmful prompts the model refuses "
@@ -52,9 +35,11 @@ def _found(harmful: Mapping[str, Rate], harmless: Mapping[str, Rate], inside: In
         f"{harmless['baseline'].rate:.0%}; with the direction added {harmless['addition'].rate:.0%}, with a random one "
         f"of equal norm added {harmless['random_addition'].rate:.0%}. {effect_sentence(harmless, 'addition', +1)}",
     ]
-    if inside is not None and inside.heads is not None:
-        said = f" {causal_sentence(inside.causal)}" if inside.causal is not None else ""
-        found.append(f"What writes it? Most along the direction write {', '.join(inside.heads.labels)}.{said}")
+    if study.heads is not None:
+        said = f" {causal_sentence(study.causal)}" if study.causal is not None else ""
+        found.append(f"What writes it? Most along the direction write {', '.join(study.heads.labels)}.{said}")
+    if study.suffixes is not None:
+        found += suffix_findings(study.suffixes)
     return tuple(found)
 
 
@@ -97,21 +82,21 @@ def effect_sentence(rates: Mapping[str, Rate], condition: str, sign: int) -> str
 
 def _cards(selection: Selection, harmful: Mapping[str, Rate], harmless: Mapping[str, Rate]) -> tuple[Card, ...]:
     chosen = selection.chosen
+
+    def change(rates: Mapping[str, Rate], effect: str, label: str) -> Card:
+        before_after = f"{rates['baseline'].rate:.0%} → {rates[effect].rate:.0%}"
+        return Card(before_after, label, f"random: {rates[f'random_{effect}']}")
+
     return (
         Card(chosen.label, "position and layer of the direction", f"norm {chosen.norm:.3g}"),
-        _change(harmful, "ablation", "harmful prompts refused, ablated"),
-        _change(harmless, "addition", "harmless prompts refused, added"),
+        change(harmful, "ablation", "harmful prompts refused, ablated"),
+        change(harmless, "addition", "harmless prompts refused, added"),
         Card(
             f"{selection.score('kl'):.3f}",
             "KL of the next token on harmless prompts, nats",
             f"threshold {selection.thresholds['max_kl']:g}",
         ),
     )
-
-
-def _change(rates: Mapping[str, Rate], effect: str, label: str) -> Card:
-    change = f"{rates['baseline'].rate:.0%} → {rates[effect].rate:.0%}"
-    return Card(change, label, f"random: {rates[f'random_{effect}']}")
 
 
 def _notes(selection: Selection) -> tuple[str, ...]:
@@ -125,9 +110,8 @@ def _notes(selection: Selection) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _sure(
-    selection: Selection, harmful: Mapping[str, Rate], certificate: Certificate | None, stability: Stability | None
-) -> tuple[str, ...]:
+def _sure(study: Any, harmful: Mapping[str, Rate]) -> tuple[str, ...]:
+    stability, certificate, n_kept = study.stability, study.certificate, len(study.selection.kept)
     sure = [
         "The direction was extracted, chosen and reported on different prompts. Rates have exact (Clopper-Pearson) "
         "95% intervals, means bootstrap ones; they cover which prompts were drawn, not other prompt sets, seeds or "
@@ -146,27 +130,25 @@ def _sure(
         exact = f"The identities behind these numbers hold within rounding in {certificate.dtype}"
         exact = f"Not exact on this model: {'; '.join(bad)}" if bad else exact
         sure.append(f"{exact} (section Exactness certificate).")
-    if len(selection.kept) > 1:
-        sure.append(f"{len(selection.kept)} candidates pass the rule; another of them could have been chosen.")
+    if n_kept > 1:
+        sure.append(f"{n_kept} candidates pass the rule; another of them could have been chosen.")
     return tuple(sure)
 
 
-def _missing(
-    inside: Inside | None, stability: Stability | None, measured: tuple[str, ...], lacking: Mapping[str, str]
-) -> tuple[str, ...]:
+def _missing(study: Any) -> tuple[str, ...]:
     missing = [
         "Refusal is judged by the paper's phrases: a reply without them is not refused, which does not mean that it "
         "helps, or that it is safe or coherent."
     ]
-    missing += [f"Not to be had on this model: {name} ({why})." for name, why in lacking.items()]
+    missing += [f"Not to be had on this model: {name} ({why})." for name, why in study.missing.items()]
     absent = []
-    if "evaluation" not in measured:
+    if study.evaluation is None:
         absent.append("other judges and the other conditions (`refusal-lens evaluate`)")
     absent.append("what else the intervention changes: loss and benchmarks (the scripts in analyses/)")
-    if stability is None and "stability" not in lacking:
+    if study.stability is None and "stability" not in study.missing:
         absent.append("stability under other training prompts (`--stability 20`)")
-    if inside is None and not lacking:
+    if not study.inside and not study.missing:
         absent.append("which heads and tokens write the direction (`--attribution`)")
-    if "suffixes" not in measured:
+    if study.suffixes is None:
         absent.append("adversarial suffixes (`refusal-lens hijack`)")
     return (*missing, f"Not measured here: {'; '.join(absent)}.")

@@ -1,13 +1,10 @@
 """Several models from one file, each with its own study, compared in one report."""
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from ..engines.choice import MakeEngine
-from ..engines.local import LocalEngine
+from ..engines.local import LocalEngine, MakeEngine
 from ..errors import RefusalLensError, ResultError, SettingError
 from ..progress import Progress, automatic
 from ..records.files import write_atomically, write_json
@@ -22,44 +19,40 @@ else:
     import tomli as tomllib
 
 
-class Sweep(dict[str, StudyConfig]):
-    """Settings of each model's study by its name."""
+def read_sweep(path: str | Path) -> dict[str, StudyConfig]:
+    """Settings of each model's study by its name, from a TOML file.
 
-    @classmethod
-    def load(cls, path: str | Path) -> Sweep:
-        """Read a TOML file: ``[defaults]`` for all models, and a table ``[models.NAME]`` with what differs for each.
+    ``[defaults]`` holds fields of ``StudyConfig`` for all models, a table ``[models.NAME]`` what differs for each.
 
-        Keys are those of ``StudyConfig``.
-
-        Raises:
-            ResultError: the file can't be read, names no model, or has a setting that does not exist.
-        """
+    Raises:
+        ResultError: the file can't be read, names no model, or has a setting that does not exist.
+    """
+    try:
+        content = tomllib.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise ResultError(f"{path} can't be read: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ResultError(f"{path} is not TOML: {error}") from error
+    unknown = sorted(set(content) - {"defaults", "models"})
+    models = content.get("models")
+    if unknown or not isinstance(models, dict) or not models:
+        raise ResultError(
+            f"{path} must have a table [models.NAME] for each model and may have [defaults]"
+            + (f"; it has {', '.join(unknown)}" if unknown else "")
+        )
+    configs = {}
+    for name, settings in models.items():
+        if not isinstance(settings, dict) or Path(name).name != name or name in (".", ".."):
+            raise ResultError(f"{path}: [models.{name}] must be a table, and its name a plain folder name")
         try:
-            content = tomllib.loads(Path(path).read_text("utf-8"))
-        except OSError as error:
-            raise ResultError(f"{path} can't be read: {error.strerror or error}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ResultError(f"{path} is not TOML: {error}") from error
-        unknown = sorted(set(content) - {"defaults", "models"})
-        models = content.get("models")
-        if unknown or not isinstance(models, dict) or not models:
-            raise ResultError(
-                f"{path} must have a table [models.NAME] for each model and may have [defaults]"
-                + (f"; it has {', '.join(unknown)}" if unknown else "")
-            )
-        configs = {}
-        for name, settings in models.items():
-            if not isinstance(settings, dict) or Path(name).name != name or name in (".", ".."):
-                raise ResultError(f"{path}: [models.{name}] must be a table, and its name a plain folder name")
-            try:
-                configs[name] = StudyConfig.of({**content.get("defaults", {}), **settings})
-            except (SettingError, TypeError) as error:
-                raise ResultError(f"{path}, [models.{name}]: {error}") from error
-        return cls(configs)
+            configs[name] = StudyConfig.of({**content.get("defaults", {}), **settings})
+        except (SettingError, TypeError) as error:
+            raise ResultError(f"{path}, [models.{name}]: {error}") from error
+    return configs
 
 
 def run_sweep(
-    sweep: Sweep,
+    models: Mapping[str, StudyConfig],
     folder: str | Path,
     progress: Progress = automatic,
     make_engine: Callable[[StudyConfig], MakeEngine] = lambda config: LocalEngine,
@@ -73,25 +66,22 @@ def run_sweep(
         make_engine: settings -> where sharded work runs.
     """
     folder, found = Path(folder), {}
-    for name, config in sweep.items():
+    for name, config in models.items():
         try:
             study = run_study(config, folder / name, _named(name, progress), engine=make_engine(config))
             found[name] = Compared(study.summary, study.provenance["model"], f"{name}/report.html")
         except RefusalLensError as error:
             found[name] = Compared({}, {"name": config.model}, "", str(error))
-        _write(folder, found)  # after each, so that a long sweep can be looked at meanwhile
+        # After each, so that a long sweep can be looked at meanwhile.
+        write_json(folder / "sweep.json", {name: vars(item) for name, item in found.items()})
+        title = f"The refusal direction of {len(found)} models"
+        page = Page(title, tuple(_sentences(found)), sections=(sweep_section(found),))
+        write_atomically(folder / "report.html", page.render().encode())
     return found
 
 
 def _named(name: str, progress: Progress) -> Progress:
     return lambda stage, total: progress(f"{name}: {stage}", total)
-
-
-def _write(folder: Path, found: dict[str, Compared]) -> None:
-    write_json(folder / "sweep.json", {name: vars(item) for name, item in found.items()})
-    title = f"The refusal direction of {len(found)} models"
-    page = Page(title, tuple(_sentences(found)), sections=(sweep_section(found),))
-    write_atomically(folder / "report.html", page.render().encode())
 
 
 def _sentences(found: dict[str, Compared]) -> Iterator[str]:

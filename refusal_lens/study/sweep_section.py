@@ -1,14 +1,11 @@
 """Several models side by side: figures, and the section of a sweep's report."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from ..report import style
 from ..report.page import RANDOM_DIRECTION, Figure, Item, Section, Table
@@ -16,56 +13,32 @@ from ..report.page import RANDOM_DIRECTION, Figure, Item, Section, Table
 
 @dataclass(frozen=True)
 class Compared:
-    """One model of a sweep.
+    """One model of a sweep."""
 
-    Attributes:
-        summary: its ``summary.json``; empty when its study failed.
-        model: its facts (name, n_layers, ...).
-        report: its own report, relative to the sweep's folder.
-        error: why its study failed, "" when it did not.
-    """
-
-    summary: dict[str, Any]
-    model: dict[str, Any]
-    report: str
-    error: str = ""
+    summary: dict[str, Any]  # its ``summary.json``; empty when its study failed
+    model: dict[str, Any]  # its facts (name, n_layers, ...)
+    report: str  # its own, relative to the sweep's folder
+    error: str = ""  # why its study failed
 
 
 def plot_sweep(frame: pd.DataFrame) -> go.Figure:
-    """Refusal rates: a panel for each kind of prompts, a group for each model, a bar for each condition.
-
-    Args:
-        frame: columns model, prompts, condition, rate, low, high.
-    """
+    """Refusal rates (columns model, prompts, condition, rate, low, high): a panel for each kind of prompts, a group for
+    each model, a bar for each condition."""
     kinds = list(dict.fromkeys(frame["prompts"]))
-    figure = make_subplots(rows=1, cols=len(kinds), shared_yaxes=True, subplot_titles=[f"{k} prompts" for k in kinds])
-    shown: set[str] = set()
+    figure = style.panels([f"{kind} prompts" for kind in kinds], shared_yaxes=True)
     for column, kind in enumerate(kinds, 1):
-        some = frame[frame["prompts"] == kind]
-        for i, (condition, rows) in enumerate(some.groupby("condition", sort=False)):
-            figure.add_bar(
-                x=rows["model"],
-                y=rows["rate"],
-                error_y=style.error_bars(style.intervals(rows, "rate")),
-                name=style.readable(str(condition)),
-                legendgroup=condition,
-                showlegend=condition not in shown,
-                marker=style.marker(str(condition), i),
-                row=1,
-                col=column,
-            )
-            shown.add(str(condition))
+        style.add_conditions(figure, frame[frame["prompts"] == kind], "model", "rate", **style.panel(column))
+    shown: set[str] = set()
+    for trace in figure.data:  # one entry of the legend for both panels
+        trace.update(legendgroup=trace.name, showlegend=trace.name not in shown)
+        shown.add(trace.name)
     figure.update_yaxes(range=[0, 1], tickformat=".0%")
     figure.update_yaxes(title_text="refused", col=1)
     return style.finish(figure)
 
 
 def plot_depth(places: Mapping[str, tuple[int, int]]) -> go.Figure:
-    """Depth of the chosen layer.
-
-    Args:
-        places: model -> (layer, number of layers).
-    """
+    """Depth of the chosen layer, from (layer, number of layers) of each model."""
     figure = go.Figure()
     figure.add_bar(
         x=list(places),

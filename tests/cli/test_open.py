@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,12 @@ def test_a_batch_job_logs_json_lines_and_prints_nothing_else(tmp_path):
     assert [e["event"] for e in events] == ["start", *["stage", "stage_end"] * 2, "result"]
     assert events[-1]["passed"] is True and len(events[-1]["identities"]) >= 8
     assert all(e["time"].endswith("+00:00") for e in events) and events[2]["seconds"] > 0
+
+
+def test_the_handler_of_ctrl_c_is_put_back(tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)]
+    assert call("report", tmp_path).returncode == 2
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)] == before
 
 
 def test_errors_are_json_lines_too(tmp_path):

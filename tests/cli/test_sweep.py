@@ -8,7 +8,7 @@ import pytest
 
 from refusal_lens.data.organism import MODEL_DIR, instructions
 from refusal_lens.errors import ResultError
-from refusal_lens.study.sweep import Sweep, run_sweep
+from refusal_lens.study.sweep import read_sweep, run_sweep
 
 COMMON = "sizes = [40, 8, 16]\nmax_new_tokens = 12\nrelax = true\nattribution = false\n"
 
@@ -23,7 +23,7 @@ def _file(tmp_path, models: str):
 @pytest.mark.slow
 def test_models_are_compared_and_a_failed_one_says_why(tmp_path):
     models = f'[models.whole]\nmodel = "organism"\n[models.folder]\nmodel = "{MODEL_DIR}"\ncoeff = 2.0\n'
-    sweep = Sweep.load(_file(tmp_path, models + '[models.gone]\nmodel = "./no-such-model"\n'))
+    sweep = read_sweep(_file(tmp_path, models + '[models.gone]\nmodel = "./no-such-model"\n'))
     assert sweep["folder"].coeff == 2.0 and sweep["whole"].coeff == 1.0
     found = run_sweep(sweep, tmp_path / "out")
     assert [bool(item.error) for item in found.values()] == [False, False, True]
@@ -52,6 +52,6 @@ def test_wrong_files_are_refused_in_a_sentence(tmp_path, content, message):
     path = tmp_path / "models.toml"
     path.write_text(content)
     with pytest.raises(ResultError, match=message):
-        Sweep.load(path)
+        read_sweep(path)
     with pytest.raises(ResultError, match="can't be read"):
-        Sweep.load(tmp_path / "none.toml")
+        read_sweep(tmp_path / "none.toml")

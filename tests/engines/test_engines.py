@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from refusal_lens.data.organism import instructions
-from refusal_lens.engines.choice import named_engine
-from refusal_lens.engines.local import LocalEngine
+from refusal_lens.engines.local import LocalEngine, named_engine
 from refusal_lens.errors import EngineError, ModelError
 from refusal_lens.hijacking.screening import screen
 from refusal_lens.records.store import Store

@@ -361,9 +361,15 @@ def test_bad_input_is_one_clear_sentence():
         with pytest.raises(PromptError, match=message):
             investigate(model, prompts, given.pop("suffixes"), direction, **given)
     # A suffix too long for the context, at a model that refuses everything.
-    ids = tuple(range(200))
+    always = RefusalTokens(tuple(range(200)), ("x",) * 200)
     with pytest.raises(PromptError, match="takes"):
-        investigate(model, prompts, [" " + "x" * 300], direction, refusal_tokens=RefusalTokens(ids, ("x",) * 200))
+        investigate(model, prompts, [" " + "x" * 300], direction, refusal_tokens=always)
+    # Among others it costs itself only.
+    few = Settings(max_new_tokens=0, causal="none", shuffled=False, forensics=0, shown=0)
+    suffixes = [" " + "x" * 300, " now"]
+    found = investigate(model, prompts, suffixes, direction, refusal_tokens=always, settings=few)
+    assert found.suffix_texts == (" now",) and len(found.results) == 1
+    assert any(note.startswith("suffix 'xxx") and "use a shorter suffix" in note for note in found.notes)
 
 
 # -- the embedded model -------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ def test_a_folder_of_every_schema_is_kept_here():
 @pytest.mark.parametrize("schema", range(1, FOLDER_SCHEMA + 1))
 def test_it_loads_and_its_report_renders(schema, tmp_path):
     """schema_1 was written by the first version that had a study, schema_3 by this one."""
-    study = Study.load(FOLDERS / f"schema_{schema}")
+    study = Study(FOLDERS / f"schema_{schema}")
     assert study.selection.chosen.unit.shape == (96,) and len(study.harmful.test) == 4
     assert (study.certificate is None) == (schema == 1)
     assert bool(study.inside) == (schema > 1)
@@ -40,7 +40,7 @@ def test_another_schema_is_refused(schema, tmp_path):
     found = json.loads((tmp_path / "s" / "study.json").read_text())
     (tmp_path / "s" / "study.json").write_text(json.dumps({**found, "schema": schema}))
     with pytest.raises(ResultError, match="this version reads 1 to 3"):
-        Study.load(tmp_path / "s")
+        Study(tmp_path / "s")
 
 
 def test_settings_of_now_decide_what_of_an_earlier_run_is_shown(tmp_path):
@@ -49,11 +49,11 @@ def test_settings_of_now_decide_what_of_an_earlier_run_is_shown(tmp_path):
     found = json.loads((tmp_path / "s" / "study.json").read_text())
     found["settings"]["attribution"] = False
     (tmp_path / "s" / "study.json").write_text(json.dumps(found))
-    assert Study.load(tmp_path / "s").inside == {}
+    assert Study(tmp_path / "s").inside == {}
 
 
 def test_an_unfinished_run_is_no_study(tmp_path):
     shutil.copytree(FOLDERS / "schema_2", tmp_path / "s")
     (tmp_path / "s" / "study.json").unlink()
     with pytest.raises(ResultError, match="not finished: run it again"):
-        Study.load(tmp_path / "s")
+        Study(tmp_path / "s")

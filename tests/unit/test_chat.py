@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from refusal_lens.data.prompts import Conversation
+from refusal_lens.data.conversation import Conversation
 from refusal_lens.errors import PromptError
 from refusal_lens.models.chat import ChatFormat
 from tests.tiny import tiny_tokenizer

@@ -75,7 +75,7 @@ def test_no_module_hides_a_public_name_of_its_package():
 def test_the_report_of_a_folder_needs_no_model(tmp_path):
     code = (
         "import sys; from refusal_lens.study import Study; "
-        f"Study.load({str(STORED)!r}).report({str(tmp_path / 'report.html')!r}); "
+        f"Study({str(STORED)!r}).report({str(tmp_path / 'report.html')!r}); "
         "print(sorted({'transformers', 'transformer_lens'} & set(sys.modules)))"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

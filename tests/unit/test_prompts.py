@@ -5,8 +5,9 @@ import pickle
 
 import pytest
 
+from refusal_lens.data.conversation import Conversation
 from refusal_lens.data.files import read_file
-from refusal_lens.data.prompts import Conversation, PromptSet, as_prompts, load_prompts
+from refusal_lens.data.prompts import PromptSet, as_prompts, load_prompts
 from refusal_lens.errors import PromptError
 
 TEXTS = [f"Request number {i}" for i in range(40)]

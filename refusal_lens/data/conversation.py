@@ -1,0 +1,49 @@
+"""Conversations, taken wherever a prompt is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import PromptError
+from ..records.base import stored_as_messages
+
+
+class Conversation(str):
+    """The turns of a conversation up to a user's request, taken wherever a prompt is taken.
+
+    As text it is its transcript. Its last user turn is the instruction; what comes before belongs to the template.
+
+    Args:
+        messages: mappings with role and content, the last one the user's.
+
+    Raises:
+        PromptError: no messages, a message without role or content, or a last turn that is not the user's.
+
+    Example:
+        >>> from refusal_lens.data import Conversation
+        >>> Conversation([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"},
+        ...               {"role": "user", "content": "How are you?"}])
+        'user: Hello\\nassistant: Hi\\nuser: How are you?'
+    """
+
+    messages: tuple[Mapping[str, str], ...]
+
+    def __new__(cls, messages: Sequence[Mapping[str, str]]) -> Conversation:
+        turns = tuple(messages)
+        if not turns or not all(
+            isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+            for turn in turns
+        ):
+            raise PromptError("a conversation is a list of messages, each with a role and a content of text")
+        if turns[-1]["role"] != "user":
+            raise PromptError(f"a conversation must end with the user's turn, not with one of {turns[-1]['role']!r}")
+        made = super().__new__(cls, "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns))
+        made.messages = turns
+        return made
+
+    def __getnewargs__(self) -> tuple[Any]:
+        return (self.messages,)
+
+
+stored_as_messages(Conversation)
