@@ -1,7 +1,5 @@
 """Words of claims by effect size and number of prompts: the one place of their thresholds (docs/method.md)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any
