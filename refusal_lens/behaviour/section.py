@@ -1,7 +1,5 @@
 """Chapters on behaviour, from records alone: replies and judges, losses, benchmarks, the metric as a proxy."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Difference-in-means directions at every post-instruction position and layer (paper section 2.3)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """Effects of a direction on other prompt sets and behaviours, under system prompts and in the base model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 

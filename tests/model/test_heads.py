@@ -17,6 +17,7 @@ from refusal_lens.attribution.records import TopHeads
 from refusal_lens.errors import ModelError, PromptError
 from refusal_lens.hooks.attention import random_heads
 from refusal_lens.hooks.interchange import InterchangeHeads
+from refusal_lens.hooks.interventions import Ablate
 from refusal_lens.models.backend import Backend
 from refusal_lens.refusal.metric import refusal_metric
 from refusal_lens.refusal.tokens import given_refusal_tokens
@@ -102,6 +103,11 @@ def test_the_planted_head_is_causal_and_random_heads_are_not(planted, tmp_path):
     for condition in ("mean_ablation", "resample_ablation"):
         change, control = found.change(condition), found.change(f"random_{condition}")
         assert change.high < 0 and change.mean < 4 * min(control.mean, -0.05)
+    with model.hooks(Ablate(direction)):
+        torch.testing.assert_close(found.of("direction_ablation"), refusal_metric(model, REPORT, refusal))
+    share = found.share()
+    beyond = found.change("mean_ablation").mean - found.change("random_mean_ablation").mean
+    assert share.mean == pytest.approx(beyond / found.change("direction_ablation").mean)
     kept = found.of("baseline") - found.of("keep_only")
     random_kept = found.of("baseline") - found.of("random_keep_only")
     assert float(kept.mean()) < float(random_kept.mean()) - 1
