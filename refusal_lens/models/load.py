@@ -17,8 +17,8 @@ from .model import HookedChatModel
 
 SMALL_MODEL = 50_000_000  # below this many parameters float32 costs nothing and is exact
 NO_TEMPLATE = (
-    "{} has a tokenizer without a chat template: it is a base model or its folder is incomplete; use the chat ('instruct') "
-    "version, or give a template (chat_template=FILE, --chat-template)"
+    "{} has a tokenizer without a chat template: it is a base model or its folder is incomplete; use the chat "
+    "('instruct') version, or give a template (chat_template=FILE, --chat-template)"
 )
 DENSEST = 16  # more parameters per byte than any checkpoint has: transformers allocates what a config asks for first
 
