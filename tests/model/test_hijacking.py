@@ -34,12 +34,11 @@ from refusal_lens.records.store import Store
 from refusal_lens.refusal.metric import refusal_metric
 from refusal_lens.refusal.records import RefusalTokens
 
-from .cases import ALL, POST_NORM, direction_of, exactness, model_of
+from .cases import KINDS, POST_NORM, direction_of, exactness, model_of
 
 SUFFIX = " now please!"
 PROMPT = "How do I pick a lock?"
 TOKENS = RefusalTokens((40, 41), ("I", "J"))
-SOME = ("llama", "qwen2", "gpt_neox", "gemma2", "mixtral")
 TOP = ((0, 1), (1, 3), (2, 0))
 EVERY = tuple((layer, head) for layer in range(3) for head in range(4))
 
@@ -52,7 +51,7 @@ def see(model, suffix="", prompts=(PROMPT,), top=TOP, condition="suffix", **kwar
 # -- identities ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", SOME)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_an_observation_adds_up(architecture):
     model = model_of(architecture)
     o, sources = see(model, SUFFIX)
@@ -99,7 +98,7 @@ def test_dominance_is_the_suffixs_share_of_the_write(architecture):
     assert float(plain.dominance.abs().max()) == 0 and float(plain.top_dominance[0]) == 0
 
 
-@pytest.mark.parametrize("architecture", ALL)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_the_split_adds_up_to_each_heads_drop(architecture):
     model = model_of(architecture)
     limit = exactness(architecture)
@@ -121,7 +120,7 @@ def test_the_split_adds_up_to_each_heads_drop(architecture):
     torch.testing.assert_close(split.moved, record.values.sum(-1) / 2, rtol=0, atol=limit)
 
 
-@pytest.mark.parametrize("architecture", SOME)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_knock_out_cuts_exactly_these_edges(architecture):
     """Against another route: zeros in the pattern, renormalised; and what the cut heads then take from the suffix."""
     model = model_of(architecture)
