@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 import warnings
 
 import pytest
 import torch
 
 from refusal_lens import Ablate, Add, Direction, HookedChatModel
-from refusal_lens.errors import ConcurrentUseError, DirectionError, ModelError, PromptError
+from refusal_lens.errors import DirectionError, ModelError, PromptError
 from refusal_lens.tensors import random_unit
 from tests.tiny import ARCHITECTURES, tiny_bridge, tiny_hf, tiny_model, tiny_tokenizer
 
