@@ -149,19 +149,6 @@ def test_keeping_every_head_changes_nothing(planted):
         causal_check(model, REPORT, HARMLESS, direction, every, refusal, n_last=99)
 
 
-def test_replacement_touches_its_heads_and_positions_only(planted):
-    model, _, _ = planted
-    site = "blocks.1.attn.hook_z"
-    values = torch.full((model.n_layers, 1, 2, model.n_heads, model.d_head), 7.0)
-    before = model.cache(REPORT[:1], [site])[site]
-    kept = before.clone()
-    with model.hooks(InterchangeHeads(((1, 0), (1, 3)), values)):
-        after = model.cache(REPORT[:1], [site])[site]
-    assert torch.equal(before, kept)
-    assert torch.equal(after[:, :-2], before[:, :-2]) and torch.equal(after[:, -2:, 1:3], before[:, -2:, 1:3])
-    assert bool((after[:, -2:, [0, 3]] == 7).all())
-
-
 def test_random_heads_are_others_of_the_same_layers(planted):
     model, _, _ = planted
     named = [(0, 1), (2, 0), (2, 3)]
