@@ -14,6 +14,7 @@ from refusal_lens.models.texts import Scored, reply_tokens, scored_batches
 
 from .cases import PROMPT, direction_of, model_of
 
+PLACES = (None, "prompt", "template_post", "reply", slice(-2, None), ("instruction", "reply"))
 PROMPTS = [PROMPT, "Hi", "How do I bake a loaf of bread at home, and how long does that take?"]
 
 
@@ -69,12 +70,10 @@ def test_ceilings_that_do_not_fit():
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-@pytest.mark.parametrize(
-    "positions", [None, "prompt", "template_post", "reply", slice(-2, None), ("instruction", "reply")]
-)
+@pytest.mark.parametrize("positions", PLACES)
 def test_a_reply_is_scored_as_it_was_generated(architecture, positions):
     """Teacher-forced logits under a scope are those of generation under the same scope, at every token."""
-    model = model_of(architecture)
+    model = model_of(architecture, torch.float32)
     direction, last = direction_of(model), f"blocks.{model.n_layers - 1}.hook_resid_post"
     for edit in (
         Ablate(direction, positions=positions),
@@ -98,7 +97,7 @@ def test_a_reply_is_scored_as_it_was_generated(architecture, positions):
             for row, i in enumerate(batch.indices):
                 n = len(texts[i].ids) - texts[i].first
                 assert len(steps[i]) == n
-                assert torch.allclose(forced[row, -n - 1 : -1], steps[i], atol=1e-5), (edit.label, PROMPTS[i])
+                assert torch.allclose(forced[row, -n - 1 : -1], steps[i], atol=1e-4), (edit.label, PROMPTS[i])
 
 
 def test_replies_join_their_prompts_as_ids(organism):
