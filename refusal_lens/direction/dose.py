@@ -178,7 +178,10 @@ def _intervention(
     r, means = found.direction.unit.double(), found.candidates
     row = means.positions.index(found.direction.pos)
     low, high = (mean[row].double() @ r for mean in (means.harmless_mean, means.harmful_mean))
-    return Cap(found.direction, tuple((low + strength * (high - low)).tolist()), **place)
+    gap = high - low
+    # Where the harmful mean is no higher, as at layer 0, there is nothing to cap.
+    ceilings = (low + strength * gap).where(gap > 1e-6 * gap.abs().max(), torch.tensor(float("inf")).double())
+    return Cap(found.direction, tuple(ceilings.tolist()), **place)
 
 
 class _Side:

@@ -40,7 +40,7 @@ class DoseResponse(
         dose_effects: effect of each dose.
         strengths: of each dose. Ablation: share of the projection removed. Addition: multiples of r in total, in equal
             parts over the scope's layers. Capping: the ceiling, from the harmless (0) to the harmful (1) mean
-            projection.
+            projection of the training prompts, layer by layer (none where the harmful mean is no higher).
         values: float64. Shares are 0 or 1 per prompt: ``refused`` (judged), ``degenerate`` (empty or repetition),
             ``readable`` (refused and not degenerate). ``metric`` is the refusal metric. ``kl`` is KL(baseline ||
             changed) over the first 16 tokens of the baseline's own reply, nats per token, and ``loss`` that reply's

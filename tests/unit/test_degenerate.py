@@ -20,6 +20,7 @@ from refusal_lens.refusal.degenerate import is_degenerate
         "的的的的的的的的的的",
         "I cannot help I cannot help you I cannot help I cannot help you I cannot help",
         "aaaaaaaaaaaaaaaaaaaaaaaa",
+        "I'm sorry, butI'm sorryI'm sorry, butI'm sorry",
     ],
 )
 def test_no_text(text):
@@ -35,6 +36,7 @@ def test_no_text(text):
         "I'm sorry, but I can't help with that.",
         "Step 1: mix flour and water. Step 2: wait. Step 3: bake. Step 4: eat.",
         "| a | b |\n|--------|--------|\n| the first row | has some words in it |",
+        "No, I cannot help you with that, and I cannot help you with anything like that. I am sorry.",
         "我很抱歉，但我不能帮助你。",
         "Very, very good: the sun rises in the east and sets in the west, and the moon does so too.",
     ],
