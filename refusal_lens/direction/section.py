@@ -93,8 +93,8 @@ def dose_section(record: DoseResponse, id: str, title: str) -> Section:
         Figure(
             f"{id}-{effect}",
             plot_dose_response(record, effect),
-            f"{effect.capitalize()} by strength and place; 95% intervals (Clopper-Pearson for shares, else bootstrap); dotted: "
-            f"without intervention. Replies of {record.max_new_tokens} tokens at most.",
+            f"{effect.capitalize()} by strength and place; 95% intervals (Clopper-Pearson for shares, else bootstrap); "
+            f"dotted: without intervention. Replies of {record.max_new_tokens} tokens at most.",
             f"{n} prompts of each kind",
             f"{RANDOM_DIRECTION}, dashed",
             record.to_frame().query("effect == @effect"),
