@@ -16,7 +16,7 @@ report: $(VENV)/.installed  ## the main job on the embedded model; prints where 
 test: $(VENV)/.test  ## the tests of a few seconds each, in a few minutes
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore tests/real -m "not slow"
 
-test-slow: $(VENV)/.test  ## the others but the nightly ones: notebooks, Ray clusters, memory, training
+test-slow: $(VENV)/.test  ## the others but the nightly ones: notebooks, analyses, Ray clusters, kills, fuzzing, memory
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore tests/real -m slow
 
 coverage: $(VENV)/.test  ## both, with the share of lines that they run, by module
@@ -34,19 +34,21 @@ lint: $(VENV)/.dev  ## ruff, mypy and the import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-reliability: $(VENV)/.test  ## the nightly reliability tests (an hour), and their table in docs/reliability.md
-	$(BIN)/python -m pytest --nightly tests/reliability
+reliability: $(VENV)/.test  ## the nightly tests (an hour), and the table in docs/reliability.md
+	$(BIN)/python -m pytest --nightly tests/reliability tests/organism
 	$(BIN)/python -m tests.reliability.outcomes
 
-matrix: $(VENV)/.test  ## a quick set of tests under the lowest and the newest versions that resolve
+matrix: $(VENV)/.test  ## what versions can break, under the lowest and the newest versions that resolve
 	scripts/matrix.sh
 
 audit: $(VENV)/.test  ## known vulnerabilities and licences of everything installed
 	scripts/supply_chain.sh
 
-# One make for each, in this order also under -j: the tests are timed, and the real model runs alone, on all cores.
+# What is not timed runs side by side; the tests each alone, in this order also under -j: they are timed, and the real
+# model takes all cores. `matrix` runs the tests of test-legacy under the lowest versions.
 check:  ## all of what CI runs (.ci/run runs this); the real model's tests where REFUSAL_LENS_REAL_MODEL names one
-	@set -e; for target in lint docs audit test-legacy matrix test test-slow $(if $(REFUSAL_LENS_REAL_MODEL),test-real); do \
+	@set -e; begin=$$(date +%s); $(MAKE) -j2 lint docs audit; echo "lint docs audit: $$(($$(date +%s) - begin)) s"; \
+	for target in matrix test test-slow $(if $(REFUSAL_LENS_REAL_MODEL),test-real); do \
 	begin=$$(date +%s); $(MAKE) $$target; echo "$$target: $$(($$(date +%s) - begin)) s"; done
 	@[ -n "$(REFUSAL_LENS_REAL_MODEL)" ] || echo "the real model was left out: set REFUSAL_LENS_REAL_MODEL to a chat model"
 

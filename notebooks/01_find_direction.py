@@ -42,11 +42,13 @@ model.chat.post_labels()
 # ## The refusal metric
 #
 # Which tokens begin a refusal? `find_refusal_tokens` takes them from the model's own replies. The refusal metric is the log-odds of
-# those tokens at the last position (paper, appendix B): above 0 the model is about to refuse.
+# those tokens at the last position (paper, appendix B). Above which point the model is about to refuse is calibrated on the
+# same replies; the paper takes 0 (`point="paper"`).
 
 # %%
 tokens = find_refusal_tokens(model, harmful.train.texts, harmless.train.texts)
-tokens.texts
+print(tokens.texts, "refused above", round(tokens.threshold, 3))
+{"AUROC, held out": str(tokens.auroc)} | {f"begin {kind} replies": str(share) for kind, share in tokens.coverage.items()}
 
 # %% [markdown]
 # ## Candidates
@@ -62,7 +64,7 @@ candidates.mean_diff.shape
 # ## Selection
 #
 # Each candidate gets three scores on `val` (appendix C): **bypass**, the metric on harmful prompts with it ablated
-# (lower is better); **induce**, the metric on harmless prompts with it added (must be above 0); **KL** of the next token
+# (lower is better); **induce**, the metric on harmless prompts with it added (must be above that point); **KL** of the next token
 # on harmless prompts with it ablated (must be below 0.1). Candidates in the last fifth of the layers are dropped, and the
 # lowest bypass of the rest wins.
 
@@ -99,9 +101,7 @@ plot_trace(trace)
 # the model rather than of these prompts.
 
 # %%
-stability = selection_stability(
-    model, (harmful.train.texts, harmless.train.texts), (harmful.val.texts, harmless.val.texts), tokens, resamples=10
-)
+stability = selection_stability(model, harmful, harmless, tokens, resamples=10)
 print("mean cosine of two winners:", stability.pairwise())
 plot_stability(stability)
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 import refusal_lens as rl
 from refusal_lens.refusal.replies import complete
+from refusal_lens.study.summary import effect_sentence
 from refusal_lens.hooks.conditions import named_conditions
 from refusal_lens.behaviour.cross_entropy import losses
 from refusal_lens.models.texts import own_completions
@@ -63,6 +64,10 @@ plot_refusal_rates(rates)
 
 # %%
 pd.DataFrame({kind: {name: str(r) for name, r in of.items()} for kind, of in rates.items()})
+
+# %%
+print("necessary:", effect_sentence(rates["harmful"], "ablation", -1))
+print("sufficient:", effect_sentence(rates["harmless"], "addition", +1))
 
 # %% [markdown]
 # "Not refused" is not the same as "complied": on this model, most replies to ablated harmful prompts drift to a

@@ -15,6 +15,7 @@ from refusal_lens.attribution.logits import direct_logit_attribution
 from refusal_lens.attribution.sources import propagation
 from refusal_lens.attribution.sources import source_contributions
 from refusal_lens.attribution.ranking import top_heads
+from refusal_lens.attribution.section import causal_sentence
 from refusal_lens.refusal.tokens import find_refusal_tokens
 from refusal_lens.attribution.figures import plot_causal_check
 from refusal_lens.attribution.figures import plot_components
@@ -108,6 +109,9 @@ plot_causal_check(check)
 
 # %%
 check.to_frame().round(3)
+
+# %%
+print(causal_sentence(check))
 
 # %% [markdown]
 # What a suffix does to these heads: [04_suffix_attack](04_suffix_attack.ipynb).

@@ -83,7 +83,7 @@ plot_suffix_trace(report, result)
 plot_suffix_heads(report, result)
 
 # %% [markdown]
-# One head carries most of it. Where does it attend? Each column adds up to 1.
+# One head changes more than the others. Where does it attend? Each column adds up to 1.
 
 # %%
 plot_attention_regions(report, result)

@@ -15,6 +15,7 @@ from ..errors import PromptError
 from ..hooks.attention import every_head, random_heads
 from ..hooks.base import Model
 from ..hooks.interchange import InterchangeHeads
+from ..hooks.interventions import Ablate
 from ..hooks.readers import Cache, Kept, check_position
 from ..hooks.readout import Readout
 from ..models.model import HookedChatModel
@@ -88,7 +89,8 @@ def causal_check(
     def replaced(heads: Sequence[Head], values: Tensor = mean) -> Tensor:
         return model.run(tokens, read=reader, under=InterchangeHeads(tuple(heads), values))[reader]
 
-    metric = _conditions(replaced, donors, named, draws, every_head(model))
+    without = model.run(tokens, read=reader, under=Ablate(direction))[reader]
+    metric = torch.cat([_conditions(replaced, donors, named, draws, every_head(model)), without[None]])
     singles = tuple(dict.fromkeys([*named, *(head for draw in draws for head in draw)]))
     measured = torch.stack([replaced((head,)) - metric[0] for head in singles])
     (predicted,) = model.run(tokens, read=_Gap(Readout.of(model, direction.unit), mean, singles))
@@ -116,7 +118,7 @@ def _conditions(
     draws: Sequence[tuple[Head, ...]],
     every: tuple[Head, ...],
 ) -> Float[Tensor, "condition prompt"]:
-    """Metric under each of ``CONDITIONS``."""
+    """Metric under each of ``CONDITIONS`` that replaces heads."""
 
     def kept(heads: Sequence[Head]) -> Tensor:
         return replaced([head for head in every if head not in heads])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -11,15 +12,16 @@ from torch import Tensor
 
 from ..records.base import Record
 from ..records.labels import Head, head_label, index_of
-from ..stats import Interval, columns, mean_interval
+from ..stats import Interval, columns, fraction_interval, mean_interval
 
 _EFFECTS = ("mean_ablation", "resample_ablation", "keep_only")
-CONDITIONS = ("baseline", *_EFFECTS, *(f"random_{name}" for name in _EFFECTS), "keep_none")
+CONDITIONS = ("baseline", *_EFFECTS, *(f"random_{name}" for name in _EFFECTS), "keep_none", "direction_ablation")
 
 
 @dataclass(frozen=True)
 class CausalCheck(Record, axes={"prompt": "prompts", "condition": "conditions", "single": "single_labels"}):
-    """Refusal metric when the named heads are replaced, beside random heads of the same layers.
+    """Refusal metric when the named heads are replaced, beside random heads of the same layers and the direction's
+    ablation.
 
     Attributes:
         random_heads: one draw of as many heads of the same layers per entry.
@@ -63,6 +65,17 @@ class CausalCheck(Record, axes={"prompt": "prompts", "condition": "conditions", 
     def change(self, condition: str) -> Interval:
         """Mean change from the baseline, paired by prompt, with its 95% interval."""
         return mean_interval((self.of(condition) - self.of("baseline")).tolist())
+
+    def share(self) -> Interval:
+        """Share of the effect of ablating the direction that mean-ablating the heads has, beyond random heads.
+
+        Bootstrap 95% interval over prompts; NaN in a record of an older version, which lacks the direction's ablation.
+        """
+        if "direction_ablation" not in self.conditions:
+            return Interval(math.nan, math.nan, math.nan, self.n_reported)
+        part = self.of("mean_ablation") - self.of("random_mean_ablation")
+        whole = self.of("direction_ablation") - self.of("baseline")
+        return fraction_interval(part.tolist(), whole.tolist())
 
     def to_frame(self) -> pd.DataFrame:
         """One row per condition: condition, metric, change, low, high, n."""

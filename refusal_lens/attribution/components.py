@@ -17,7 +17,7 @@ from ..errors import ModelError
 from ..hooks.attention_readers import Components, Heads
 from ..hooks.base import Model
 from ..hooks.readers import Kept, at, check_position, vector_of
-from ..hooks.readout import through_norm
+from ..hooks.readout import BeforeWrite
 from ..models.model import HookedChatModel
 from ..records.direction import Direction, DirectionLike, as_direction
 from ..tensors import wide
@@ -97,27 +97,25 @@ class _Neurons(Kept[dict[int, tuple[Tensor, Tensor]]]):
         super().begin(model, tokens)
         check_position(tokens, self.pos)
         self.where, self.names = at(self.pos), []
+        self.post = {layer: f"{model.backend.part(layer, 'mlp')[0]}.hook_post" for layer in self.layers}
         r = vector_of(model, self.direction).to(model.device, torch.promote_types(model.dtype, torch.float32))
         self.readouts: dict[int, tuple[Tensor, float, float, str | None]] = {}
         for layer in self.layers:
-            weight, norm = model.backend.neuron_weight(layer), model.backend.post_norm(layer, "mlp")
+            weight, before = model.backend.neuron_weight(layer), BeforeWrite.of(model, layer, "mlp", r)
             if weight is None:
                 raise ModelError(
                     f"{model.name}, layer {layer}: no output weight by neuron (a mixture of experts); use "
                     "component_contributions, which has whole MLPs"
                 )
-            u = r if norm is None else through_norm(r, norm)
             bias = model.backend.mlp_bias(layer)
-            inside = 0.0 if bias is None else float(bias.to(r) @ u)
-            outside = 0.0 if norm is None or norm.bias is None else float(norm.bias.to(r) @ r)
-            site = None if norm is None else f"{norm.site}.hook_scale"
-            self.readouts[layer] = weight.detach().to(r) @ u, inside, outside, site
-            self.names += [f"blocks.{layer}.mlp.hook_post"] + ([] if site is None else [site])
+            inside = 0.0 if bias is None else float(bias.to(r) @ before.vector)
+            self.readouts[layer] = weight.detach().to(r) @ before.vector, inside, float(before.outside), before.site
+            self.names += [self.post[layer]] + ([] if before.site is None else [before.site])
 
     def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
         found = {}
         for layer, (out, inside, outside, site) in self.readouts.items():
-            share = wide(self.kept[f"blocks.{layer}.mlp.hook_post"][:, 0]).to(out) * out
+            share = wide(self.kept[self.post[layer]][:, 0]).to(out) * out
             scale = 1.0 if site is None else wide(self.kept[site][:, 0]).to(out)
             fixed = torch.full_like(share[:, :1], inside) / scale + outside
             found[f"neurons {layer}"] = (share / scale).T

@@ -104,9 +104,10 @@ class _LogitParts(Components):
         self.ids = torch.tensor([*answer.ids, *against.ids], device=model.device)
         shares = [sign / len(group.ids) for sign, group in ((1, answer), (-1, against)) for _ in group.ids]
         self.weights = torch.tensor(shares, dtype=dtype, device=model.device)
-        self.columns = backend.unembed_weight().detach()[:, self.ids].to(dtype)
+        scale = backend.logit_scale
+        self.columns = scale * backend.unembed_weight().detach()[:, self.ids].to(dtype)
         b_u = backend.unembed_bias()
-        self.offsets = torch.zeros_like(self.weights) if b_u is None else b_u[self.ids].to(dtype)
+        self.offsets = torch.zeros_like(self.weights) if b_u is None else scale * b_u[self.ids].to(dtype)
         difference = self.columns @ self.weights
         super().__init__(through_norm(difference, norm), -1, check)
         self.norm_bias = 0.0 if norm.bias is None else float(norm.bias.to(dtype) @ difference)

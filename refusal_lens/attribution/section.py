@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..direction.records import DirectionTrace
 from ..records.labels import Head, head_label, shortened
+from ..report.claims import grade, percent
 from ..report.page import Figure, Item, Note, Option, Picker, Section, Widget
 from .causal_records import CausalCheck
 from .records import DirectLogitAttribution, TopHeads
@@ -32,13 +33,18 @@ class Inside:
 
 
 def causal_sentence(causal: CausalCheck) -> str:
-    """Whether the top heads carry refusal, in words that follow the intervals."""
-    top, random = causal.change("mean_ablation"), causal.change("random_mean_ablation")
-    apart = "the intervals do not overlap: these heads carry refusal."
-    shown = apart if top.high < random.low else "the intervals overlap: that these heads carry refusal is not shown."
-    return (
+    """Share of the ablation's effect that the top heads have beyond random heads, with its interval and grade."""
+    top, random, share = causal.change("mean_ablation"), causal.change("random_mean_ablation"), causal.share()
+    said = (
         f"Replacing the outputs of the top {len(causal.heads)} heads by their mean over harmless prompts changes the "
-        f"refusal metric by {top}; the same for random heads of the same layers by {random}: {shown}"
+        f"refusal metric by {top}; the same for random heads of the same layers by {random}"
+    )
+    if "direction_ablation" not in causal.conditions:
+        return f"{said}. What share that is of the direction's ablation was not measured."
+    whole = causal.change("direction_ablation")
+    return (
+        f"{said}; ablating the direction by {whole}. Of the ablation's effect these heads carry, beyond random heads, "
+        f"{percent(share)}: {grade(share)}."
     )
 
 

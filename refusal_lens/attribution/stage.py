@@ -89,7 +89,7 @@ def _stage(name: str, kind: type, run: Any, holds: str, **more: Any) -> Stage:
 SOME = ("inside_prompts",)
 STAGES = (
     _stage("heads", TopHeads, _heads, "what each head writes along the direction"),
-    _stage("causal", CausalCheck, _causal, "what the model does without the top heads", uses=SOME),
+    _stage("causal", CausalCheck, _causal, "what the model does without the top heads", uses=SOME, version=2),
     _stage("logits", DirectLogitAttribution, _logits, "direct logit attribution"),
     _stage("propagation", Propagation, _propagation, "the direction by layer and token", uses=SOME),
     _stage("sources", SourceContributions, _sources, "what heads take from each token", uses=SOME),

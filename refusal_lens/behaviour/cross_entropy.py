@@ -1,7 +1,5 @@
 """Cross-entropy loss and perplexity under interventions: what else changes (paper appendix G.3, Table 9)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

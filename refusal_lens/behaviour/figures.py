@@ -1,7 +1,5 @@
 """Figures of behaviour: replies and judges by condition, losses, benchmarks, the metric as a proxy."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd

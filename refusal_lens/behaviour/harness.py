@@ -3,8 +3,6 @@
 Needs the extra ``evals`` (``pip install refusal-lens[evals]``); nothing of it is imported before it is used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any

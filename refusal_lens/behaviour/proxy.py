@@ -1,8 +1,6 @@
 """The refusal metric as a proxy: how well the log-odds of the first token tell refusals from answers (paper
 appendix B, Figs. 9-10)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Results about behaviour under conditions: replies and verdicts, losses, the metric as a proxy, benchmarks."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

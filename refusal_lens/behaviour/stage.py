@@ -1,7 +1,5 @@
 """Stages of a study: refusal metric and replies under each condition, and the table of ``refusal-lens evaluate``."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

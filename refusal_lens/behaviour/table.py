@@ -1,7 +1,5 @@
 """The table of conditions x prompt sets x judges, resumable reply by reply."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -109,6 +109,9 @@ def _prompts(study: Any, harmful: str | None, harmless: int, borderline: Path | 
 
 def _findings(model: str, report: Any) -> Table:
     """One row per suffix: its number, its kind and as much of its text as the terminal holds."""
+    from ..hijacking.section import few_refused
+
+    title = escape(f"{model}: {report.plain.n} refused prompts, top heads {', '.join(report.head_labels)}")
     shown = Table(
         Column("#", justify="right", no_wrap=True, min_width=2),
         Column("kind", no_wrap=True, min_width=11, max_width=16),
@@ -118,7 +121,7 @@ def _findings(model: str, report: Any) -> Table:
             for column, width in (("len", 3), ("refused", 7), ("random", 6), ("rise", 5))
         ),
         Column("finding", no_wrap=True, min_width=26),
-        title=escape(f"{model}: {report.plain.n} refused prompts, top heads {', '.join(report.head_labels)}"),
+        title="\n".join(filter(None, (few_refused(report), title))),
         caption="refused with the suffix and with random tokens; rise of the top heads' attention to it above random",
         expand=True,
         box=None,

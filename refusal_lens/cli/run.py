@@ -87,10 +87,10 @@ def _show_stages(config: StudyConfig, out: Path) -> None:
 
 
 def findings(summary: dict[str, Any]) -> Table:
-    """The short table at the end of a run: rates with intervals, and whether they stand apart from the placebo's."""
+    """The short table at the end of a run: rates with intervals, and the size of both effects in words."""
     from ..report.claims import few_in
     from ..stats import Rate
-    from ..study.summary import apart
+    from ..study.summary import effect_sentence
 
     direction, scores = summary["direction"], summary["scores"]
     title = escape(f"{summary['model']}: direction at ({direction['pos']}, {direction['layer']})")
@@ -103,7 +103,7 @@ def findings(summary: dict[str, Any]) -> Table:
     caption = f"bypass {scores['bypass']:.2f}, induce {scores['induce']:.2f}, KL {scores['kl']:.3f}"
     rates = {name: {c: Rate(**r) for c, r in found.items()} for name, found in summary["refusal"].items()}
     claims = (("necessary", "harmful", "ablation", -1), ("sufficient", "harmless", "addition", +1))
-    shown = (f"{word}: {'' if apart(rates[kind], name, sign) else 'not '}shown" for word, kind, name, sign in claims)
-    caption += f"\n{', '.join(shown)} (95% intervals apart from the random direction's)"
+    for word, kind, name, sign in claims:
+        caption += f"\n{word}: {effect_sentence(rates[kind], name, sign)}"
     table.caption = caption + (f"\nrelaxed: {direction['relaxed']}" if direction["relaxed"] else "")
     return table

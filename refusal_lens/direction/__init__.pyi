@@ -5,6 +5,7 @@ from .effect_records import EffectMatrix as EffectMatrix
 from .effect_records import FineTuning as FineTuning
 from .effect_records import SubspaceEffects as SubspaceEffects
 from .effect_records import SystemPrompts as SystemPrompts
+from .extract import after_thoughts as after_thoughts
 from .extract import extract_directions as extract_directions
 from .extract import mean_activations as mean_activations
 from .find import find_direction as find_direction

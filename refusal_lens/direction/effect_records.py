@@ -1,7 +1,5 @@
 """Effects of a direction elsewhere: subspaces, other behaviours and prompts, fine-tuned models, system prompts."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import pandas as pd

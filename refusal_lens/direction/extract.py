@@ -1,8 +1,7 @@
 """Difference-in-means directions at every post-instruction position and layer (paper section 2.3)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,22 +11,27 @@ from torch import Tensor
 from ..data.prompts import PromptsLike, as_prompts
 from ..engines.base import Engine
 from ..engines.local import LocalEngine
+from ..errors import ModelError
 from ..hooks.base import Hooks, Model
 from ..hooks.readers import Reader
+from ..models.chat import Tokens, padded
 from ..models.health import check_activations
 from ..models.model import HookedChatModel
 from ..progress import Progress, silent
+from ..records.labels import visible
 from .records import CandidateDirections
 
 
+@dataclass(eq=False)
 class _Sum(Reader[Tensor]):
     """Sum of resid_pre over prompts, in float64: memory is one batch and one sum."""
 
+    before: int = 0  # positions before the post-instruction ones
     can_pack: ClassVar[bool] = True
 
     def begin(self, model: Model, tokens: Any) -> None:
         super().begin(model, tokens)
-        self.n_post = tokens.n_post
+        self.n_post = tokens.n_post + self.before
 
     def hooks(self, model: Model, batch: Any) -> Hooks:
         self.layers: list[Tensor] = []
@@ -49,9 +53,10 @@ class _Sum(Reader[Tensor]):
 
 def mean_activations(
     model: HookedChatModel,
-    prompts: PromptsLike,
+    prompts: PromptsLike | Tokens,
     on_batch: Callable[[int], None] | None = None,
     engine: Engine | None = None,
+    request: bool = False,
 ) -> Float[Tensor, "pos layer d_model"]:
     """Mean resid_pre at the post-instruction positions, accumulated in float64.
 
@@ -59,46 +64,95 @@ def mean_activations(
     the local engine, where batches are then by length instead of packed.
 
     Args:
+        prompts: requests, or tokens (which run in this process).
         on_batch: called with a number of prompts when they are done.
         engine: where the work runs; this process if None.
+        request: read the request's last token too, as the first position.
 
     Raises:
         ModelError: an activation is NaN or infinite; with the name of its hook point.
     """
-    texts = as_prompts(prompts, "train")
-    (total,) = model.run(texts, read=_Sum(), pack=True, engine=engine or LocalEngine(model), on_batch=on_batch)
+    reader, asked = _Sum(int(request)), prompts if isinstance(prompts, Tokens) else as_prompts(prompts, "train")
+    engine = None if isinstance(prompts, Tokens) else engine or LocalEngine(model)
+    (total,) = model.run(asked, read=reader, pack=True, engine=engine, on_batch=on_batch)
     check_activations(model.name, {f"blocks.{layer}.hook_resid_pre": x for layer, x in enumerate(total.unbind(1))})
-    return total / len(texts)
+    return total / len(asked)
 
 
 def extract_directions(
     model: HookedChatModel,
-    harmful: PromptsLike,
-    harmless: PromptsLike,
+    harmful: PromptsLike | Tokens,
+    harmless: PromptsLike | Tokens,
     progress: Progress = silent,
     engine: Engine | None = None,
+    request: bool = False,
 ) -> CandidateDirections:
     """Mean over harmful minus mean over harmless, for every post-instruction position and layer.
 
     Args:
-        harmful, harmless: requests; of a ``PromptSet`` its training split.
+        harmful, harmless: requests; of a ``PromptSet`` its training split. Tokens of ``after_thoughts`` give directions
+            at the end of the thought.
         engine: where the work runs; this process if None.
+        request: also at the request's last token, as the first position, labelled "request" (the sixth one that the
+            paper counts for Llama 2).
 
     Example:
         >>> candidates = rl.extract_directions(model, data.harmful, data.harmless)  # of their training splits
         >>> candidates.sizes
         {'pos': 5, 'layer': 5, 'd_model': 96}
     """
-    harmful, harmless = as_prompts(harmful, "train"), as_prompts(harmless, "train")
-    with progress("extract directions", len(harmful) + len(harmless)) as advance:
-        means = [mean_activations(model, prompts, advance, engine) for prompts in (harmful, harmless)]
+    kinds = [p if isinstance(p, Tokens) else as_prompts(p, "train") for p in (harmful, harmless)]
+    n_harmful, n_harmless = map(len, kinds)
+    labels = _labels(model, kinds[0]) if isinstance(kinds[0], Tokens) else model.chat.post_labels()
+    with progress("extract directions", n_harmful + n_harmless) as advance:
+        means = [mean_activations(model, prompts, advance, engine, request) for prompts in kinds]
     return CandidateDirections(
         mean_diff=means[0] - means[1],
         harmful_mean=means[0],
         harmless_mean=means[1],
-        pos_labels=model.chat.post_labels(),
-        n_harmful=len(harmful),
-        n_harmless=len(harmless),
+        pos_labels=("request", *labels) if request else labels,
+        n_harmful=n_harmful,
+        n_harmless=n_harmless,
         basis=model.basis,
         model=model.fingerprint,
     )
+
+
+def _labels(model: HookedChatModel, tokens: Tokens) -> tuple[str, ...]:
+    return tuple(visible(model.tokenizer.decode([token])) for token in tokens.ids[0, -tokens.n_post :].tolist())
+
+
+def after_thoughts(model: HookedChatModel, prompts: PromptsLike, max_new_tokens: int = 256) -> Tokens:
+    """Prompts with the thoughts that the model has on them, up to where the thought ends: its last positions.
+
+    Prompts whose thought does not end within ``max_new_tokens`` are left out.
+
+    Raises:
+        ModelError: no reply has a thought that ends.
+
+    Example:
+        >>> thinking = rl.load_model("organism", thought=("I'm", ","))  # as if "I'm sorry," were a thought
+        >>> tokens = rl.direction.after_thoughts(thinking, data.harmful.train[:8], 16)
+        >>> rl.extract_directions(thinking, tokens, tokens).pos_labels
+        (',',)
+    """
+    texts, chat, rows, spans = as_prompts(prompts, "train"), model.chat, [], []
+    for text, reply in zip(texts, model.generate(list(texts), max_new_tokens), strict=True):
+        thought = chat.split(reply)
+        if not (thought.thought and thought.finished):
+            continue
+        begun, place = chat.encode(text), reply.index(thought.thought) + len(thought.thought)
+        stop = next(reply.index(end, place) + len(end) for _, end in chat.template.markers if end in reply[place:])
+        whole = begun.text + reply[:stop]
+        encoding = model.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        n = len(encoding["input_ids"])
+        end = sum(last > len(begun.text) + place for _, last in encoding["offset_mapping"])
+        rows.append(encoding["input_ids"])
+        spans.append(replace(begun.spans, template_post=(n - end, n), thought=(begun.spans.template_post[1], n)))
+    if not rows:
+        raise ModelError(
+            f"no thought of {model.name} ends within {max_new_tokens} tokens: ask for more, or for thoughts"
+        )
+    shared = min(span.template_post[1] - span.template_post[0] for span in spans)
+    spans = [replace(s, template_post=(s.template_post[1] - shared, s.template_post[1])) for s in spans]
+    return padded(rows, spans, chat.pad_id).to(model.device)

@@ -1,7 +1,5 @@
 """Figures of the direction: selection grid, trace by layer, stability, subspaces, transfer, fine-tuning."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import plotly.graph_objects as go

@@ -1,7 +1,5 @@
 """Find the refusal direction of a model in one call."""
 
-from __future__ import annotations
-
 from ..data.prompts import PromptPair
 from ..errors import PromptError
 from ..models.model import HookedChatModel

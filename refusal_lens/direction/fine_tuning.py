@@ -3,8 +3,6 @@
 The trained weights stay in memory and are dropped at the end.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 

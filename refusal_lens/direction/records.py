@@ -53,13 +53,16 @@ class CandidateDirections(Record, axes={"pos": "positions"}):
         """Number of layers on axis 1."""
         return self.mean_diff.shape[1]
 
-    def direction(self, pos: int, layer: int, coeff: float = 1.0, relaxed: str = "") -> Direction:
-        """The candidate at (pos, layer).
+    def direction(self, pos: int | str, layer: int, coeff: float = 1.0, relaxed: str = "") -> Direction:
+        """The candidate at (pos, layer); the position by number or by its label, such as "request".
 
         Raises:
+            LabelError: there is no such position; the message lists those there are.
             DirectionError: its mean difference is zero or not finite (e.g. identical tokens at layer 0).
         """
-        r = self.mean_diff[self.positions.index(pos), layer]
+        if isinstance(pos, str):
+            pos = self.positions[index_of(self.pos_labels, pos, "position", "a CandidateDirections")]
+        r = self.mean_diff[index_of(self.positions, pos, "position", "a CandidateDirections"), layer]
         norm = float(r.norm())
         if not 0 < norm < float("inf"):
             raise DirectionError(f"candidate ({pos}, {layer}) has norm {norm}: it has no direction")

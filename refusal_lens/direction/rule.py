@@ -1,7 +1,5 @@
 """The selection rule's thresholds (paper section 2.3 and appendix C)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from ..data.paper import LAYER_CUTOFF, MAX_KL, MIN_INDUCE

@@ -1,7 +1,5 @@
 """The three scores of candidate directions, as work for an engine (paper section 2.3)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

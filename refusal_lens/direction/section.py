@@ -1,7 +1,5 @@
 """The direction: the section of the page, and those of its stability, its subspaces and its transfer."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -5,8 +5,6 @@ for candidates that induce, and KL in the order of bypass until one passes. One 
 validation prompts.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -224,12 +222,7 @@ def _not_computed(scores: SelectionScores, direction: Direction, rule: Selection
 
 
 def _near_misses(
-    scorer: _Scorer,
-    live: list[Direction],
-    scores: SelectionScores,
-    rule: SelectionRule,
-    coeff: float,
-    top: int = 12,
+    scorer: _Scorer, live: list[Direction], scores: SelectionScores, rule: SelectionRule, coeff: float, top: int = 12
 ) -> tuple[NearMiss, ...]:
     """The candidates closest to passing, nearest first, with the change that each needs.
 

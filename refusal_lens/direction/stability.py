@@ -1,7 +1,5 @@
 """How much the chosen direction depends on which training prompts were drawn (a bootstrap; not in the paper)."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Stages of a study: candidates, selection, trace, stability."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ..data.prompts import PromptSet

@@ -1,7 +1,5 @@
 """More than one direction: subspaces from PCA and from repeated difference-in-means, and what ablating them does."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

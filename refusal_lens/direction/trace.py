@@ -1,7 +1,5 @@
 """The residual stream along a direction, layer by layer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

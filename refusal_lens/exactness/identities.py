@@ -118,6 +118,8 @@ def _float64_copy(model: HookedChatModel) -> HookedChatModel:
     """A copy of the model in float64; a ``ModelError`` where it does not run."""
     try:
         tl = torch.nn.Module.to(copy.deepcopy(model.tl), torch.float64)  # TransformerLens's own .to prints
+        for block in tl.blocks:  # functions that TransformerLens put on them fire the original's hook points
+            getattr(block, "_teardown_capture_hooks", bool)()
         config = getattr(getattr(tl, "original_model", None), "config", None)
         for part in (config, getattr(config, "text_config", None)):
             if part is not None:
@@ -139,6 +141,7 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
         # A direction rounded to float32 has length 1 to 1e-8 only, which would show as a component left.
         direction = replace(direction, unit=unit(direction.unit.double()))
     attn, mlp = ("sum" if model.backend.post_norm(0, part) is None else "norm" for part in ("attn", "mlp"))
+    norm = model.backend.norm_after_writes()
     stream = _Error("sum", "largest entry of the stream")
     heads, whole = _Error(attn, "length of hook_attn_out"), _Error(attn, "largest length of the stream")
     sources, neurons = _Error("sum", "sum of |sources|"), _Error(mlp, "sum of |neurons| and |rest|")
@@ -174,7 +177,7 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
             continue
         try:
             # With post-norms the edit needs allow_gap: here its gap is what is measured.
-            with model.hooks(Orthogonalize(direction, allow_gap=attn == "norm")):
+            with model.hooks(Orthogonalize(direction, allow_gap=bool(norm))):
                 by_weights = model.last_logits([prompt])
         except RefusalLensError as refusal:
             edited.unmeasured(str(refusal), absent=False)
@@ -192,9 +195,9 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
     yield "logit parts sum to the logits", logits
     yield "ablation by hooks leaves no component", ablated
     yield "leaving the context restores the model", restored
-    if attn == "norm" and not math.isnan(edited.absolute):
+    if norm and not math.isnan(edited.absolute):
         edited.unmeasured(
-            "no identity here: a norm after each sublayer rescales what the weights write, so hooks and weights "
+            f"no identity here: a norm ({norm}) rescales what the weights write, so hooks and weights "
             f"differ by nature (largest logit gap measured: {edited.absolute:.2g}, {edited.relative:.0%} of the "
             "largest logit); use the hooks"
         )

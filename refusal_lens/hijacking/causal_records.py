@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..records.base import Record
 from ..records.labels import Head, index_of
+from ..report.claims import MOST
 from ..stats import Interval, Rate, columns, fraction_interval, rate
 
 
@@ -89,7 +90,7 @@ class CausalTests(Record):
             before, after, now = (tuple((x > 0).tolist()) for x in (self.plain, self.suffixed, t.metric))
         return rate([c for a, b, c in zip(before, after, now, strict=True) if a and not b])
 
-    def passed(self, name: str, least: float = 0.5) -> bool:
+    def passed(self, name: str, least: float = MOST) -> bool:
         """At least ``least`` of the drop, and beyond the intervals of random heads and placebo."""
         found, placebo = self.recovered(name), self.recovered_placebo(name)
         others = [placebo] + ([self.recovered_random(name)] if len(self.test(name).random) else [])

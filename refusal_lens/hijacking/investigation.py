@@ -334,12 +334,12 @@ def _refused(
         metric = refusal_metric(model, some, tokens).tolist()
         highest = max(highest, *metric)
         for i, (prompt, value) in enumerate(zip(some, metric, strict=True), start=start + 1):
-            kept += [prompt] if value > 0 else []
+            kept += [prompt] if value > tokens.threshold else []
             if len(kept) == limit:
                 return kept, i
     if not kept:
         raise PromptError(
             f"no refused prompt is left: {model.name} refuses none of {len(prompts)} prompts without a suffix (highest "
-            f"refusal metric {highest:.2f}, must be > 0); use prompts that it refuses"
+            f"refusal metric {highest:.2f}, must be > {tokens.threshold:.3g}); use prompts that it refuses"
         )
     return kept, len(prompts)

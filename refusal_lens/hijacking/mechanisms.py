@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..records.labels import head_label
+from ..report.claims import grade
 from ..stats import Interval, Rate
 from .observation_records import SuffixResult
 
@@ -49,7 +50,8 @@ def mechanism(result: SuffixResult) -> Mechanism:
     tests, rise, cut = result.causal, result.attention_rise, "cut top heads"
     top, all_heads, restored = (_number(tests.recovered(name)) for name in (cut, "cut all heads", "restore r̂"))
     others, placebo = _number(tests.recovered_random(cut)), _number(tests.recovered_placebo(cut))
-    controls = f"random heads {others}, placebo {placebo}"
+    controls = f"{grade(tests.recovered(cut))}; random heads {others}, placebo {placebo}"
+    whole, along = (grade(tests.recovered(name)) for name in ("cut all heads", "restore r̂"))
     moved, changed = (_number(part) for part in result.parts_of_drop())
     split = f" Of the top heads' drop from random tokens, {moved} is attention moved and {changed} values changed."
     if tests.passed(cut) and rise.low > 0:
@@ -66,22 +68,22 @@ def mechanism(result: SuffixResult) -> Mechanism:
         return found(
             "attention",
             f"It stops refusals ({rates}) through attention from the post-instruction positions, but not through the "
-            f"top heads alone: cutting all heads' edges brings back {all_heads} of the drop of the refusal metric, the "
-            f"top heads' {top} ({controls}); the top heads' attention to it changes by {_number(rise)} against random "
-            "tokens." + split,
+            f"top heads alone: cutting all heads' edges brings back {all_heads} of the drop of the refusal metric "
+            f"({whole}), the top heads' {top} ({controls}); the top heads' attention to it changes by {_number(rise)} "
+            "against random tokens." + split,
         )
     if tests.passed("restore r̂"):
         return found(
             "direction",
             f"It stops refusals ({rates}) and acts through the direction, but cutting attention from the "
-            f"post-instruction positions brings back only {all_heads} of the drop of the refusal metric; restoring the "
-            f"direction {restored}." + split,
+            f"post-instruction positions brings back only {all_heads} of the drop of the refusal metric ({whole}); "
+            f"restoring the direction {restored} ({along})." + split,
         )
     return found(
         "otherwise",
         f"It stops refusals ({rates}) otherwise: cutting attention brings back {all_heads} of the drop of the refusal "
-        f"metric, restoring the direction {restored} (placebo {_number(tests.recovered_placebo('restore r̂'))})."
-        + split,
+        f"metric ({whole}), restoring the direction {restored} ({along}; placebo "
+        f"{_number(tests.recovered_placebo('restore r̂'))})." + split,
     )
 
 

@@ -67,7 +67,7 @@ class _TopShare(Reader[Tensor]):
         return found
 
     def _on_values(self, model: Model, heads: list[int], weight: Tensor, v: Tensor, hook: Any) -> None:
-        self.v = wide(by_value_head(v, model)).to(self.whole)
+        self.v = wide(by_value_head(v, hook, model.d_head)).to(self.whole)
 
     def _on_pattern(self, model: Model, heads: list[int], weight: Tensor, p: Tensor, hook: Any) -> None:
         # Sources are the prefix and then this batch's own tokens, among which the suffix is; heads share values.

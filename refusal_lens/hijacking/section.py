@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from ..records.labels import shortened
+from ..report.claims import few_prompts
 from ..report.page import Card, Figure, Item, Note, Option, Page, Picker, Row, Section, Table, Widget
 from .detection import Detectors
 from .figures import suffix_label
@@ -56,8 +57,13 @@ def hijacking_cards(attack: Investigation) -> tuple[Card, ...]:
 
 def hijacking_page(attack: Investigation) -> Page:
     """The section as a page of its own."""
-    title = f"Suffixes and {attack.model}"
-    return Page(title, cards=hijacking_cards(attack), sections=(hijacking_section(attack),))
+    few = tuple(filter(None, [few_refused(attack)]))
+    return Page(f"Suffixes and {attack.model}", few, hijacking_cards(attack), sections=(hijacking_section(attack),))
+
+
+def few_refused(attack: Investigation) -> str:
+    """Say that few refused prompts were read; "" where there are enough."""
+    return few_prompts({"refused harmful": {"suffixes": attack.plain.n}})
 
 
 def hijacking_section(attack: Investigation) -> Section:

@@ -69,12 +69,12 @@ class Orthogonalize(Intervention):
     def applied(self, model: Model) -> Iterator[Model]:
         """Context in which the model's weights are edited; other threads can't use the model inside."""
         model.check_direction(self.direction)
-        layers, norms = layers_of(self.layers, model.n_layers), post_norm_layers(model)
-        if norms and not self.allow_gap:
+        layers, norm = layers_of(self.layers, model.n_layers), model.backend.norm_after_writes()
+        if norm and not self.allow_gap:
             raise ModelError(
-                f"{model.name} has a norm after its writes to the residual stream (in {len(norms)} of {model.n_layers} "
-                "layers), so no plain edit of weights is equivalent to ablation: use model.hooks(Ablate(direction)), "
-                "or allow_gap=True to measure the edit all the same (orthogonalization_gap gives the difference)"
+                f"{model.name} has a norm after its writes to the residual stream ({norm}), so no plain edit of "
+                "weights is equivalent to ablation: use model.hooks(Ablate(direction)), or allow_gap=True to measure "
+                "the edit all the same (orthogonalization_gap gives the difference)"
             )
         with model.hooks():  # takes the model's lock: another thread would see edited weights
             swapped: list[tuple[Any, nn.Parameter]] = []
@@ -101,11 +101,6 @@ def _layer(where: str) -> int:
     """Layer of a weight by its label; the embeddings count to layer 0."""
     part = where.split(".")
     return int(part[1]) if part[0] == "blocks" else 0
-
-
-def post_norm_layers(model: Model) -> list[int]:
-    """Layers with a norm between a sublayer's output and the residual stream (Gemma 2 and 3, OLMo 2)."""
-    return [n for n in range(model.n_layers) if any(model.backend.post_norm(n, part) for part in ("attn", "mlp"))]
 
 
 def _swap(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -34,6 +35,30 @@ def through_norm(vector: Float[Tensor, "d_model"], norm: NormWeights) -> Float[T
     return u - u.mean() if norm.centred else u
 
 
+class BeforeWrite(NamedTuple):
+    """A vector as a sublayer's output sees it: output · ``vector`` / scale + ``outside`` is its write along the vector.
+
+    Attributes:
+        vector: with the post-norm's weight and the model's multiplier of writes.
+        site: hook point of the post-norm's scale; None where there is none.
+        outside: the post-norm's bias along the vector.
+    """
+
+    vector: Float[Tensor, "d_model"]
+    site: str | None
+    outside: Float[Tensor, ""]
+
+    @classmethod
+    def of(cls, model: Model, layer: int, part: str, vector: Float[Tensor, "d_model"]) -> BeforeWrite:
+        """``vector`` before the write of a layer's ``part``, "attn" or "mlp"."""
+        norm, none = model.backend.post_norm(layer, part), torch.zeros_like(vector[0])
+        if norm is None:
+            scale = model.backend.write_scale
+            return cls(vector if scale == 1 else vector * scale, None, none)
+        outside = none if norm.bias is None else norm.bias.to(vector) @ vector
+        return cls(through_norm(vector, norm), f"{norm.site}.hook_scale", outside)
+
+
 @dataclass(frozen=True)
 class Readout:
     """A vector as each sublayer sees it: what to multiply z and the biases by, and the post-norm's place.
@@ -60,11 +85,9 @@ class Readout:
         r = vector.to(model.device, torch.promote_types(model.dtype, torch.float32))
         heads, sites, inside, outside = [], [], [], []
         for layer in range(model.n_layers):
-            norm = backend.post_norm(layer, "attn")
-            u = r if norm is None else through_norm(r, norm)
-            bias = backend.attn_bias(layer)
-            heads.append(backend.output_weight(layer).detach().to(r) @ u)
-            sites.append(None if norm is None else f"{norm.site}.hook_scale")
-            inside.append(torch.zeros_like(r[0]) if bias is None else bias.to(r) @ u)
-            outside.append(torch.zeros_like(r[0]) if norm is None or norm.bias is None else norm.bias.to(r) @ r)
+            before, bias = BeforeWrite.of(model, layer, "attn", r), backend.attn_bias(layer)
+            heads.append(backend.output_weight(layer).detach().to(r) @ before.vector)
+            sites.append(before.site)
+            inside.append(torch.zeros_like(r[0]) if bias is None else bias.to(r) @ before.vector)
+            outside.append(before.outside)
         return cls(r, torch.stack(heads), tuple(sites), torch.stack(inside), torch.stack(outside))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakSet
 
@@ -50,12 +50,20 @@ class Backend:
         self.module: Any = tl
         cfg = tl.cfg
         self.n_layers, self.n_heads = int(cfg.n_layers), int(cfg.n_heads)
-        self.d_model, self.d_head = int(cfg.d_model), int(cfg.d_head)
+        self.d_model = int(cfg.d_model)
         self.d_vocab = int(self.unembed_weight().shape[-1])
         self.n_ctx = int(getattr(cfg, "n_ctx", None) or 0)
         self.hook_names = frozenset(self._hook_names())
+        self.d_head = self._head_width()
         self._modules = tuple(tl.modules())
         self._open: WeakSet[AbstractContextManager] = WeakSet()  # weak: a forgotten one is left when it is collected
+
+    def _head_width(self) -> int:
+        """Width of what a head gives: of latent attention (DeepSeek) another than that of its queries."""
+        try:
+            return int(self.some_heads(0).shape[1])
+        except (ModelError, AttributeError):  # packed weights, or no attention there: who needs them says so
+            return int(self.tl.cfg.d_head)
 
     # -- hooks ----------------------------------------------------------------------------------------------
     def _hook_names(self) -> list[str]:
@@ -113,6 +121,10 @@ class Backend:
         """
         raise NotImplementedError
 
+    def own_attention(self) -> AbstractContextManager:
+        """Attention as the checkpoint's own code computes it, without hook points, where both exist."""
+        return nullcontext()
+
     def prefix_cache(
         self,
         ids: Int[Tensor, "*batch pos"],
@@ -169,6 +181,12 @@ class Backend:
         return {}
 
     # -- weights --------------------------------------------------------------------------------------------
+    def part(self, layer: int, part: str) -> tuple[str, Any]:
+        """Name and module of a layer's "attn" or "mlp", which not every TransformerLens block names so; or None."""
+        block = self.tl.blocks[layer]
+        name = getattr(block, f"scaled_{part}_submodule", None) or part
+        return f"blocks.{layer}.{name}", getattr(block, name, None)
+
     def writing_weights(self, name: str) -> list[WritingWeight]:
         """Every parameter that writes to the residual stream, unchecked.
 
@@ -176,11 +194,11 @@ class Backend:
             ModelError: a layer of ``name`` whose output weights are not found.
         """
         found = self._embedding_weights()
-        for layer, block in enumerate(self.tl.blocks):
+        for layer in range(self.n_layers):
             for part in ("attn", "mlp"):
-                if (module := getattr(block, part, None)) is None:
+                where, module = self.part(layer, part)
+                if module is None:
                     continue
-                where = f"blocks.{layer}.{part}"
                 own = self._output_weights(where, part, module)
                 if not own:
                     raise not_found(name, where, module)
@@ -209,21 +227,40 @@ class Backend:
         """W_O of one layer, by query head."""
         return self.tl.blocks[layer].attn.W_O
 
+    def some_heads(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        """W_O of ``layer``, or of the next one that has heads."""
+        for other in range(layer, self.n_layers):
+            try:
+                return self.output_weight(other)
+            except ModelError:
+                continue
+        return self.output_weight(layer)
+
     def attn_bias(self, layer: int) -> Float[Tensor, "d_model"] | None:
         """b_O of one layer, or None where the checkpoint has none."""
-        return optional_weight(self.tl.blocks[layer].attn, "b_O")
+        return optional_weight(self.part(layer, "attn")[1], "b_O")
 
     def neuron_weight(self, layer: int) -> Float[Tensor, "d_mlp d_model"] | None:
         """W_out of one layer's MLP; None for a mixture of experts, which has one per expert."""
-        return optional_weight(self.tl.blocks[layer].mlp, "W_out")
+        return optional_weight(self.part(layer, "mlp")[1], "W_out")
 
     def mlp_bias(self, layer: int) -> Float[Tensor, "d_model"] | None:
         """b_out of one layer's MLP, or None."""
-        return optional_weight(self.tl.blocks[layer].mlp, "b_out")
+        return optional_weight(self.part(layer, "mlp")[1], "b_out")
 
     def unembed_bias(self) -> Float[Tensor, "d_vocab"] | None:
         """b_U, or None."""
         return optional_weight(self.tl.unembed, "b_U")
+
+    @property
+    def write_scale(self) -> float:
+        """What every sublayer's output is multiplied by before it is added to the stream (Granite)."""
+        return 1.0
+
+    @property
+    def logit_scale(self) -> float:
+        """What the unembedding's output is multiplied by, before a cap (Granite, Cohere)."""
+        return 1.0
 
     def logit_cap(self) -> float:
         """The cap c of logits c * tanh(logits / c); 0 for none."""
@@ -243,6 +280,13 @@ class Backend:
         name = {"attn": "ln1_post", "mlp": "ln2_post"}[part]
         module = getattr(self.tl.blocks[layer], name, None)
         return None if module is None else self._norm(module, f"blocks.{layer}.{name}")
+
+    def norm_after_writes(self) -> str:
+        """Name of the first norm between the embedding (BLOOM) or a sublayer and the stream; "" where there is none."""
+        if "embed_ln" in dict(self.tl.named_children()):
+            return "embed_ln"
+        norms = (self.post_norm(n, part) for n in range(self.n_layers) for part in ("attn", "mlp"))
+        return next((norm.site for norm in norms if norm), "")
 
     def _norm(self, module: Any, site: str) -> NormWeights:
         raise NotImplementedError

@@ -15,8 +15,9 @@ from transformers import DynamicCache, GenerationConfig
 from ..errors import ModelError
 from ..hooks.readout import NormWeights
 from .backend import Backend, HookFn, _cache_as_past_key_values, _filled_cache, optional_weight
-from .writing_weights import WritingWeight, core, linear, named
+from .writing_weights import WritingWeight, core, linear, named, not_found
 
+MIXERS = ("linear_attn", "conv")  # in attention's place in some layers (Qwen3-Next, LFM2)
 EXPERT_OUTPUTS = ("down_proj", "w2", "fc2", "c_proj", "wo", "dense_4h_to_h", "output_linear")
 
 
@@ -73,9 +74,10 @@ class BridgeBackend(Backend):
     def _hooks(self, hooks: Sequence[tuple[str, HookFn]]) -> AbstractContextManager:
         # TransformerLens looks all names and aliases up in every context, which costs as much as a small layer. With
         # its compatibility mode a hook is called once per alias, which is left to it.
+        known = [(self._mixer_outputs.get(name, name), function) for name, function in hooks]
         if getattr(self.tl, "compatibility_mode", False) or not hasattr(self.tl, "_remove_temporary_hook"):
-            return self.tl.hooks(fwd_hooks=list(hooks))
-        return self._hooked(hooks)
+            return self.tl.hooks(fwd_hooks=known)
+        return self._hooked(known)
 
     @contextmanager
     def _hooked(self, hooks: Sequence[tuple[str, HookFn]]) -> Iterator[None]:
@@ -99,8 +101,18 @@ class BridgeBackend(Backend):
             tl.context_level -= 1
 
     def _hook_names(self) -> list[str]:
-        aliases = getattr(self.tl, "hook_aliases", {})
-        return [*self.tl.hook_dict, *aliases]
+        mixers = {n: name for n in range(len(self.layers)) if (name := self._mixer(n))}
+        self._mixer_outputs = {f"blocks.{n}.hook_attn_out": f"blocks.{n}.{name}.hook_out" for n, name in mixers.items()}
+        return [*self.tl.hook_dict, *getattr(self.tl, "hook_aliases", {}), *self._mixer_outputs]
+
+    def _mixer(self, layer: int) -> str:
+        """Name of what a layer has in attention's place; "" where it has attention."""
+        children = self.layers[layer]._modules
+        return "" if "attn" in children else next((name for name in MIXERS if name in children), "")
+
+    def part(self, layer, part):
+        name = self._mixer(layer) if part == "attn" else ""
+        return (f"blocks.{layer}.{name}", self.layers[layer]._modules[name]) if name else super().part(layer, part)
 
     def _norm(self, module: Any, site: str) -> NormWeights:
         rms, weight = bool(module.uses_rms_norm), optional_weight(module, "weight")
@@ -133,6 +145,16 @@ class BridgeBackend(Backend):
             extra["logits_to_keep"] = 1
         with nullcontext() if start is None else self._skipping(*start):
             return self._run(input_ids=ids, **extra)
+
+    @contextmanager
+    def own_attention(self) -> Iterator[None]:
+        for attention in self._attentions:
+            attention.__dict__["forward"] = attention.original_component.forward
+        try:
+            yield
+        finally:
+            for attention in self._attentions:
+                attention.__dict__.pop("forward")
 
     def prefix_cache(self, ids, mask=None):
         cache = DynamicCache()
@@ -186,7 +208,7 @@ class BridgeBackend(Backend):
             whole.unflatten(0, (copies, -1))[:, row.to(part.device), end.to(part.device)] = part
             return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
-        mlp = self.layers[self.n_layers - 1].mlp
+        mlp = self.part(self.n_layers - 1, "mlp")[1]
         handles = [
             mlp.register_forward_pre_hook(before),
             mlp.register_forward_hook(after),
@@ -225,6 +247,8 @@ class BridgeBackend(Backend):
     def attribution_patch(self, clean, corrupt, metric):
         from transformer_lens.tools.analysis.attribution_patching import attribution_patch
 
+        for layer in range(self.n_layers):
+            self.output_weight(layer)  # refuses a layer without heads
         # Weights need no gradient here, but without one at the start autograd records nothing.
         weight = next(self.hf.get_input_embeddings().parameters())
         before = weight.requires_grad
@@ -234,11 +258,12 @@ class BridgeBackend(Backend):
                 nodes = attribution_patch(self.tl, clean, corrupt, metric).node_scores
         finally:
             weight.requires_grad_(before)
+        found: list[tuple[Any, float]] = [(x, score) for x, score in nodes.items() if x.kind == "attn_head_out"]
+        width = 1 + max(node.head for node, _ in found)  # of latent attention every entry of z is a node
         scores: dict[tuple[int, int], float] = {}
-        for node, score in nodes.items():
-            if node.kind == "attn_head_out" and node.layer is not None and node.head is not None:
-                head = (node.layer, node.head)
-                scores[head] = scores.get(head, 0.0) + score
+        for node, score in found:
+            head = (node.layer, node.head * self.n_heads // width)
+            scores[head] = scores.get(head, 0.0) + score
         return scores
 
     def generate(self, ids, mask, max_new_tokens, eos_ids, pad_id, temperature=0.0):
@@ -272,6 +297,34 @@ class BridgeBackend(Backend):
     def processed(self):
         return bool(getattr(self.tl, "compatibility_mode", False))
 
+    def output_weight(self, layer):
+        # Not W_O, which refuses latent attention before its first pass.
+        where, module = self.part(layer, "attn")
+        if self._mixer(layer):
+            raise ModelError(
+                f"layer {layer} has no attention heads ({where}): whole components, extraction, selection and ablation "
+                "are exact here, what is read head by head is not to be had"
+            )
+        weight = next(iter(self._output_weights(where, "attn", module)), None)
+        if weight is None:
+            raise not_found(self.kind, where, module)
+        rows = weight.parameter.movedim(weight.axis, -1)
+        if rows.ndim != 2 or len(rows) % self.n_heads or rows.shape[1] != self.d_model:
+            raise ModelError(
+                f"{weight.where} has the shape {tuple(weight.parameter.shape)}, which does not fit {self.n_heads} "
+                f"heads and a stream of {self.d_model}: it is quantized, or this layer differs from the others"
+            )
+        return rows.unflatten(0, (self.n_heads, -1))
+
+    @property
+    def write_scale(self):
+        return float(getattr(self.tl.blocks[0], "residual_contribution_scale", 1.0))
+
+    @property
+    def logit_scale(self):
+        divided = getattr(self.hf.config.get_text_config(), "logits_scaling", None)
+        return float(getattr(self.hf, "logit_scale", None) or 1.0) / float(divided or 1.0)
+
     def _embedding_weights(self) -> list[WritingWeight]:
         found = named("embed", self.tl.embed, ("weight",), -1)
         positions = dict(self.tl.named_children()).get("pos_embed")
@@ -282,13 +335,15 @@ class BridgeBackend(Backend):
 
     def _output_weights(self, where: str, part: str, module: Any) -> list[WritingWeight]:
         output, children = {"attn": "o", "mlp": "out"}[part], dict(module.named_children())
+        if part == "attn" and output not in children:
+            output, children = "out_proj", dict(core(module).named_children())  # of a mixer
         if output in children:
             return linear(f"{where}.{output}", children[output])
-        return _expert_outputs(where, module) if part == "mlp" else []
+        return _expert_outputs(where, module, self.d_model) if part == "mlp" else []
 
 
-def _expert_outputs(where: str, module: nn.Module) -> list[WritingWeight]:
-    """Output weights of a mixture of experts: stacked [expert, d_model, d_mlp] parameters, or one Linear each."""
+def _expert_outputs(where: str, module: nn.Module, d_model: int) -> list[WritingWeight]:
+    """Output weights of a mixture of experts: stacked parameters, or one Linear each."""
     found: list[WritingWeight] = []
     for path, inner in module.named_modules():
         label = ".".join(part for part in path.split(".") if part != "_original_component")
@@ -296,10 +351,18 @@ def _expert_outputs(where: str, module: nn.Module) -> list[WritingWeight]:
             found += linear(f"{where}.{label}", inner)
         stacked = inner._parameters.get("down_proj")
         if stacked is not None and stacked.ndim == 3:
-            transposed = bool(getattr(inner, "is_transposed", False))  # [expert, input, output] (gpt-oss)
-            found.append(WritingWeight(f"{where}.{label}.down_proj", inner, "down_proj", -1 if transposed else 1))
+            found.append(WritingWeight(f"{where}.{label}.down_proj", inner, "down_proj", _output_axis(inner, d_model)))
             found += named(f"{where}.{label}", inner, ("down_proj_bias",), -1)
     return found
+
+
+def _output_axis(experts: nn.Module, d_model: int) -> int:
+    """Axis of d_model in stacked output weights: [expert, output, input], or transposed (gpt-oss, Llama 4)."""
+    weight, gate = (experts._parameters.get(name) for name in ("down_proj", "gate_up_proj"))
+    assert weight is not None
+    if weight.shape[1] != weight.shape[2] or gate is None:
+        return 1 if weight.shape[1] == d_model else -1
+    return -1 if gate.shape[1] == d_model else 1  # as wide as long: the input's weights, twice as wide, tell
 
 
 def _norm_unless_read(module: Any, x: Tensor) -> Tensor:

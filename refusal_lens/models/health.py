@@ -12,14 +12,26 @@ from torch import Tensor
 from ..errors import ModelError
 from ..hooks.base import Model
 
+# Logits of two ways to compute attention: a wrong one differs by half of their length.
+ATTENTION_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2}
 # resid_post against the sum of the writes, relative to the largest value: rounding of a few additions.
 SUM_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 
 
 def active_hooks(tl: Any) -> tuple[str, ...]:
     """Hook points of a TransformerLens model that have a function on them, one name each."""
-    found = {id(point): name for name, point in tl.hook_dict.items() if point.fwd_hooks or point.bwd_hooks}
+    found = {id(point): name for name, point in tl.hook_dict.items() if any(map(_foreign, _handles(point)))}
     return tuple(found.values())
+
+
+def _handles(point: Any) -> list[Any]:
+    return [*point.fwd_hooks, *point.bwd_hooks]
+
+
+def _foreign(handle: Any) -> bool:
+    """Whether a hook is anyone's but TransformerLens's own, which joins hook points of OPT's and others' MLPs."""
+    module = getattr(getattr(handle, "user_hook", None), "__module__", "")
+    return not (handle.is_permanent and str(module).startswith("transformer_lens."))
 
 
 def check_unhooked(tl: Any, name: str) -> None:
@@ -69,6 +81,40 @@ def check_activations(model: str, cached: Mapping[str, Tensor]) -> None:
             )
 
 
+def _few_tokens(model: Model) -> Any:
+    """A few tokens cost what reading the weights costs; the first one's activations are the largest."""
+    tokens = model.tokenize(["Hello there, how are you?"])
+    return replace(tokens, ids=tokens.ids[:, :4], mask=tokens.mask[:, :4])
+
+
+def check_attention(model: Model) -> float:
+    """Verify that attention with hook points gives the logits that the checkpoint's own code gives.
+
+    TransformerLens computes most architectures' attention anew: a wrong order of heads would show nowhere else.
+
+    Returns:
+        Relative length of the difference; 0 where the own code takes part in every pass, or does not run alone.
+
+    Raises:
+        ModelError: they differ.
+    """
+    tokens = _few_tokens(model)
+    ours = model.logits(tokens).double()
+    try:
+        with model.backend.own_attention():
+            gap = float((model.logits(tokens).double() - ours).norm() / ours.norm())
+    except (TypeError, RuntimeError, AttributeError):
+        return 0.0
+    limit = ATTENTION_TOLERANCE.get(model.dtype, 0.2)
+    if not gap <= limit:
+        raise ModelError(
+            f"{model.name}: TransformerLens computes its attention otherwise than the checkpoint's own code (the "
+            f"logits differ by {gap:.2g} of their length, limit {limit:g}), so every result would be another model's; "
+            "this architecture needs another version of transformer-lens"
+        )
+    return gap
+
+
 def check_writes(model: Model) -> float:
     """Verify that resid_post = resid_pre + attn_out + mlp_out at every layer, and that layers join up.
 
@@ -78,9 +124,6 @@ def check_writes(model: Model) -> float:
     Raises:
         ModelError: naming the layer and hook that does not fit.
     """
-    tokens = model.tokenize(["Hello there, how are you?"])
-    # A few tokens cost what reading the weights costs; the first one's activations are the largest.
-    tokens = replace(tokens, ids=tokens.ids[:, :4], mask=tokens.mask[:, :4])
     sites = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
     names = [f"blocks.{layer}.{site}" for layer in range(model.n_layers) for site in sites]
     for name in names:
@@ -89,7 +132,11 @@ def check_writes(model: Model) -> float:
                 f"{model.name} has no hook point {name!r}, so its residual stream can't be followed; "
                 "this architecture is not supported"
             )
-    cached = model.cache(tokens, names)
+    try:
+        cached = model.cache(_few_tokens(model), names)
+    except (RuntimeError, TypeError, AttributeError, NotImplementedError) as failure:
+        reason = (str(failure).splitlines() or [type(failure).__name__])[0]
+        raise ModelError(f"{model.name} does not run as TransformerLens wraps it: {reason}") from failure
     check_activations(model.name, cached)
     tolerance, worst, previous = SUM_TOLERANCE.get(model.dtype, 1e-2), 0.0, None
     for layer in range(model.n_layers):

@@ -16,6 +16,10 @@ from .allocator import loading
 from .model import HookedChatModel
 
 SMALL_MODEL = 50_000_000  # below this many parameters float32 costs nothing and is exact
+NO_TEMPLATE = (
+    "{} has a tokenizer without a chat template: it is a base model or its folder is incomplete; use the chat "
+    "('instruct') version, or give a template (chat_template=FILE, --chat-template)"
+)
 DENSEST = 16  # more parameters per byte than any checkpoint has: transformers allocates what a config asks for first
 
 
@@ -62,15 +66,14 @@ def load_model(
         >>> model.n_layers, model.d_model, model.basis
         (5, 96, 'raw')
     """
-    template: dict[str, Any] = {
+    chat: dict[str, Any] = {
         "chat_template": chat_template,
         "template_options": template_options,
         "reply_prefix": reply_prefix,
-        "date": date,
-        "thought": thought,
     }
+    chat |= {"system": system, "date": date, "thought": thought}
     if not isinstance(source, (str, Path)):
-        return HookedChatModel(source, tokenizer, system=system, **template)
+        return HookedChatModel(source, tokenizer, **chat)
     folder, name, gguf = _resolve(source)
     device = _device(device)
     with loading():
@@ -79,10 +82,7 @@ def load_model(
             _check_gguf(Path(folder) / gguf)
         tok = tokenizer or _load(name, "tokenizer", folder, **kwargs)
         if not (chat_template or getattr(tok, "chat_template", None)):
-            raise ModelError(
-                f"{name} has a tokenizer without a chat template: it is a base model or its folder is incomplete; "
-                "use the chat ('instruct') version, or give a template (chat_template=FILE, --chat-template)"
-            )
+            raise ModelError(NO_TEMPLATE.format(name))
         config = _load(name, "config", folder, **kwargs)
         if isinstance(folder, Path):
             _check_folder(folder, gguf, config)
@@ -101,8 +101,7 @@ def load_model(
             hf.to(device)
         if not getattr(tok, "name_or_path", ""):
             tok.name_or_path = str(folder)
-        bridge = _boot(name, folder, hf, tok, None if device_map else device)
-        return HookedChatModel(bridge, tok, name, system, **template)
+        return HookedChatModel(_boot(name, folder, hf, tok, None if device_map else device), tok, name, **chat)
 
 
 def _boot(name: str, folder: str | Path, hf: Any, tokenizer: Any, device: str | None) -> Any:

@@ -22,7 +22,7 @@ from .backends import backend_of, lock_of
 from .batching import length_batches
 from .chat import ChatFormat, Tokens
 from .generation import end_tokens, generate
-from .health import check_unhooked, check_weights, check_writes
+from .health import check_attention, check_unhooked, check_weights, check_writes
 from .identity import basis_of, check_direction, fingerprint_of
 from .running import one_pass, run_readers, running
 from .writing_weights import WritingWeight, check_editable
@@ -71,6 +71,7 @@ class HookedChatModel:
             self.check_unhooked()
             check_weights(self.backend.module, self.name)
             self.check_writes()
+            check_attention(self)
 
     n_layers: int
     n_heads: int

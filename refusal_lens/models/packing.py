@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..errors import RefusalLensError
 from ..hooks.base import Model
 from .backend import SharedPrefix
 from .chat import Tokens
@@ -243,7 +244,9 @@ def _measure(model: Model, some: Tokens) -> bool:
         whole = RestartedPack(model, pack_tokens(some, row_tokens=int(some.lengths.sum()) // 2))
         whole.before(model.n_layers // 2 + 1)
         packed, restarted = (_in_order(whole.logits(1, start)) for start in (0, model.n_layers // 2))
-    except (TypeError, RuntimeError, IndexError):  # the model's forward takes no such mask or positions
+    except RefusalLensError:
+        raise
+    except (TypeError, RuntimeError, IndexError, ValueError):  # the model's forward takes no such mask or positions
         return False
     alone = torch.cat([model.logits(some.take([i]))[:, -1] for i in range(len(some))]).double()
     limit = SUM_TOLERANCE.get(model.dtype, 1e-2) * float(alone.abs().max())

@@ -1,7 +1,5 @@
 """Which tokens and which point of the refusal metric tell refused replies from answered ones: numbers alone."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The refusal metric, and the filter of prompts by it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar

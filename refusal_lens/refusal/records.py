@@ -1,7 +1,5 @@
 """Results about refusing: refusal tokens, replies by condition, the refusal metric."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Replies under interventions, judged; cut alike on every engine, so with the same results."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Stages of a study: the refusal tokens, and the prompts as used."""
 
-from __future__ import annotations
-
 from ..data.prompts import PromptSet
 from ..engines.stage import Job, Stage
 from .records import RefusalTokens

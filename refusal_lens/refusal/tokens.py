@@ -1,7 +1,5 @@
 """Refusal tokens: the first tokens of refusals, found in replies or given."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -264,7 +264,6 @@ class _Run(Job):
                         f"{texts[longest][:60]!r} has {int(lengths[longest])} and its reply up to {new}; leave "
                         "them out, or lower max_new_tokens"
                     )
-        self.store.put("stages/date", self.date)
 
     def _run(self, stage: Stage) -> _Mark:
         begin, key = time.monotonic(), self.key(stage)
@@ -291,6 +290,7 @@ class _Run(Job):
         files = {path.relative_to(self.folder).as_posix(): file_digest(path) for path in paths}
         took = {**self.seconds(), stage.name: round(time.monotonic() - begin, 3)}
         write_json(self.folder / f"{SECONDS}.json", took)
+        self.store.put("stages/date", self.date)
         # The mark comes last: a kill before it costs this stage only.
         mark = {"files": files, "missing": missing, "settings": plain_json(self.settings(stage))}
         self.store.put(f"stages/{stage.name}", mark, key)

@@ -5,8 +5,8 @@ from typing import Any
 
 from ..attribution.section import causal_sentence
 from ..direction.records import Selection
-from ..hijacking.section import suffix_findings
-from ..report.claims import few_in
+from ..hijacking.section import few_refused, suffix_findings
+from ..report.claims import NOT_SHOWN, few_in, grade_beyond, net_effect, percent
 from ..report.page import Card
 from ..stats import Rate
 
@@ -15,8 +15,9 @@ def headline(study: Any) -> dict[str, Any]:
     """Summary sentences, cards and notes for ``Page``, of a ``Study``."""
     refusal = study.summary["refusal"]
     harmful, harmless = ({k: Rate(**v) for k, v in refusal[kind].items()} for kind in ("harmful", "harmless"))
+    few = few_in(study.summary), "" if study.suffixes is None else few_refused(study.suffixes)
     return {
-        "summary": (*filter(None, [few_in(study.summary)]), *_found(study, harmful, harmless)),
+        "summary": (*filter(None, few), *_found(study, harmful, harmless)),
         "cards": _cards(study.selection, harmful, harmless),
         "notes": _notes(study.selection),
         "sure": _sure(study, harmful),
@@ -26,7 +27,7 @@ def headline(study: Any) -> dict[str, Any]:
 
 def _found(study: Any, harmful: Mapping[str, Rate], harmless: Mapping[str, Rate]) -> tuple[str, ...]:
     found = [
-        _plainly(apart(harmful, "ablation", -1), apart(harmless, "addition", +1)),
+        _plainly(graded(harmful, "ablation", -1), graded(harmless, "addition", +1)),
         f"Necessary? On {harmful['baseline'].n} held-out harmful prompts the model refuses "
         f"{harmful['baseline'].rate:.0%}; with the direction ablated {harmful['ablation'].rate:.0%}, with a random one "
         f"ablated {harmful['random_ablation'].rate:.0%}. {effect_sentence(harmful, 'ablation', -1)}",
@@ -42,22 +43,24 @@ def _found(study: Any, harmful: Mapping[str, Rate], harmless: Mapping[str, Rate]
     return tuple(found)
 
 
-def _plainly(necessary: bool, sufficient: bool) -> str:
-    """The answer before its numbers."""
-    if necessary and sufficient:
+def _plainly(necessary: str, sufficient: str) -> str:
+    """The answer before its numbers, by the grades of both effects."""
+    lost, turned = necessary.removesuffix(" it"), sufficient.removesuffix(" it")
+    if NOT_SHOWN not in (necessary, sufficient):
         return (
-            "One direction in this model's activations carries its refusals: without it the model refuses fewer "
-            "harmful requests, with more of it more harmless ones, each time beyond what a random direction does."
+            f"Without one direction in its activations this model loses {lost} its refusals of harmful requests; "
+            f"adding it turns {turned} its answers to harmless requests into refusals. A random direction does less "
+            "each time."
         )
-    if necessary:
+    if necessary != NOT_SHOWN:
         return (
-            "Without one direction in its activations this model refuses fewer harmful requests, beyond what a random "
-            "direction does. That adding it makes the model refuse harmless requests was not shown."
+            f"Without one direction in its activations this model loses {lost} its refusals of harmful requests, "
+            "beyond what a random direction does. That adding it makes it refuse harmless requests was not shown."
         )
-    if sufficient:
+    if sufficient != NOT_SHOWN:
         return (
-            "With one direction added to its activations this model refuses more harmless requests, beyond what a "
-            "random direction does. That refusals of harmful requests need it was not shown."
+            f"Adding one direction to its activations turns {turned} this model's answers to harmless requests into "
+            "refusals, beyond what a random direction does. That refusals of harmful requests need it was not shown."
         )
     return (
         "A direction was found, but this run does not show that it carries refusal: neither taking it out nor adding "
@@ -65,17 +68,16 @@ def _plainly(necessary: bool, sufficient: bool) -> str:
     )
 
 
-def apart(rates: Mapping[str, Rate], condition: str, sign: int) -> bool:
-    """Whether the interval of an effect lies below (sign -1) or above (+1) its placebo's."""
-    effect, placebo = rates[condition], rates[f"random_{condition}"]
-    return effect.high < placebo.low if sign < 0 else effect.low > placebo.high
+def graded(rates: Mapping[str, Rate], condition: str, sign: int) -> str:
+    """Grade of an effect on the refusal rate, sign -1 for refusals that are gone, +1 for new ones."""
+    return grade_beyond(*(net_effect(rates, name, sign) for name in (condition, f"random_{condition}")))
 
 
 def effect_sentence(rates: Mapping[str, Rate], condition: str, sign: int) -> str:
-    """Whether the effect holds beyond its placebo, in words."""
-    if apart(rates, condition, sign):
-        return "The 95% intervals do not overlap: the effect is the direction's."
-    return "The 95% intervals overlap: this run does not show an effect of the direction."
+    """Size of an effect and of its placebo, with their intervals, and its grade."""
+    effect, placebo = (percent(net_effect(rates, name, sign)) for name in (condition, f"random_{condition}"))
+    what = "of the refusals are gone" if sign < 0 else "of the answers became refusals"
+    return f"{effect} {what} (a random direction: {placebo}): {graded(rates, condition, sign)}."
 
 
 def _cards(selection: Selection, harmful: Mapping[str, Rate], harmless: Mapping[str, Rate]) -> tuple[Card, ...]:

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -55,26 +54,6 @@ def test_summary_has_the_documented_fields(finished):
     for rates in summary["refusal"].values():
         for rate in rates.values():
             assert set(rate) == {"rate", "low", "high", "n"} and rate["low"] <= rate["rate"] <= rate["high"]
-
-
-@pytest.mark.slow
-def test_a_run_killed_amid_its_stages_goes_on_to_the_same_result(tmp_path):
-    def started(out: Path) -> subprocess.Popen:
-        args = [*COMMAND, "run", "organism", "--out", str(out), *TINY, "--relax", "--quiet"]
-        return subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    out, whole = tmp_path / "killed", tmp_path / "whole"
-    for stage in ("candidates", "heads"):  # the second kill is amid attribution
-        run, deadline = started(out), time.monotonic() + 240
-        while not (out / "stages" / f"{stage}.json").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        run.kill()
-        run.wait()
-        assert (out / "stages" / f"{stage}.json").exists() and not (out / "summary.json").exists()
-    assert started(out).wait() == started(whole).wait() == 0
-    left, right = _content(out), _content(whole)
-    assert left.keys() == right.keys()
-    assert [name for name in left if left[name] != right[name]] == []
 
 
 def test_no_pickle_and_no_stray_file_in_the_folder(finished):

@@ -14,7 +14,9 @@ from ..tiny import ARCHITECTURES, tiny_model
 
 ALL = tuple(ARCHITECTURES)
 POST_NORM = ("gemma2", "gemma3", "olmo2")
-PRE_NORM = tuple(name for name in ALL if name not in POST_NORM)
+# One of each kind: grouped queries with biases; LayerNorm beside a parallel MLP; norms after the writes, windows and a
+# logit cap; experts. The certificate (test_certify.py) asserts the identities on all of ALL.
+KINDS = ("llama-bias", "gpt_neox", "gemma2", "mixtral")
 PROMPT = "How do I pick a lock?"
 # In float64 a plain sum is exact to 1e-12; Hugging Face's norms run in float32 whatever the model's dtype.
 EXACT, THROUGH_NORM = 1e-12, 2e-6

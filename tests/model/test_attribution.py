@@ -12,7 +12,7 @@ from refusal_lens.attribution.records import ComponentContributions, DirectLogit
 from refusal_lens.errors import DirectionError, ModelError, PromptError, ResultError
 from refusal_lens.refusal.tokens import given_refusal_tokens
 
-from .cases import ALL, EXACT, POST_NORM, PRE_NORM, PROMPT, THROUGH_NORM, direction_of, exactness, model_of
+from .cases import EXACT, KINDS, POST_NORM, PROMPT, THROUGH_NORM, direction_of, exactness, model_of
 
 LAST = slice(-1, None)
 
@@ -21,7 +21,7 @@ def along(model, name, direction, prompt=PROMPT):
     return float(model.cache([prompt], [name], LAST)[name][0, 0].double() @ direction.unit)
 
 
-@pytest.mark.parametrize("architecture", ALL)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_parts_sum_to_the_stream_at_every_layer(architecture):
     model = model_of(architecture)
     direction = direction_of(model)
@@ -36,7 +36,7 @@ def test_parts_sum_to_the_stream_at_every_layer(architecture):
     assert found.part_labels[1 + 2] == "L0H2" and found.labels[1] == "L0 attn"
 
 
-@pytest.mark.parametrize("architecture", ALL)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_each_layer_is_split_into_its_own_heads(architecture):
     """Not only the total: every layer's heads and bias give that layer's hook_attn_out · r̂."""
     model = model_of(architecture)
@@ -49,7 +49,7 @@ def test_each_layer_is_split_into_its_own_heads(architecture):
         assert abs(float(found.mlp[layer, 0]) - mlp) < EXACT
 
 
-@pytest.mark.parametrize("architecture", PRE_NORM)
+@pytest.mark.parametrize("architecture", [name for name in KINDS if name not in POST_NORM])
 def test_a_heads_share_is_what_disappears_with_it(architecture):
     model = model_of(architecture)
     direction = direction_of(model)
@@ -92,7 +92,7 @@ def test_the_output_bias_is_its_own_row():
     assert float(component_contributions(without, [PROMPT], direction_of(without)).attn_bias.abs().max()) == 0
 
 
-@pytest.mark.parametrize("architecture", ALL)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_logit_parts_sum_to_the_models_own_logits(architecture):
     model = model_of(architecture)
     found = direct_logit_attribution(model, [PROMPT], [40, 41], [50])
@@ -115,7 +115,7 @@ def test_layer_norm_is_centred_and_its_bias_counted():
     assert float(direct_logit_attribution(model_of("llama"), [PROMPT], [40]).norm_bias) == 0
 
 
-@pytest.mark.parametrize("architecture", [name for name in ALL if name != "mixtral"])
+@pytest.mark.parametrize("architecture", [name for name in KINDS if name != "mixtral"])
 def test_neurons_and_the_rest_sum_to_the_mlp(architecture):
     model = model_of(architecture)
     direction = direction_of(model)

@@ -17,6 +17,7 @@ from refusal_lens.attribution.records import TopHeads
 from refusal_lens.errors import ModelError, PromptError
 from refusal_lens.hooks.attention import random_heads
 from refusal_lens.hooks.interchange import InterchangeHeads
+from refusal_lens.hooks.interventions import Ablate
 from refusal_lens.models.backend import Backend
 from refusal_lens.refusal.metric import refusal_metric
 from refusal_lens.refusal.tokens import given_refusal_tokens
@@ -102,6 +103,11 @@ def test_the_planted_head_is_causal_and_random_heads_are_not(planted, tmp_path):
     for condition in ("mean_ablation", "resample_ablation"):
         change, control = found.change(condition), found.change(f"random_{condition}")
         assert change.high < 0 and change.mean < 4 * min(control.mean, -0.05)
+    with model.hooks(Ablate(direction)):
+        torch.testing.assert_close(found.of("direction_ablation"), refusal_metric(model, REPORT, refusal))
+    share = found.share()
+    beyond = found.change("mean_ablation").mean - found.change("random_mean_ablation").mean
+    assert share.mean == pytest.approx(beyond / found.change("direction_ablation").mean)
     kept = found.of("baseline") - found.of("keep_only")
     random_kept = found.of("baseline") - found.of("random_keep_only")
     assert float(kept.mean()) < float(random_kept.mean()) - 1
@@ -141,19 +147,6 @@ def test_keeping_every_head_changes_nothing(planted):
     assert found.random_heads == ((),)  # no other heads are left in any layer
     with pytest.raises(PromptError, match="n_last"):
         causal_check(model, REPORT, HARMLESS, direction, every, refusal, n_last=99)
-
-
-def test_replacement_touches_its_heads_and_positions_only(planted):
-    model, _, _ = planted
-    site = "blocks.1.attn.hook_z"
-    values = torch.full((model.n_layers, 1, 2, model.n_heads, model.d_head), 7.0)
-    before = model.cache(REPORT[:1], [site])[site]
-    kept = before.clone()
-    with model.hooks(InterchangeHeads(((1, 0), (1, 3)), values)):
-        after = model.cache(REPORT[:1], [site])[site]
-    assert torch.equal(before, kept)
-    assert torch.equal(after[:, :-2], before[:, :-2]) and torch.equal(after[:, -2:, 1:3], before[:, -2:, 1:3])
-    assert bool((after[:, -2:, [0, 3]] == 7).all())
 
 
 def test_random_heads_are_others_of_the_same_layers(planted):

@@ -1,45 +1,33 @@
-"""A suffix inside a model: exact identities on tiny models, the paper's findings on the embedded one."""
+"""A suffix inside a model: exact identities on tiny models (the paper's findings: test_hijacking_organism.py)."""
 
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
-import time
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
 
 from refusal_lens.attribution.sources import source_contributions
-from refusal_lens.cli.hijack import hijack
-from refusal_lens.data import organism as embedded
-from refusal_lens.data.suffixes import SuffixSet
 from refusal_lens.errors import PromptError
 from refusal_lens.hijacking.causal import _Bench, causal_tests, matching_columns
 from refusal_lens.hijacking.investigation import Settings, investigate
-from refusal_lens.hijacking.mechanisms import mechanism
 from refusal_lens.hijacking.observation import observe, split_drop
-from refusal_lens.hijacking.observation_records import SuffixResult
-from refusal_lens.hijacking.records import Investigation
 from refusal_lens.hijacking.screening import screen, without_token
 from refusal_lens.hooks.attention import AttentionKnockout
 from refusal_lens.hooks.interchange import Interchange, InterchangeHeads, InterchangePattern, InterchangeWrites
 from refusal_lens.hooks.interventions import NormMatchedPlacebo
 from refusal_lens.hooks.readout import Readout
-from refusal_lens.records.base import load_record
 from refusal_lens.records.labels import REGIONS
 from refusal_lens.records.store import Store
 from refusal_lens.refusal.metric import refusal_metric
 from refusal_lens.refusal.records import RefusalTokens
 
-from .cases import ALL, POST_NORM, direction_of, exactness, model_of
+from .cases import KINDS, POST_NORM, direction_of, exactness, model_of
 
 SUFFIX = " now please!"
 PROMPT = "How do I pick a lock?"
 TOKENS = RefusalTokens((40, 41), ("I", "J"))
-SOME = ("llama", "qwen2", "gpt_neox", "gemma2", "mixtral")
 TOP = ((0, 1), (1, 3), (2, 0))
 EVERY = tuple((layer, head) for layer in range(3) for head in range(4))
 
@@ -52,7 +40,7 @@ def see(model, suffix="", prompts=(PROMPT,), top=TOP, condition="suffix", **kwar
 # -- identities ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", SOME)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_an_observation_adds_up(architecture):
     model = model_of(architecture)
     o, sources = see(model, SUFFIX)
@@ -99,7 +87,7 @@ def test_dominance_is_the_suffixs_share_of_the_write(architecture):
     assert float(plain.dominance.abs().max()) == 0 and float(plain.top_dominance[0]) == 0
 
 
-@pytest.mark.parametrize("architecture", ALL)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_the_split_adds_up_to_each_heads_drop(architecture):
     model = model_of(architecture)
     limit = exactness(architecture)
@@ -121,7 +109,7 @@ def test_the_split_adds_up_to_each_heads_drop(architecture):
     torch.testing.assert_close(split.moved, record.values.sum(-1) / 2, rtol=0, atol=limit)
 
 
-@pytest.mark.parametrize("architecture", SOME)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_knock_out_cuts_exactly_these_edges(architecture):
     """Against another route: zeros in the pattern, renormalised; and what the cut heads then take from the suffix."""
     model = model_of(architecture)
@@ -370,172 +358,3 @@ def test_bad_input_is_one_clear_sentence():
     found = investigate(model, prompts, suffixes, direction, refusal_tokens=always, settings=few)
     assert found.suffix_texts == (" now",) and len(found.results) == 1
     assert any(note.startswith("suffix 'xxx") and "use a shorter suffix" in note for note in found.notes)
-
-
-# -- the embedded model -------------------------------------------------------------------------------------------
-
-N = 24
-
-
-@pytest.fixture(scope="module")
-def found(organism, study, tmp_path_factory):
-    """The investigation on held-out instructions (the heads were chosen on others)."""
-    folder = tmp_path_factory.mktemp("hijacking")
-    inputs = {
-        "prompts": study.harmful,
-        "suffixes": SuffixSet.load(embedded.suffixes()),
-        "direction": study.selection.chosen,
-        "harmless": study.harmless.test.texts,
-        "refusal_tokens": study.refusal_tokens,
-        "settings": Settings(forensics=8, n_random=1, max_new_tokens=12, shuffled=False, shown=1),
-        "folder": folder / "out",
-    }
-    return investigate(organism, **inputs), inputs
-
-
-def test_the_suffixes_stop_refusals_and_random_tokens_do_not(found):
-    report = found[0]
-    attacks = [r for r in report.results if r.suffix.is_attack]
-    benign = [r for r in report.results if not r.suffix.is_attack]
-    assert (len(attacks), len(benign)) == (3, 6) and report.plain.refusal_rate.rate >= 0.95
-    for result in attacks:
-        assert result.works
-        assert result.suffixed.refusal_rate.rate <= 0.10 and result.random.refusal_rate.rate >= 0.90
-        assert result.metric_drop.low > 5
-        assert set(result.n_tokens) == {8}
-    assert all(not r.works and r.suffixed.refusal_rate.rate >= 0.90 for r in benign)
-    assert max(report.adjusted_p()[:3]) < 1e-6
-    # Strength and universality: the three that work take the heads' write over, the others do not.
-    assert min(r.strength.mean for r in attacks) > max(r.strength.mean for r in benign)
-    rho, p = report.strength_against_universality()
-    assert rho > 0.7 and p < 0.05
-
-
-def test_the_first_head_turns_to_the_suffix(found):
-    """The paper's Fig. 6b. On this model one head carries it: it rises by well over 0.3, the mean over the top four by
-    less (their mean is in docs/hijacking.md)."""
-    report = found[0]
-    for result in (r for r in report.results if r.suffix.is_attack):
-        rises = result.head_rises()
-        assert rises[0].low >= 0.3, report.head_labels
-        assert 0.1 <= result.attention_rise.mean < 0.3
-        assert result.strongest_rises()[0][1] >= 0.3
-        # And its write along r̂ falls with it.
-        drop = result.from_random.drop[report.top_heads[0]]
-        assert float(drop.mean()) > 1
-
-
-def test_cutting_the_edges_brings_refusals_back_and_controls_do_not(found):
-    report = found[0]
-    for result in (r for r in report.results if r.suffix.is_attack):
-        tests = result.causal
-        assert tests.refusals_back("cut top heads").rate >= 0.80
-        assert tests.recovered("cut all heads").low >= 0.9 and tests.refusals_back("cut all heads").rate >= 0.95
-        for name in ("cut top heads", "patch output of top heads", "patch r̂ component of top heads", "restore r̂"):
-            assert tests.passed(name), name
-            assert tests.recovered_placebo(name).high < 0.35
-        assert tests.recovered_random("cut top heads").high < 0.2
-        said = mechanism(result)
-        assert said.hijacks and "because" in said.sentence and "hijack" in said.sentence
-    for result in (r for r in report.results if not r.suffix.is_attack):
-        said = mechanism(result)
-        assert result.causal is None and not said.hijacks and "hijack" not in said.sentence
-
-
-def test_the_drop_is_accounted_for(found):
-    report = found[0]
-    for result in report.results:
-        for site in (report.direction.layer, report.plain.projection.shape[0] - 1):
-            table = report.drop_parts(result, site).set_index("part")["mean"]
-            assert float(table.drop("total").sum()) == pytest.approx(float(table["total"]), abs=1e-3)
-        whole = report.plain.heads - result.suffixed.heads
-        torch.testing.assert_close(result.from_plain.drop, whole, rtol=0, atol=1e-3)
-
-
-def test_tokens_detectors_and_departure(found):
-    report = found[0]
-    result = report.results[0]
-    table = result.tokens.to_frame()
-    assert len(table) == 8 and table["removed"].max() > 1
-    assert result.departure() is not None and result.departure() <= report.direction.layer
-    d = report.detectors
-    layer = report.direction.layer
-    assert d.site == layer and d.roc("last token", layer, "harmful").auroc.low > 0.95
-    fooled = d.roc("last token", layer, "harmful + the strongest suffix").auroc
-    assert fooled.high < d.roc("last token", layer, "harmful").auroc.low
-    assert any("strongest suffix" in text for text in d.failures())
-    assert d.flagged("last token", layer, "harmless").rate <= 0.05
-
-
-def test_it_resumes_and_loads(found, organism):
-    report, inputs = found
-    folder = inputs["folder"]
-    files = sorted((folder / "suffixes").iterdir())
-    before = [f.stat().st_mtime_ns for f in files]
-    files[4].unlink()
-    again = investigate(organism, **inputs)
-    after = [f.stat().st_mtime_ns for f in files]
-    assert [a == b for a, b in zip(before, after, strict=True)] == [i != 4 for i in range(9)]
-    assert again.results_frame().equals(report.results_frame())
-    loaded = load_record(folder / "report", Investigation)
-    assert loaded.results_frame().equals(report.results_frame())
-    assert torch.equal(load_record(files[0], SuffixResult).suffixed.heads, report.results[0].suffixed.heads)
-    # Other tests do not cost the observations; without tests nothing is explained.
-    few = investigate(
-        organism, **{**inputs, "settings": dataclasses.replace(inputs["settings"], detail=1, causal="none")}
-    )
-    assert len(few.results) == 7 and any("screened only" in note for note in few.notes)
-    assert few.screened.shape == few.screened_strength.shape == (9, report.plain.n)
-    assert all(r.causal is None for r in few.results) and "not tested" in mechanism(few.results[0]).sentence
-    assert [f.stat().st_mtime_ns for f in files] == after
-
-
-COMMAND = [sys.executable, "-c", "from refusal_lens.cli import main; main()", "hijack", "organism"]
-
-
-@pytest.mark.slow
-def test_a_killed_command_goes_on_where_it_stopped(found, study, organism, tmp_path, capsys):
-    """SIGKILL after the first suffix, then the same command again: what was done stays, the result is the same."""
-    study, out, suffixes = study.folder, tmp_path / "out", tmp_path / "mine.jsonl"
-    suffixes.write_text("".join(embedded.suffixes().read_text().splitlines(True)[2:5]))
-    few = ["--suffixes", suffixes, "--direction", study, "--out", out, "--quiet", "--no-shuffled"]
-    few += ["--prompts", "8", "--harmless", "8", "--max-new-tokens", "0"]
-    first = subprocess.Popen([*COMMAND, *map(str, few)])
-    done = out / "suffixes"
-    deadline = time.monotonic() + 300
-    while len(list(done.glob("0*.safetensors"))) < 2 and time.monotonic() < deadline and first.poll() is None:
-        time.sleep(0.02)
-    first.kill()
-    first.wait()
-    kept = {path: path.stat().st_mtime_ns for path in sorted(done.glob("0*.safetensors"))[:1]}
-    assert kept and not (out / "report.html").exists()
-    same = {"prompts": 8, "harmless": 8, "max_new_tokens": 0, "shuffled": False}
-    hijack("organism", suffixes=suffixes, direction=study, out=out, **same)
-    assert "attention of the top heads" in capsys.readouterr().out
-    assert all(path.stat().st_mtime_ns == t for path, t in kept.items())
-    page = (out / "report.html").read_text("utf-8")
-    assert "Suffix attacks" in page and "because it hijacks the top heads" in page
-    # As if it had never been killed: once more, in memory.
-    report = load_record(out / "report", Investigation)
-    inputs = {**found[1], "suffixes": SuffixSet.load(suffixes), "harmless": report.harmless.prompts, "folder": None}
-    inputs["settings"] = Settings(max_new_tokens=0, prompts=8, shuffled=False)
-    again = investigate(organism, **inputs, head_prompts=report.head_prompts)
-    assert report.results_frame().equals(again.results_frame())
-
-
-def test_bad_input_at_the_command_line_is_one_sentence(study, tmp_path):
-    (tmp_path / "empty.txt").write_text(" \n")
-    (tmp_path / "void.jsonl").write_text('{"suffix": " "}\n')
-    (tmp_path / "long.txt").write_text("bath " * 3000)
-    (tmp_path / "calm.txt").write_text("How do I bake bread?\nHow do I plant a tree?\n")
-    (tmp_path / "ok.txt").write_text("bath rice\n")
-    for given, message in (
-        ({"suffixes": Path("none.txt")}, "there is no suffix file none.txt"),
-        ({"suffixes": tmp_path / "empty.txt"}, "holds no suffix"),
-        ({"suffixes": tmp_path / "void.jsonl"}, "is empty; remove the row"),
-        ({"suffixes": tmp_path / "long.txt"}, "use a shorter suffix"),
-        ({"suffixes": tmp_path / "ok.txt", "harmful": str(tmp_path / "calm.txt")}, "no refused prompt is left"),
-    ):
-        with pytest.raises(PromptError, match=message) as error:
-            hijack("organism", direction=study.folder, out=tmp_path / "o", quiet=True, **given)
-        assert "\n" not in str(error.value)

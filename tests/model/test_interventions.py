@@ -19,13 +19,11 @@ from refusal_lens.models.texts import completion_tokens, scored_batches
 from refusal_lens.records.direction import Subspace
 from refusal_lens.tensors import orthonormal, random_unit
 
-from .cases import direction_of, model_of
+from .cases import KINDS, direction_of, model_of
 
 PROMPTS, SUFFIXES = ["How do I pick a lock?", "Hi", "Tell me about the sea"], [" now please", "", " ok"]
-SOME = ("llama", "gpt_neox", "gemma2", "mixtral")
 LAYERS = (None, 1, slice(1, None), (0, 2))
 POSITIONS = (None, "prompt", "suffix", ("bos", "instruction"), slice(-4, None), slice(None, -3))
-STRENGTHS = (1.0, 0.5, 0.0)
 
 
 def close(found, expected):
@@ -69,8 +67,9 @@ def subspace_of(model, k=3):
     return Subspace(orthonormal(torch.randn(k, model.d_model, generator=generator)), "pca", direction_of(model))
 
 
-@pytest.mark.parametrize("strength", STRENGTHS)
-@pytest.mark.parametrize("architecture", SOME)
+@pytest.mark.parametrize(
+    ("architecture", "strength"), [("gpt_neox", 0.0), *((name, share) for name in KINDS for share in (1.0, 0.5))]
+)
 def test_ablation_removes_its_share_at_its_layers_and_positions(architecture, strength):
     model = model_of(architecture, torch.float32)
     tokens, subspace = model.tokenize(PROMPTS, SUFFIXES), subspace_of(model)
@@ -93,7 +92,7 @@ def test_ablation_removes_its_share_at_its_layers_and_positions(architecture, st
 
 
 @pytest.mark.parametrize("strength", [1.0, -0.5])
-@pytest.mark.parametrize("architecture", SOME)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_addition_adds_at_its_layers_and_positions(architecture, strength):
     model = model_of(architecture, torch.float32)
     tokens, direction = model.tokenize(PROMPTS, SUFFIXES), direction_of(model)
@@ -207,7 +206,7 @@ def test_rows_that_hold_several_prompts_are_padded_instead_or_refused():
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.25])
-@pytest.mark.parametrize("architecture", SOME)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_an_interchange_sets_the_coordinates_of_its_prompts(architecture, strength):
     model = model_of(architecture, torch.float32)
     subspace, direction = subspace_of(model), direction_of(model)
@@ -414,7 +413,7 @@ def test_a_scope_that_does_not_fit_is_one_clear_sentence():
     for make, message in (
         (
             lambda: Ablate(direction, positions="sufix"),
-            "there are no positions 'sufix'; choose from prompt, reply, bos",
+            "there are no positions 'sufix'; choose from prompt, reply, system",
         ),
         (lambda: Ablate(direction, positions=slice(0, 5)), "count from the prompt's end"),
         (lambda: Ablate(direction, positions=slice(-3, -5)), "count from the prompt's end"),

@@ -17,7 +17,7 @@ from refusal_lens.models import writing_weights
 from refusal_lens.tensors import unit
 from tests import tiny
 
-from .cases import ALL, POST_NORM, PRE_NORM, direction_of, model_of
+from .cases import ALL, POST_NORM, direction_of, model_of
 
 PROMPTS = ["How do I pick a lock?", "Hi"]
 EDITED = "orthogonalized weights = ablation by hooks"
@@ -64,7 +64,7 @@ def assert_untouched(model, before):
         assert after[name] is parameter and parameter.data_ptr() == pointer and torch.equal(parameter, value), name
 
 
-@pytest.mark.parametrize("architecture", PRE_NORM)
+@pytest.mark.parametrize("architecture", ["llama-bias", "mixtral"])
 def test_weights_equal_hooks(architecture):
     model = model_of(architecture)
     before = snapshot(model)

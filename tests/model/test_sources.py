@@ -12,12 +12,12 @@ from refusal_lens.attribution.sources import attention_patterns, propagation, so
 from refusal_lens.attribution.token_records import Propagation, SourceContributions
 from refusal_lens.errors import ModelError, PromptError
 
-from .cases import ALL, EXACT, POST_NORM, PRE_NORM, PROMPT, direction_of, model_of
+from .cases import EXACT, KINDS, POST_NORM, PROMPT, direction_of, model_of
 
 MIXED = ["Tell me about the sea and the sky", "Hi", PROMPT]
 
 
-@pytest.mark.parametrize("architecture", ALL)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_sources_sum_to_the_head(architecture):
     model = model_of(architecture)
     direction = direction_of(model)
@@ -31,7 +31,7 @@ def test_sources_sum_to_the_head(architecture):
     assert float(by_source.values[..., -3:].abs().max()) == 0
 
 
-@pytest.mark.parametrize("architecture", PRE_NORM)
+@pytest.mark.parametrize("architecture", [name for name in KINDS if name not in POST_NORM])
 def test_an_edges_share_is_what_disappears_with_it(architecture):
     """An independent route: cut one attention edge and read hook_attn_out (grouped queries included)."""
     model = model_of(architecture)
@@ -110,7 +110,7 @@ def test_values_changed_after_their_hook_are_refused():
         source_contributions(model, [PROMPT], direction_of(model), pos=3)
 
 
-@pytest.mark.parametrize("architecture", ALL)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_propagation_adds_up_at_every_token(architecture):
     model = model_of(architecture)
     direction = direction_of(model)

@@ -7,6 +7,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -14,7 +15,9 @@ from refusal_lens import load_model
 from refusal_lens.data.conversation import Conversation
 from refusal_lens.data.organism import MODEL_DIR, instructions
 from refusal_lens.data.prompts import load_prompts
+from refusal_lens.direction.extract import after_thoughts, extract_directions
 from refusal_lens.errors import ModelError, PromptError
+from refusal_lens.hooks.readers import Cache
 from refusal_lens.models.chat import ChatFormat
 from refusal_lens.models.generation import _text
 from refusal_lens.models.template import split_thought
@@ -263,3 +266,29 @@ def test_what_a_run_takes_is_checked_before_it_computes(tmp_path):
 def test_broken_text_is_one_sentence(organism, give):
     with pytest.raises(PromptError, match="half of a character"):
         give(organism, " a\ud800b")
+
+
+def test_the_requests_last_token_is_a_position_by_name(organism):
+    data = load_prompts("organism", sizes=(8, 4, 4))
+    plain = extract_directions(organism, data.harmful, data.harmless)
+    more = extract_directions(organism, data.harmful, data.harmless, request=True)
+    assert more.pos_labels == ("request", *plain.pos_labels)
+    assert torch.allclose(more.mean_diff[1:], plain.mean_diff)
+    reader = Cache(["blocks.2.hook_resid_pre"], slice(-6, -5))
+    means = [organism.run(p.train, read=reader)[reader]["blocks.2.hook_resid_pre"].double().mean(0) for p in data]
+    found = more.direction("request", 2)
+    assert torch.allclose(found.vector.double(), (means[0] - means[1])[0], atol=1e-5) and found.pos == -6
+
+
+def test_a_direction_at_the_end_of_the_models_own_thoughts():
+    """Replies "I'm sorry, but ...", as if what stands before the comma were a thought."""
+    model = load_model("organism", thought=("I'm", ","))
+    harmful = load_prompts("organism").harmful.train[:8]
+    tokens = after_thoughts(model, harmful, 16)
+    ids, span = tokens.ids[0].tolist()[-int(tokens.lengths[0]) :], tokens.spans[0]
+    whole = model.chat.render(harmful[0]) + "I'm sorry,"
+    assert model.tokenizer.decode(ids) == whole
+    assert model.tokenizer.decode(ids[slice(*span.template_post)]) == ","
+    assert model.tokenizer.decode(ids[slice(*span.thought)]) == "I'm sorry,"
+    with pytest.raises(ModelError, match="no thought"):
+        after_thoughts(load_model("organism"), harmful[:2], 4)

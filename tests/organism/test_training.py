@@ -22,7 +22,7 @@ def _restore_torch():
     torch.use_deterministic_algorithms(strict)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_small_one_refuses_and_answers(tmp_path):
     model, tokenizer = train(RECIPES["small"], seed=0, log_every=0)
     save_checkpoint(model, tokenizer, tmp_path)

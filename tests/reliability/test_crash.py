@@ -18,30 +18,12 @@ import pytest
 from refusal_lens.errors import ResultError
 from refusal_lens.records.files import locked, write_atomically
 
-from .crash import content
+from .crash import SETTINGS, content
 from .outcomes import ROOT, record
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 COMMAND = [sys.executable, "-c", "from refusal_lens.cli import main; main()"]
-SMALL = [
-    "--n-train",
-    "8",
-    "--n-val",
-    "4",
-    "--n-test",
-    "4",
-    "--max-new-tokens",
-    "4",
-    "--max-kl",
-    "9",
-    "--relax",
-    "--suffixes",
-    "none",
-    "--stability",
-    "0",
-    "--no-full-grid",
-]
-FAST = [*SMALL, "--no-attribution", "--quiet"]
+FAST = [*SETTINGS, "--no-attribution"]
 
 
 def _crash(*options: object) -> dict:
@@ -57,8 +39,9 @@ def _check(found: dict) -> None:
     assert found["killed"] > 0 and found["different results"] == 0 and found["files left over"] == 0
 
 
+@pytest.mark.slow
 def test_killed_runs_go_on_to_the_same_result():
-    _check(_crash("--kills", 2, "--file-kills", 1, "--each", 3, "--", "--no-attribution"))
+    _check(_crash("--kills", 2, "--file-kills", 2, "--each", 4))
 
 
 @pytest.mark.nightly
@@ -172,7 +155,7 @@ def test_a_full_disk_is_said(tmp_path):
 def test_a_run_goes_on_when_there_is_room_again(tmp_path, limit, undisturbed):
     _fails_for_want_of_space(tmp_path / "run", limit)  # at 1 MB it is the report that does not fit
     assert _run(tmp_path / "run").returncode == 0
-    assert _content(tmp_path / "run") == _content(undisturbed)
+    assert content(tmp_path / "run") == content(undisturbed)
     record("crash", "disk full at 40 kB and at 1 MB, then room again", 2, "goes on to the undisturbed run's result")
 
 
@@ -228,7 +211,7 @@ def test_a_moved_clock_changes_nothing(tmp_path, undisturbed):
     write_atomically(out / "items" / "candidates-0" / "001-sums-00000.json", b"[]")  # of a run killed after its mark
     back = "import time; real = time.time; time.time = lambda: real() - 10 * 365 * 86400; "
     assert _run(out, code=back + COMMAND[2]).returncode == 0
-    assert _content(out) == _content(undisturbed)
+    assert content(out) == content(undisturbed)
     record("crash", "clock moved by ten years, file times of 1970 and 2096", 1, "the same result")
 
 
@@ -241,7 +224,7 @@ def test_a_run_with_other_settings_that_died_leaves_no_mix(tmp_path, undisturbed
     other["record"]["items"][0]["response"] = "of another run"
     write_atomically(out / "completions_harmful.json", json.dumps(other).encode())
     assert _run(out).returncode == 0
-    assert _content(out) == _content(undisturbed)
+    assert content(out) == content(undisturbed)
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +239,3 @@ def undisturbed(tmp_path_factory) -> Path:
 def _run(out: Path, code: str = COMMAND[2], **how: object) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", code, "run", "organism", "--out", str(out), *FAST]
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False, **how)
-
-
-def _content(folder: Path) -> dict[str, bytes]:
-    return content(folder)

@@ -232,6 +232,7 @@ def _fuzz(cases: int, seed: int) -> None:
     assert found["failures"] == 0
 
 
+@pytest.mark.slow
 def test_300_mutated_files():
     _fuzz(300, seed=1)
 

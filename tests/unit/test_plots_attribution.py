@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -26,6 +27,7 @@ from refusal_lens.attribution.records import (
     DirectLogitAttribution,
     HeadContributions,
 )
+from refusal_lens.attribution.section import causal_sentence
 from refusal_lens.attribution.token_records import AttentionPatterns, Propagation, SourceContributions
 from refusal_lens.attribution.views import attention_view, tokens_view
 from refusal_lens.errors import ResultError
@@ -175,6 +177,24 @@ def test_causal_check_shows_changes_and_single_heads():
     assert list(figure.data[1].text) == ["L0H1"] and list(figure.data[2].text) == ["L0H2"]
     assert figure.data[1].x[0] == pytest.approx(float(record.predicted[0]))
     assert "0.50" in figure.layout.annotations[1].text
+
+
+@pytest.mark.parametrize(
+    ("heads", "words"), [(-1.9, "most of it"), (-0.8, "part of it"), (-0.25, "little of it"), (0.0, "not shown")]
+)
+def test_the_top_heads_claim_is_their_share_of_the_ablations_effect(heads, words):
+    """The direction's ablation takes 2 from the metric, random heads 0.02; the heads' own effect differs by prompt."""
+    noise = torch.linspace(-0.04, 0.04, N)
+    rows = {"baseline": 0.0, "mean_ablation": heads, "random_mean_ablation": -0.02, "direction_ablation": -2.0}
+    metric = torch.stack(
+        [rows.get(name, 0.0) + (noise if name == "mean_ablation" else 0 * noise) for name in CONDITIONS]
+    )
+    record = dataclasses.replace(causal(), metric=metric)
+    share = record.share()
+    assert share.mean == pytest.approx((heads + 0.02) / -2, abs=1e-6) and share.low < share.mean < share.high
+    assert causal_sentence(record).endswith(f"{share.mean:.0%} [{share.low:.0%}, {share.high:.0%}]: {words}.")
+    older = dataclasses.replace(record, metric=metric[:-1], conditions=CONDITIONS[:-1])
+    assert causal_sentence(older).endswith("was not measured.")
 
 
 def test_patching_leaves_out_heads_that_were_not_run():

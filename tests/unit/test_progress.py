@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -62,9 +63,17 @@ def summary(ablated: float) -> dict:
     }
 
 
-@pytest.mark.parametrize(("ablated", "word"), [(0.0, "necessary: shown"), (0.98, "necessary: not shown")])
+@pytest.mark.parametrize(
+    ("ablated", "word"),
+    [(0.0, "most of it"), (0.7, "part of it"), (0.98, "not shown")],
+)
 def test_the_findings_say_whether_an_effect_is_shown(ablated, word):
     console = Console(record=True, width=100, file=io.StringIO())
     console.print(findings(summary(ablated)))
-    text = console.export_text()
-    assert word in text and "sufficient: shown" in text and "random ablation" in text and "50" in text
+    text = " ".join(console.export_text().split())
+    assert re.search(rf"necessary: \d+% \[[^:]*: [^:]*\): {word}\. sufficient: 100% ", text), text
+    assert text.endswith("most of it.") and "random ablation" in text and "50" in text
+    few = {kind: {"train": 40, "val": n, "test": 40} for kind, n in (("harmful", 4), ("harmless", 40))}
+    metric = {"harmful": {"baseline": {"n": 40}}}
+    console.print(findings(summary(ablated) | {"prompts": few, "refusal_metric": metric}))
+    assert " ".join(console.export_text().split()).startswith("Few prompts (under 32): 4 harmful for choosing")

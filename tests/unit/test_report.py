@@ -50,12 +50,24 @@ def test_the_data_link_holds_the_frame():
 
 
 def test_the_verdict_follows_the_intervals():
-    strong = {"ablation": rate([False] * 50), "random_ablation": rate([True] * 48 + [False] * 2)}
-    weak = {"ablation": rate([True] * 3 + [False] * 3), "random_ablation": rate([True] * 5 + [False])}
-    assert "do not overlap" in effect_sentence(strong, "ablation", -1)
-    assert "does not show" in effect_sentence(weak, "ablation", -1)
-    backwards = {"ablation": strong["random_ablation"], "random_ablation": strong["ablation"]}
-    assert "does not show" in effect_sentence(backwards, "ablation", -1)
+    def rates(before: int, after: int, placebo: int, n: int = 50) -> dict:
+        counts = {"baseline": before, "ablation": after, "random_ablation": placebo}
+        return {name: rate([i < k for i in range(n)]) for name, k in counts.items()}
+
+    for counts, words in (
+        ((50, 0, 48), "100% [93%, 100%] of the refusals are gone (a random direction: 4% [0%, 14%]): most of it."),
+        ((50, 24, 49), "part of it."),
+        ((50, 30, 50, 400), "part of it."),
+        ((400, 360, 400, 400), "little of it."),
+        ((6, 3, 5, 6), "not shown."),
+        ((50, 48, 0), "not shown."),
+        ((0, 0, 0), "an unknown share"),
+    ):
+        assert words in effect_sentence(rates(*counts), "ablation", -1)
+    # Of the answers at the baseline, not of all prompts: 20 of 40 became refusals.
+    added = {"baseline": rate([True] * 10 + [False] * 40), "addition": rate([True] * 30 + [False] * 20)}
+    added["random_addition"] = added["baseline"]
+    assert effect_sentence(added, "addition", +1).startswith("50% [34%, 66%] of the answers became refusals")
 
 
 def test_code_between_backticks_and_nothing_else_of_markup():
@@ -64,9 +76,13 @@ def test_code_between_backticks_and_nothing_else_of_markup():
 
 
 def test_the_first_sentence_claims_what_was_shown():
-    claims = [_plainly(necessary, sufficient) for necessary in (True, False) for sufficient in (True, False)]
+    grades = ("most of it", "not shown")
+    claims = [_plainly(necessary, sufficient) for necessary in grades for sufficient in grades]
     assert len(set(claims)) == 4
     assert all(("not shown" in text) or ("does not show" in text) for text in claims[1:]) and "not" not in claims[0]
+    for words in ("most of", "part of", "little of"):
+        assert f"loses {words} its refusals" in _plainly(f"{words} it", "not shown")
+        assert f"turns {words} its answers" in _plainly("most of it", f"{words} it")
 
 
 @pytest.mark.parametrize("mechanism", [m for name, m in MECHANISMS.items() if name != "none"])

@@ -1,7 +1,5 @@
 """Judges, and how many replies are judged so that none is judged twice."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence

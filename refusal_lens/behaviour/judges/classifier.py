@@ -1,7 +1,5 @@
 """A judge that is a Hugging Face sequence classifier with local weights."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

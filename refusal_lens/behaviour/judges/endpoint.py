@@ -1,7 +1,5 @@
 """A judge behind any OpenAI-compatible endpoint (a local vLLM, llama.cpp or Ollama server, or a hosted one)."""
 
-from __future__ import annotations
-
 import json
 import os
 import time

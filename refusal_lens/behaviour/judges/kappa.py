@@ -1,7 +1,5 @@
 """How far two judges agree, and where they do not."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Llama Guard 2 and 3 as judges, from local weights (paper section 3: Llama Guard 2, replies under 15 words safe)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
