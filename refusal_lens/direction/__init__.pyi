@@ -1,3 +1,6 @@
+from .dose import Scope as Scope
+from .dose import dose_response as dose_response
+from .dose_records import DoseResponse as DoseResponse
 from .effect_records import EffectMatrix as EffectMatrix
 from .effect_records import FineTuning as FineTuning
 from .effect_records import SubspaceEffects as SubspaceEffects
