@@ -18,6 +18,7 @@ from ..hooks.interventions import Ablate, Add
 from ..models.model import HookedChatModel
 from ..models.texts import Scored, reply_tokens, scored_batches
 from ..progress import Progress, silent
+from ..records.direction import DirectionLike
 from ..refusal.degenerate import is_degenerate
 from ..refusal.metric import refusal_metric
 from ..refusal.phrases import is_refusal
@@ -79,7 +80,7 @@ def default_scopes(layer: int) -> dict[str, Scope]:
 def dose_response(
     model: HookedChatModel,
     data: PromptPair,
-    found: FoundDirection,
+    found: DirectionLike,
     *,
     strengths: Mapping[str, Sequence[float]] | None = None,
     scopes: Mapping[str, Scope] | None = None,
@@ -93,6 +94,7 @@ def dose_response(
 
     Args:
         data: harmful and harmless prompts in splits; as many of each kind are used.
+        found: what ``find_direction`` returned.
         strengths: "ablation", "addition", "capping" (or some of them) -> strengths, as ``DoseResponse`` explains;
             ``STRENGTHS`` of this module by default.
         scopes: name -> place; by default all, prompt, template, reply, and the layers before and from the direction's.
