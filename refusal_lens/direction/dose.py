@@ -18,6 +18,7 @@ from ..hooks.interventions import Ablate, Add
 from ..models.model import HookedChatModel
 from ..models.texts import Scored, reply_tokens, scored_batches
 from ..progress import Progress, silent
+from ..records.direction import DirectionLike
 from ..refusal.degenerate import is_degenerate
 from ..refusal.metric import refusal_metric
 from ..refusal.phrases import is_refusal
@@ -79,7 +80,7 @@ def default_scopes(layer: int) -> dict[str, Scope]:
 def dose_response(
     model: HookedChatModel,
     data: PromptPair,
-    found: FoundDirection,
+    found: DirectionLike,
     *,
     strengths: Mapping[str, Sequence[float]] | None = None,
     scopes: Mapping[str, Scope] | None = None,
@@ -93,6 +94,7 @@ def dose_response(
 
     Args:
         data: harmful and harmless prompts in splits; as many of each kind are used.
+        found: what ``find_direction`` returned.
         strengths: "ablation", "addition", "capping" (or some of them) -> strengths, as ``DoseResponse`` explains;
             ``STRENGTHS`` of this module by default.
         scopes: name -> place; by default all, prompt, template, reply, and the layers before and from the direction's.
@@ -118,10 +120,7 @@ def dose_response(
         raise DirectionError(f"a {type(found).__name__} has no mean projections: give what rl.find_direction returned")
     grid = STRENGTHS if strengths is None else strengths
     scopes = default_scopes(found.direction.layer) if scopes is None else scopes
-    if unknown := [effect for effect in grid if effect not in STRENGTHS]:
-        raise InterventionError(f"there is no effect {unknown[0]!r}; choose from {', '.join(STRENGTHS)}")
-    if not scopes or not grid or not all(map(len, grid.values())):
-        raise InterventionError("there is nothing to measure: give at least one scope, and strengths of each effect")
+    _check(grid, scopes)
     doses = [(effect, float(strength)) for effect, row in grid.items() for strength in row]
     under = {  # made first, so that a mistake costs nothing
         (name, effect, strength): _intervention(model, found, effect, strength, scope)
@@ -158,6 +157,13 @@ def dose_response(
         examples=tuple(map(tuple, examples)),
         max_new_tokens=max_new_tokens,
     )
+
+
+def _check(grid: Mapping[str, Sequence[float]], scopes: Mapping[str, Scope]) -> None:
+    if unknown := [effect for effect in grid if effect not in STRENGTHS]:
+        raise InterventionError(f"there is no effect {unknown[0]!r}; choose from {', '.join(STRENGTHS)}")
+    if not scopes or not grid or not all(map(len, grid.values())):
+        raise InterventionError("there is nothing to measure: give at least one scope, and strengths of each effect")
 
 
 def _sides(sides: Mapping[str, _Side], effect: str) -> tuple[_Side, _Side]:
