@@ -14,11 +14,11 @@ def unit(vector: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
     """``vector`` scaled to length 1 along its last axis.
 
     Raises:
-        ValueError: if a vector is zero or not finite, which has no direction.
+        DirectionError: if a vector is zero or not finite, which has no direction.
     """
     norm = vector.norm(dim=-1, keepdim=True)
     if not bool((torch.isfinite(norm) & (norm > 0)).all()):
-        raise ValueError("a direction must be finite and not zero; found a norm of 0, inf or NaN")
+        raise DirectionError("a direction must be finite and not zero; found a norm of 0, inf or NaN")
     return vector / norm
 
 

@@ -20,9 +20,9 @@ from ..hooks.readers import Cache, Kept, check_position
 from ..hooks.readout import Readout
 from ..models.model import HookedChatModel
 from ..records.direction import DirectionLike, as_direction
-from ..records.labels import Head
+from ..records.labels import Head, as_heads
 from ..refusal.metric import RefusalMetric
-from ..refusal.records import RefusalTokens
+from ..refusal.tokens import TokensLike
 from ..stats import correlation
 from ..tensors import wide
 from .causal_records import CausalCheck
@@ -35,8 +35,8 @@ def causal_check(
     prompts: PromptsLike,
     reference: PromptsLike,
     direction: DirectionLike,
-    heads: TopHeads | Sequence[Head],
-    refusal_tokens: RefusalTokens,
+    heads: Any,
+    refusal_tokens: TokensLike,
     *,
     suffixes: Sequence[str] | None = None,
     n_last: int = 1,
@@ -52,7 +52,7 @@ def causal_check(
     Args:
         prompts: harmful requests, none of which chose the heads.
         reference: requests of the other kind (harmless).
-        heads: from ``top_heads``, or (layer, head) pairs.
+        heads: from ``top_heads``, or (layer, head) pairs or labels such as "L12H7"; one or several.
         suffixes: one per prompt (with its leading space), or None.
         n_last: at most the number of post-instruction tokens, so that positions correspond.
         n_random: draws of random heads.
@@ -72,7 +72,8 @@ def causal_check(
     prompts, reference, direction = as_prompts(prompts), as_prompts(reference), as_direction(direction)
     model.check_direction(direction)
     asked = texts(prompts, suffixes)
-    named = heads.heads if isinstance(heads, TopHeads) else tuple((layer, head) for layer, head in heads)
+    if not (named := as_heads(heads)):
+        raise PromptError("no heads were given: name some, as from top_heads")
     if isinstance(heads, TopHeads) and (shared := set(heads.chosen_on.prompts) & set(asked)):
         raise PromptError(f"{len(shared)} prompt(s) chose the heads; test them on other prompts")
     tokens = model.tokenize(prompts, suffixes)

@@ -60,7 +60,7 @@ class CausalCheck(Record, axes={"prompt": "prompts", "condition": "conditions", 
         Raises:
             LabelError: there is no such condition.
         """
-        return self.metric[index_of(self.conditions, condition, "condition", "a CausalCheck")]
+        return self.metric[index_of(self.conditions, condition, "condition", "CausalCheck")]
 
     def change(self, condition: str) -> Interval:
         """Mean change from the baseline, paired by prompt, with its 95% interval."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..data.prompts import PromptsLike, as_prompts, as_suffixes
 from ..errors import ModelError
 from ..hooks.attention_readers import Components, Heads
-from ..hooks.base import Model
+from ..hooks.base import Layers, Model, layers_of
 from ..hooks.readers import Kept, at, check_position, vector_of
 from ..hooks.readout import BeforeWrite
 from ..models.model import HookedChatModel
@@ -134,7 +134,7 @@ def neuron_contributions(
     suffixes: Sequence[str] | None = None,
     pos: int = -1,
     top: int = 50,
-    layers: Sequence[int] | None = None,
+    layers: Layers = None,
 ) -> NeuronContributions:
     """What single MLP neurons write along r̂: the ``top`` ones by mean magnitude, and the rest by layer.
 
@@ -145,7 +145,7 @@ def neuron_contributions(
         ModelError: a mixture of experts, whose neurons differ from token to token.
     """
     prompts, direction = as_prompts(prompts), as_direction(direction)
-    chosen = list(range(model.n_layers) if layers is None else layers)
+    chosen = layers_of(layers, model.n_layers)
     (found,) = model.run(prompts, suffixes, read=_Neurons(direction, chosen, pos))
     values, rests = zip(*(found[layer] for layer in chosen), strict=True)
     owner = [(layer, neuron) for layer, x in zip(chosen, values, strict=True) for neuron in range(len(x))]

@@ -276,7 +276,7 @@ def plot_attention(record: AttentionPatterns, head: Head | str | None = None, li
         LabelError: the record does not hold this head.
     """
     label = record.labels[0] if head is None else head_label(*as_head(head))
-    place = index_of(record.labels, label, "head", "an AttentionPatterns")
+    place = index_of(record.labels, label, "head", "AttentionPatterns")
     values, tokens, notice = thinned(record.values[place].float(), record.tokens, limit)
     labels = [visible(token) for token in tokens]
     index = list(range(len(labels)))

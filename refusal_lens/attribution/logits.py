@@ -21,12 +21,10 @@ from ..hooks.base import Model
 from ..hooks.readout import through_norm
 from ..models.model import HookedChatModel
 from ..refusal.records import RefusalTokens
-from ..refusal.tokens import given_refusal_tokens
+from ..refusal.tokens import TokensLike, as_refusal_tokens, given_refusal_tokens
 from ..tensors import wide
 from .components import texts
 from .records import ComponentContributions, DirectLogitAttribution
-
-TokensLike = RefusalTokens | Sequence[int | str]
 
 
 def compliance_tokens(
@@ -73,8 +71,8 @@ def direct_logit_attribution(
         >>> logits.to_frame().label[0], logits.error < 1e-3
         ('L0 mlp', True)
     """
-    prompts, wanted = as_prompts(prompts), _tokens(model, answer)
-    other = RefusalTokens((), ()) if against is None else _tokens(model, against)
+    prompts, wanted = as_prompts(prompts), as_refusal_tokens(model, answer)
+    other = RefusalTokens((), ()) if against is None else as_refusal_tokens(model, against)
     if both := set(wanted.ids) & set(other.ids):
         raise PromptError(f"the token ids {sorted(both)} are in answer and in against; leave them out of one")
     reader = _LogitParts(model, wanted, other, check)
@@ -135,10 +133,6 @@ class _LogitParts(Components):
 
     def result(self) -> Any:
         return self.rows
-
-
-def _tokens(model: HookedChatModel, tokens: TokensLike) -> RefusalTokens:
-    return tokens if isinstance(tokens, RefusalTokens) else given_refusal_tokens(model, tokens)
 
 
 def _check_readout(model: Model, ours: Float[Tensor, "b n"], theirs: Float[Tensor, "b n"]) -> None:

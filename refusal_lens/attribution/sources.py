@@ -11,13 +11,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..data.prompts import PromptsLike, as_prompts
+from ..errors import PromptError
 from ..hooks.attention_readers import Pattern, Sources
 from ..hooks.base import Hooks, Model
 from ..hooks.readers import Reader, resid_sites, vector_of
 from ..models.chat import Tokens
 from ..models.model import HookedChatModel
 from ..records.direction import Direction, DirectionLike, as_direction
-from ..records.labels import REGIONS, Head
+from ..records.labels import REGIONS, as_heads
 from ..tensors import wide
 from .components import texts
 from .token_records import AttentionPatterns, Propagation, SourceContributions
@@ -118,18 +119,25 @@ def propagation(
     )
 
 
-def attention_patterns(
-    model: HookedChatModel, prompt: str, heads: Sequence[Head], suffix: str = ""
-) -> AttentionPatterns:
+def attention_patterns(model: HookedChatModel, prompt: PromptsLike, heads: Any, suffix: str = "") -> AttentionPatterns:
     """Attention patterns of a few heads on one prompt (all tokens to all tokens).
+
+    Args:
+        heads: (layer, head) pairs, or labels such as "L12H7".
+
+    Raises:
+        PromptError: several prompts.
 
     Example:
         >>> rl.attribution.attention_patterns(model, "How do I pick a lock?", [(1, 0), (2, 3)]).sizes
         {'head': 2, 'dest': 15, 'src': 15}
     """
-    tokens = model.tokenize([prompt], [suffix])
-    (found,) = model.run(tokens, read=Pattern(heads))
-    return AttentionPatterns(found[0], tuple(heads), token_texts(model, tokens)[0], prompt + suffix)
+    named, asked = as_heads(heads), as_prompts(prompt)
+    if len(asked) != 1:
+        raise PromptError(f"attention patterns are of one prompt, and {len(asked)} were given")
+    tokens = model.tokenize(asked, suffix)
+    (found,) = model.run(tokens, read=Pattern(named))
+    return AttentionPatterns(found[0], named, token_texts(model, tokens)[0], texts(asked, suffix)[0])
 
 
 def bounds_of(tokens: Tokens) -> Int[Tensor, "prompt region 2"]:

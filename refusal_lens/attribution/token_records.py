@@ -56,7 +56,7 @@ class SourceContributions(
 
     def region_mask(self, name: str) -> Bool[Tensor, "prompt source"]:
         """Which sources belong to a region."""
-        region = index_of(self.regions, name, "region", "a SourceContributions")
+        region = index_of(self.regions, name, "region", "SourceContributions")
         return inside(self.bounds[:, region], self.values.shape[-1])
 
     def by_region(self) -> Float[Tensor, "layer head prompt region"]:

@@ -141,7 +141,7 @@ class Losses(Record, axes={"condition": "conditions"}):
         return fraction_interval(change.tolist(), self.tokens.tolist(), seed=self.seed)
 
     def _nll(self, condition: str) -> Float[Tensor, "text"]:
-        return self.nll[index_of(self.conditions, condition, "condition", "a Losses")].double()
+        return self.nll[index_of(self.conditions, condition, "condition", "Losses")].double()
 
     def to_frame(self) -> pd.DataFrame:
         """One row per condition: CE with interval, perplexity, change against the first condition."""

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..data.files import read_file
+from ..data.prompts import PromptsLike, as_prompt_sets
 from ..data.rows import distinct, texts_of
 from ..errors import PromptError
 from ..hooks.conditions import CONDITIONS, named_conditions
 from ..models.model import HookedChatModel
 from ..progress import Progress, automatic
-from ..records.direction import Direction
+from ..records.direction import DirectionLike, as_direction
 from ..records.store import Store, content_key
 from ..refusal.records import Completion, Completions
 from ..refusal.replies import check_finite, completion
@@ -44,8 +45,8 @@ def read_prompts(source: str, notes: list[str]) -> tuple[str, list[str]]:
 
 def evaluate_table(
     model: HookedChatModel,
-    direction: Direction,
-    prompt_sets: Mapping[str, Sequence[str]],
+    direction: DirectionLike,
+    prompt_sets: Mapping[str, PromptsLike] | PromptsLike,
     folder: str | Path | None = None,
     *,
     conditions: Sequence[str] = CONDITIONS,
@@ -59,7 +60,7 @@ def evaluate_table(
     """Reply under each condition, and judge the replies; with the same folder it goes on where it stopped.
 
     Args:
-        prompt_sets: name -> prompts.
+        prompt_sets: name -> prompts; one set without a name is called "prompts".
         folder: where replies and verdicts are kept as they come (``replies/``, ``verdicts/``, ``table``); None keeps
             nothing.
         conditions: some of ``hooks.conditions.CONDITIONS``.
@@ -79,13 +80,14 @@ def evaluate_table(
         >>> rl.behaviour.evaluate_table(model, found.direction, prompts, conditions=["baseline"]).to_frame()["n"].sum()
         np.int64(4)
     """
+    direction = as_direction(direction)
     model.check_direction(direction)
     store = Store(folder)
     edits = named_conditions(direction, conditions, seed, allow_gap)
     r = [round(x, 7) for x in direction.vector.tolist()]
     shared = [model.fingerprint, model.chat.settings, direction.layer, direction.coeff, max_new_tokens]
     completions = []
-    for name, prompts in prompt_sets.items():
+    for name, prompts in as_prompt_sets(prompt_sets).items():
         if not len(prompts):
             raise PromptError(f"the prompt set {name!r} is empty")
         items: list[Completion] = []

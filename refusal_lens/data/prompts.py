@@ -73,6 +73,12 @@ def as_prompts(prompts: Any, split: str = "") -> list[str]:
     return items
 
 
+def as_prompt_sets(sets: Any) -> dict[str, list[str]]:
+    """Named sets of requests: a mapping of names to whatever ``as_prompts`` takes, or one such set ("prompts")."""
+    named = sets if isinstance(sets, Mapping) and "content" not in sets else {"prompts": sets}
+    return {str(name): as_prompts(prompts) for name, prompts in named.items()}
+
+
 def as_suffixes(suffixes: Any, n: int) -> list[str]:
     """One suffix per prompt: a string goes to all of them, None is no suffix.
 
@@ -240,6 +246,15 @@ class PromptPair(Record):
 
 
 # Whatever is taken as prompts; ``as_prompts`` makes a list of it, and says of a ``PromptSet`` that it needs a split.
+def check_pair(data: Any) -> None:
+    """Refuse anything but harmful and harmless prompts in splits with a ``PromptError``."""
+    if not isinstance(data, PromptPair):
+        raise PromptError(
+            f"data is {type(data).__name__}: give harmful and harmless prompts in splits, from "
+            "rl.load_prompts(harmful, harmless)"
+        )
+
+
 PromptsLike = str | Sequence[str] | Sequence[Mapping[str, str]] | PromptSet | PromptPair
 
 

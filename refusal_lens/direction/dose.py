@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..data.prompts import PromptPair
+from ..data.prompts import SPLITS, PromptPair, check_pair
 from ..errors import DirectionError, InterventionError, PromptError
 from ..hooks.base import Intervention, Layers, Positions, layers_of
 from ..hooks.capping import Cap
@@ -19,6 +19,7 @@ from ..models.model import HookedChatModel
 from ..models.texts import Scored, reply_tokens, scored_batches
 from ..progress import Progress, silent
 from ..records.direction import DirectionLike
+from ..records.labels import index_of
 from ..refusal.degenerate import is_degenerate
 from ..refusal.metric import refusal_metric
 from ..refusal.phrases import is_refusal
@@ -117,7 +118,7 @@ def dose_response(
         {'scope': 1, 'dose': 2, 'condition': 2, 'measure': 6, 'prompt': 12, 'effect': 1}
     """
     if not isinstance(found, FoundDirection):
-        raise DirectionError(f"a {type(found).__name__} has no mean projections: give what rl.find_direction returned")
+        raise DirectionError(f"{type(found).__name__} has no mean projections: give what rl.find_direction returned")
     grid = STRENGTHS if strengths is None else strengths
     scopes = default_scopes(found.direction.layer) if scopes is None else scopes
     _check(grid, scopes)
@@ -127,10 +128,8 @@ def dose_response(
         for name, scope in scopes.items()
         for effect, strength in doses
     }
-    sets = {kind: getattr(getattr(data, kind), split).texts for kind in ("harmful", "harmless")}
+    sets = _split(data, split)
     n = min(map(len, sets.values()))
-    if not n:
-        raise PromptError(f"there are no {split} prompts of a kind: load the data with some")
     sides = {
         kind: _Side(model, list(texts[:n]), found.refusal_tokens, max_new_tokens, judge) for kind, texts in sets.items()
     }
@@ -157,6 +156,16 @@ def dose_response(
         examples=tuple(map(tuple, examples)),
         max_new_tokens=max_new_tokens,
     )
+
+
+def _split(data: PromptPair, split: str) -> dict[str, tuple[str, ...]]:
+    """Harmful and harmless prompts of a split."""
+    check_pair(data)
+    index_of(SPLITS, split, "split", "a prompt set")
+    sets = {kind: getattr(getattr(data, kind), split).texts for kind in ("harmful", "harmless")}
+    if not all(sets.values()):
+        raise PromptError(f"there are no {split} prompts of a kind: load the data with some")
+    return sets
 
 
 def _check(grid: Mapping[str, Sequence[float]], scopes: Mapping[str, Scope]) -> None:

@@ -91,7 +91,7 @@ class DoseResponse(
         refused in readable text), whose interval lies apart from the random direction's, with a mean KL below .1 nats
         (the paper's limit for the next token) and fewer than .1 of the replies degenerate.
         """
-        effect = self.dose_effects[index_of(self.doses, dose, "dose", "a DoseResponse")]
+        effect = self.dose_effects[index_of(self.doses, dose, "dose", "DoseResponse")]
         name = "readable" if effect == "addition" else "refused"
         ours, random = (self.found(scope, dose, condition, name) for condition in ("direction", "random"))
         kl, broken = (self.found(scope, dose, "direction", measure).mean for measure in ("kl", "degenerate"))
@@ -109,7 +109,7 @@ class DoseResponse(
 
     def window(self, effect: str, scope: str) -> tuple[float, ...]:
         """The usable strengths of an effect at a place, in rising order."""
-        index_of(self.effects, effect, "effect", "a DoseResponse")
+        index_of(self.effects, effect, "effect", "DoseResponse")
         return tuple(sorted(s for d, e, s in self._doses() if e == effect and not self.lacks(scope, d)))
 
     def summary(self) -> tuple[str, ...]:
@@ -137,7 +137,7 @@ class DoseResponse(
         return list(zip(self.doses, self.dose_effects, self.strengths, strict=True))
 
     def _nearest(self, effect: str) -> tuple[str, str, tuple[str, ...]]:
-        index_of(self.effects, effect, "effect", "a DoseResponse")
+        index_of(self.effects, effect, "effect", "DoseResponse")
 
         def rank(place: tuple[str, str]) -> tuple[float, float, float]:
             reached = self.found(*place, "direction", "readable" if effect == "addition" else "refused").mean

@@ -1,12 +1,10 @@
 """Find the refusal direction of a model in one call."""
 
-from ..data.prompts import PromptPair
-from ..errors import PromptError
+from ..data.prompts import PromptPair, check_pair
 from ..models.model import HookedChatModel
 from ..progress import Progress, silent
 from ..refusal.metric import filter_prompts
-from ..refusal.records import RefusalTokens
-from ..refusal.tokens import N_PROMPTS, find_refusal_tokens
+from ..refusal.tokens import N_PROMPTS, TokensLike, as_refusal_tokens, find_refusal_tokens
 from .extract import extract_directions
 from .records import FoundDirection
 from .select import SelectionRule, select_direction
@@ -16,7 +14,7 @@ def find_direction(
     model: HookedChatModel,
     data: PromptPair,
     *,
-    refusal_tokens: RefusalTokens | None = None,
+    refusal_tokens: TokensLike = None,
     point: str = "calibrated",
     rule: SelectionRule | None = None,
     coeff: float = 1.0,
@@ -53,14 +51,12 @@ def find_direction(
         >>> found.direction.unit.shape, found.to_frame().columns.tolist()
         (torch.Size([96]), ['pos', 'layer', 'bypass', 'induce', 'kl', 'reason'])
     """
-    if not isinstance(data, PromptPair):
-        raise PromptError(
-            f"data is a {type(data).__name__}: give harmful and harmless prompts in splits, from "
-            "rl.load_prompts(harmful, harmless)"
-        )
-    tokens = refusal_tokens or find_refusal_tokens(
-        model, data.harmful.train[:N_PROMPTS], data.harmless.train[:N_PROMPTS], point=point, progress=progress
-    )
+    check_pair(data)
+    if refusal_tokens is None:
+        train = data.harmful.train[:N_PROMPTS], data.harmless.train[:N_PROMPTS]
+        tokens = find_refusal_tokens(model, *train, point=point, progress=progress)
+    else:
+        tokens = as_refusal_tokens(model, refusal_tokens)
     kept = filter_prompts(model, data.harmful, data.harmless, tokens, progress)
     candidates = extract_directions(model, *kept, progress)
     selection = select_direction(

@@ -14,7 +14,7 @@ from ..hooks.conditions import NECESSITY, SUFFICIENCY, named_conditions
 from ..models.model import HookedChatModel
 from ..models.texts import Scored, scored_batches
 from ..progress import Progress, silent
-from ..records.direction import Direction
+from ..records.direction import DirectionLike, as_direction
 from ..refusal.phrases import is_refusal
 from ..refusal.replies import complete
 from ..stats import Rate
@@ -105,7 +105,7 @@ def completion_loss(model: HookedChatModel, texts: Sequence[Scored]) -> Tensor:
 
 def fine_tuning_stability(
     model: HookedChatModel,
-    direction: Direction,
+    direction: DirectionLike,
     benign: Sequence[Scored],
     held_out: Sequence[Scored],
     train_prompts: tuple[Sequence[str], Sequence[str]],
@@ -132,6 +132,7 @@ def fine_tuning_stability(
         ModelError: quantized weights, or a loss that is not finite.
         DirectionError: a direction of another model.
     """
+    direction = as_direction(direction)
     model.check_direction(direction)
     if not benign or not held_out:
         raise PromptError("fine-tuning needs benign completions to train on and others to measure the loss on")

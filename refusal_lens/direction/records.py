@@ -61,8 +61,8 @@ class CandidateDirections(Record, axes={"pos": "positions"}):
             DirectionError: its mean difference is zero or not finite (e.g. identical tokens at layer 0).
         """
         if isinstance(pos, str):
-            pos = self.positions[index_of(self.pos_labels, pos, "position", "a CandidateDirections")]
-        r = self.mean_diff[index_of(self.positions, pos, "position", "a CandidateDirections"), layer]
+            pos = self.positions[index_of(self.pos_labels, pos, "position", "CandidateDirections")]
+        r = self.mean_diff[index_of(self.positions, pos, "position", "CandidateDirections"), layer]
         norm = float(r.norm())
         if not 0 < norm < float("inf"):
             raise DirectionError(f"candidate ({pos}, {layer}) has norm {norm}: it has no direction")
@@ -178,7 +178,7 @@ class Selection(Record):
 
     def score(self, name: str) -> float:
         """``bypass``, ``induce`` or ``kl`` of the chosen candidate; LabelError for another name."""
-        grid = getattr(self.scores, SCORES[index_of(SCORES, name, "score", "a Selection")])
+        grid = getattr(self.scores, SCORES[index_of(SCORES, name, "score", "Selection")])
         return float(grid[self.scores.positions.index(self.chosen.pos), self.chosen.layer])
 
     def to_frame(self) -> pd.DataFrame:

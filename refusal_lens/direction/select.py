@@ -171,6 +171,8 @@ def _live(candidates: CandidateDirections, depth: int, coeff: float) -> tuple[li
             live.append(candidates.direction(pos, layer, coeff))
         except DirectionError:
             skipped.append((pos, layer))
+    if not live:
+        raise DirectionError("no candidate has a direction: the mean activations of both kinds of prompts are equal")
     return live, skipped
 
 

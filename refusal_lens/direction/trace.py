@@ -1,9 +1,10 @@
 """The residual stream along a direction, layer by layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
+from ..data.prompts import PromptsLike, as_prompt_sets
 from ..hooks.readers import Residual
 from ..models.model import HookedChatModel
 from ..progress import Progress, silent
@@ -13,7 +14,7 @@ from .records import DirectionTrace
 
 def trace_direction(
     model: HookedChatModel,
-    prompt_sets: Mapping[str, Sequence[str]],
+    prompt_sets: Mapping[str, PromptsLike] | PromptsLike,
     direction: DirectionLike,
     progress: Progress = silent,
 ) -> DirectionTrace:
@@ -27,11 +28,11 @@ def trace_direction(
         >>> trace.sel(condition="harmful").cosine.mean(-1).argmax().item()  # the layer that aligns most
         4
     """
-    direction = as_direction(direction)
+    direction, sets = as_direction(direction), as_prompt_sets(prompt_sets)
     model.check_direction(direction)
-    n = min(len(prompts) for prompts in prompt_sets.values())
+    n = min(len(prompts) for prompts in sets.values())
     reader = Residual(direction)
-    with progress("trace the direction", n * len(prompt_sets)) as advance:
-        found = [model.run(list(some)[:n], read=reader, on_batch=advance)[reader] for some in prompt_sets.values()]
+    with progress("trace the direction", n * len(sets)) as advance:
+        found = [model.run(some[:n], read=reader, on_batch=advance)[reader] for some in sets.values()]
     cosines, projections = (torch.stack([getattr(x, name).float() for x in found]) for name in ("cosine", "projection"))
-    return DirectionTrace(cosines, projections, tuple(prompt_sets), direction)
+    return DirectionTrace(cosines, projections, tuple(sets), direction)

@@ -31,7 +31,7 @@ class Ground(Record):
 
 def effect_matrix(
     model: HookedChatModel,
-    directions: Mapping[str, Direction],
+    directions: Mapping[str, DirectionLike],
     grounds: Mapping[str, Ground],
     effect: str = "ablation",
     seed: int = 0,
@@ -49,6 +49,7 @@ def effect_matrix(
     if effect not in ("ablation", "addition"):
         raise RefusalLensError(f"the effect {effect!r} is not known; use 'ablation' or 'addition'")
     edit = Ablate if effect == "ablation" else Add
+    known = {name: as_direction(d) for name, d in directions.items()}
     before = {name: refusal_metric(model, ground.prompts, ground.tokens) for name, ground in grounds.items()}
 
     def row(direction: Direction) -> tuple[Interval, ...]:
@@ -56,13 +57,13 @@ def effect_matrix(
             after = {name: refusal_metric(model, ground.prompts, ground.tokens) for name, ground in grounds.items()}
         return tuple(mean_interval((after[name] - before[name]).tolist()) for name in grounds)
 
-    units = [d.unit.double() for d in directions.values()]
+    units = [d.unit.double() for d in known.values()]
     return EffectMatrix(
         effect,
-        tuple(directions),
+        tuple(known),
         tuple(grounds),
-        tuple(row(d) for d in directions.values()),
-        tuple(row(d.random_control(seed)) for d in directions.values()),
+        tuple(row(d) for d in known.values()),
+        tuple(row(d.random_control(seed)) for d in known.values()),
         tuple(mean_interval(values.tolist()) for values in before.values()),
         tuple(tuple(float(a @ b) for b in units) for a in units),
     )
@@ -101,13 +102,17 @@ def system_prompt_table(
 
 
 def base_chat_trace(
-    chat: HookedChatModel, base: HookedChatModel, direction: Direction, prompt_sets: Mapping[str, Sequence[str]]
+    chat: HookedChatModel,
+    base: HookedChatModel,
+    direction: DirectionLike,
+    prompt_sets: Mapping[str, PromptsLike] | PromptsLike,
 ) -> DirectionTrace:
     """Trace the chat model's direction in both models, on the chat model's template (paper appendix J, Fig. 24).
 
     Raises:
         ModelError: models of different shape or basis.
     """
+    direction = as_direction(direction)
     for size in ("n_layers", "d_model", "d_vocab"):
         if getattr(chat, size) != getattr(base, size):
             raise ModelError(

@@ -17,7 +17,7 @@ from ..errors import ModelError, RefusalLensError
 from ..hooks.interventions import Ablate
 from ..hooks.orthogonalize import Orthogonalize
 from ..models.model import HookedChatModel
-from ..records.direction import Direction
+from ..records.direction import Direction, DirectionLike, as_direction
 from ..tensors import random_unit, unit, wide
 from .records import Certificate, Identity
 
@@ -64,7 +64,7 @@ class _Error:
 def certify(
     model: HookedChatModel,
     prompts: PromptsLike = PROMPTS,
-    direction: Direction | None = None,
+    direction: DirectionLike | None = None,
     *,
     float64: bool | None = None,
 ) -> Certificate:
@@ -84,7 +84,9 @@ def certify(
     """
     prompts = as_prompts(prompts)
     model.check_unhooked()
-    if direction is None:
+    if direction is not None:
+        direction = as_direction(direction)
+    else:
         direction = Direction(random_unit(model.d_model, 0), 1.0, -1, model.n_layers // 2, model.basis)
     size = sum(p.numel() for p in model.tl.parameters())
     wanted = size < FLOAT64_LIMIT if float64 is None else float64
@@ -98,7 +100,6 @@ def certify(
             other, reason = dict(_measure(_float64_copy(model), prompts, replace(direction, model=""))), ""
         except RefusalLensError as error:
             reason = f"float64 not measured: {error}"
-    own["padded = alone"] = _padding(model, prompts)
     identities = [_row(name, model.dtype, error, other.get(name), reason) for name, error in own.items()]
     dtype = str(model.dtype).removeprefix("torch.")
     return Certificate(model.name, model.fingerprint, model.backend.kind, dtype, tuple(identities))
@@ -109,7 +110,7 @@ def _row(name: str, dtype: torch.dtype, own: _Error, other: _Error | None, reaso
     if dtype == torch.float64:
         other = own
     passed = own.within(limit) and (other is None or other.within(limit64))
-    note = own.note or (other.note if other else reason if name != "padded = alone" else "float64 overflows the mask")
+    note = own.note or (other.note if other else reason)
     in64 = (NAN, NAN, NAN) if other is None else (other.absolute, other.relative, limit64)
     return Identity(name, own.absolute, own.relative, limit, *in64, passed, own.scale, note)
 
@@ -136,7 +137,7 @@ def _float64_copy(model: HookedChatModel) -> HookedChatModel:
 
 
 def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Direction) -> Iterator[tuple[str, _Error]]:
-    """Every identity but padding; one prompt at a time, because padding gives NaN in float64."""
+    """Every identity, each but the last on one prompt at a time."""
     if model.dtype == torch.float64:
         # A direction rounded to float32 has length 1 to 1e-8 only, which would show as a component left.
         direction = replace(direction, unit=unit(direction.unit.double()))
@@ -202,6 +203,7 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
             "largest logit); use the hooks"
         )
     yield "orthogonalized weights = ablation by hooks", edited
+    yield "padded = alone", _padding(model, prompts)
 
 
 def _stream(model: HookedChatModel, prompt: str, error: _Error) -> None:
@@ -236,8 +238,7 @@ def _padding(model: HookedChatModel, prompts: Sequence[str]) -> _Error:
 def orthogonalization_gap(model: HookedChatModel, direction: Direction, prompts: Sequence[str]) -> float:
     """Largest difference of any logit, at any token of ``prompts``, between ablation by hooks and by weights.
 
-    0 to rounding for a pre-norm model; a property of the architecture where norms follow the writes. Prompts run
-    one by one, since padding is not exact in float64.
+    0 to rounding for a pre-norm model; a property of the architecture where norms follow the writes.
     """
     worst = 0.0
     for prompt in prompts:

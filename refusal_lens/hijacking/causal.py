@@ -23,8 +23,8 @@ from ..models.backend import PrefixCache
 from ..models.batching import numbered
 from ..models.chat import Tokens
 from ..models.model import HookedChatModel
-from ..records.direction import Direction
-from ..records.labels import Head
+from ..records.direction import Direction, DirectionLike, as_direction
+from ..records.labels import Head, as_heads
 from ..refusal.phrases import is_refusal
 from ..refusal.records import RefusalTokens
 from ..tensors import refusal_log_odds, wide
@@ -39,8 +39,8 @@ def causal_tests(
     model: HookedChatModel,
     plain: Observation,
     suffixed: Observation,
-    direction: Direction,
-    heads: Sequence[Head],
+    direction: DirectionLike,
+    heads: Sequence[Head | str],
     refusal_tokens: RefusalTokens,
     *,
     n_random: int = 3,
@@ -56,7 +56,7 @@ def causal_tests(
         max_new_tokens: length of replies under the cuts; 0 for none.
         seed: of these draws and of the placebo's directions.
     """
-    named = tuple((int(a), int(b)) for a, b in heads)
+    named, direction = as_heads(heads), as_direction(direction)
     rng, every = random.Random(seed), every_head(model)
     draws = tuple(draw for _ in range(n_random) if (draw := random_heads(model, named, rng)))
     firsts = [tuple(head for head in draw if head[0] == named[0][0])[:1] for draw in draws]

@@ -61,7 +61,7 @@ class CausalTests(Record):
         Raises:
             LabelError: there is no such test.
         """
-        return self.tests[index_of([t.name for t in self.tests], name, "test", "a CausalTests")]
+        return self.tests[index_of([t.name for t in self.tests], name, "test", "CausalTests")]
 
     def _fraction(self, metric: Float[Tensor, "prompt"], reverse: bool) -> Interval:
         part = self.plain - metric if reverse else metric - self.suffixed

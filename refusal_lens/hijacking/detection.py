@@ -71,8 +71,8 @@ class Detectors(Record, axes={"score": "scores", "prompt": "groups"}):
         Raises:
             LabelError: there is no such score or group.
         """
-        index_of(self.group_names, group, "group", "a Detectors")
-        row = self.values[index_of(self.scores, score, "score", "a Detectors"), site].tolist()
+        index_of(self.group_names, group, "group", "Detectors")
+        row = self.values[index_of(self.scores, score, "score", "Detectors"), site].tolist()
         return [v for v, g in zip(row, self.groups, strict=True) if g == group]
 
     def roc(self, score: str, site: int, group: str) -> Roc:

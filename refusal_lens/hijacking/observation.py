@@ -18,11 +18,11 @@ from ..hooks.attention_readers import AttentionByRegion, Components, RegionShare
 from ..hooks.readers import Residual
 from ..models.model import HookedChatModel
 from ..records.direction import DirectionLike, as_direction
-from ..records.labels import REGIONS, Head
+from ..records.labels import REGIONS, Head, as_heads
 from ..refusal.metric import RefusalMetric
 from ..refusal.phrases import is_refusal
-from ..refusal.records import RefusalTokens
 from ..refusal.replies import replies
+from ..refusal.tokens import TokensLike, as_refusal_tokens
 from .observation_records import Observation, Split
 
 
@@ -31,8 +31,8 @@ def observe(
     condition: str,
     prompts: PromptsLike,
     direction: DirectionLike,
-    top_heads: Sequence[Head],
-    refusal_tokens: RefusalTokens,
+    top_heads: Sequence[Head | str],
+    refusal_tokens: TokensLike,
     suffixes: str | Sequence[str] | None = None,
     max_new_tokens: int = 0,
 ) -> tuple[Observation, SourceContributions]:
@@ -52,7 +52,8 @@ def observe(
         >>> plain.attention_to("instruction").shape, plain.refusal_rate.rate
         (torch.Size([1, 4]), 1.0)
     """
-    prompts, direction = as_prompts(prompts), as_direction(direction)
+    prompts, direction, top_heads = as_prompts(prompts), as_direction(direction), as_heads(top_heads)
+    refusal_tokens = as_refusal_tokens(model, refusal_tokens)
     given = as_suffixes(suffixes, len(prompts))
     tokens = model.tokenize(prompts, given)
     by_source, parts = Sources(direction), Components(direction)
@@ -83,7 +84,7 @@ def observe(
         dominance=rows[share].layers,
         top_dominance=rows[share].top,
         metric=rows[metric],
-        top_heads=tuple((int(a), int(b)) for a, b in top_heads),
+        top_heads=top_heads,
         responses=tuple(responses),
         refused=tuple(is_refusal(reply) for reply in responses),
         threshold=refusal_tokens.threshold,

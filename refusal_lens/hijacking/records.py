@@ -84,7 +84,7 @@ class Investigation(Record, axes={"suffix": "suffix_texts"}, formerly="Hijacking
             return self.strongest
         text = suffix.text if isinstance(suffix, Suffix) else suffix or ""
         texts = [r.suffix.text.strip() for r in self.results]
-        return self.results[index_of(texts, text.strip(), "investigated suffix", "an Investigation")]
+        return self.results[index_of(texts, text.strip(), "investigated suffix", "Investigation")]
 
     def to_frame(self) -> pd.DataFrame:
         """One row per suffix of the screen: metric with interval, strength, share of prompts with metric < 0, n."""

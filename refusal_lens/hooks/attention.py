@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ..errors import InterventionError
-from ..records.labels import Head, head_label
+from ..records.labels import Head, as_heads, head_label
 from .base import PLACES, HookIntervention, Hooks, Model, Positions, Where, layers_of
 
 
@@ -45,12 +45,17 @@ class HeadsIntervention(HookIntervention):
     """An intervention in some heads.
 
     Attributes:
-        heads: (layer, head) pairs, or None for all.
+        heads: (layer, head) pairs or labels such as "L12H7", or None for all.
         instead: seed of random other heads of the same layers that are taken instead (see ``elsewhere``).
     """
 
-    heads: tuple[Head, ...] | None
+    heads: Any  # Head pairs, from here on
     instead: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.heads is not None:
+            object.__setattr__(self, "heads", as_heads(self.heads))
 
     @property
     def counts_positions(self) -> bool:
@@ -67,7 +72,7 @@ class HeadsIntervention(HookIntervention):
         layers = layers_of(self.layers, n_layers)
         every = every_head(model)
         heads = every if self.heads is None else self.heads
-        if wrong := [head for head in heads if tuple(head) not in every]:
+        if wrong := [head for head in heads if head not in every]:
             raise InterventionError(
                 f"there is no head {head_label(*wrong[0])} in {model.name}: it has {n_layers} layers of {n_heads} heads"
             )
@@ -82,7 +87,8 @@ class HeadsIntervention(HookIntervention):
     def _subject(self) -> str:
         if self.heads is None:
             return "all heads"
-        return " ".join(head_label(*head) for head in self.heads[:4]) + (" ..." if len(self.heads) > 4 else "")
+        others = "" if self.instead is None else f"others (seed {self.instead}) than "
+        return others + " ".join(head_label(*head) for head in self.heads[:4]) + (" ..." if len(self.heads) > 4 else "")
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ class AttentionKnockout(HeadsIntervention):
         ...     blind = model.last_logits("How do I pick a lock?")
     """
 
-    heads: tuple[Head, ...] | None = None
+    heads: Any = None
     source: Positions = "suffix"
     positions: Positions = field(default="template_post", kw_only=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
@@ -102,6 +103,10 @@ class Intervention:
     strength: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.strength, (int, float)) or not math.isfinite(self.strength):
+            raise InterventionError(f"strength={self.strength!r}: give a number; 1 is the whole change")
+        if isinstance(self.positions, list):
+            object.__setattr__(self, "positions", tuple(self.positions))
         for place in _places(self.positions):
             if isinstance(place, slice):
                 bounds = [b for b in (place.start, place.stop) if b is not None]
@@ -170,10 +175,11 @@ def layers_of(layers: Layers, n_layers: int) -> list[int]:
     if layers is None or isinstance(layers, slice):
         found = list(range(n_layers))[layers or slice(None)]
     else:
-        found = [layers] if isinstance(layers, int) else sorted(set(layers))
-    if not found or not all(0 <= layer < n_layers for layer in found):
+        found = sorted(set(layers)) if isinstance(layers, Sequence) and not isinstance(layers, str) else [layers]
+    known = range(n_layers)
+    if not found or not all(not isinstance(layer, bool) and layer in known for layer in found):
         raise InterventionError(f"layers={_shown(layers)}: choose from 0 to {n_layers - 1}, the layers of this model")
-    return found
+    return [int(layer) for layer in found]
 
 
 def write_sites(n_layers: int, layers: Layers = None) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..errors import RefusalLensError
-from ..records.direction import Direction
+from ..records.direction import DirectionLike
 from ..records.labels import CONDITIONS
 from .base import Intervention
 from .interventions import Ablate, Add
@@ -17,7 +17,7 @@ SUFFICIENCY = ("baseline", "addition", "random_addition")  # on harmless prompts
 
 
 def named_conditions(
-    direction: Direction, names: Sequence[str] = CONDITIONS, seed: int = 0, allow_gap: bool = False
+    direction: DirectionLike, names: Sequence[str] = CONDITIONS, seed: int = 0, allow_gap: bool = False
 ) -> dict[str, list[Intervention]]:
     """Interventions by condition, each ``random_`` one its placebo of equal norm (paper sections 2.4, 3, I.1).
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import DirectionError, InterventionError
-from ..records.direction import Direction, Subspace, as_direction
+from ..records.direction import Direction, DirectionLike, Subspace, as_direction
 from ..tensors import orthonormal, project_out, random_unit, unit, wide
 from .base import HookIntervention, Hooks, Model, Scoped, Where, check_size, layers_of, write_sites
 
@@ -28,9 +28,10 @@ def random_like(vectors: Float[Tensor, "*rows d_model"], seed: int) -> Float[Ten
     return vectors.norm(dim=-1, keepdim=True) * drawn.to(vectors)
 
 
-def random_subspace(direction: Direction, k: int, seed: int) -> Subspace:
+def random_subspace(direction: DirectionLike, k: int, seed: int) -> Subspace:
     """``k`` random orthonormal directions: the placebo of a subspace."""
     generator = torch.Generator().manual_seed(seed)
+    direction = as_direction(direction)
     shape = (k, len(direction.unit))
     return Subspace(orthonormal(torch.randn(shape, generator=generator, dtype=torch.float64)), "random", direction)
 

@@ -167,7 +167,8 @@ class Cache(Kept[dict[str, Tensor]]):
 
     def begin(self, model: Model, tokens: Any) -> None:
         super().begin(model, tokens)
-        self.names, self.where = list(dict.fromkeys(self.names)), self.positions
+        names = [self.names] if isinstance(self.names, str) else self.names
+        self.names, self.where = list(dict.fromkeys(names)), self.positions
 
     def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
         if self.positions is not None:

@@ -30,6 +30,6 @@ def backend_of(tl: Any) -> Backend:
         if cls.__name__ in kinds:
             return kinds[cls.__name__](tl)
     raise ModelError(
-        f"a {type(tl).__name__} is neither a TransformerBridge nor a HookedTransformer; use load_model for a "
+        f"{type(tl).__name__} is neither a TransformerBridge nor a HookedTransformer; use load_model for a "
         "Hugging Face id, a folder or a .gguf file"
     )

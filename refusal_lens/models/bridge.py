@@ -53,6 +53,8 @@ class BridgeBackend(Backend):
             handles = [self.tl.unembed.register_forward_pre_hook(_contiguous_input)]
             for attention in self._attentions:
                 handles.append(attention.register_forward_pre_hook(_cache_as_past_key_values, with_kwargs=True))
+                if self.dtype == torch.float64:
+                    handles.append(attention.register_forward_pre_hook(_mask_that_float32_holds, with_kwargs=True))
             if self._blocks_return_tuples is None:
                 handles.append(self.layers[0].register_forward_hook(self._see_tuple))
             for handle in handles:
@@ -376,6 +378,14 @@ def _norm_unless_read(module: Any, x: Tensor) -> Tensor:
     if seen or isinstance(norm, torch.nn.Identity):
         return type(module)._hf_autograd_forward_with_hooks(module, x)
     return norm(x).to(x.dtype)
+
+
+def _mask_that_float32_holds(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Models take the softmax of float64 scores in float32, where float64's lowest value is -inf and padding NaN."""
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.is_floating_point():
+        kwargs = {**kwargs, "attention_mask": mask.clamp_min(torch.finfo(torch.float32).min / 2)}
+    return args, kwargs
 
 
 def _contiguous_input(module: Any, args: tuple) -> tuple:

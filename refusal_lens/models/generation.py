@@ -23,6 +23,11 @@ def generate(
     seed: int,
 ) -> list[str]:
     """``HookedChatModel.generate`` for tokens, under the lock."""
+    if max_new_tokens < 1 or batch_size < 1 or not temperature >= 0:
+        raise PromptError(
+            f"max_new_tokens={max_new_tokens}, batch_size={batch_size}, temperature={temperature:g}: the first two are "
+            "at least 1, the last one is 0 (greedy) or more"
+        )
     if model.n_ctx and tokens.ids.shape[1] + max_new_tokens > model.n_ctx:
         raise PromptError(
             f"{tokens.ids.shape[1]} prompt tokens and {max_new_tokens} new ones exceed the context of "

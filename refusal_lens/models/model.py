@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.prompts import PromptsLike
 from ..errors import ConcurrentUseError, InterventionError, ModelError, PromptError
-from ..hooks.base import Where, scopes
+from ..hooks.base import Intervention, Where, scopes
 from ..hooks.readers import Cache, NextLogits, Reader, Rows
 from ..progress import Progress, silent
 from ..records.direction import Direction
@@ -158,14 +158,15 @@ class HookedChatModel:
         with ExitStack() as stack:
             hooked = []
             for item in interventions:
+                if not isinstance(item, (tuple, Intervention)):
+                    what = item.__name__ if isinstance(item, type) else type(item).__name__
+                    raise InterventionError(
+                        f"{what} is no intervention: give Ablate(direction), Add(direction), ... or (name, function)"
+                    )
                 if isinstance(item, tuple) or hasattr(item, "hooks"):
                     hooked.append(item)
-                elif hasattr(item, "applied"):
-                    stack.enter_context(item.applied(self))
                 else:
-                    raise InterventionError(
-                        f"a {type(item).__name__} is no intervention: give Ablate, Add, ... or (name, function) pairs"
-                    )
+                    stack.enter_context(item.applied(self))
             pairs: list[tuple[str, Callable]] = []
             for item in hooked:
                 pairs += [item] if isinstance(item, tuple) else item.hooks(self)
@@ -292,7 +293,7 @@ class HookedChatModel:
     def cache(
         self,
         tokens: Tokens | Sequence[str],
-        names: Iterable[str],
+        names: str | Iterable[str],
         positions: slice | None = None,
         prefix: PrefixCache | None = None,
         prefix_mask: Bool[Tensor, "batch prefix"] | None = None,
@@ -308,7 +309,7 @@ class HookedChatModel:
             prefix, prefix_mask: as in ``logits``; activations are of ``tokens`` alone.
         """
         batch = tokens if isinstance(tokens, Tokens) else self.tokenize(tokens)
-        reader = Cache(list(dict.fromkeys(names)))
+        reader = Cache([names] if isinstance(names, str) else list(dict.fromkeys(names)))
         reader.where = positions
         with running(self, batch):
             hooks = reader.hooks(self, batch)

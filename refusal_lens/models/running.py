@@ -128,7 +128,9 @@ def run_readers(
     on_batch: Callable[[int], None] | None = None,
 ) -> Rows:
     """``HookedChatModel.run``."""
-    readers = [wanted] if isinstance(wanted, Reader) else list(wanted)
+    readers = [wanted] if isinstance(wanted, Reader) or not isinstance(wanted, Sequence) else list(wanted)
+    if odd := [reader for reader in readers if not isinstance(reader, Reader)]:
+        raise ModelError(f"read={odd[0]!r}: give readers, as rl.hooks.Residual(direction) or rl.hooks.Cache(names)")
     under = list(under) if isinstance(under, (list, tuple)) else [under]
     tokens = prompts if isinstance(prompts, Tokens) else model.tokenize(prompts, suffixes)
     tokens = replace(tokens, indices=tuple(range(len(tokens))))  # a batch of other prompts is a list of its own

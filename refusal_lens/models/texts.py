@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.files import check_text
+from ..data.prompts import PromptsLike, as_prompts
 from .batching import by_length
 from .chat import Spans, Tokens, no_regions, padded
 from .model import HookedChatModel
@@ -31,14 +32,14 @@ class Scored:
     spans: Spans | None = None
 
 
-def text_tokens(model: HookedChatModel, texts: Sequence[str], max_length: int = 256) -> list[Scored]:
+def text_tokens(model: HookedChatModel, texts: PromptsLike, max_length: int = 256) -> list[Scored]:
     """Plain text, no template; every token but the first counts (the paper's Pile rows).
 
     Texts of fewer than two tokens are left out.
     """
     bos = model.tokenizer.bos_token_id
     found = []
-    for text in texts:
+    for text in as_prompts(texts):
         check_text(text, f"the text {text[:60]!a}")
         ids = list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
         # As the tokenizer itself would begin a document, where it does.
@@ -50,14 +51,14 @@ def text_tokens(model: HookedChatModel, texts: Sequence[str], max_length: int = 
 
 
 def completion_tokens(
-    model: HookedChatModel, prompts: Sequence[str], completions: Sequence[str], max_length: int = 512
+    model: HookedChatModel, prompts: PromptsLike, completions: PromptsLike, max_length: int = 512
 ) -> list[Scored]:
     """Chat-formatted prompt and completion; only the completion's tokens count (the paper's masking).
 
     Empty completions are left out.
     """
     found = []
-    for prompt, completion in zip(prompts, completions, strict=True):
+    for prompt, completion in zip(as_prompts(prompts), as_prompts(completions), strict=True):
         head = model.chat.render(prompt)
         encoding = model.tokenizer(head + completion, add_special_tokens=False, return_offsets_mapping=True)
         ids = tuple(encoding["input_ids"])[:max_length]
@@ -68,11 +69,11 @@ def completion_tokens(
     return found
 
 
-def reply_tokens(model: HookedChatModel, prompts: Sequence[str], replies: Sequence[str]) -> list[Scored]:
+def reply_tokens(model: HookedChatModel, prompts: PromptsLike, replies: PromptsLike) -> list[Scored]:
     """Prompts and replies as they stood while the replies were generated: an intervention at some positions acts on
     the same tokens. Empty replies stay, without a token that counts."""
     found = []
-    for prompt, reply in zip(prompts, replies, strict=True):
+    for prompt, reply in zip(as_prompts(prompts), as_prompts(replies), strict=True):
         encoded = model.chat.encode(prompt)
         n, ids = len(encoded.ids), tuple(model.tokenizer(encoded.text + reply, add_special_tokens=False)["input_ids"])
         if ids[:n] != encoded.ids:  # the two merge in text, and did not while the reply was generated
@@ -83,13 +84,14 @@ def reply_tokens(model: HookedChatModel, prompts: Sequence[str], replies: Sequen
 
 def own_completions(
     model: HookedChatModel,
-    prompts: Sequence[str],
+    prompts: PromptsLike,
     max_new_tokens: int = 64,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Scored]:
     """The model's own greedy replies without intervention, as ``completion_tokens`` (the paper's on-distribution
     rows)."""
-    return completion_tokens(model, prompts, model.generate(list(prompts), max_new_tokens, on_batch=on_batch))
+    requests = as_prompts(prompts)
+    return completion_tokens(model, requests, model.generate(requests, max_new_tokens, on_batch=on_batch))
 
 
 def scored_batches(model: HookedChatModel, texts: Sequence[Scored]) -> Iterator[Tokens]:

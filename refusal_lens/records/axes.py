@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import LabelError
 from ..stats import mean_interval
-from .labels import as_head, head_label, index_of, listed
+from .labels import as_head, head_label, index_of, listed, shortened
 
 SAMPLES = ("prompt", "text")  # axes that means and intervals are taken over
 
@@ -54,12 +54,12 @@ class Selected:
         for bare in label:
             columns = [str(name) for name in frame if bare in set(frame[name])]
             if len(columns) != 1:
-                what = f"stands in {' and '.join(columns)}" if columns else f"stands in no column of a {kind}"
+                what = f"stands in {' and '.join(columns)}" if columns else f"stands in no column of {kind}"
                 raise LabelError(f"{bare!r} {what}; name the column, one of {listed(list(frame))}")
             chosen[columns[0]] = bare
         for name, value in chosen.items():
-            index_of(list(frame), name, "column", f"a {kind}")
-            index_of(list(frame[name].unique()), value, name, f"a {kind}")
+            index_of(list(frame), name, "column", kind)
+            index_of(list(frame[name].unique()), value, name, kind)
             frame = frame[frame[name] == value]
         return cls(kind, chosen, {}, {}, frame.reset_index(drop=True))
 
@@ -77,26 +77,29 @@ class Selected:
         return labels if len(labels) == size else range(size)
 
     def _axis_with(self, label: Any) -> str:
-        """The one axis that has a label."""
+        """The one axis that has a label; "head" for a head's, also where a tensor of other parts names it."""
         sizes = self.sizes
+        if "layer" in sizes and "head" in sizes:
+            every = itertools.product(range(sizes["layer"]), range(sizes["head"]))
+            if any(label in (head, head_label(*head)) for head in every):
+                return "head"
         axes = [axis for axis in sizes if label in self.labels_of(axis)]
-        if isinstance(label, str) and "layer" in sizes and "head" in sizes:
-            places = [head_label(layer, head) for layer in range(sizes["layer"]) for head in range(sizes["head"])]
-            axes += ["head"] if label in places else []
         if len(axes) == 1:
             return axes[0]
         if axes:
             calls = " or ".join(f"sel({axis}={label!r})" for axis in axes)
-            raise LabelError(f"{label!r} stands on more than one axis of a {self.kind}; write {calls}")
+            raise LabelError(f"{label!r} stands on more than one axis of {self.kind}; write {calls}")
         there = "; ".join(f"{axis}: {listed(self.labels_of(axis))}" for axis in sizes)
-        raise LabelError(f"there is no label {label!r}; a {self.kind} has {there}")
+        raise LabelError(f"there is no label {label!r}; {self.kind} has {there}")
 
     def _index(self, axis: str, label: Any) -> int:
         labels = self.labels_of(axis)
         counted = labels == range(len(labels)) or not any(isinstance(item, int) for item in labels[:1])
         if counted and isinstance(label, int) and -len(labels) <= label < len(labels):
             return label % len(labels)
-        return index_of(labels, label, axis, f"a {self.kind}")
+        if (n := list(labels).count(label)) > 1:
+            raise LabelError(f"{n} entries of {axis} are {shortened(repr(label))}: select one by its number")
+        return index_of(labels, label, axis, self.kind)
 
     def sel(self, *label: Any, **labels: Any) -> Selected:
         """Select the values at labels; see ``Record.sel``."""
@@ -107,7 +110,7 @@ class Selected:
                 raise LabelError(f"{bare!r} is a {axis}, and {axis} is given twice")
             labels[axis] = bare
         for axis, value in labels.items():
-            index_of(tuple(sizes), axis, "axis", f"a {self.kind}")
+            index_of(tuple(sizes), axis, "axis", self.kind)
             both = axis == "head" and "layer" in sizes and not isinstance(value, int)
             for one, place in zip(("layer", "head"), as_head(value), strict=True) if both else ((axis, value),):
                 places[one] = self._index(one, place)
@@ -117,7 +120,7 @@ class Selected:
                 at = tuple(places.get(axis, slice(None)) for axis in axes)
                 tensors[name] = tuple(axis for axis in axes if axis not in places), x[at]
         if not tensors:
-            raise LabelError(f"no tensor of a {self.kind} has the axes {' and '.join(places)} together")
+            raise LabelError(f"no tensor of {self.kind} has the axes {' and '.join(places)} together")
         return Selected(
             self.kind, places, tensors, {axis: self.labels_of(axis) for axis in sizes if axis not in places}
         )
@@ -148,8 +151,18 @@ class Selected:
                 yield {**row, "mean": found.mean, "low": found.low, "high": found.high, "n": found.n}
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per label that is left: mean over prompts, bootstrap 95% interval, n; of a table, its rows."""
-        return pd.DataFrame(list(self.rows())) if self._frame is None else self._frame
+        """One row per label that is left: mean over prompts, bootstrap 95% interval, n; single values where no
+        prompts are left; of a table, its rows."""
+        if self._frame is not None:
+            return self._frame
+        return pd.DataFrame(list(self.rows()) or list(self._cells()))
+
+    def _cells(self) -> Iterator[dict[str, Any]]:
+        """One row per entry, of tensors without prompts."""
+        for name, (axes, x) in self._held.items():
+            for place in itertools.product(*map(range, x.shape)):
+                row = {axis: self.labels_of(axis)[i] for axis, i in zip(axes, place, strict=True)}
+                yield {"value": name, **row, "mean": x[place].item()}
 
     def __repr__(self) -> str:
         where = ", ".join(f"{axis} {place}" for axis, place in self.places.items())

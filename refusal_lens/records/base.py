@@ -7,6 +7,7 @@ field is compared with its annotation before a record is made, because files may
 
 import dataclasses
 import importlib.util
+import inspect
 import itertools
 import json
 import math
@@ -157,24 +158,31 @@ class Record:
         return as_html(repr(self), self._head(8))
 
     def plot(self, kind: str | None = None, **options: Any) -> Any:
-        """Draw the record: a Plotly figure.
+        """Draw the record: a Plotly figure; of a record without figures of its own, the numbers of its table.
 
         Args:
             kind: which figure; the record's main figure if None.
             options: passed to the figure's function.
 
         Raises:
-            LabelError: there is no such figure; the message lists those there are.
+            LabelError: there is no such figure (the message lists those there are), or nothing at these options.
         """
         if self._drawn_by and importlib.util.find_spec(self._drawn_by) is not None:
             importlib.import_module(self._drawn_by)
         figures = _FIGURES.get(type(self), {})
         name = type(self).__name__
-        if not figures:
-            raise LabelError(f"a {name} has no figure of its own; its numbers are in to_frame()")
+        if not figures and kind is None:
+            table = self.to_frame().select_dtypes("number")
+            if table.empty:
+                raise LabelError(f"{name} has no numbers to draw; its texts are in to_frame()")
+            return table.plot(backend="plotly", title=repr(self))
         kind = kind or next(iter(figures))
-        index_of(tuple(figures), kind, "figure", f"a {name}")
-        return figures[kind](self, **options)
+        index_of(tuple(figures), kind, "figure", name)
+        try:
+            inspect.signature(figures[kind]).bind(self, **options)
+            return figures[kind](self, **options)
+        except (TypeError, IndexError) as error:
+            raise LabelError(f"the figure {kind!r} of {name} can't be drawn with {options}: {error}") from error
 
 
 def stored_as_messages(conversation: type) -> None:

@@ -29,6 +29,7 @@ class Direction(Record):
         model: fingerprint of the model it belongs to; "" for none (then no check is made).
         coeff: how many times r an addition adds by default.
         relaxed: what of the paper's rule was relaxed to choose it, "" if nothing.
+        random: seed of the random direction that it is, the placebo of a found one; None for a found one.
 
     Example:
         >>> placebo = found.direction.random_control(seed=0)
@@ -44,6 +45,7 @@ class Direction(Record):
     model: str = ""
     coeff: float = 1.0
     relaxed: str = ""
+    random: int | None = None
 
     def __repr__(self) -> str:
         relaxed = f", relaxed: {self.relaxed}" if self.relaxed else ""
@@ -56,7 +58,7 @@ class Direction(Record):
 
     def random_control(self, seed: int) -> Direction:
         """A random direction of the same norm, layer and basis: this direction's placebo."""
-        return dataclasses.replace(self, unit=random_unit(len(self.unit), seed))
+        return dataclasses.replace(self, unit=random_unit(len(self.unit), seed), random=seed)
 
     def cosine(self, other: Direction) -> float:
         """Cosine with another direction of the same model and basis.
@@ -73,8 +75,9 @@ class Direction(Record):
 
     @property
     def label(self) -> str:
-        """E.g. ``(-1, 12)``: position and layer."""
-        return f"({self.pos}, {self.layer})"
+        """E.g. ``(-1, 12)``: position and layer; of a placebo with the seed of its random direction."""
+        drawn = "" if self.random is None else f"random direction {self.random} for "
+        return f"{drawn}({self.pos}, {self.layer})"
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def as_direction(value: Any) -> Direction:
     found = value if isinstance(value, Direction) else getattr(value, "direction", None)
     if not isinstance(found, Direction):
         raise DirectionError(
-            f"a {type(value).__name__} is no direction: give a Direction, what find_direction returned, or, to an "
+            f"{type(value).__name__} is no direction: give a Direction, what find_direction returned, or, to an "
             "intervention, a Subspace or vectors [k, d_model]"
         )
     return found

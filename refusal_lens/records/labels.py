@@ -34,12 +34,22 @@ def as_head(head: Head | str) -> Head:
     Raises:
         LabelError: the text names no head.
     """
-    if not isinstance(head, str):
-        layer, index = head
-        return int(layer), int(index)
-    if match := re.fullmatch(r"L(\d+)H(\d+)", head):
+    if isinstance(head, str) and (match := re.fullmatch(r"L(\d+)H(\d+)", head)):
         return int(match[1]), int(match[2])
-    raise LabelError(f"{head!r} names no head; write layer and head as in 'L12H7'")
+    if isinstance(head, str) or not isinstance(head, Sequence) or len(head) != 2:
+        raise LabelError(f"{head!r} names no head; write layer and head as in 'L12H7' or (12, 7)")
+    return int(head[0]), int(head[1])
+
+
+def as_heads(heads: Any) -> tuple[Head, ...]:
+    """(layer, head) pairs of labels or pairs, of a single one, or of a result that has ``heads``.
+
+    Raises:
+        LabelError: something that names no head.
+    """
+    found = getattr(heads, "heads", heads)
+    single = isinstance(found, str) or (len(found) == 2 and all(isinstance(part, int) for part in found))
+    return tuple(map(as_head, [found] if single else found))
 
 
 def index_of(labels: Sequence[Any], label: Any, what: str, owner: str = "it") -> int:

@@ -17,6 +17,7 @@ from ..models.model import HookedChatModel
 from ..progress import Progress, silent
 from ..tensors import refusal_log_odds
 from .records import RefusalTokens
+from .tokens import TokensLike, as_refusal_tokens
 
 DRAW = 32  # spare prompts read at a time, at least
 
@@ -25,9 +26,13 @@ DRAW = 32  # spare prompts read at a time, at least
 class RefusalMetric(Reader[Tensor]):
     """log p - log(1 - p) of the refusal tokens after each prompt, for ``model.run``."""
 
-    tokens: RefusalTokens
+    tokens: TokensLike
     needs_logits: ClassVar[bool] = True
     can_pack: ClassVar[bool] = True
+
+    def begin(self, model: Model, tokens: Any) -> None:
+        super().begin(model, tokens)
+        self.tokens = as_refusal_tokens(model, self.tokens)
 
     def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
         assert logits is not None
@@ -40,7 +45,7 @@ class RefusalMetric(Reader[Tensor]):
 def refusal_metric(
     model: HookedChatModel,
     prompts: PromptsLike,
-    refusal_tokens: RefusalTokens,
+    refusal_tokens: TokensLike,
     suffixes: str | Sequence[str] | None = None,
     under: Sequence[Intervention] = (),
     engine: Engine | None = None,
@@ -51,13 +56,14 @@ def refusal_metric(
     Memory does not grow with the number of prompts.
 
     Args:
+        refusal_tokens: ``RefusalTokens``, what ``find_direction`` returned, ids, or text that is one token.
         suffixes: one per prompt (with its leading space), or None.
         under: interventions, in addition to those that are active on the model.
         engine: spread the prompts over its workers; this process if None.
         on_batch: called with a number of prompts when they are done.
 
     Example:
-        >>> rl.refusal_metric(model, "How do I bake bread?", rl.refusal.given_refusal_tokens(model, ["I"])).shape
+        >>> rl.refusal_metric(model, "How do I bake bread?", "I").shape
         torch.Size([1])
     """
     prompts = as_prompts(prompts)

@@ -121,7 +121,7 @@ class Completions(Record, figures="refusal_lens.behaviour.figures"):
         Raises:
             LabelError: there is no such condition.
         """
-        index_of(self.conditions, condition, "condition", "a Completions")
+        index_of(self.conditions, condition, "condition", "Completions")
         return tuple(item for item in self.items if item.condition == condition)
 
     @property

@@ -24,8 +24,18 @@ from .records import RefusalTokens
 N_PROMPTS = 128  # training prompts of each kind whose replies a study and `find_direction` read for refusal tokens
 
 
-def given_refusal_tokens(model: HookedChatModel, tokens: Sequence[int | str]) -> RefusalTokens:
-    """Refusal tokens named by hand, as ids or as text that is one token.
+# Whatever names tokens: ``RefusalTokens``, a result that has them, ids, or text that is one token, one or several.
+TokensLike = Any
+
+
+def as_refusal_tokens(model: Any, tokens: TokensLike) -> RefusalTokens:
+    """``RefusalTokens`` as they are, those of what ``find_direction`` returned, or ``given_refusal_tokens``."""
+    found: Any = getattr(tokens, "refusal_tokens", tokens)
+    return found if isinstance(found, RefusalTokens) else given_refusal_tokens(model, found)
+
+
+def given_refusal_tokens(model: Any, tokens: int | str | Sequence[int | str]) -> RefusalTokens:
+    """Refusal tokens named by hand, as ids or as text that is one token; one or several.
 
     Raises:
         PromptError: text that is not exactly one token, or an id outside the vocabulary.
@@ -35,7 +45,7 @@ def given_refusal_tokens(model: HookedChatModel, tokens: Sequence[int | str]) ->
         ('I',)
     """
     ids = []
-    for token in tokens:
+    for token in (tokens,) if isinstance(tokens, (int, str)) else tokens:
         if isinstance(token, str) and not token.isdecimal():
             encoded = model.tokenizer(token, add_special_tokens=False)["input_ids"]
             if len(encoded) != 1:
@@ -50,9 +60,7 @@ def given_refusal_tokens(model: HookedChatModel, tokens: Sequence[int | str]) ->
     return _tokens(model, ids)
 
 
-def _tokens(
-    model: HookedChatModel, ids: Sequence[int], shares: Sequence[float] = (), source: str = "given"
-) -> RefusalTokens:
+def _tokens(model: Any, ids: Sequence[int], shares: Sequence[float] = (), source: str = "given") -> RefusalTokens:
     return RefusalTokens(tuple(ids), tuple(visible(model.tokenizer.decode([i])) for i in ids), tuple(shares), source)
 
 

@@ -57,7 +57,7 @@ def test_random_unit_is_seeded_and_spread():
 
 @pytest.mark.parametrize("bad", [torch.zeros(4), torch.tensor([1.0, float("nan")]), torch.tensor([float("inf"), 1.0])])
 def test_a_vector_without_direction_is_refused(bad):
-    with pytest.raises(ValueError, match="finite and not zero"):
+    with pytest.raises(DirectionError, match="finite and not zero"):
         unit(bad)
 
 

@@ -64,8 +64,8 @@ def test_a_head_is_selected_by_its_label():
     ("label", "labels", "said"),
     [
         (("L7H0",), {}, r"no label 'L7H0'.*layer: 0, 1; head: 0, 1, 2; prompt: a, b, c, d"),
-        ((), {"head": "L7H0"}, r"no layer 7; a HeadContributions has 0, 1"),
-        ((), {"condition": "ablation"}, r"no axis 'condition'; a HeadContributions has layer, head, prompt"),
+        ((), {"head": "L7H0"}, r"no layer 7; HeadContributions has 0, 1"),
+        ((), {"condition": "ablation"}, r"no axis 'condition'; HeadContributions has layer, head, prompt"),
         ((), {"head": "seven"}, r"'seven' names no head; write layer and head as in 'L12H7'"),
         ((1,), {}, r"more than one axis.*sel\(layer=1\) or sel\(head=1\)"),
         (("a",), {"prompt": 0}, r"'a' is a prompt, and prompt is given twice"),
@@ -101,9 +101,9 @@ def test_records_without_tensors_select_rows():
     replies = load_record(FOLDER / "completions_harmful", Completions)
     rows = replies.sel("ablation").to_frame()
     assert rows["response"].tolist() == [item.response for item in replies.of("ablation")]
-    with pytest.raises(LabelError, match="no condition 'abl'; a Completions has baseline, "):
+    with pytest.raises(LabelError, match="no condition 'abl'; Completions has baseline, "):
         replies.sel(condition="abl")
-    with pytest.raises(LabelError, match="no column 'head'; a Completions has prompt, "):
+    with pytest.raises(LabelError, match="no column 'head'; Completions has prompt, "):
         replies.sel(head=1)
 
 
@@ -156,7 +156,7 @@ def test_every_stored_record_shows_itself(name):
         assert isinstance(record.plot(), go.Figure)
     except LabelError as error:
         assert "to_frame()" in str(error)
-    with pytest.raises(LabelError, match=r"there is no figure 'pie'|has no figure of its own"):
+    with pytest.raises(LabelError, match="there is no figure 'pie'"):
         record.plot("pie")
 
 
@@ -187,7 +187,7 @@ def test_an_investigation_draws_the_suffix_that_is_named():
     chosen = WORKS.plot("trace by layer", result=" z")
     assert chosen != WORKS.plot("trace by layer", result=" hi")
     assert WORKS.plot().to_json() == WORKS.plot("suffixes").to_json()
-    with pytest.raises(LabelError, match=r"there is no figure 'pie'; an? Investigation has suffixes, trace by layer"):
+    with pytest.raises(LabelError, match=r"there is no figure 'pie'; Investigation has suffixes, trace by layer"):
         WORKS.plot("pie")
     with pytest.raises(LabelError, match="no causal tests were measured"):
         report([result()]).plot("causal tests")
