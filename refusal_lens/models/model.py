@@ -118,7 +118,7 @@ class HookedChatModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of sizes and sampled weights (in bfloat16, so that dtype does not matter)."""
+        """16 hex digits of sizes and sampled weights (in bfloat16: a float32 and a bfloat16 copy agree)."""
         return fingerprint_of(self.backend)
 
     def check_direction(self, direction: Direction) -> None:
