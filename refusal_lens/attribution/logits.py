@@ -41,7 +41,7 @@ def compliance_tokens(
     first = Counter(model.last_logits(harmless).argmax(-1).tolist())
     chosen = [token for token, _ in first.most_common() if token not in refusal_tokens.ids][:top]
     if not chosen:
-        raise ModelError(f"{model.name} begins every answer with a refusal token: name tokens of compliance yourself")
+        raise ModelError(f"{model.name} begins every answer with a refusal token: give compliance tokens yourself")
     named = given_refusal_tokens(model, chosen)
     shares = tuple(first[token] / len(harmless) for token in chosen)
     return RefusalTokens(named.ids, named.texts, shares, f"first tokens of {len(harmless)} answers")
@@ -146,7 +146,7 @@ def _check_readout(model: Model, ours: Float[Tensor, "b n"], theirs: Float[Tenso
     tolerance = PARTS_TOLERANCE.get(model.dtype, 4e-2)
     if not gap <= tolerance:
         raise ModelError(
-            f"{model.name}: unembedding its final norm gives other logits than the model's own (relative gap "
-            f"{gap:.2g}, limit {tolerance:g}): its logits are scaled or shifted in a way not known here; use "
+            f"{model.name}: unembedding its final norm does not give the model's own logits (relative gap "
+            f"{gap:.2g}, limit {tolerance:g}): its logits are scaled or shifted in an unknown way; use "
             "component_contributions, which reads the residual stream"
         )

@@ -89,7 +89,7 @@ LogJson = Annotated[
         metavar="FILE",
         callback=_open_log,
         is_eager=True,
-        help="Append what happens as JSON lines to FILE, or to stderr for '-' (then without progress bars).",
+        help="Append events as JSON lines to FILE, or to stderr for '-' (then without progress bars).",
     ),
 ]
 

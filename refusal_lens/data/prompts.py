@@ -269,7 +269,7 @@ def load_prompts(
     if str(harmful) == "organism" and harmless is None:
         harmful, harmless = instructions().values()
     if harmless is None:
-        raise PromptError(f"give harmless prompts beside {str(harmful)!r}: load_prompts(harmful, harmless)")
+        raise PromptError(f"give harmless prompts along with {str(harmful)!r}: load_prompts(harmful, harmless)")
     sources = (("harmful", harmful), ("harmless", harmless))
     return PromptPair(*(PromptSet.load(source, name, sizes, seed) for name, source in sources))
 

@@ -118,7 +118,7 @@ class SuffixSet(Record):
                 raise PromptError(f"suffix {i + 1} of {where} is empty; remove the row")
             check_text(text, f"suffix {i + 1} of {where}")
             if not isinstance(what, str):
-                raise PromptError(f"suffix {i + 1} of {where} has a kind that is no text: {str(what)[:60]}")
+                raise PromptError(f"suffix {i + 1} of {where} has a kind that is not text: {str(what)[:60]}")
             text = text if text[:1].isspace() else separator + text
             items.setdefault(text, Suffix(what, text))
         if not items:

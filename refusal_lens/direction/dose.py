@@ -117,7 +117,7 @@ def dose_response(
         {'scope': 1, 'dose': 2, 'condition': 2, 'measure': 6, 'prompt': 12, 'effect': 1}
     """
     if not isinstance(found, FoundDirection):
-        raise DirectionError(f"a {type(found).__name__} has no mean projections: give what rl.find_direction returned")
+        raise DirectionError(f"a {type(found).__name__} has no mean projections: give the result of rl.find_direction")
     grid = STRENGTHS if strengths is None else strengths
     scopes = default_scopes(found.direction.layer) if scopes is None else scopes
     _check(grid, scopes)
@@ -130,7 +130,7 @@ def dose_response(
     sets = {kind: getattr(getattr(data, kind), split).texts for kind in ("harmful", "harmless")}
     n = min(map(len, sets.values()))
     if not n:
-        raise PromptError(f"there are no {split} prompts of a kind: load the data with some")
+        raise PromptError(f"there are no {split} prompts of one kind: load data that has some")
     sides = {
         kind: _Side(model, list(texts[:n]), found.refusal_tokens, max_new_tokens, judge) for kind, texts in sets.items()
     }

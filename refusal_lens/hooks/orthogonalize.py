@@ -74,7 +74,7 @@ class Orthogonalize(Intervention):
             raise ModelError(
                 f"{model.name} has a norm after its writes to the residual stream ({norm}), so no plain edit of "
                 "weights is equivalent to ablation: use model.hooks(Ablate(direction)), or allow_gap=True to measure "
-                "the edit all the same (orthogonalization_gap gives the difference)"
+                "the edit anyway (orthogonalization_gap gives the difference)"
             )
         with model.hooks():  # takes the model's lock: another thread would see edited weights
             swapped: list[tuple[Any, nn.Parameter]] = []

@@ -166,7 +166,7 @@ class BridgeBackend(Backend):
         self._run(**call)
         layers: list[Any] = cache.layers
         if not layers:
-            raise ModelError(f"{self.kind} kept no keys and values: this transformers passes its cache another way")
+            raise ModelError(f"{self.kind} kept no keys and values: this transformers passes its cache differently")
         return [(layer.keys, layer.values) for layer in layers]
 
     def packed_logits(self, ids, positions, mask, row, end, copies, start=None, prefix=None):
@@ -303,7 +303,7 @@ class BridgeBackend(Backend):
         if self._mixer(layer):
             raise ModelError(
                 f"layer {layer} has no attention heads ({where}): whole components, extraction, selection and ablation "
-                "are exact here, what is read head by head is not to be had"
+                "are exact here, but nothing that needs single heads is available"
             )
         weight = next(iter(self._output_weights(where, "attn", module)), None)
         if weight is None:

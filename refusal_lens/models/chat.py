@@ -172,7 +172,7 @@ class ChatFormat:
                 "set a template that contains it once"
             )
         if system is not None and system.strip() not in rendered:
-            raise ModelError("the chat template drops the system prompt, which would do nothing: leave it out")
+            raise ModelError("the chat template drops the system prompt, which would have no effect: leave it out")
         self.before, self.after = rendered.split(_SENTINEL)
         self.opened = self.template.opened
         self.n_post = 0  # until it is known, all that a prompt has
@@ -288,7 +288,7 @@ class ChatFormat:
         if surplus < 0:
             raise PromptError(
                 f"the tokenizer merges the end of the prompt {content[-40:]!r} with the template, which leaves "
-                f"{counts['template_post']} of {self.n_post} post-instruction tokens: end it otherwise"
+                f"{counts['template_post']} of {self.n_post} post-instruction tokens: change its ending"
             )
         counts["template_post"] -= surplus
         counts["suffix" if suffix else "instruction"] += surplus

@@ -108,7 +108,7 @@ def check_attention(model: Model) -> float:
     limit = ATTENTION_TOLERANCE.get(model.dtype, 0.2)
     if not gap <= limit:
         raise ModelError(
-            f"{model.name}: TransformerLens computes its attention otherwise than the checkpoint's own code (the "
+            f"{model.name}: TransformerLens computes its attention differently from the checkpoint's own code (the "
             f"logits differ by {gap:.2g} of their length, limit {limit:g}), so every result would be another model's; "
             "this architecture needs another version of transformer-lens"
         )

@@ -180,7 +180,7 @@ def _check_folder(folder: Path, gguf: str | None, config: Any) -> None:
             raise ModelError(f"{index} is not an index of weight files ({type(error).__name__})") from error
         for shard in shards:
             if not isinstance(shard, str) or Path(shard).name != shard or not (index.parent / shard).is_file():
-                raise ModelError(f"{index} points to {shard!r}, which is no file of this folder")
+                raise ModelError(f"{index} points to {shard!r}, which is not in this folder")
 
 
 def _check_gguf(path: Path) -> None:

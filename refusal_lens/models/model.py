@@ -164,7 +164,7 @@ class HookedChatModel:
                     stack.enter_context(item.applied(self))
                 else:
                     raise InterventionError(
-                        f"a {type(item).__name__} is no intervention: give Ablate, Add, ... or (name, function) pairs"
+                        f"a {type(item).__name__} is not an intervention: give Ablate, Add ... or (name, function)"
                     )
             pairs: list[tuple[str, Callable]] = []
             for item in hooked:

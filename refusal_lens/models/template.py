@@ -84,7 +84,7 @@ def options_of(given: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any
     for item in given or ():
         name, equals, value = item.partition("=")
         if not equals or not name:
-            raise ModelError(f"the template option {item!r} is no NAME=VALUE, such as enable_thinking=false")
+            raise ModelError(f"the template option {item!r} is not of the form NAME=VALUE, as in enable_thinking=false")
         try:
             found[name] = json.loads(value)
         except ValueError:

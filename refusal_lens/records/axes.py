@@ -87,7 +87,7 @@ class Selected:
             return axes[0]
         if axes:
             calls = " or ".join(f"sel({axis}={label!r})" for axis in axes)
-            raise LabelError(f"{label!r} stands on more than one axis of a {self.kind}; write {calls}")
+            raise LabelError(f"{label!r} is on more than one axis of a {self.kind}; write {calls}")
         there = "; ".join(f"{axis}: {listed(self.labels_of(axis))}" for axis in sizes)
         raise LabelError(f"there is no label {label!r}; a {self.kind} has {there}")
 

@@ -112,7 +112,7 @@ def as_direction(value: Any) -> Direction:
     found = value if isinstance(value, Direction) else getattr(value, "direction", None)
     if not isinstance(found, Direction):
         raise DirectionError(
-            f"a {type(value).__name__} is no direction: give a Direction, what find_direction returned, or, to an "
+            f"a {type(value).__name__} is not a direction: give a Direction, the result of find_direction or, to an "
             "intervention, a Subspace or vectors [k, d_model]"
         )
     return found

@@ -39,7 +39,7 @@ def as_head(head: Head | str) -> Head:
         return int(layer), int(index)
     if match := re.fullmatch(r"L(\d+)H(\d+)", head):
         return int(match[1]), int(match[2])
-    raise LabelError(f"{head!r} names no head; write layer and head as in 'L12H7'")
+    raise LabelError(f"{head!r} is not a head; write layer and head as in 'L12H7'")
 
 
 def index_of(labels: Sequence[Any], label: Any, what: str, owner: str = "it") -> int:

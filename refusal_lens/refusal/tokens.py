@@ -90,7 +90,7 @@ def find_refusal_tokens(
     if not any(replies.refused[:n]):
         raise ModelError(
             f"{model.name} refused none of {n} harmful prompts, so it has no refusal to find: use a chat model with "
-            "safety training, other prompts, or name its refusal tokens (--refusal-token)"
+            "safety training, other prompts, or give its refusal tokens (--refusal-token)"
         )
     propose, _ = halves(replies.refused)
     begun, in_answers = replies.shares(propose, True), replies.shares(propose, False)
@@ -102,7 +102,7 @@ def find_refusal_tokens(
     if apart.mean <= 0.5:
         raise ModelError(
             f"{model.name} begins refusals and answers with the same tokens, so the refusal metric can't tell them "
-            "apart: name its refusal tokens (--refusal-token)"
+            "apart: give its refusal tokens (--refusal-token)"
         )
     shares = replies.shares(np.ones_like(propose), True)
     chosen.sort(key=lambda k: -shares[candidates[k]])

@@ -249,7 +249,7 @@ class _Run(Job):
         """
         place = next(p for p in (self.folder.resolve(), *self.folder.resolve().parents) if p.exists())
         if (free := shutil.disk_usage(place).free) < ROOM:
-            raise ResultError(f"{place} has {free / 1e6:.0f} MB left; a study needs {ROOM / 1e6:.0f} MB: make room")
+            raise ResultError(f"{place} has {free / 1e6:.0f} MB left; a study needs {ROOM / 1e6:.0f} MB: free some")
         model, new = self.model, self.config.max_new_tokens
         if self.config.refusal_tokens:
             given_refusal_tokens(model, self.config.refusal_tokens)
@@ -260,7 +260,7 @@ class _Run(Job):
                 longest, over = int(lengths.argmax()), int((lengths + new > (model.n_ctx or math.inf)).sum())
                 if over:
                     raise PromptError(
-                        f"{over} {prompts.name} {split} prompt(s) do not fit in {model.name}, of {model.n_ctx} tokens: "
+                        f"{over} {prompts.name} {split} prompt(s) do not fit in {model.name}'s {model.n_ctx} tokens: "
                         f"{texts[longest][:60]!r} has {int(lengths[longest])} and its reply up to {new}; leave "
                         "them out, or lower max_new_tokens"
                     )

@@ -79,7 +79,7 @@ def test_two_runs_and_ctrl_c(tmp_path):
     _, said = first.communicate()
     took = time.monotonic() - begin
     assert (
-        first.returncode == 130 and said.strip().count("\n") == 0 and "run the same command again to go on" in said
+        first.returncode == 130 and said.strip().count("\n") == 0 and "run the same command again to resume" in said
     ), said
     assert took < 20  # a library's long step is waited for
     assert not list(out.glob(".*"))

@@ -59,7 +59,7 @@ class LlamaGuardJudge:
         self, source: str, version: int = 2, *, short_words: int = SHORT_WORDS, batch_size: int = 4, name: str = ""
     ):
         if version not in CATEGORIES:
-            raise JudgeError(f"Llama Guard {version} is not known here; use version 2 or 3")
+            raise JudgeError(f"Llama Guard {version} is not supported; use version 2 or 3")
         self.source, self.version, self.short_words, self.batch_size = source, version, short_words, batch_size
         self.name = name or f"llama-guard-{version}"
         self.tokenizer, self.model = load_local(source, "AutoModelForCausalLM")

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from .base import Judge
 
 FORMS = (
-    "substrings; llama-guard-2:FOLDER; llama-guard-3:FOLDER; classifier:FOLDER (or classifier:FOLDER#LABEL,LABEL of "
+    "substrings; llama-guard-2:FOLDER; llama-guard-3:FOLDER; classifier:FOLDER (or classifier:FOLDER#LABEL,LABEL with "
     "the safe labels); openai:MODEL@http://HOST:PORT/v1"
 )
 
