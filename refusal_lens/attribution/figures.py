@@ -89,7 +89,7 @@ def plot_sources(
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, autorange="reversed")
     who = "all heads" if heads is None else ", ".join(head_label(*head) for head in heads)
-    title = f"Source tokens of what {who} write at position {record.pos}"
+    title = f"Source tokens of {who}, read at position {record.pos}"
     return style.finish(figure, title, height=110 + 42 * len(rows))
 
 
@@ -109,7 +109,7 @@ def plot_sources_by_region(
     style.add_regions(figure, [head_label(*head) for head in named], values)
     figure.update_yaxes(title_text="along r̂")
     figure.update_layout(barmode="relative")
-    return style.finish(figure, f"From which region each head writes r̂ (n = {len(record.prompts)})")
+    return style.finish(figure, f"What each head writes along r̂, by source region (n = {len(record.prompts)})")
 
 
 @registered("by layer and token", Propagation)
@@ -161,7 +161,7 @@ def plot_top_heads(record: TopHeads) -> go.Figure:
 def plot_causal_check(record: CausalCheck) -> go.Figure:
     """Change of the refusal metric under each condition, and predicted against measured change head by head."""
     titles = (
-        f"change of the refusal metric (n = {record.n_reported})",
+        f"change in the refusal metric (n = {record.n_reported})",
         f"single heads: Spearman {record.spearman:.2f} (p = {record.p_value:.2g})",
     )
     figure = style.panels(titles, column_widths=[0.55, 0.45], horizontal_spacing=0.12)
@@ -189,7 +189,7 @@ def plot_causal_check(record: CausalCheck) -> go.Figure:
         )
     figure.update_xaxes(tickangle=-35, row=1, col=1).update_yaxes(title_text="refusal metric", row=1, col=1)
     figure.update_xaxes(title_text="predicted change along r̂", row=1, col=2)
-    figure.update_yaxes(title_text="measured change of the metric", row=1, col=2)
+    figure.update_yaxes(title_text="measured change in the metric", row=1, col=2)
     style.finish(figure, height=430)
     figure.update_annotations(font_size=12)
     return figure.update_layout(legend={"y": -0.25, "yanchor": "top"})
@@ -263,7 +263,7 @@ def plot_head_tokens(record: SourceContributions, prompt: int, head: Head | str)
         )
         figure.update_yaxes(title_text=what, row=row, col=1)
     figure.update_xaxes(tickvals=index, ticktext=tokens, tickangle=-50, row=2, col=1)
-    title = f"{head_label(*head)}: from which tokens, read at position {record.pos}"
+    title = f"{head_label(*head)}: source tokens, read at position {record.pos}"
     return style.finish(figure, title, height=400).update_layout(showlegend=False)
 
 
@@ -294,7 +294,7 @@ def plot_attention(record: AttentionPatterns, head: Head | str | None = None, li
             hoverongaps=False,
         )
     )
-    figure.update_xaxes(title_text="looks at", tickvals=index, ticktext=labels, tickangle=-50, showgrid=False)
+    figure.update_xaxes(title_text="attends to", tickvals=index, ticktext=labels, tickangle=-50, showgrid=False)
     figure.update_yaxes(title_text="token", tickvals=index, ticktext=labels, autorange="reversed", showgrid=False)
     title = f"{label}: attention pattern" + (f" ({notice})" if notice else "")
     return style.finish(figure, title, height=min(900, 160 + 16 * len(labels)))

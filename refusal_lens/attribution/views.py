@@ -33,7 +33,7 @@ def thinned(
     rows = torch.stack([values[..., group, :].mean(-2) for group in groups], -2)
     small = torch.stack([rows[..., group].sum(-1) for group in groups], -1)
     labels = tuple(tokens[g.start] + ("…" if g.stop - g.start > 1 else "") for g in groups)
-    return small, labels, f"{n} tokens, thinned: {step} neighbours together (summed over sources, mean over readers)"
+    return small, labels, f"{n} tokens, in groups of {step} neighbours (sum over sources, mean over destinations)"
 
 
 def attention_props(record: AttentionPatterns, limit: int = MAX_TOKENS) -> tuple[str, dict[str, Any]]:

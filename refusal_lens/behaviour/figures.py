@@ -40,7 +40,7 @@ def plot_losses(records: Losses | Sequence[Losses]) -> go.Figure:
             marker_color=style.colour(condition, i),
             hovertemplate="%{x}, " + style.readable(condition) + ": %{y:+.4f} nats per token<extra></extra>",
         )
-    figure.update_yaxes(title_text="change of CE loss, nats per token")
+    figure.update_yaxes(title_text="change in CE loss, nats per token")
     return style.finish(figure.update_layout(barmode="group"))
 
 

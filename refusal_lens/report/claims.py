@@ -11,7 +11,7 @@ MOST, PART = 0.5, 0.2  # share of the whole effect from which a part is called m
 NOT_SHOWN = "not shown"
 STEPS = {
     "train": "extraction",
-    "val": "choosing direction and heads",
+    "val": "choosing the direction and the heads",
     "test": "the report",
     "metric": "the refusal metric",
     "suffixes": "the suffixes",
@@ -76,7 +76,7 @@ def few_prompts(counts: Mapping[str, Mapping[str, int]]) -> str:
     Example:
         >>> from refusal_lens.report.claims import few_prompts
         >>> few_prompts({"harmful": {"train": 128, "val": 4, "test": 100}})
-        'Few prompts (under 32): 4 harmful for choosing direction and heads. What rests on them is uncertain.'
+        'Few prompts (under 32): 4 harmful for choosing the direction and the heads. What rests on them is uncertain.'
     """
     few = [f"{n} {kind} for {STEPS[step]}" for kind, steps in counts.items() for step, n in steps.items() if n < FEW]
     return f"Few prompts (under {FEW}): {', '.join(few)}. What rests on them is uncertain." if few else ""
