@@ -43,8 +43,8 @@ def causal_sentence(causal: CausalCheck) -> str:
         return f"{said}. How this compares with ablating the direction was not measured."
     whole = causal.change("direction_ablation")
     return (
-        f"{said}; ablating the direction, by {whole}. Beyond random heads, these heads account for {percent(share)} "
-        f"of that effect: {grade(share)}."
+        f"{said}; ablating the direction, by {whole}. These heads' share of that effect, beyond random heads, is "
+        f"{percent(share)}: {grade(share)}."
     )
 
 

@@ -51,7 +51,9 @@ def hijacking_cards(attack: Investigation) -> tuple[Card, ...]:
     ]
     if result.causal is not None:
         back = result.causal.refusals_back("cut top heads")
-        cards.append(Card(f"{back.rate:.0%}", "of the lost refusals back when the top heads cannot attend to it", str(back)))
+        cards.append(
+            Card(f"{back.rate:.0%}", "of the lost refusals back with the top heads' edges cut", str(back))
+        )
     return tuple(cards)
 
 

@@ -91,8 +91,5 @@ def provenance_section(provenance: Mapping[str, Any]) -> Section:
         for key, value in provenance[group].items()
     )
     return Section(
-        "provenance",
-        "Provenance",
-        (),
-        (Table("provenance-table", ("what", "value"), rows, "To reproduce the run."),),
+        "provenance", "Provenance", (), (Table("provenance-table", ("what", "value"), rows, "How to run it again."),)
     )
