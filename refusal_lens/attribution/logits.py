@@ -1,7 +1,7 @@
 """Direct logit attribution through the frozen final norm, exact in any basis and without weight processing.
 
-TransformerLens's own ``direct_logit_attribution`` needs compatibility mode (it leaves the final norm's weight out
-otherwise), which moves the model into another basis; here the weight is part of the readout instead.
+TransformerLens's own ``direct_logit_attribution`` needs compatibility mode (without it, it leaves out the final norm's
+weight), which moves the model into another basis; here the weight is part of the readout instead.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TokensLike = RefusalTokens | Sequence[int | str]
 def compliance_tokens(
     model: HookedChatModel, harmless: PromptsLike, refusal_tokens: RefusalTokens, top: int = 4
 ) -> RefusalTokens:
-    """The tokens with which the model most often begins its answers, refusal tokens left out: what to set against.
+    """The tokens with which the model most often begins its answers, without refusal tokens: for ``against``.
 
     Raises:
         ModelError: every answer begins with a refusal token.

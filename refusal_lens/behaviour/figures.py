@@ -27,7 +27,7 @@ def plot_evaluation(table: EvaluationTable, judge: str = "substrings") -> go.Fig
 
 @registered("change of loss", Losses)
 def plot_losses(records: Losses | Sequence[Losses]) -> go.Figure:
-    """Change of the CE loss against the first condition: one group per data set, one bar per condition (Table 9)."""
+    """Change in CE loss from the first condition: one group per data set, one bar per condition (Table 9)."""
     records = [records] if isinstance(records, Losses) else records
     figure = go.Figure()
     for i, condition in enumerate(dict.fromkeys(c for record in records for c in record.conditions[1:])):

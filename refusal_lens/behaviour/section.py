@@ -1,4 +1,4 @@
-"""Chapters on behaviour, from records alone: replies and judges, losses, benchmarks, the metric as a proxy."""
+"""Report sections on behaviour, from records alone: replies and judges, losses, benchmarks, the metric as a proxy."""
 
 from collections.abc import Mapping, Sequence
 
@@ -86,7 +86,7 @@ POINT_WORDS = {
 
 
 def calibration_figure(tokens: RefusalTokens) -> Figure | None:
-    """How the refusal metric tells refused from answered training prompts; None for tokens that are not calibrated."""
+    """How well the refusal metric separates refused from answered training prompts; None without calibration."""
     c = tokens.calibration
     if c is None:
         return None
@@ -107,7 +107,7 @@ def effect_section(
     metric_harmful: Mapping[str, Interval],
     metric_harmless: Mapping[str, Interval],
 ) -> Section:
-    """Necessary and sufficient: rates, the refusal metric, and the replies side by side."""
+    """Necessity and sufficiency: rates, the refusal metric, and the replies side by side."""
     rates = {name: replies.rates for name, replies in completions.items()}
     rate_rows = [
         {"prompts": name, "condition": c, **vars(r)}

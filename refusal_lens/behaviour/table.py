@@ -53,12 +53,12 @@ def evaluate_table(
     batch_size: int = 32,
     progress: Progress = automatic,
 ) -> EvaluationTable:
-    """Reply under each condition, and judge the replies; with the same folder it goes on where it stopped.
+    """Reply under each condition, and judge the replies; with the same folder, resume where it stopped.
 
     Args:
         prompt_sets: name -> prompts.
-        folder: where replies and verdicts are kept as they come (``replies/``, ``verdicts/``, ``table``); None keeps
-            nothing.
+        folder: where replies and verdicts are saved as they arrive (``replies/``, ``verdicts/``, ``table``); None
+            saves nothing.
         conditions: some of ``hooks.conditions.CONDITIONS``.
         judges: the paper's substrings if None.
         max_new_tokens: length limit of replies (the paper: 512).

@@ -1,4 +1,4 @@
-"""The commands as one program: their order in the help, their errors, and Ctrl-C."""
+"""The command line: the order of the commands in its help, their errors, and Ctrl-C."""
 
 import logging
 import os

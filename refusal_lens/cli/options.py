@@ -47,7 +47,7 @@ def _parameters() -> list[inspect.Parameter]:
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with one option per field of ``StudyConfig`` beside its own; it is given the settings first."""
+    """Add one option per field of ``StudyConfig`` to a command, which gets the settings as its first argument."""
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
     settings = _parameters()
 

@@ -81,7 +81,7 @@ def plot_subspaces(record: SubspaceEffects) -> go.Figure:
 
 @registered("matrix", EffectMatrix)
 def plot_effects(record: EffectMatrix) -> go.Figure:
-    """Change of each ground's metric under each direction, beside the same under random directions."""
+    """Change in each ground's metric under each direction, and under random directions."""
     figure = style.panels((record.effect, "random directions"), shared_yaxes=True)
     limit = max(abs(i.mean) for grid in (record.change, record.control) for row in grid for i in row) or 1.0
     for col, grid in enumerate((record.change, record.control), start=1):
@@ -200,7 +200,7 @@ _DOSES = {"ablation": "share removed", "addition": "multiples of r", "capping": 
 
 @registered("by strength", DoseResponse)
 def plot_dose_response(record: DoseResponse, effect: str = "") -> go.Figure:
-    """Shares and KL of one effect (the first by default) by strength, one colour per place, random directions
+    """Shares and KL of one effect (the first by default) by strength, one colour per scope, random directions
     dashed."""
     effect = effect or record.effects[0]
     doses = sorted(

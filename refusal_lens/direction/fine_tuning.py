@@ -24,7 +24,7 @@ from .extract import extract_directions
 
 @contextmanager
 def fine_tunable(model: HookedChatModel) -> Iterator[list[nn.Parameter]]:
-    """Let ``model`` run on copies of its parameters, which may be trained; restore the originals at the end.
+    """Run ``model`` on trainable copies of its parameters; restore the originals at the end.
 
     Memory: one copy of the weights. Other threads can't use the model inside.
 
@@ -65,7 +65,7 @@ def train(
     batch_size: int = 16,
     seed: int = 0,
 ) -> Iterator[float]:
-    """Train with AdamW on the completions' cross-entropy, without end; yields the loss (nats per token) of each step.
+    """Train with AdamW on the completions' cross-entropy, endlessly; yields the loss (nats per token) of each step.
 
     Args:
         parameters: from ``fine_tunable``.

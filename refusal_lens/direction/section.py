@@ -1,4 +1,4 @@
-"""The direction: the section of the page, and those of its stability, its subspaces and its transfer."""
+"""Report sections: the direction, its stability, subspaces, transfer and dose."""
 
 import math
 from typing import Any
@@ -84,7 +84,7 @@ def effects_section(record: EffectMatrix, id: str, title: str) -> Section:
 
 
 def dose_section(record: DoseResponse, id: str, title: str) -> Section:
-    """Curves of each effect by strength and place, and the usable windows."""
+    """Curves of each effect by strength and scope, and the usable windows."""
     places = (f"{scope}: {where}" for scope, where in zip(record.scopes, record.where, strict=True))
     n = record.values.shape[-1]
     figures = tuple(
@@ -114,7 +114,7 @@ def system_section(record: SystemPrompts) -> Section:
 
 
 def trace_section(trace: DirectionTrace, id: str, title: str) -> Section:
-    """A trace by layer, e.g. base against chat."""
+    """A trace by layer, e.g. base versus chat."""
     caption = "Cosine of the last position with the direction by layer; band of one standard deviation."
     rest = (caption, f"{trace.cosine.shape[-1]} prompts per line", "the lines are each other's control")
     return _section(id, title, trace, (), plot_trace(trace), *rest)

@@ -158,7 +158,7 @@ def plot_attention_regions(attack: Investigation, result: Which = None, post: in
 
 @registered("attention by position", Investigation)
 def plot_attention_positions(attack: Investigation, result: Which = None) -> go.Figure:
-    """Attention to the suffix from every post-instruction position, by top head, suffix beside random tokens."""
+    """Attention to the suffix and to random tokens from every post-instruction position, by top head."""
     result = attack.result(result)
     figure = style.panels(["suffix", "random tokens"], shared_yaxes=True)
     region = REGIONS.index("suffix")
@@ -220,7 +220,7 @@ def plot_drop_waterfall(attack: Investigation, result: Which = None, site: int |
 
 @registered("tokens", TokenEffects)
 def plot_token_effects(record: TokenEffects) -> go.Figure:
-    """The suffix's text, token by token: what leaving each out gives back of the refusal metric, above what the top
+    """The suffix token by token: how much of the refusal metric returns when it is left out, above what the top
     heads take from it along r̂."""
     n, prompts = record.removed.shape
     titles = (f"metric recovered without it (n = {prompts})", "written along r̂")
@@ -254,7 +254,7 @@ def _lines(items: list[Any]) -> list[list[Any]]:
 
 @registered("causal tests", CausalTests)
 def plot_causal_tests(record: CausalTests) -> go.Figure:
-    """Share of the drop that each test brings back (reverse tests: brings about), beside random heads and placebo."""
+    """Share of the drop that each test brings back (reverse tests: causes), beside random heads and placebo."""
     names = [t.name for t in record.tests]
     figure = go.Figure(layout_barmode="group")
     for label, of, tint, hatch in (

@@ -51,9 +51,7 @@ def hijacking_cards(attack: Investigation) -> tuple[Card, ...]:
     ]
     if result.causal is not None:
         back = result.causal.refusals_back("cut top heads")
-        cards.append(
-            Card(f"{back.rate:.0%}", "of the lost refusals back with the top heads' edges cut", str(back))
-        )
+        cards.append(Card(f"{back.rate:.0%}", "of the lost refusals back with the top heads' edges cut", str(back)))
     return tuple(cards)
 
 

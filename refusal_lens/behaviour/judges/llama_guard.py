@@ -46,7 +46,7 @@ class LlamaGuardJudge:
     Args:
         source: folder (or hub id) of the weights.
         version: 2 (the paper's) or 3.
-        short_words: the paper's rule: a reply with fewer words is safe without a question; 0 turns it off.
+        short_words: the paper's rule: a reply with fewer words is safe without asking; 0 turns it off.
         batch_size: replies per ``judge``.
 
     Raises:

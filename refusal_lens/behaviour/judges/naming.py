@@ -14,7 +14,7 @@ FORMS = (
 
 
 def judge_named(text: str) -> Judge:
-    """A judge from its name: one of ``FORMS``.
+    """Make a judge from its name, in one of ``FORMS``.
 
     Raises:
         JudgeError: another form, or a judge that can't be loaded.
