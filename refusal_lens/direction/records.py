@@ -57,7 +57,7 @@ class CandidateDirections(Record, axes={"pos": "positions"}):
         """The candidate at (pos, layer); the position by number or by its label, such as "request".
 
         Raises:
-            LabelError: there is no such position; the message lists those there are.
+            LabelError: there is no such position; the message lists the existing ones.
             DirectionError: its mean difference is zero or not finite (e.g. identical tokens at layer 0).
         """
         if isinstance(pos, str):

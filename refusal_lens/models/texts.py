@@ -1,4 +1,4 @@
-"""Texts of which some tokens are scored, as batches."""
+"""Texts with the tokens to score, as batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOGIT_ENTRIES = 1 << 26  # logits held at a time: 256 MB in float32
 
 @dataclass(frozen=True)
 class Scored:
-    """One text as token ids, of which some count.
+    """One text as token ids, with the tokens whose loss counts.
 
     Attributes:
         ids: all tokens, template included.
@@ -32,7 +32,7 @@ class Scored:
 
 
 def text_tokens(model: HookedChatModel, texts: Sequence[str], max_length: int = 256) -> list[Scored]:
-    """Plain text, no template; every token but the first counts (the paper's Pile rows).
+    """Tokenize plain text, without a template; every token but the first counts (the paper's Pile rows).
 
     Texts of fewer than two tokens are left out.
     """
@@ -52,7 +52,7 @@ def text_tokens(model: HookedChatModel, texts: Sequence[str], max_length: int = 
 def completion_tokens(
     model: HookedChatModel, prompts: Sequence[str], completions: Sequence[str], max_length: int = 512
 ) -> list[Scored]:
-    """Chat-formatted prompt and completion; only the completion's tokens count (the paper's masking).
+    """Tokenize chat-formatted prompts with completions; only the completion's tokens count (the paper's masking).
 
     Empty completions are left out.
     """
@@ -87,7 +87,7 @@ def own_completions(
     max_new_tokens: int = 64,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Scored]:
-    """The model's own greedy replies without intervention, as ``completion_tokens`` (the paper's on-distribution
+    """Generate the model's greedy replies without intervention, as ``completion_tokens`` (the paper's on-distribution
     rows)."""
     return completion_tokens(model, prompts, model.generate(list(prompts), max_new_tokens, on_batch=on_batch))
 

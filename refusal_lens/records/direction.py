@@ -27,8 +27,8 @@ class Direction(Record):
         layer: the layer whose resid_pre it came from.
         basis: basis of the residual stream it lives in (see ``HookedChatModel.basis``).
         model: fingerprint of the model it belongs to; "" for none (then no check is made).
-        coeff: how many times r an addition adds by default.
-        relaxed: what of the paper's rule was relaxed to choose it, "" if nothing.
+        coeff: default multiple of r that addition adds.
+        relaxed: which part of the paper's rule was relaxed to choose it, "" if none.
 
     Example:
         >>> placebo = found.direction.random_control(seed=0)
@@ -79,7 +79,7 @@ class Direction(Record):
 
 @dataclass(frozen=True)
 class Subspace(Record):
-    """Orthonormal directions, the most important first.
+    """Orthonormal directions, most important first.
 
     Attributes:
         vectors: [k, d_model], float64, rows orthonormal.
@@ -104,7 +104,7 @@ DirectionLike = Any
 
 
 def as_direction(value: Any) -> Direction:
-    """The direction in whatever holds one: a ``Direction``, or what ``find_direction`` or a selection returned.
+    """Get the direction from a ``Direction``, or from the result of ``find_direction`` or of a selection.
 
     Raises:
         DirectionError: something that holds no direction.

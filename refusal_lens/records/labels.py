@@ -32,7 +32,7 @@ def as_head(head: Head | str) -> Head:
     """(layer, head) of ``"L12H7"`` or of a pair.
 
     Raises:
-        LabelError: the text names no head.
+        LabelError: the text is not a head's name.
     """
     if not isinstance(head, str):
         layer, index = head
@@ -50,7 +50,7 @@ def index_of(labels: Sequence[Any], label: Any, what: str, owner: str = "it") ->
         owner: what holds the labels, for the error.
 
     Raises:
-        LabelError: there is none; the message lists those there are.
+        LabelError: there is none; the message lists the existing ones.
     """
     if label in labels:
         return labels.index(label)

@@ -25,7 +25,7 @@ N_PROMPTS = 128  # training prompts of each kind whose replies a study and `find
 
 
 def given_refusal_tokens(model: HookedChatModel, tokens: Sequence[int | str]) -> RefusalTokens:
-    """Refusal tokens named by hand, as ids or as text that is one token.
+    """Make refusal tokens from ids or from text that is one token.
 
     Raises:
         PromptError: text that is not exactly one token, or an id outside the vocabulary.
@@ -66,15 +66,15 @@ def find_refusal_tokens(
     max_new_tokens: int = 24,
     progress: Progress = silent,
 ) -> RefusalTokens:
-    """Find the tokens whose probability tells the model's refusals from its answers, and calibrate their metric.
+    """Find the tokens whose probability separates the model's refusals from its answers, and calibrate their metric.
 
-    Candidates begin at least ``min_share`` of the refused replies to half of the prompts, and more of these than of the
-    answered ones; ``choose_tokens`` takes those that tell replies apart, judged by the area under the ROC curve on the
-    other half.
+    Candidates are first tokens of at least ``min_share`` of the refused replies to half of the prompts, and of a larger
+    share of these than of the answered ones; ``choose_tokens`` takes those that best separate the replies, judged by
+    the area under the ROC curve on the other half.
 
     Args:
         harmful, harmless: training prompts.
-        point: of the metric, above which a prompt counts as refused; see ``calibrate_metric``.
+        point: rule for the point of the metric above which a prompt counts as refused; see ``calibrate_metric``.
 
     Raises:
         ModelError: when no reply to a harmful prompt is a refusal (a base model, or one that never refuses), or when
@@ -122,11 +122,11 @@ def calibrate_tokens(
     max_new_tokens: int = 24,
     progress: Progress = silent,
 ) -> RefusalTokens:
-    """Calibrate the metric of tokens named by hand, on replies to training prompts.
+    """Calibrate the metric of given tokens on replies to training prompts.
 
     Args:
         tokens: from ``given_refusal_tokens``.
-        point: above which a prompt counts as refused; see ``calibrate_metric``.
+        point: rule for the point above which a prompt counts as refused; see ``calibrate_metric``.
 
     Example:
         >>> tokens = rl.refusal.given_refusal_tokens(model, ["I"])
@@ -207,11 +207,11 @@ def _calibrated(tokens: RefusalTokens, replies: _Replies, metric: np.ndarray, po
 def behaviour_tokens(
     model: HookedChatModel, positive: PromptsLike, negative: PromptsLike, top: int = 2
 ) -> RefusalTokens:
-    """Tokens whose probability as a reply's first token is raised most by ``positive`` against ``negative`` prompts:
-    the metric of a behaviour that has no phrases of its own.
+    """Find the first tokens of replies that gain most probability from ``negative`` to ``positive`` prompts: the metric
+    of a behaviour that has no phrases of its own.
 
     Raises:
-        ModelError: no token is raised.
+        ModelError: no token gains.
     """
     positive, negative = as_prompts(positive), as_prompts(negative)
     means = [model.last_logits(p).double().softmax(-1).mean(0) for p in (positive, negative)]

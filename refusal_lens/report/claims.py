@@ -1,4 +1,4 @@
-"""Words of claims by effect size and number of prompts: the one place of their thresholds (docs/method.md)."""
+"""Wording of claims by effect size and number of prompts: the only place with its thresholds (docs/method.md)."""
 
 import math
 from collections.abc import Mapping
@@ -51,8 +51,8 @@ def percent(share: Interval | Rate) -> str:
 
 
 def net_effect(rates: Mapping[str, Rate], condition: str, sign: int) -> Rate:
-    """Share of what stood at the baseline that a condition changed: refusals that are gone (sign -1), answers that
-    became refusals (+1), with the exact 95% interval. Changes the other way are taken off.
+    """Share of the baseline's replies that a condition changed: refusals that are gone (sign -1), answers that
+    became refusals (+1), with the exact 95% interval. Changes the other way are subtracted.
 
     Example:
         >>> from refusal_lens.report.claims import net_effect

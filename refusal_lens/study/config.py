@@ -1,4 +1,4 @@
-"""Settings of a study: every one that decides its result. The options of ``refusal-lens run`` are derived from them."""
+"""Settings of a study: all that determine its result. The options of ``refusal-lens run`` are derived from them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StudyConfig:
     """Settings of a study.
 
     Raises:
-        SettingError: a value of another type or out of bounds.
+        SettingError: a value of the wrong type or out of bounds.
 
     Example:
         >>> rl.StudyConfig(model="organism", max_kl=0.2).sizes
@@ -120,7 +120,7 @@ class StudyConfig:
         """Settings by name, as a TOML or JSON file has them (lists for tuples).
 
         Raises:
-            SettingError: a name that is no setting, or a value that does not fit.
+            SettingError: an unknown name, or an invalid value.
         """
         known = [field.name for field in dataclasses.fields(cls)]
         for name in settings:

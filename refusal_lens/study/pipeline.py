@@ -48,15 +48,15 @@ def run_study(
     model: HookedChatModel | None = None,
     engine: MakeEngine = LocalEngine,
 ) -> Study:
-    """Run the study, from its last finished stage if it was stopped, and render the report.
+    """Run the study, resuming after its last finished stage, and render the report.
 
     Args:
         folder: made when the first stage is done; only one run at a time writes in it.
-        model: an already loaded model that ``config.model`` names (it is loaded when needed otherwise).
+        model: the model that ``config.model`` names, if already loaded (otherwise it is loaded when needed).
         engine: where sharded work runs (``engines.local.named_engine``); results do not depend on it.
 
     Raises:
-        RefusalLensError: bad input, in one sentence with its remedy; or another run is writing in the folder.
+        RefusalLensError: invalid input, in one sentence with the remedy; or another run is writing in the folder.
     """
     with locked(Path(folder), FOLDERS), closing(_Run(config, Path(folder), progress, model, engine)) as run:
         run.stages(tuple(planned(config)))
@@ -81,7 +81,7 @@ def run_stage(
 
     Raises:
         SettingError: there is no such stage, or the settings leave it out.
-        ModelError: the model lacks what the stage takes.
+        ModelError: the model lacks what the stage needs.
 
     Example:
         >>> config = rl.StudyConfig(sizes=(48, 12, 12))
@@ -108,7 +108,7 @@ class StageState:
 
 
 def stage_states(config: StudyConfig, folder: str | Path) -> tuple[StageState, ...]:
-    """Which stages a run with ``config`` would take as they are in ``folder``, and which it would run; no model is
+    """Say which stages in ``folder`` a run with ``config`` would reuse, and which it would run; no model is
     loaded."""
     run = _Run(config, Path(folder))
     states = []

@@ -1,4 +1,4 @@
-"""Chapters of a study's report: model and prompts, the paper's numbers beside this run's, provenance."""
+"""Sections of a study's report: model and prompts, the paper's numbers beside this run's, provenance."""
 
 from collections.abc import Mapping
 from typing import Any

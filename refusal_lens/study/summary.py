@@ -1,4 +1,4 @@
-"""The top of the page in plain words: the findings, how sure they are, and what was not measured."""
+"""The top of the page in plain words: the findings, how certain they are, and what was not measured."""
 
 from collections.abc import Mapping
 from typing import Any
