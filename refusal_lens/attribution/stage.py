@@ -1,4 +1,4 @@
-"""Stages of a study: what writes the direction, its logits and its sources."""
+"""Stages of a study: what writes the direction, its logits and its source tokens."""
 
 from __future__ import annotations
 
