@@ -58,8 +58,8 @@ plot_components(logits)
 # %% [markdown]
 # ## Heads
 #
-# Heads are *chosen* on validation prompts and *reported* on test prompts (otherwise the best of many looks better than it is),
-# with intervals, harmless prompts beside them, and p-values adjusted over all heads.
+# Heads are *chosen* on validation prompts and *reported* on test prompts (otherwise the best of many looks better than it
+# is), with intervals, harmless prompts for comparison, and p-values adjusted over all heads.
 
 # %%
 heads = top_heads(model, harmful.val.texts, test, direction, contrast=contrast)

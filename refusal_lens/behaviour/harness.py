@@ -99,7 +99,7 @@ def _lm_class() -> type:
             stops = [stops] if isinstance(stops, str) else list(stops)
             new = int(options.get("max_gen_toks", MAX_NEW_TOKENS))
             if options.get("do_sample") and float(options.get("temperature", 0) or 0) > 0:
-                raise ModelError("this model decodes greedily only; take temperature and do_sample out of the task")
+                raise ModelError("this model decodes greedily only; remove temperature and do_sample from the task")
             room = (self.hooked.n_ctx or 1 << 30) - new
             ids = self.tok_encode(context)[-room:]
             tokens = padded([ids], [no_regions(len(ids))], self.hooked.chat.pad_id)

@@ -102,7 +102,7 @@ def _prompts(study: Any, harmful: str | None, harmless: int, borderline: Path | 
     known = {*study.harmful.train, *study.harmful.val}
     if seen := known & set(texts):
         texts = [text for text in texts if text not in known]
-        error_console.print(f"{len(seen)} prompts left out: RUN found its direction and heads on them")
+        error_console.print(f"{len(seen)} prompts left out: RUN used them to find its direction and heads")
     edge = list(read_prompts(str(borderline))[1]) if borderline else []
     return {"prompts": texts, "harmless": list(study.harmless.test)[:harmless], "borderline": edge}
 

@@ -44,7 +44,7 @@ def fine_tunable(model: HookedChatModel) -> Iterator[list[nn.Parameter]]:
                     if not parameter.is_floating_point() or parameter.is_meta:
                         raise ModelError(
                             f"{model.name}: {type(module).__name__}.{name} is quantized or offloaded, so it can't be "
-                            "trained; load the model whole in float32 or bfloat16"
+                            "trained; load the whole model in float32 or bfloat16"
                         )
                     if id(parameter) not in copies:  # tied weights stay tied
                         copies[id(parameter)] = nn.Parameter(parameter.detach().clone())

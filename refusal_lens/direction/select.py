@@ -152,7 +152,7 @@ def select_direction(
     )
     if choice.chosen:
         return base
-    with progress("look for the nearest candidate", 0):
+    with progress("find the nearest candidate", 0):
         misses = _near_misses(scorer, [d for d in live if d.layer < cut], scores, rule, coeff)
     if not relax or not misses:
         raise SelectionError(_nothing_passes(model, misses, rule), misses, base)

@@ -51,7 +51,7 @@ def selection_stability(
         options: Any = {"refusal_tokens": refusal_tokens, "rule": rule, "relax": relax}
         return select_direction(model, candidates, harmful, harmless, **options).chosen
 
-    with progress("draw the training prompts again", resamples) as advance:
+    with progress("resample the training prompts", resamples) as advance:
         whole = extract_directions(model, harmful, harmless)
         reference = choose(whole)
         activations = [prompt_activations(model, prompts.train) for prompts in (harmful, harmless)]

@@ -101,12 +101,12 @@ class _Job:
         with progress("screen the suffixes", len(self.prompts)) as advance:
             screened = screen(self.model, self.prompts, texts, self.tokens, self.heads, advance, store=self.store)
         chosen = self._chosen(suffixes, screened.metric)
-        with progress("look at plain and harmless prompts", 0):
+        with progress("read plain and harmless prompts", 0):
             self.plain, self.plain_sources = self.observe("plain", self.prompts)
             quiet = self.observe("harmless", harmless)[0] if harmless else None
             edge = self.observe("borderline", borderline, replies=False)[0] if borderline else None
         results, tested = [], None
-        with progress("look into the suffixes", len(chosen)) as advance:
+        with progress("investigate the suffixes", len(chosen)) as advance:
             for index in chosen:
                 results.append(self._one(suffixes[index], index))
                 advance(1)
@@ -300,8 +300,8 @@ def _prompts(prompts: PromptsLike, head_prompts: PromptsLike) -> tuple[list[str]
         raise PromptError("no prompts are left to report on; give at least two")
     if shared := set(reported) & set(choosing):
         raise PromptError(
-            f"{len(shared)} prompt(s) would choose the heads and be reported on, e.g. {min(shared)[:60]!r}: take them "
-            "from one of the lists"
+            f"{len(shared)} prompt(s) would choose the heads and be reported on, e.g. {min(shared)[:60]!r}: remove "
+            "them from one of the lists"
         )
     return reported, choosing
 
