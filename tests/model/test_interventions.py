@@ -436,7 +436,7 @@ def test_a_scope_that_does_not_fit_is_one_clear_sentence():
         with pytest.raises(error, match=message), model.hooks(edit):
             pass
     for what in ("r", 3):
-        with pytest.raises(DirectionError, match="is no direction"):
+        with pytest.raises(DirectionError, match="is not a direction"):
             Ablate(what)
     with pytest.raises(DirectionError, match="no vector to add"):
         Add(subspace_of(model))
