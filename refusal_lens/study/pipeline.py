@@ -249,7 +249,7 @@ class _Run(Job):
         """
         place = next(p for p in (self.folder.resolve(), *self.folder.resolve().parents) if p.exists())
         if (free := shutil.disk_usage(place).free) < ROOM:
-            raise ResultError(f"{place} has {free / 1e6:.0f} of the {ROOM / 1e6:.0f} MB that a study needs: free some space")
+            raise ResultError(f"{place} has {free / 1e6:.0f} of the {ROOM / 1e6:.0f} MB a study needs: free some space")
         model, new = self.model, self.config.max_new_tokens
         if self.config.refusal_tokens:
             given_refusal_tokens(model, self.config.refusal_tokens)
