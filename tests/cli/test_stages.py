@@ -61,7 +61,7 @@ def test_what_is_consumed_decides(selected, organism):
 def test_stages_that_can_not_run_are_said(tmp_path):
     for name, message in (
         ("x", "there is no stage 'x'; the stages are"),
-        ("evaluation", "`refusal-lens evaluate` makes"),
+        ("evaluation", "is made by `refusal-lens evaluate`, not by a run"),
     ):
         with pytest.raises(SettingError, match=message):
             run_stage(name, SMALL, tmp_path / "out")
