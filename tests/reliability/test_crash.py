@@ -84,7 +84,7 @@ def test_two_runs_and_ctrl_c(tmp_path):
     assert took < 20  # a library's long step is waited for
     assert not list(out.glob(".*"))
     record("crash", "Ctrl-C, then the same command again", 1, "one line and exit code 130; resumable")
-    record("crash", "two runs on one folder", 1, "the second ends in one sentence that names the first's process")
+    record("crash", "two runs on one folder", 1, "the second ends with one sentence that names the first's process")
 
 
 def test_a_dead_owner_does_not_block(tmp_path):
