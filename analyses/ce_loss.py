@@ -20,7 +20,7 @@ from refusal_lens.records.labels import EFFECTS
 
 def main() -> None:
     arguments = parser(__doc__, "ce_loss")
-    arguments.add_argument("--text", type=Path, help="plain text, one document a line (the paper: The Pile)")
+    arguments.add_argument("--text", type=Path, help="plain text, one document per line (the paper: The Pile)")
     arguments.add_argument("--completions", type=Path, help="JSON lines of instruction and output (the paper: Alpaca)")
     args = arguments.parse_args()
     model, study = prepared(args)

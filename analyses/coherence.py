@@ -22,8 +22,8 @@ def main() -> None:
     arguments.add_argument(
         "--task", action="append", help=f"a task, or one of {', '.join(TASKS)} (default: all of them)"
     )
-    arguments.add_argument("--task-folder", type=Path, help="folder of task files (YAML) of your own")
-    arguments.add_argument("--limit", type=int, help="documents of each task at most")
+    arguments.add_argument("--task-folder", type=Path, help="folder of your own task files (YAML)")
+    arguments.add_argument("--limit", type=int, help="most documents per task")
     arguments.add_argument("--num-fewshot", type=int, help="examples in the context (default: the task's own)")
     args = arguments.parse_args()
     model, study = prepared(args)

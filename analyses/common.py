@@ -23,7 +23,7 @@ def parser(doc: str, name: str) -> argparse.ArgumentParser:
     found.add_argument("--harmful", help="harmful prompts (as for `refusal-lens run`)")
     found.add_argument("--harmless", help="harmless prompts")
     found.add_argument("--train", type=int, default=128, help="training prompts of each kind")
-    found.add_argument("--prompts", type=int, default=100, help="test prompts of each kind at most")
+    found.add_argument("--prompts", type=int, default=100, help="most test prompts of each kind")
     found.add_argument("--max-new-tokens", type=int, default=48, help="length limit of replies (the paper: 512)")
     found.add_argument("--out", type=Path, default=Path("runs") / "analyses" / name, help="output folder")
     found.add_argument("--study", type=Path, help="folder of the direction's study (default: `study` in OUT)")

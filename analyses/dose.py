@@ -1,4 +1,4 @@
-"""Beyond the paper: how much, and where: refusal, KL and broken replies by strength, layers and positions.
+"""Beyond the paper: how much, and where: refusal, KL and degenerate replies by strength, layers and positions.
 
 Places and strengths are compared on validation prompts; the best of each effect is reported on test prompts.
 
@@ -25,7 +25,7 @@ def first(prompts: PromptPair, n: int) -> PromptPair:
 
 def main() -> None:
     arguments = parser(__doc__, "dose")
-    arguments.add_argument("--n", type=int, default=24, help="prompts of each kind and split at most")
+    arguments.add_argument("--n", type=int, default=24, help="most prompts of each kind and split")
     arguments.add_argument("--strength", action="append", help="EFFECT=S,S: ablation, addition or capping, strengths")
     arguments.add_argument("--place", action="append", help="NAME=POSITIONS, e.g. template=template_post, last=-1")
     args = arguments.parse_args()

@@ -1,4 +1,4 @@
-"""Beyond the paper: how often each candidate wins when the training prompts are drawn again.
+"""Beyond the paper: how often each candidate wins when the training prompts are resampled.
 
 python -m analyses.stability [MODEL] [--resamples N] [--out DIR]
 """

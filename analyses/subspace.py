@@ -12,7 +12,7 @@ from refusal_lens.direction.subspace import pca_subspace, repeated_subspace, sub
 
 def main() -> None:
     arguments = parser(__doc__, "subspace")
-    arguments.add_argument("--k", type=int, default=4, help="directions at most")
+    arguments.add_argument("--k", type=int, default=4, help="most directions")
     args = arguments.parse_args()
     model, study = prepared(args)
     train = study.harmful.train.texts, study.harmless.train.texts

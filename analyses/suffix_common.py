@@ -16,7 +16,7 @@ from refusal_lens.study.folder import Study
 def with_suffixes(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds ``--suffixes`` and ``--seed``."""
     parser.add_argument("--suffixes", type=Path, default=organism.suffixes(), help="suffix file (the organism's)")
-    parser.add_argument("--limit", type=int, default=0, help="suffixes of the file at most; 0 for all")
+    parser.add_argument("--limit", type=int, default=0, help="most suffixes to use; 0 for all")
     parser.add_argument("--seed", type=int, default=0, help="seed of random suffixes, heads and placebos")
     return parser
 

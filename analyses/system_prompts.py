@@ -21,7 +21,7 @@ SYSTEMS = (
 
 def main() -> None:
     arguments = parser(__doc__, "system_prompts")
-    arguments.add_argument("--systems", type=Path, help="system prompts, one a line; an empty line stands for none")
+    arguments.add_argument("--systems", type=Path, help="system prompts, one per line; an empty line for none")
     args = arguments.parse_args()
     model, study = prepared(args)
     systems = args.systems.read_text("utf-8").splitlines() if args.systems else SYSTEMS

@@ -17,7 +17,7 @@ from refusal_lens.direction.transfer import Ground, effect_matrix
 
 def main() -> None:
     arguments = parser(__doc__, "transfer")
-    arguments.add_argument("--set", action="append", help="NAME=FILE of harmful prompts; may be repeated")
+    arguments.add_argument("--set", action="append", help="NAME=FILE of harmful prompts; repeatable")
     args = arguments.parse_args()
     model, study = prepared(args)
     chosen, tokens = study.selection.chosen, study.refusal_tokens

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Finding the refusal direction
 #
-# [Arditi et al. 2024](https://arxiv.org/abs/2406.11717) found that chat models refuse along one direction of the residual
-# stream: take the difference between the mean activations on harmful and harmless requests, and the right such
-# difference, ablated, stops refusals, and added, causes them. This notebook finds that direction step by step, on a tiny
+# [Arditi et al. 2024](https://arxiv.org/abs/2406.11717) found that refusal in chat models is mediated by one direction in
+# the residual stream: take the difference between the mean activations on harmful and on harmless requests. Ablating the
+# right such difference stops refusals; adding it causes them. This notebook finds that direction step by step, on a tiny
 # chat model that comes with the package, in seconds on a laptop's CPU.
 
 # %%
@@ -23,15 +23,15 @@ model
 # %% [markdown]
 # ## Prompts
 #
-# Three disjoint splits: the direction is *extracted* on `train`, *chosen* on `val`, and everything reported is measured on
-# `test`. Requests only: no file here answers a harmful one.
+# There are three disjoint splits: the direction is *extracted* on `train` and *chosen* on `val`, and everything reported is
+# measured on `test`. Prompts are requests only: no file here answers a harmful one.
 
 # %%
 harmful, harmless = (rl.PromptSet.load(path, sizes=(128, 32, 64)) for path in rl.organism.instructions().values())
 pd.DataFrame({"harmful": harmful.train.texts[:5], "harmless": harmless.train.texts[:5]})
 
 # %% [markdown]
-# The chat template is the tokenizer's own. The candidates live at the *post-instruction positions*: the template's tokens
+# The chat template is the tokenizer's own. Candidates are taken at the *post-instruction positions*: the template's tokens
 # after the request, where the model has read everything and is about to answer.
 
 # %%
@@ -41,9 +41,9 @@ model.chat.post_labels()
 # %% [markdown]
 # ## The refusal metric
 #
-# Which tokens begin a refusal? `find_refusal_tokens` takes them from the model's own replies. The refusal metric is the log-odds of
-# those tokens at the last position (paper, appendix B). Above which point the model is about to refuse is calibrated on the
-# same replies; the paper takes 0 (`point="paper"`).
+# Which tokens begin a refusal? `find_refusal_tokens` finds them in the model's own replies. The refusal metric is the
+# log-odds of those tokens at the last position (paper, appendix B). The point above which a prompt counts as refused is
+# calibrated on the same replies; the paper uses 0 (`point="paper"`).
 
 # %%
 tokens = find_refusal_tokens(model, harmful.train.texts, harmless.train.texts)
@@ -53,8 +53,7 @@ print(tokens.texts, "refused above", round(tokens.threshold, 3))
 # %% [markdown]
 # ## Candidates
 #
-# One mean difference for each post-instruction position and layer (section 2.3), in float64, streaming over the
-# prompts.
+# One mean difference per post-instruction position and layer (section 2.3), accumulated in float64 over the prompts.
 
 # %%
 candidates = rl.extract_directions(model, harmful.train, harmless.train)
@@ -64,9 +63,9 @@ candidates.mean_diff.shape
 # ## Selection
 #
 # Each candidate gets three scores on `val` (appendix C): **bypass**, the metric on harmful prompts with it ablated
-# (lower is better); **induce**, the metric on harmless prompts with it added (must be above that point); **KL** of the next token
-# on harmless prompts with it ablated (must be below 0.1). Candidates in the last fifth of the layers are dropped, and the
-# lowest bypass of the rest wins.
+# (lower is better); **induce**, the metric on harmless prompts with it added (must be above that point); **KL**, the
+# next-token KL divergence on harmless prompts with it ablated (must be below 0.1). Candidates in the last fifth of the
+# layers are dropped, and the lowest bypass of the rest wins.
 
 # %%
 selection = rl.select_direction(
@@ -77,7 +76,7 @@ print(direction.label, "relaxed:", direction.relaxed or "nothing")
 plot_selection(selection, model.chat.post_labels())
 
 # %% [markdown]
-# The table says for each candidate why it was dropped.
+# The table says why each candidate was dropped.
 
 # %%
 table = selection.scores.to_frame()
@@ -87,8 +86,8 @@ table.round(3)
 # %% [markdown]
 # ## What it separates
 #
-# The cosine of the last position with the direction, layer by layer, on prompts that were not used to find it: harmful
-# and harmless requests separate.
+# The cosine between the last position's residual stream and the direction, layer by layer, on prompts that were not used
+# to find it: harmful and harmless requests separate.
 
 # %%
 trace = trace_direction(model, {"harmful": harmful.test.texts, "harmless": harmless.test.texts}, direction)

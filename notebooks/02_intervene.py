@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Intervening on the direction
 #
-# A direction that merely *correlates* with refusal would have no effect when changed. Three interventions (section 2.4 of
-# [the paper](https://arxiv.org/abs/2406.11717)) say whether it is necessary and sufficient, each beside a placebo: the
-# same with a random direction of equal norm.
+# Changing a direction that merely *correlates* with refusal would have no effect. Three interventions (section 2.4 of
+# [the paper](https://arxiv.org/abs/2406.11717)) show whether it is necessary and sufficient, each with a placebo: the
+# same intervention with a random direction of equal norm.
 
 # %%
 import pandas as pd
@@ -31,9 +31,9 @@ direction.label
 # %% [markdown]
 # ## By hand
 #
-# Interventions are values; `model.hooks(...)` applies them, and leaving the `with` removes them.
-# `Ablate` removes the component along r̂ from every write to the residual stream, at every token. Here, a harmless request
-# with the direction *added* at its layer.
+# Interventions are values; `model.hooks(...)` applies them, and leaving the `with` block removes them.
+# `Ablate` removes the component along r̂ from every write to the residual stream, at every token. Here is a harmless
+# request with the direction *added* at its layer.
 
 # %%
 request = harmless.test.texts[0]
@@ -45,10 +45,10 @@ with model.hooks(rl.Add(direction.random_control(0))):
     print("random:   ", model.generate([request], 30)[0])
 
 # %% [markdown]
-# It begins to refuse a harmless request. (This tiny model then repeats itself: added at every token of the reply, the
-# direction keeps saying "begin a refusal". Its model card reports that as a criterion not met.)
+# The model begins to refuse a harmless request. (This tiny model then repeats itself: added at every token of the reply,
+# the direction keeps saying "begin a refusal". Its model card reports that as a criterion not met.)
 #
-# ## Necessary and sufficient, with intervals
+# ## Necessity and sufficiency, with intervals
 #
 # Greedy replies to held-out prompts, judged by the paper's list of phrases; 95% Clopper-Pearson intervals.
 
@@ -70,13 +70,14 @@ print("necessary:", effect_sentence(rates["harmful"], "ablation", -1))
 print("sufficient:", effect_sentence(rates["harmless"], "addition", +1))
 
 # %% [markdown]
-# "Not refused" is not the same as "complied": on this model, most replies to ablated harmful prompts drift to a
-# harmless neighbour of the request (see its model card). The substring judge can't tell; `refusal_lens.behaviour.judges` has others.
+# "Not refused" is not the same as "complied": under ablation, most of this model's replies to harmful prompts drift to a
+# harmless neighbour of the request (see its model card). The substring judge can't tell the difference;
+# `refusal_lens.behaviour.judges` has others.
 #
 # ## By weights
 #
-# The same as `Ablate`, without hooks: every matrix that writes to the residual stream is made orthogonal to r̂, inside the
-# `with` only. No checkpoint is written, and afterwards the parameters are the same objects as before.
+# The same as `Ablate`, without hooks: every matrix that writes to the residual stream is made orthogonal to r̂, only inside
+# the `with` block. No checkpoint is written, and afterwards the parameters are the same objects as before.
 
 # %%
 with model.hooks(Orthogonalize(direction)):
@@ -105,7 +106,7 @@ cost.to_frame().round(3)
 # %% [markdown]
 # ## Now your own model
 #
-# On models with norms after their writes (Gemma 2 and 3, OLMo 2) no edit of weights equals ablation; `Orthogonalize`
+# On models with norms after their writes (Gemma 2 and 3, OLMo 2) no weight edit equals ablation; `Orthogonalize`
 # raises an error there, and `allow_gap=True` edits anyway, so that the gap can be measured.
 
 # %%

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Who writes the direction?
 #
-# The residual stream is a sum: what enters block 0, and one write for each attention layer and MLP. So its projection
-# on r̂ splits exactly, component by component, head by head, and for each head source token by source token. Nothing is left
-# over, and each call checks this on its own prompts.
+# The residual stream is a sum: the input of block 0, plus one write per attention layer and MLP. So its projection on r̂
+# splits exactly, by component, by head, and for each head by source token. Nothing is left over, and each call checks this
+# on its own prompts.
 
 # %%
 import refusal_lens as rl
@@ -37,7 +37,7 @@ test, contrast = harmful.test.texts, harmless.test.texts
 # %% [markdown]
 # ## Components
 #
-# Each bar is one write's mean projection on r̂ at the last token of harmful prompts; they add up to the stream's.
+# Each bar is one write's mean projection on r̂ at the last token of harmful prompts; the bars add up to the stream's.
 
 # %%
 parts = component_contributions(model, test, direction)
@@ -47,7 +47,7 @@ plot_components(parts)
 # %% [markdown]
 # ## Logits
 #
-# The same idea for what the model says: the logit of the refusal tokens minus that of the tokens that begin an answer,
+# The same idea for the model's output: the logit of the refusal tokens minus that of the tokens that begin an answer,
 # through the frozen final norm.
 
 # %%
@@ -58,8 +58,8 @@ plot_components(logits)
 # %% [markdown]
 # ## Heads
 #
-# Heads are *chosen* on validation prompts and *reported* on test prompts (otherwise the best of many looks better than it is),
-# with intervals, harmless prompts beside them, and p-values adjusted over all heads.
+# Heads are *chosen* on validation prompts and *reported* on test prompts (otherwise the best of many looks better than it
+# is), with intervals, harmless prompts for comparison, and p-values adjusted over all heads.
 
 # %%
 heads = top_heads(model, harmful.val.texts, test, direction, contrast=contrast)
@@ -71,8 +71,8 @@ plot_top_heads(heads)
 # %% [markdown]
 # ## From which tokens?
 #
-# A head's contribution is attention times value, token by token: pattern · (v · W_O r̂). By region of the prompt, and on
-# one prompt token by token.
+# A head's contribution is attention times value, token by token: pattern · (v · W_O r̂). First by region of the prompt,
+# then on one prompt, token by token.
 
 # %%
 sources = source_contributions(model, test, direction)
@@ -82,7 +82,7 @@ plot_sources_by_region(sources, heads.heads)
 plot_sources(sources, 0, heads.heads)
 
 # %% [markdown]
-# The attention patterns of these heads on that prompt (hover over a head to see it large):
+# The attention patterns of these heads on that prompt (hover over a head to enlarge it):
 
 # %%
 attention_view(attention_patterns(model, test[0], heads.heads[:4]))
@@ -90,7 +90,7 @@ attention_view(attention_patterns(model, test[0], heads.heads[:4]))
 # %% [markdown]
 # ## How it gets to the last token
 #
-# The projection on r̂ by layer and token: it appears at the instruction first and moves to the end.
+# The projection on r̂ by layer and token: it first appears at the instruction and then moves to the end.
 
 # %%
 path = propagation(model, test, direction)
@@ -99,8 +99,8 @@ plot_propagation(path)
 # %% [markdown]
 # ## Attribution is not causation
 #
-# So test it: replace the top heads' output by its mean over harmless prompts, or by another harmless prompt's output; keep
-# only these heads; and do the same with random heads of the same layers.
+# So test it: replace the top heads' outputs by their mean over harmless prompts, or by their outputs on a random harmless
+# prompt; keep only these heads; and do the same with random heads of the same layers.
 
 # %%
 check = causal_check(model, test, contrast, direction, heads, tokens)
@@ -119,8 +119,8 @@ print(causal_sentence(check))
 # %% [markdown]
 # ## Now your own model
 #
-# Any architecture that loads: grouped queries, biases, post-norms and softcaps are included, and `certify(model)` measures
-# how exact each identity is on it.
+# Any architecture that loads will do: grouped queries, biases, post-norms and softcaps are handled, and `certify(model)`
+# measures how exact each identity is on it.
 
 # %%
 MODEL, HARMFUL, HARMLESS = "", "harmful.txt", "harmless.txt"

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # What does a suffix do inside the model?
 #
-# A model refuses a harmful request. Append eight words that mean nothing, and it does not. This notebook dissects such
-# suffixes on the embedded model: at which layer they act, through which heads and which tokens, and whether that
+# A model refuses a harmful request. Append eight meaningless words, and it no longer does. This notebook dissects such
+# suffixes on the embedded model: at which layer and through which heads and tokens they act, and whether that
 # is the *cause*. Suffixes are input data here; nothing in this project searches for them.
 #
 # It runs on a laptop's CPU in under a minute. The definitions are in
@@ -36,9 +36,9 @@ direction.label
 # %% [markdown]
 # ## The suffixes
 #
-# The file gives a kind for each. Three are adversarial (found when the model was made), the others random words.
-# `SuffixSet.load` also reads text, CSV, nanoGCG's result as JSON and JailbreakBench artifacts. Length is counted in
-# tokens *after an instruction*, since a tokenizer may merge the two; if it does, the suffix is an error.
+# The file gives each suffix a kind. Three are adversarial (found when the model was made), the others random words.
+# `SuffixSet.load` also reads text, CSV, nanoGCG results as JSON and JailbreakBench artifacts. Length is counted in
+# tokens *after an instruction*, since a tokenizer may merge the two; if it does, that is an error.
 
 # %%
 suffixes = SuffixSet.load(rl.organism.suffixes())
@@ -50,7 +50,7 @@ few = SuffixSet("few", (*suffixes.of("adversarial").items, *suffixes.of("random_
 #
 # The heads are chosen on the validation prompts and reported on the test prompts. Each suffix is compared with random
 # tokens of equal length, drawn afresh for each prompt. `metric_drop` is the refusal metric (log-odds of the refusal
-# tokens) with random tokens minus with the suffix, with its 95% interval; `p` is adjusted over suffixes.
+# tokens) with random tokens minus that with the suffix, with its 95% interval; `p` is adjusted over suffixes.
 
 # %%
 report = investigate(
@@ -65,7 +65,7 @@ report = investigate(
 report.results_frame().drop(columns=["suffix", "refused_shuffled"]).round(3)
 
 # %% [markdown]
-# Refusals fall from all to none with the adversarial suffixes and stay with random words. Consider the strongest one.
+# Refusals fall from all to none with the adversarial suffixes and stay with random words. Consider the strongest suffix.
 
 # %%
 result = max(report.results, key=lambda r: r.metric_drop.mean)
@@ -94,9 +94,9 @@ print("mean over the top heads", result.attention_rise)
 
 # %% [markdown]
 # The first head turns to the suffix; the mean over the top heads rises by much less. The paper reports a rise for its top
-# eight heads together; on this model one head shows it, not their mean.
+# eight heads together; on this model a single head shows it, not the mean.
 #
-# The same head on one prompt, plain and with the suffix, on the same tokens (hover over a head to see it large).
+# The same head on one prompt, plain and with the suffix, on the same tokens (hover over a head to enlarge it).
 
 # %%
 attention_pair_view(result.patterns[:2])
@@ -104,8 +104,8 @@ attention_pair_view(result.patterns[:2])
 # %% [markdown]
 # ## Attention moved, or values changed?
 #
-# A head's contribution is weights times values. Its drop splits exactly into other weights on the same values and other
-# values under the same weights. An attention plot alone shows only the first part.
+# A head's contribution is weights times values. Its drop splits exactly into a change of weights on the same values and a
+# change of values under the same weights. An attention plot alone shows only the first part.
 
 # %%
 plot_split(report, result)
@@ -116,9 +116,9 @@ plot_drop_waterfall(report, result)
 # %% [markdown]
 # ## Is it the cause?
 #
-# Cut the attention edges from the post-instruction positions to the suffix, in the top heads; put the clean run's
-# pattern, output or r̂ component into the suffixed run, and the other way round; keep the suffix and restore the
-# direction alone. Each beside random heads of the same layers and a random change of equal norm. 1 is the whole drop.
+# Cut the attention edges from the post-instruction positions to the suffix, in the top heads; patch the clean run's
+# pattern, output or r̂ component into the suffixed run, and the other way round; keep the suffix and restore only the
+# direction. Each is compared with random heads of the same layers and a random change of equal norm. 1 is the whole drop.
 
 # %%
 plot_causal_tests(result.causal)
@@ -136,7 +136,8 @@ print(mechanism(report.results[-1]).sentence)
 # %% [markdown]
 # ## Which tokens?
 #
-# Leave out each token and measure the metric again; below, what the top heads take from that token along the direction.
+# Leave out each token in turn and measure the metric again; below, what the top heads take from that token along the
+# direction.
 
 # %%
 plot_token_effects(result.tokens)
@@ -145,7 +146,7 @@ plot_token_effects(result.tokens)
 # ## Could a defence see it?
 #
 # The projection on the direction separates harmful from harmless prompts until a suffix moves it. The maximum over the
-# instruction's tokens would not be fooled if harm were visible there; on this model it is not.
+# instruction's tokens would not be fooled if the harm were visible there; on this model it is not.
 
 # %%
 plot_roc(report.detectors)
@@ -156,7 +157,7 @@ report.detectors.failures()
 # %% [markdown]
 # ## Now your own model
 #
-# Set the names and run the cell; prompts and suffixes are your own files. Run long jobs on the command line, where
+# Set the names and run the cell, with your own files of prompts and suffixes. Run long jobs on the command line, where
 # they can resume: `refusal-lens hijack MODEL --suffixes F --direction RUN --out DIR`.
 
 # %%

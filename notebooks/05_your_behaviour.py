@@ -2,8 +2,8 @@
 # # Another behaviour: any two sets of prompts
 #
 # Nothing in the method is specific to refusal. Two sets of prompts that differ in one behaviour give a direction, and the
-# same questions follow: does adding it cause the behaviour, does ablating it remove it, and is it a different
-# direction from refusal's? Here the behaviour is *answering with a list*, on the embedded model.
+# same questions follow: does adding it cause the behaviour, does ablating it remove the behaviour, and does it differ from
+# the refusal direction? Here the behaviour is *answering with a list*, on the embedded model.
 
 # %%
 import refusal_lens as rl
@@ -33,17 +33,17 @@ len(positive), len(negative), positive[:3], negative[:3]
 # %% [markdown]
 # ## A metric of the behaviour
 #
-# Refusal has its phrases; another behaviour is read off the first tokens that the positive prompts raise. The metric is
-# their log-odds at the last position.
+# Refusal has its phrases; another behaviour is read from the first tokens that the positive prompts make more likely. The
+# metric is their log-odds at the last position.
 
 # %%
 tokens = behaviour_tokens(model, pos_train, neg_train)
 tokens.texts
 
 # %% [markdown]
-# ## Its direction, beside refusal's
+# ## Its direction and the refusal direction
 #
-# Refusal's direction is chosen by the paper's rule; the other is the mean difference at the same position and layer.
+# The refusal direction is chosen by the paper's rule; the other is the mean difference at the same position and layer.
 
 # %%
 refusal_tokens = find_refusal_tokens(model, harmful.train.texts, harmless.train.texts)
@@ -56,7 +56,7 @@ print("cosine of the two:", round(refusal.cosine(other), 3))
 # %% [markdown]
 # ## Cross-effects
 #
-# Each direction on each set of prompts: the change of that set's metric on held-out prompts, with bootstrap 95% intervals;
+# Each direction on each set of prompts: the change in that set's metric on held-out prompts, with bootstrap 95% intervals;
 # on the right, the same with random directions of equal norm.
 
 # %%
@@ -85,8 +85,8 @@ added.to_frame().round(2)
 # %% [markdown]
 # ## Now your own model
 #
-# Two files of prompts that differ in one behaviour. If the metric does not differ between them at baseline, there is no
-# behaviour to move: check that first.
+# Give two files of prompts that differ in one behaviour. If the metric does not differ between them at baseline, there is
+# no behaviour to move: check that first.
 
 # %%
 MODEL, POSITIVE, NEGATIVE = "", "positive.txt", "negative.txt"

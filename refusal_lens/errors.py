@@ -1,4 +1,4 @@
-"""What can go wrong, one class per kind of remedy.
+"""Exceptions, one class per kind of fix.
 
 Every message names the value that was found and what to do about it; the command line prints it as one
 sentence and exits with code 2.
@@ -6,15 +6,15 @@ sentence and exits with code 2.
 
 
 class RefusalLensError(ValueError):
-    """Anything the user can put right."""
+    """An error that the user can fix."""
 
 
 class ModelError(RefusalLensError):
-    """The model, its tokenizer or its chat template does not fit."""
+    """The model, its tokenizer or its chat template can't be used."""
 
 
 class PromptError(RefusalLensError):
-    """A prompt or suffix file, or a prompt itself, does not fit."""
+    """A prompt file, a suffix file or a prompt can't be used."""
 
 
 class DirectionError(RefusalLensError):
@@ -22,7 +22,7 @@ class DirectionError(RefusalLensError):
 
 
 class InterventionError(RefusalLensError):
-    """An intervention's layers, positions or values do not fit the model or its prompts."""
+    """An intervention's layers, positions or values don't match the model or its prompts."""
 
 
 class SelectionError(RefusalLensError):
@@ -39,11 +39,11 @@ class ConcurrentUseError(RefusalLensError):
 
 
 class ResultError(RefusalLensError):
-    """A result file or folder is missing, broken, or of another study."""
+    """A result file or folder is missing, broken, or from another study."""
 
 
 class SettingError(RefusalLensError):
-    """A setting of a study has a value that it can't have."""
+    """A setting of a study has an invalid value."""
 
 
 class LabelError(RefusalLensError):

@@ -1,4 +1,4 @@
-"""Progress of long work: called with a stage's name and total, it gives a context whose value takes steps."""
+"""Progress of long work: a callable of a stage's name and total that gives a context whose value counts steps."""
 
 import sys
 import time
@@ -34,7 +34,7 @@ def together(*parts: Progress) -> Progress:
 
 
 def as_events(write: Callable[[dict[str, Any]], None], every: float = 5.0) -> Progress:
-    """Progress as events: "stage" at the start, "progress" at most once in ``every`` seconds, then "stage_end" or
+    """Progress as events: "stage" at the start, "progress" at most once every ``every`` seconds, then "stage_end" or
     "stage_failed".
 
     Args:
@@ -75,7 +75,7 @@ def as_events(write: Callable[[dict[str, Any]], None], every: float = 5.0) -> Pr
 
 @contextmanager
 def automatic(name: str, total: int) -> Iterator[Advance]:
-    """Show a bar in a notebook, nothing elsewhere: the default of whatever takes long."""
+    """Show a bar in a notebook, nothing elsewhere: the default of everything that takes long."""
     python = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if python is None or "IPKernelApp" not in python.config:
         yield lambda n: None

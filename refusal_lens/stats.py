@@ -109,7 +109,7 @@ def mean_interval(values: Values, seed: int = 0) -> Interval:
 def fraction_interval(part: Values, whole: Values, seed: int = 0) -> Interval:
     """mean(part) / mean(whole) with its percentile bootstrap 95% interval over prompts (both drawn together).
 
-    NaN where the whole is 0; no interval where more than 5% of the resamples turn the whole's sign over.
+    NaN where the whole is 0; no interval where more than 5% of the resamples flip the whole's sign.
     """
     x, y = np.asarray(part, dtype=float), np.asarray(whole, dtype=float)
     if not len(x) or not np.isfinite(x).all() or y.mean() == 0:

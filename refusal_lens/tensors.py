@@ -11,7 +11,7 @@ KL_EPS = 1e-6
 
 
 def unit(vector: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-    """``vector`` scaled to length 1 along its last axis.
+    """Scale ``vector`` to length 1 along its last axis.
 
     Raises:
         DirectionError: if a vector is zero or not finite, which has no direction.
@@ -35,7 +35,7 @@ def project_out(
 
     Args:
         x: activations.
-        direction: unit vector r̂, or one for each entry of x's first axis, ``[batch 1 d]``.
+        direction: unit vector r̂, or one per entry of x's first axis, ``[batch 1 d]``.
         share: how much of the projection is removed.
     """
     full = wide(x)

@@ -1,4 +1,4 @@
-"""Do the heads that attribution names matter? Replace their outputs and read the refusal metric."""
+"""Whether the heads that attribution names matter: replace their outputs and read the refusal metric."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def causal_check(
     """Ablate the heads (mean and resample), keep only them, and do the same with random heads of their layers.
 
     Replacements act at the last ``n_last`` positions only, which is where ``heads`` reads: what a head
-    does at earlier tokens is not tested. Mean ablation puts the mean z over ``reference``, resampling that of a
+    does at earlier tokens is not tested. Mean ablation inserts the mean z over ``reference``, resampling the z of a
     random reference prompt; keep-only mean-ablates every other head of the model.
 
     Args:
-        prompts: harmful requests, none of which chose the heads.
+        prompts: harmful requests that were not used to choose the heads.
         reference: requests of the other kind (harmless).
         heads: from ``top_heads``, or (layer, head) pairs or labels such as "L12H7"; one or several.
         suffixes: one per prompt (with its leading space), or None.

@@ -20,15 +20,15 @@ CONDITIONS = ("baseline", *_EFFECTS, *(f"random_{name}" for name in _EFFECTS), "
 
 @dataclass(frozen=True)
 class CausalCheck(Record, axes={"prompt": "prompts", "condition": "conditions", "single": "single_labels"}):
-    """Refusal metric when the named heads are replaced, beside random heads of the same layers and the direction's
-    ablation.
+    """Refusal metric when the chosen heads are replaced, when random heads of the same layers are, and when the
+    direction is ablated.
 
     Attributes:
         random_heads: one draw of as many heads of the same layers per entry.
         metric: refusal metric; random conditions are the mean over draws.
         singles: heads ablated one at a time, named and random.
         predicted: change of r̂ᵀx at the last position that attribution predicts for each, mean over prompts.
-        measured: change of the refusal metric when that head alone is mean-ablated.
+        measured: change in the refusal metric when that head alone is mean-ablated.
         spearman, p_value: rank correlation of ``predicted`` and the mean of ``measured``.
         n_selection: number of prompts that chose the heads (none of them is among ``prompts``); 0 if unknown.
         n_reference: prompts that the replacements came from.
@@ -67,7 +67,7 @@ class CausalCheck(Record, axes={"prompt": "prompts", "condition": "conditions", 
         return mean_interval((self.of(condition) - self.of("baseline")).tolist())
 
     def share(self) -> Interval:
-        """Share of the effect of ablating the direction that mean-ablating the heads has, beyond random heads.
+        """Share of the direction-ablation effect that mean-ablating the heads reproduces, beyond random heads.
 
         Bootstrap 95% interval over prompts; NaN in a record of an older version, which lacks the direction's ablation.
         """
@@ -105,7 +105,7 @@ class CausalCheck(Record, axes={"prompt": "prompts", "condition": "conditions", 
 
 @dataclass(frozen=True)
 class PatchingComparison(Record):
-    """Change of the refusal metric when a head's z, at all tokens, comes from the harmful prompt instead of the
+    """Change in the refusal metric when a head's z, at all tokens, comes from the harmful prompt instead of the
     harmless one: estimated with one gradient, and measured.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The residual stream along one vector, taken apart into its writes, exactly (the paper's direct feature attribution).
+"""The residual stream along one vector, split exactly into its writes (the paper's direct feature attribution).
 
 A head costs O(d_head): z · (W_O r̂). Where a norm stands between attention and the stream, r̂ is first multiplied by
 its weight and the result divided by the scale that the norm had on this prompt; both are linear, so parts still sum.
@@ -35,11 +35,11 @@ def component_contributions(
 ) -> ComponentContributions:
     """What the embedding, every head, attention bias and MLP write along r̂ (paper section 5.1, Fig. 6a).
 
-    Interventions active on the model act; one that edits hook_attn_out itself needs ``check=False``, because the
+    Active interventions apply; one that edits hook_attn_out itself needs ``check=False``, because the
     heads' parts are read before the edit.
 
     Args:
-        direction: its unit vector is used, so values are in residual-stream units.
+        direction: only its unit vector is used, so values are in residual-stream units.
         suffixes: one per prompt (with its leading space), or None.
         pos: position, counted from the end.
         check: verify on every prompt that heads and bias sum to hook_attn_out.
@@ -139,7 +139,7 @@ def neuron_contributions(
     """What single MLP neurons write along r̂: the ``top`` ones by mean magnitude, and the rest by layer.
 
     Args:
-        layers: layers to look at; all if None.
+        layers: layers to read; all if None.
 
     Raises:
         ModelError: a mixture of experts, whose neurons differ from token to token.

@@ -19,7 +19,7 @@ from .views import MAX_TOKENS, thinned
 
 @registered("map", HeadContributions, TopHeads)
 def plot_head_contributions(record: HeadContributions | TopHeads, top: int = 8) -> go.Figure:
-    """Layer x head heatmap of mean contributions; the top heads carry their labels (of a report: the chosen ones)."""
+    """Layer x head heatmap of mean contributions; the top heads (for ``TopHeads``, the chosen ones) are labelled."""
     shown = record.reported if isinstance(record, TopHeads) else record
     mean = shown.mean
     limit = float(mean.abs().max()) or 1.0
@@ -37,7 +37,7 @@ def plot_head_contributions(record: HeadContributions | TopHeads, top: int = 8) 
 
 @registered("waterfall", ComponentContributions, DirectLogitAttribution)
 def plot_components(record: ComponentContributions | DirectLogitAttribution, top: int = 12) -> go.Figure:
-    """Waterfall of the strongest parts, in the order of the stream; the others are one bar, so it adds up."""
+    """Waterfall of the strongest parts, in the order of the stream; one bar holds the rest, so it adds up."""
     parts, title, unit = record.parts.mean(-1), "What the components write along r̂", "along r̂"
     if isinstance(record, DirectLogitAttribution):
         other = f" - ({', '.join(record.against)})" if record.against else ""
@@ -56,7 +56,7 @@ def plot_components(record: ComponentContributions | DirectLogitAttribution, top
 def plot_sources(
     record: SourceContributions, prompt: int = 0, heads: Sequence[Head] | None = None, width: int = 14
 ) -> go.Figure:
-    """The prompt's text as a strip of tokens, coloured by what each writes into r̂ at the destination.
+    """The prompt as a strip of tokens, coloured by what each writes along r̂ at the destination.
 
     Args:
         prompt: which prompt.
@@ -89,7 +89,7 @@ def plot_sources(
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, autorange="reversed")
     who = "all heads" if heads is None else ", ".join(head_label(*head) for head in heads)
-    title = f"Source tokens of what {who} write at position {record.pos}"
+    title = f"Source tokens of {who}, read at position {record.pos}"
     return style.finish(figure, title, height=110 + 42 * len(rows))
 
 
@@ -109,7 +109,7 @@ def plot_sources_by_region(
     style.add_regions(figure, [head_label(*head) for head in named], values)
     figure.update_yaxes(title_text="along r̂")
     figure.update_layout(barmode="relative")
-    return style.finish(figure, f"From which region each head writes r̂ (n = {len(record.prompts)})")
+    return style.finish(figure, f"What each head writes along r̂, by source region (n = {len(record.prompts)})")
 
 
 @registered("by layer and token", Propagation)
@@ -142,7 +142,7 @@ def plot_propagation(record: Propagation, prompt: int | None = None) -> go.Figur
 
 @registered("top heads", TopHeads)
 def plot_top_heads(record: TopHeads) -> go.Figure:
-    """The chosen heads with 95% intervals on the report prompts, beside the contrast prompts."""
+    """The chosen heads with 95% intervals, on the reported and the contrast prompts."""
     figure = go.Figure()
     look = {
         "customdata": [float(record.p_values[head]) for head in record.heads],
@@ -159,9 +159,9 @@ def plot_top_heads(record: TopHeads) -> go.Figure:
 
 @registered("causal check", CausalCheck)
 def plot_causal_check(record: CausalCheck) -> go.Figure:
-    """Change of the refusal metric under each condition, and predicted against measured change head by head."""
+    """Change in the refusal metric under each condition, and predicted against measured change per head."""
     titles = (
-        f"change of the refusal metric (n = {record.n_reported})",
+        f"change in the refusal metric (n = {record.n_reported})",
         f"single heads: Spearman {record.spearman:.2f} (p = {record.p_value:.2g})",
     )
     figure = style.panels(titles, column_widths=[0.55, 0.45], horizontal_spacing=0.12)
@@ -189,7 +189,7 @@ def plot_causal_check(record: CausalCheck) -> go.Figure:
         )
     figure.update_xaxes(tickangle=-35, row=1, col=1).update_yaxes(title_text="refusal metric", row=1, col=1)
     figure.update_xaxes(title_text="predicted change along r̂", row=1, col=2)
-    figure.update_yaxes(title_text="measured change of the metric", row=1, col=2)
+    figure.update_yaxes(title_text="measured change in the metric", row=1, col=2)
     style.finish(figure, height=430)
     figure.update_annotations(font_size=12)
     return figure.update_layout(legend={"y": -0.25, "yanchor": "top"})
@@ -217,7 +217,7 @@ def plot_patching(record: PatchingComparison) -> go.Figure:
 
 @registered("head", TopHeads)
 def plot_head(record: TopHeads, head: Head | str) -> go.Figure:
-    """What one head writes along r̂ on every prompt: a box and one point per prompt, harmful beside harmless."""
+    """What one head writes along r̂ on every prompt: a box and one point per prompt, harmful next to harmless."""
     head = as_head(head)
     figure = go.Figure()
     for name, found in (("harmful", record.reported), ("harmless", record.contrast)):
@@ -263,14 +263,14 @@ def plot_head_tokens(record: SourceContributions, prompt: int, head: Head | str)
         )
         figure.update_yaxes(title_text=what, row=row, col=1)
     figure.update_xaxes(tickvals=index, ticktext=tokens, tickangle=-50, row=2, col=1)
-    title = f"{head_label(*head)}: from which tokens, read at position {record.pos}"
+    title = f"{head_label(*head)}: source tokens, read at position {record.pos}"
     return style.finish(figure, title, height=400).update_layout(showlegend=False)
 
 
 @registered("pattern", AttentionPatterns)
 def plot_attention(record: AttentionPatterns, head: Head | str | None = None, limit: int = MAX_TOKENS) -> go.Figure:
     """Attention of one head (the first if None) on one prompt, from every token (rows) to every earlier one (columns);
-    more than ``limit`` tokens are thinned, and the title says so.
+    more than ``limit`` tokens are grouped, and the title says so.
 
     Raises:
         LabelError: the record does not hold this head.
@@ -294,7 +294,7 @@ def plot_attention(record: AttentionPatterns, head: Head | str | None = None, li
             hoverongaps=False,
         )
     )
-    figure.update_xaxes(title_text="looks at", tickvals=index, ticktext=labels, tickangle=-50, showgrid=False)
+    figure.update_xaxes(title_text="attends to", tickvals=index, ticktext=labels, tickangle=-50, showgrid=False)
     figure.update_yaxes(title_text="token", tickvals=index, ticktext=labels, autorange="reversed", showgrid=False)
     title = f"{label}: attention pattern" + (f" ({notice})" if notice else "")
     return style.finish(figure, title, height=min(900, 160 + 16 * len(labels)))

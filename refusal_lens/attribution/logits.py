@@ -1,7 +1,7 @@
 """Direct logit attribution through the frozen final norm, exact in any basis and without weight processing.
 
-TransformerLens's own ``direct_logit_attribution`` needs compatibility mode (it leaves the final norm's weight out
-otherwise), which moves the model into another basis; here the weight is part of the readout instead.
+TransformerLens's own ``direct_logit_attribution`` needs compatibility mode (without it, it leaves out the final norm's
+weight), which moves the model into another basis; here the weight is part of the readout instead.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .records import ComponentContributions, DirectLogitAttribution
 def compliance_tokens(
     model: HookedChatModel, harmless: PromptsLike, refusal_tokens: RefusalTokens, top: int = 4
 ) -> RefusalTokens:
-    """The tokens with which the model most often begins its answers, refusal tokens left out: what to set against.
+    """The tokens with which the model most often begins its answers, without refusal tokens: for ``against``.
 
     Raises:
         ModelError: every answer begins with a refusal token.
@@ -39,7 +39,7 @@ def compliance_tokens(
     first = Counter(model.last_logits(harmless).argmax(-1).tolist())
     chosen = [token for token, _ in first.most_common() if token not in refusal_tokens.ids][:top]
     if not chosen:
-        raise ModelError(f"{model.name} begins every answer with a refusal token: name tokens of compliance yourself")
+        raise ModelError(f"{model.name} begins every answer with a refusal token: give compliance tokens yourself")
     named = given_refusal_tokens(model, chosen)
     shares = tuple(first[token] / len(harmless) for token in chosen)
     return RefusalTokens(named.ids, named.texts, shares, f"first tokens of {len(harmless)} answers")
@@ -140,7 +140,7 @@ def _check_readout(model: Model, ours: Float[Tensor, "b n"], theirs: Float[Tenso
     tolerance = PARTS_TOLERANCE.get(model.dtype, 4e-2)
     if not gap <= tolerance:
         raise ModelError(
-            f"{model.name}: unembedding its final norm gives other logits than the model's own (relative gap "
-            f"{gap:.2g}, limit {tolerance:g}): its logits are scaled or shifted in a way not known here; use "
+            f"{model.name}: unembedding its final norm does not give the model's own logits (relative gap "
+            f"{gap:.2g}, limit {tolerance:g}): its logits are scaled or shifted in an unknown way; use "
             "component_contributions, which reads the residual stream"
         )

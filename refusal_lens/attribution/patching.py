@@ -1,4 +1,4 @@
-"""Attribution patching (a gradient's estimate of patching every head) beside patching them one by one."""
+"""Attribution patching (a gradient estimate of patching every head) compared with patching heads one by one."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def confirm_heads(
     """
     if shared := set(selection.prompts) & set(report.prompts):
         raise PromptError(
-            f"{len(shared)} prompt(s) chose the heads and would be reported on, e.g. {min(shared)[:60]!r}: take them "
+            f"{len(shared)} prompt(s) chose the heads and would be reported on, e.g. {min(shared)[:60]!r}: remove them "
             "from one of the splits"
         )
     if len(report.prompts) < 2:

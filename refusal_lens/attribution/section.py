@@ -1,4 +1,4 @@
-"""Inside the model: the trace, what writes the logits and the direction, and every head up close."""
+"""Inside the model: the trace, what writes the logits and the direction, and every head in detail."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class Inside:
 
 
 def causal_sentence(causal: CausalCheck) -> str:
-    """Share of the ablation's effect that the top heads have beyond random heads, with its interval and grade."""
+    """Share of the ablation's effect that the top heads account for beyond random ones, with interval and grade."""
     top, random, share = causal.change("mean_ablation"), causal.change("random_mean_ablation"), causal.share()
     said = (
         f"Replacing the outputs of the top {len(causal.heads)} heads by their mean over harmless prompts changes the "
-        f"refusal metric by {top}; the same for random heads of the same layers by {random}"
+        f"refusal metric by {top}; doing so for random heads of the same layers, by {random}"
     )
     if "direction_ablation" not in causal.conditions:
-        return f"{said}. What share that is of the direction's ablation was not measured."
+        return f"{said}. How this compares with ablating the direction was not measured."
     whole = causal.change("direction_ablation")
     return (
-        f"{said}; ablating the direction by {whole}. Of the ablation's effect these heads carry, beyond random heads, "
+        f"{said}; ablating the direction, by {whole}. These heads' share of that effect, beyond random heads, is "
         f"{percent(share)}: {grade(share)}."
     )
 
@@ -57,7 +57,7 @@ def inside_section(trace: DirectionTrace, inside: Inside | None) -> Section:
     n = f"{trace.cosine.shape[-1]} held-out prompts of each kind"
     first = Figure("trace", trace.plot(), caption, n, "harmless prompts", trace.to_frame(), wide=False)
     if inside is None:
-        missing = "Attribution was not run: what writes the direction is not measured here."
+        missing = "Attribution was not run, so what writes the direction was not measured."
         return Section("inside", "Inside the model", (missing,), (first,))
     text: list[str] = []
     items: list[Item] = [first]
@@ -70,7 +70,7 @@ def inside_section(trace: DirectionTrace, inside: Inside | None) -> Section:
     if causal is not None:
         text.append(
             "Attribution says what a head writes along the direction; the causal check says what the model does "
-            "without it. Predicted and measured changes of single heads correlate with Spearman "
+            "without it. Over single heads, predicted and measured changes have a Spearman correlation of "
             f"{causal.spearman:.2f} (p = {causal.p_value:.2g})."
         )
     if inside.logits is not None:
@@ -91,12 +91,12 @@ def _logits(logits: DirectLogitAttribution) -> Figure:
 
 
 def _heads(inside: Inside, heads: TopHeads) -> Iterator[Item]:
-    """The map, every head up close, the chosen ones, and what the model does without them."""
+    """The map, every head in detail, the chosen ones, and what the model does without them."""
     n = f"{heads.n_reported} held-out harmful prompts"
     chosen = f"{n}, heads chosen on {heads.n_selection} others"
     caption = (
         "What each head writes along the direction at the last position; the top heads are labelled. Click a head, or "
-        "pick it from the list below, to see it up close."
+        "pick it from the list below, to see it in detail."
     )
     rest = ("the same heads on harmless prompts, in the figures below", heads.reported.to_frame(), "heads")
     yield Figure("head-map", heads.plot("map"), caption, chosen, *rest, wide=heads.reported.mean.shape[1] > 12)
@@ -106,7 +106,7 @@ def _heads(inside: Inside, heads: TopHeads) -> Iterator[Item]:
     yield Figure("head-report", drawn, caption, chosen, "harmless prompts", heads.to_frame(), wide=False)
     if inside.causal is not None:
         caption = (
-            "Left: change of the refusal metric when heads are replaced. Right: predicted against measured change, one "
+            "Left: change in the refusal metric when heads are replaced. Right: predicted against measured change, one "
             "point per head. 95% bootstrap intervals."
         )
         n, control = f"{inside.causal.n_reported} held-out harmful prompts", "random heads of the same layers"
@@ -114,7 +114,7 @@ def _heads(inside: Inside, heads: TopHeads) -> Iterator[Item]:
 
 
 def head_picker(inside: Inside, heads: TopHeads) -> Picker:
-    """Every head, strongest first: what it writes on each prompt, from which tokens, and where it looks."""
+    """Every head, strongest first: what it writes on each prompt, from which tokens, and where it attends."""
     options = []
     for rank, head in enumerate(heads.ranked()):
         label, chosen = head_label(*head), ", chosen" if head in heads.heads else ""
@@ -147,11 +147,11 @@ def _head_items(inside: Inside, heads: TopHeads, head: Head) -> Iterator[Item]:
         yield _token_picker(inside.sources, head)
     if patterns is None or head not in patterns.heads:
         yield Note(
-            f"The whole attention pattern of {label} was not stored, to keep the page small: above is its attention "
-            "from the last token."
+            f"The full attention pattern of {label} was not stored, to keep the page small; its attention from the "
+            "last token is shown above."
         )
         return
-    caption = f"Where every token (row) looks through {label} (column), on the prompt {shortened(patterns.prompt)!r}."
+    caption = f"Where every token (row) attends (column) through {label}, on the prompt {shortened(patterns.prompt)!r}."
     drawn, wide = patterns.plot(head=head), len(patterns.tokens) > 8
     yield Figure(f"head-{label}-pattern", drawn, caption, "1 prompt", SINGLE, wide=wide)
 
@@ -171,19 +171,19 @@ def _token_picker(sources: SourceContributions, head: Head) -> Picker:
 
 
 def _tokens(inside: Inside) -> Iterator[Item]:
-    """How the direction travels, from where the top heads take it, and where they look."""
+    """How the direction moves through the model, what the top heads write it from, and where they attend."""
     propagation, sources, heads = inside.propagation, inside.sources, inside.heads
     if propagation is not None:
         caption = (
             "Projection on the direction by layer and token, from the instruction to the last position: where the "
-            "direction appears, and how it travels."
+            "direction appears, and how it moves through the model."
         )
         n = f"{propagation.projection.shape[-2]} held-out harmful prompts"
         control = "harmless prompts, in the trace above (last position)"
         yield Figure("propagation", propagation.plot(), caption, n, control, propagation.to_frame())
     if heads is None or sources is None:
         return
-    caption = "Where the top heads take what they write along the direction, by region of the prompt."
+    caption = "The regions of the prompt from which the top heads write along the direction."
     drawn, n = sources.plot("by region", heads=heads.heads), f"{len(sources.tokens)} held-out harmful prompts"
     yield Figure("sources", drawn, caption, n, EXACT, sources.to_frame(heads.heads), wide=False)
     if inside.patterns is not None:
@@ -191,19 +191,19 @@ def _tokens(inside: Inside) -> Iterator[Item]:
 
 
 def _attention(heads: TopHeads, sources: SourceContributions, patterns: AttentionPatterns) -> Iterator[Item]:
-    """The top heads on one prompt: where they look, and what each token gives."""
+    """The top heads on one prompt: where they attend, and what each token contributes."""
     top = [i for i, head in enumerate(patterns.heads) if head in heads.heads]
     few = replace(patterns, values=patterns.values[top], heads=tuple(patterns.heads[i] for i in top))
     notice = attention_notice(patterns)
     caption = (
-        f"Attention of the top heads on the prompt {shortened(patterns.prompt)!r}: point at a head or click it, then "
-        "point at a token." + (f" {notice}." if notice else "")
+        f"Attention of the top heads on the prompt {shortened(patterns.prompt)!r}: hover over or click a head, then "
+        "hover over a token." + (f" {notice}." if notice else "")
     )
     control = "none applies: single heads on one prompt"
     yield Widget("attention", *attention_props(few), caption, "1 prompt", control)
     prompt = min(range(len(sources.tokens)), key=lambda i: sources.prompts[i] != patterns.prompt)
     caption = (
-        "What each token of that prompt writes into the direction through the top heads: red towards refusal, blue "
-        f"away. Sum {float(sources.of_prompt(prompt, heads.heads).sum()):.3f}."
+        "What each token of that prompt writes along the direction through the top heads: red towards refusal, blue "
+        f"away from it. Sum {float(sources.of_prompt(prompt, heads.heads).sum()):.3f}."
     )
     yield Widget("source-tokens", *tokens_props(sources, prompt, heads.heads), caption, "1 prompt", EXACT)

@@ -1,4 +1,4 @@
-"""From which tokens a head's contribution comes, and how the direction travels over tokens and layers."""
+"""Which tokens a head's contribution comes from, and how the direction moves across tokens and layers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def source_contributions(
 ) -> SourceContributions:
     """pattern[dest, src] · (v_src · W_O r̂) for every head and source token, at one destination.
 
-    Grouped-query attention and post-norms included; sums over sources to ``heads``.
+    Handles grouped-query attention and post-norms; the sum over sources is ``heads``.
 
     Args:
         suffixes: one per prompt (with its leading space), or None.

@@ -1,4 +1,4 @@
-"""Stages of a study: what writes the direction, its logits and its sources."""
+"""Stages of a study: what writes the direction, its logits and its source tokens."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _logits(job: Job, prompts: Pair, refusal_tokens: RefusalTokens) -> DirectLog
 def _propagation(job: Job, prompts: Pair, selection: Selection) -> Propagation:
     from .sources import propagation
 
-    with job.progress("follow the direction over tokens", 0):
+    with job.progress("trace the direction over tokens", 0):
         return propagation(job.model, prompts[0].test.texts[: job.config.inside_prompts], selection.chosen)
 
 

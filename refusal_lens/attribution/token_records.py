@@ -1,4 +1,4 @@
-"""Results of attribution by token: where a contribution comes from, and how the direction travels."""
+"""Results of attribution by token: where a contribution comes from, and how the direction moves."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SourceContributions(
     """Contribution of each source token to the direction through each head, for one destination.
 
     Attributes:
-        values: pattern[dest, src] · (v_src · W_O r̂); sums over ``source`` to the head's contribution. Prompts end
+        values: pattern[dest, src] · (v_src · W_O r̂); the sum over ``source`` is the head's contribution. Prompts end
             at source -1; sources before a prompt's first token are 0.
         pattern: the attention weights alone, same shape.
         bounds: [start, stop) of every region of every prompt on the source axis, in the order of ``regions``.
@@ -60,7 +60,7 @@ class SourceContributions(
         return inside(self.bounds[:, region], self.values.shape[-1])
 
     def by_region(self) -> Float[Tensor, "layer head prompt region"]:
-        """Contributions summed over each region's tokens; sums over regions to the head's contribution."""
+        """Contributions summed over each region's tokens; the sum over regions is the head's contribution."""
         return self._sum(self.values)
 
     def attention_by_region(self) -> Float[Tensor, "layer head prompt region"]:
@@ -96,7 +96,7 @@ class SourceContributions(
 
 @dataclass(frozen=True)
 class AttentionPatterns(Record, axes={"head": "labels"}):
-    """Whole attention patterns of a few heads on one prompt, for CircuitsVis.
+    """Full attention patterns of a few heads on one prompt, for CircuitsVis.
 
     Attributes:
         heads: (layer, head) of the first axis.

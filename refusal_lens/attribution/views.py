@@ -20,7 +20,7 @@ MAX_TOKENS = 96  # a map of 96 x 96 is 9216 cells: readable, and quick to draw
 def thinned(
     values: Float[Tensor, "*heads dest src"], tokens: tuple[str, ...], limit: int = MAX_TOKENS
 ) -> tuple[Float[Tensor, "*heads rows columns"], tuple[str, ...], str]:
-    """The map with neighbouring tokens taken together, their labels, and a notice ("" if nothing was done).
+    """The map with neighbouring tokens grouped, their labels, and a notice ("" if nothing was grouped).
 
     Attention is summed over the source tokens of a group and averaged over its destination tokens, so that each row
     still adds up to 1.
@@ -33,12 +33,12 @@ def thinned(
     rows = torch.stack([values[..., group, :].mean(-2) for group in groups], -2)
     small = torch.stack([rows[..., group].sum(-1) for group in groups], -1)
     labels = tuple(tokens[g.start] + ("…" if g.stop - g.start > 1 else "") for g in groups)
-    return small, labels, f"{n} tokens, thinned: {step} neighbours together (summed over sources, mean over readers)"
+    return small, labels, f"{n} tokens, in groups of {step} neighbours (sum over sources, mean over destinations)"
 
 
 def attention_props(record: AttentionPatterns, limit: int = MAX_TOKENS) -> tuple[str, dict[str, Any]]:
-    """CircuitsVis's component and its properties: attention of a few heads on one prompt (rounded to 4 digits; of
-    more than ``limit`` tokens neighbours are taken together, which ``attention_notice`` says)."""
+    """CircuitsVis's component and its properties: attention of a few heads on one prompt (rounded to 4 digits; beyond
+    ``limit`` tokens, neighbours are grouped, which ``attention_notice`` says)."""
     values, tokens, _ = thinned(record.values.float(), record.tokens, limit)
     rounded = (values * 1e4).round() / 1e4
     return "AttentionHeads", {
@@ -49,7 +49,7 @@ def attention_props(record: AttentionPatterns, limit: int = MAX_TOKENS) -> tuple
 
 
 def attention_notice(record: AttentionPatterns, limit: int = MAX_TOKENS) -> str:
-    """What was thinned out of the view, "" if nothing: for its caption."""
+    """How tokens were grouped in the view, for its caption; "" if they were not."""
     return thinned(record.values[:1], record.tokens, limit)[2]
 
 
@@ -61,7 +61,7 @@ def attention_view(record: AttentionPatterns, element_id: str = "attention") -> 
 def tokens_view(
     record: SourceContributions, prompt: int = 0, heads: Sequence[Head] | None = None, element_id: str = "tokens"
 ) -> View:
-    """CircuitsVis's coloured tokens: what each source token of a prompt writes into r̂."""
+    """CircuitsVis's coloured tokens: what each source token of a prompt writes along r̂."""
     return View(*tokens_props(record, prompt, heads), element_id)
 
 

@@ -1,4 +1,4 @@
-"""Cross-entropy loss and perplexity under interventions: what else changes (paper appendix G.3, Table 9)."""
+"""Cross-entropy loss and perplexity under interventions: side effects (paper appendix G.3, Table 9)."""
 
 from collections.abc import Callable, Sequence
 

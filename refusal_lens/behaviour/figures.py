@@ -27,7 +27,7 @@ def plot_evaluation(table: EvaluationTable, judge: str = "substrings") -> go.Fig
 
 @registered("change of loss", Losses)
 def plot_losses(records: Losses | Sequence[Losses]) -> go.Figure:
-    """Change of the CE loss against the first condition: one group per data set, one bar per condition (Table 9)."""
+    """Change in CE loss from the first condition: one group per data set, one bar per condition (Table 9)."""
     records = [records] if isinstance(records, Losses) else records
     figure = go.Figure()
     for i, condition in enumerate(dict.fromkeys(c for record in records for c in record.conditions[1:])):
@@ -40,7 +40,7 @@ def plot_losses(records: Losses | Sequence[Losses]) -> go.Figure:
             marker_color=style.colour(condition, i),
             hovertemplate="%{x}, " + style.readable(condition) + ": %{y:+.4f} nats per token<extra></extra>",
         )
-    figure.update_yaxes(title_text="change of CE loss, nats per token")
+    figure.update_yaxes(title_text="change in CE loss, nats per token")
     return style.finish(figure.update_layout(barmode="group"))
 
 

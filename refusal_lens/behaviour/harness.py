@@ -1,6 +1,6 @@
 """EleutherAI's LM Evaluation Harness on the wrapped model, with interventions active (paper Tables 3 and 8).
 
-Needs the extra ``evals`` (``pip install refusal-lens[evals]``); nothing of it is imported before it is used.
+Needs the extra ``evals`` (``pip install refusal-lens[evals]``), which is imported only when used.
 """
 
 from collections.abc import Sequence
@@ -99,7 +99,7 @@ def _lm_class() -> type:
             stops = [stops] if isinstance(stops, str) else list(stops)
             new = int(options.get("max_gen_toks", MAX_NEW_TOKENS))
             if options.get("do_sample") and float(options.get("temperature", 0) or 0) > 0:
-                raise ModelError("this model decodes greedily only; take temperature and do_sample out of the task")
+                raise ModelError("this model decodes greedily only; remove temperature and do_sample from the task")
             room = (self.hooked.n_ctx or 1 << 30) - new
             ids = self.tok_encode(context)[-room:]
             tokens = padded([ids], [no_regions(len(ids))], self.hooked.chat.pad_id)
@@ -127,7 +127,7 @@ def score(model: HookedChatModel, texts: Sequence[Scored]) -> list[tuple[float, 
 
 
 def harness_model(model: HookedChatModel) -> Any:
-    """The model as an ``lm_eval.api.model.LM``; interventions that are active on ``model`` act on it.
+    """The model as an ``lm_eval.api.model.LM``; interventions active on ``model`` apply.
 
     Raises:
         ModelError: lm-eval is not installed.
@@ -152,7 +152,7 @@ def run_harness(
         conditions: from ``hooks.named_conditions``.
         tasks: the harness's task names, or the paper's (``TASKS``).
         num_fewshot: examples in the context; the task's own default if None.
-        limit: documents of each task at most.
+        limit: the most documents per task.
         apply_chat_template: format questions as chat turns (the paper's harness runs do not).
         task_manager: an ``lm_eval.tasks.TaskManager``, for tasks of your own.
         seed: of the harness's shuffles.

@@ -32,7 +32,7 @@ class Verdict(Record):
 
 def verdict_rates(verdicts: Sequence[Verdict]) -> dict[tuple[str, str, str], Rate]:
     """Share withheld by (prompt set, condition, judge) with 95% Clopper-Pearson intervals; unreadable verdicts
-    count in neither way."""
+    count neither way."""
     groups: dict[tuple[str, str, str], list[bool]] = {}
     for v in verdicts:
         group = groups.setdefault((v.prompt_set, v.condition, v.judge), [])
@@ -48,7 +48,7 @@ class Agreement(Record):
     Attributes:
         first, second: the judges.
         agreed: share of replies with the same verdict, with its 95% Clopper-Pearson interval.
-        kappa: Cohen's kappa; NaN where both judges always say the same one thing (chance agreement is then 1).
+        kappa: Cohen's kappa; NaN where both judges always give the same verdict (chance agreement is then 1).
         disagreements: the replies judged differently, as (the first's verdict, the second's).
         unread: replies left out because a judge's answer could not be read.
     """
@@ -136,7 +136,7 @@ class Losses(Record, axes={"condition": "conditions"}):
         return Interval(math.exp(ce.mean), math.exp(ce.low), math.exp(ce.high), ce.n)
 
     def change(self, condition: str, baseline: str = "baseline") -> Interval:
-        """Change of the mean loss against ``baseline``, bootstrapped over the same texts."""
+        """Change in the mean loss from ``baseline``, bootstrapped over the same texts."""
         change = self._nll(condition) - self._nll(baseline)
         return fraction_interval(change.tolist(), self.tokens.tolist(), seed=self.seed)
 
@@ -144,7 +144,7 @@ class Losses(Record, axes={"condition": "conditions"}):
         return self.nll[index_of(self.conditions, condition, "condition", "Losses")].double()
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per condition: CE with interval, perplexity, change against the first condition."""
+        """One row per condition: CE with interval, perplexity, change from the first condition."""
         rows = []
         for name in self.conditions:
             ce, change = self.ce(name), self.change(name, self.conditions[0])
@@ -156,7 +156,7 @@ class Losses(Record, axes={"condition": "conditions"}):
 
 @dataclass(frozen=True)
 class RefusalProxy(Record, axes={"prompt": "prompts"}):
-    """Refusal metric and judged reply of every prompt.
+    """Refusal metric and verdict on the reply of every prompt.
 
     Attributes:
         prompt_sets: which set each belongs to ("harmful", "harmless").
@@ -217,7 +217,7 @@ class HarnessScores(Record):
     version: str
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per score, with its change against the first condition and a 99% interval (the paper's)."""
+        """One row per score, with its change from the first condition and a 99% interval (the paper's)."""
         first = self.items[0].condition if self.items else ""
         base = {(i.task, i.metric): i.value for i in self.items if i.condition == first}
         return pd.DataFrame(

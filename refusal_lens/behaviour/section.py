@@ -1,4 +1,4 @@
-"""Chapters on behaviour, from records alone: replies and judges, losses, benchmarks, the metric as a proxy."""
+"""Report sections on behaviour, from records alone: replies and judges, losses, benchmarks, the metric as a proxy."""
 
 from collections.abc import Mapping, Sequence
 
@@ -32,7 +32,7 @@ def evaluation_section(table: EvaluationTable) -> Section:
         "Behaviour under every condition",
         (
             "Ablation, by hooks and by weights (orthogonalized), asks whether the direction is necessary; addition, "
-            "whether it is sufficient; subtraction is the paper's other bypass. Each stands beside a random direction.",
+            "whether it is sufficient; subtraction is the paper's alternative. Each has a random direction as placebo.",
         ),
         tuple(items),
     )
@@ -42,16 +42,16 @@ def losses_section(records: Sequence[Losses]) -> Section:
     """CE loss and perplexity."""
     frame = pd.concat([record.to_frame() for record in records], ignore_index=True)
     n = ", ".join(f"{len(r.tokens)} {r.dataset} ({int(r.tokens.sum())} tokens)" for r in records)
-    text = "Mean cross-entropy per token. Of chat completions only the completion's tokens count."
+    text = "Mean cross-entropy per token. In chat completions, only the completion's tokens count."
     caption = "Change of the loss, with bootstrap 95% intervals over texts."
     figure = Figure("ce-change", plot_losses(records), caption, n, RANDOM_DIRECTION, frame)
     table = frame_table("ce-loss", frame.round(4), "Cross-entropy in nats per token, and perplexity.")
-    return Section("losses", "What else changes: loss", (text,), (figure, table))
+    return Section("losses", "Side effects: loss", (text,), (figure, table))
 
 
 def harness_section(scores: HarnessScores | None) -> Section:
     """Benchmarks; says so when they were not measured."""
-    title = "What else changes: benchmarks"
+    title = "Side effects: benchmarks"
     if scores is None:
         return Section("harness", title, ("Not measured: the LM Evaluation Harness was not run (extra `evals`).",))
     frame = scores.to_frame()
@@ -71,7 +71,7 @@ def proxy_section(record: RefusalProxy) -> Section:
         f"A refused prompt has a higher metric than an answered one with probability {a.mean:.3f} [{a.low:.3f}, "
         f"{a.high:.3f}] (AUROC). The sign of the metric and the judge agree on {record.accuracy:.0%} of {a.n} prompts.",
     )
-    caption = "Refusal metric of prompts whose replies were judged refused and answered."
+    caption = "Refusal metric of prompts whose replies were judged refusals, and of those that were answered."
     control = "none applies: two readings of the same prompts"
     figure = Figure("proxy", plot_proxy(record), caption, f"{a.n} prompts", control, record.to_frame())
     return Section("proxy", "The refusal metric as a proxy", text, (figure,))
@@ -79,14 +79,14 @@ def proxy_section(record: RefusalProxy) -> Section:
 
 POINT_WORDS = {
     "calibrated": "Youden's point on training prompts",
-    "accuracy": "the point with the fewest wrong on training prompts",
-    "equal_error": "the point at which both kinds of training prompts err alike",
+    "accuracy": "the point with the fewest errors on training prompts",
+    "equal_error": "the point with equal error rates on refused and answered training prompts",
     "paper": "the paper's 0",
 }
 
 
 def calibration_figure(tokens: RefusalTokens) -> Figure | None:
-    """How the refusal metric tells refused from answered training prompts; None for tokens that are not calibrated."""
+    """How well the refusal metric separates refused from answered training prompts; None without calibration."""
     c = tokens.calibration
     if c is None:
         return None
@@ -94,7 +94,7 @@ def calibration_figure(tokens: RefusalTokens) -> Figure | None:
     begun = ", ".join(f"{share} of {kind} replies" for kind, share in tokens.coverage.items())
     caption = (
         f"Refusal metric of training prompts by judged reply.{area} The refusal tokens begin {begun}. A prompt counts "
-        f"as refused above {c.threshold:.3g} ({POINT_WORDS[c.point]}): {c.above} of refused replies lie above it, "
+        f"as refused above {c.threshold:.3g} ({POINT_WORDS[c.point]}): {c.above} of refused replies lie above it and "
         f"{c.below} of answered ones below."
     )
     n = f"{len(c.refused)} training prompts, {sum(c.refused)} of them refused"
@@ -107,7 +107,7 @@ def effect_section(
     metric_harmful: Mapping[str, Interval],
     metric_harmless: Mapping[str, Interval],
 ) -> Section:
-    """Necessary and sufficient: rates, the refusal metric, and the replies side by side."""
+    """Necessity and sufficiency: rates, the refusal metric, and the replies side by side."""
     rates = {name: replies.rates for name, replies in completions.items()}
     rate_rows = [
         {"prompts": name, "condition": c, **vars(r)}
@@ -122,7 +122,7 @@ def effect_section(
     n = ", ".join(f"{len(replies.of('baseline'))} {name}" for name, replies in completions.items())
     return Section(
         "effects",
-        "Necessary and sufficient",
+        "Necessity and sufficiency",
         (
             "Necessary: does the model stop refusing harmful prompts when the direction is ablated at every write to "
             "the residual stream? Sufficient: does it refuse harmless ones when the direction is added at its layer?",

@@ -68,7 +68,7 @@ EVALUATION = Stage(
     "evaluation",
     {"evaluation/table": EvaluationTable},
     made_elsewhere,
-    "conditions x prompt sets x judges; replies and verdicts beside it",
+    "conditions x prompt sets x judges, with replies and verdicts in the same folder",
     command="refusal-lens evaluate",
     section=lambda study: study.evaluation and evaluation_section(study.evaluation),
 )

@@ -57,7 +57,7 @@ def evaluate_table(
     batch_size: int = 32,
     progress: Progress = automatic,
 ) -> EvaluationTable:
-    """Reply under each condition, and judge the replies; with the same folder it goes on where it stopped.
+    """Reply under each condition, and judge the replies; with the same folder, resume where it stopped.
 
     Args:
         prompt_sets: name -> prompts; one set without a name is called "prompts".

@@ -1,4 +1,4 @@
-"""The commands as one program: their order in the help, their errors, and Ctrl-C."""
+"""The command line: the order of the commands in its help, their errors, and Ctrl-C."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ from .sweep import sweep
 from .terminal import LogJson, error_console, log, say
 
 INTERRUPTED = 130  # 128 + SIGINT
-STOPPED = "refusal-lens: stopped; run the same command again to go on"
+STOPPED = "refusal-lens: stopped; run the same command again to resume"
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -36,9 +36,9 @@ def _group() -> None:
 
       refusal-lens open                             its report, in the browser
 
-      refusal-lens COMMAND --help                   what a command takes, with examples
+      refusal-lens COMMAND --help                   a command's options, with examples
 
-      refusal-lens --install-completion             commands and options by Tab, in bash, zsh, fish or PowerShell
+      refusal-lens --install-completion             tab completion, for bash, zsh, fish or PowerShell
     """
 
 
@@ -50,7 +50,7 @@ def report(
     folder: Annotated[Path, typer.Argument(help="A result folder of `refusal-lens run`.")],
     log_json: LogJson = None,
 ) -> None:
-    """Render the report of FOLDER again, with what `evaluate` and `hijack` added to it; no model is needed.
+    """Render the report of FOLDER again, with the results of `evaluate` and `hijack`; no model is needed.
 
     Examples:
 

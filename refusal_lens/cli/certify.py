@@ -16,11 +16,13 @@ def certify(
     model: Model = "organism",
     out: Annotated[Path | None, typer.Option(help="Save the certificate here (JSON).")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 ...")] = None,
-    float64: Annotated[bool | None, typer.Option(help="Measure a float64 copy too (default: below 1e9).")] = None,
+    float64: Annotated[
+        bool | None, typer.Option(help="Measure in float64 too (default: below 1e9 parameters).")
+    ] = None,
     quiet: Quiet = False,
     log_json: LogJson = None,
 ) -> None:
-    """Measure how exact every identity is on MODEL; exits with 1 when one does not hold.
+    """Measure how exact every identity is on MODEL; exits with 1 if one does not hold.
 
     Examples:
 

@@ -21,22 +21,22 @@ def evaluate(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Hub id, folder or .gguf; by default the model of RUN.")] = None,
     condition: Annotated[
-        list[str] | None, typer.Option(help=f"A condition, may be repeated; by default all: {', '.join(CONDITIONS)}.")
+        list[str] | None, typer.Option(help=f"A condition (repeatable); by default all: {', '.join(CONDITIONS)}.")
     ] = None,
-    judge: Annotated[list[str] | None, typer.Option(help=f"A judge, may be repeated: {FORMS}.")] = None,
+    judge: Annotated[list[str] | None, typer.Option(help=f"A judge (repeatable): {FORMS}.")] = None,
     out: Annotated[Path | None, typer.Option(help="Result folder; by default `evaluation` in RUN.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of replies (the paper: 512).")] = 64,
-    limit: Annotated[int, typer.Option(min=0, help="Prompts of each set at most; 0 for all.")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="At most this many prompts of each set; 0 for all.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the random directions.")] = 0,
     allow_gap: Annotated[
-        bool, typer.Option(help="Run 'orthogonalized' also on a model with post-norms (not equivalent to ablation).")
+        bool, typer.Option(help="Run 'orthogonalized' even on a model with post-norms (not equivalent to ablation).")
     ] = False,
     dtype: OfRunDtype = None,
     device: OfRunDevice = None,
     quiet: Quiet = False,
     log_json: LogJson = None,
 ) -> None:
-    """Measure RUN's direction under every condition, judged; resumes where it stopped.
+    """Judge replies under every condition, with RUN's direction; resumes where it stopped.
 
     Examples:
 

@@ -23,21 +23,21 @@ def hijack(
         Path, typer.Option(help="Result folder of `refusal-lens run`: its direction, prompts and refusal tokens.")
     ] = LATEST,
     out: Annotated[Path | None, typer.Option(help="Result folder; by default `suffixes` in RUN.")] = None,
-    kind: Annotated[str, typer.Option(help="Kind of suffixes whose file names none.")] = "adversarial",
+    kind: Annotated[str, typer.Option(help="Kind of suffixes, where the file gives none.")] = "adversarial",
     harmful: Annotated[
         str | None, typer.Option(help="File of harmful prompts to report on (default: the test prompts of RUN).")
     ] = None,
-    prompts: Annotated[int, typer.Option(min=2, help="Of these, the first refused ones to report on.")] = 128,
-    harmless: Annotated[int, typer.Option(min=0, help="Harmless test prompts of RUN at most.")] = 64,
+    prompts: Annotated[int, typer.Option(min=2, help="Report on the first N of these that are refused.")] = 128,
+    harmless: Annotated[int, typer.Option(min=0, help="At most this many of RUN's harmless test prompts.")] = 64,
     borderline: Annotated[
-        Path | None, typer.Option(help="Harmless prompts that look harmful (over-refusal), for the detectors.")
+        Path | None, typer.Option(help="Harmless prompts that look harmful (over-refusal), to test the detectors on.")
     ] = None,
-    top: Annotated[int, typer.Option(min=0, help="Top heads; 0 for 8 or as many as a layer has.")] = 0,
+    top: Annotated[int, typer.Option(min=0, help="Number of top heads; 0 for 8, or a layer's number if smaller.")] = 0,
     detail: Annotated[
-        int, typer.Option(min=0, help="Look into the N strongest suffixes (and benign ones) only; 0 for all.")
+        int, typer.Option(min=0, help="Investigate only the N strongest suffixes (and the benign ones); 0 for all.")
     ] = 0,
-    shuffled: Annotated[bool, typer.Option(help="Also each suffix's own tokens in another order.")] = True,
-    causal: Annotated[str, typer.Option(help="Causal tests of 'working' suffixes, 'all' or 'none'.")] = "working",
+    shuffled: Annotated[bool, typer.Option(help="Also test each suffix with its tokens shuffled.")] = True,
+    causal: Annotated[str, typer.Option(help="Suffixes to test causally: 'working', 'all' or 'none'.")] = "working",
     max_new_tokens: Annotated[
         int, typer.Option(min=0, help="Length of replies; 0 to judge by the refusal metric alone.")
     ] = 24,
@@ -47,7 +47,7 @@ def hijack(
     quiet: Quiet = False,
     log_json: LogJson = None,
 ) -> None:
-    """Say what each suffix does inside MODEL, and test it causally; resumes where it stopped.
+    """Find out what each suffix does inside MODEL, and test it causally; resumes where it stopped.
 
     Examples:
 
@@ -104,7 +104,7 @@ def _prompts(study: Any, harmful: str | None, harmless: int, borderline: Path | 
     known = {*study.harmful.train, *study.harmful.val}
     if seen := known & set(texts):
         texts = [text for text in texts if text not in known]
-        notes.append(f"{len(seen)} prompts left out: RUN found its direction and heads on them")
+        notes.append(f"{len(seen)} prompts left out: RUN used them to find its direction and heads")
     for note in notes:
         error_console.print(note, markup=False)
     return {"prompts": texts, "harmless": list(study.harmless.test)[:harmless], "borderline": edge}

@@ -13,12 +13,12 @@ from ..study.config import SPLITS, StudyConfig
 Out = Annotated[Path, typer.Option(help="Result folder.")]
 EngineName = Annotated[str, typer.Option(help="local, or ray: spread the work over a Ray cluster.")]
 Address = Annotated[
-    str | None, typer.Option(help="Of a running Ray cluster: auto or HOST:PORT (default: Ray on this machine).")
+    str | None, typer.Option(help="Address of a running Ray cluster: auto or HOST:PORT (default: Ray on this machine).")
 ]
-Workers = Annotated[int | None, typer.Option(min=1, help="Ray workers, each with a model (default: what fits).")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Ray workers, each with a model (default: as many as fit).")]
 Model = Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or 'organism' (the embedded model).")]
-OfRunDtype = Annotated[str | None, typer.Option(help="float32, bfloat16 ... (default: that of RUN).")]
-OfRunDevice = Annotated[str | None, typer.Option(help="cpu, cuda ... (default: that of RUN).")]
+OfRunDtype = Annotated[str | None, typer.Option(help="float32, bfloat16 ... (default: RUN's).")]
+OfRunDevice = Annotated[str | None, typer.Option(help="cpu, cuda ... (default: RUN's).")]
 
 
 def _parameters() -> list[inspect.Parameter]:
@@ -47,7 +47,7 @@ def _parameters() -> list[inspect.Parameter]:
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with one option per field of ``StudyConfig`` beside its own; it is given the settings first."""
+    """Add one option per field of ``StudyConfig`` to a command, which gets the settings as its first argument."""
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
     settings = _parameters()
 

@@ -18,10 +18,10 @@ def run(
     config: StudyConfig,
     out: Out = LATEST,
     only: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="Run this stage and what it needs, then stop (see --list).")
+        str | None, typer.Option(metavar="STAGE", help="Run this stage and those it needs, then stop (see --list).")
     ] = None,
     list_: Annotated[
-        bool, typer.Option("--list", help="Show the stages, their state in the result folder and seconds; run nothing.")
+        bool, typer.Option("--list", help="Show the stages, their state in the result folder and times; run nothing.")
     ] = False,
     engine: EngineName = "local",
     address: Address = None,
@@ -39,9 +39,9 @@ def run(
 
       refusal-lens run model.gguf --harmful data/harmful --harmless data/harmless --relax
 
-      refusal-lens run --only selection            the direction alone; the same command without --only goes on
+      refusal-lens run --only selection            the direction only; the same command without --only continues
 
-      refusal-lens run --list                      what is done in runs/latest, and what these settings change
+      refusal-lens run --list                      which stages are done in runs/latest, and what these settings change
 
       refusal-lens run Qwen/Qwen2.5-7B-Instruct --device-map auto --quiet --log-json job.jsonl     (a batch job)
     """
@@ -66,7 +66,7 @@ def run(
     if not quiet:
         console.print(findings(study.summary))
         for name, why in study.missing.items():
-            say(f"not to be had on this model: {name}", why)
+            say(f"not available on this model: {name}", why)
     say("report", study.folder / "report.html")
     if not quiet:
         say("open it with", f"refusal-lens open {study.folder}")

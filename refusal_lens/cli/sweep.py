@@ -12,7 +12,7 @@ from .terminal import LogJson, Quiet, bars, console, log, say
 
 
 def sweep(
-    file: Annotated[Path, typer.Argument(help="TOML: [defaults] and a table [models.NAME] for each model.")],
+    file: Annotated[Path, typer.Argument(help="TOML file with \\[defaults] and one table \\[models.NAME] per model.")],
     out: Annotated[Path, typer.Option(help="Result folder; each model gets a folder in it.")] = Path("runs/sweep"),
     engine: EngineName = "local",
     address: Address = None,
@@ -20,20 +20,20 @@ def sweep(
     quiet: Quiet = False,
     log_json: LogJson = None,
 ) -> None:
-    """Run the main job for every model of FILE; resumes where it stopped. Exits with 1 when a model failed.
+    r"""Run the study for every model in FILE; resumes where it stopped. Exits with 1 if a model failed.
 
     Example: refusal-lens sweep models.toml --out runs/sizes
 
     models.toml:
 
-      [defaults]
+      \[defaults]
       harmful = "advbench"
       harmless = "alpaca"
 
-      [models.qwen-0_5b]
+      \[models.qwen-0_5b]
       model = "Qwen/Qwen2.5-0.5B-Instruct"
 
-      [models.qwen-1_5b]
+      \[models.qwen-1_5b]
       model = "Qwen/Qwen2.5-1.5B-Instruct"
       coeff = 1.5
     """

@@ -22,13 +22,13 @@ console = Console()
 
 
 def say(what: str, value: object) -> None:
-    """One line, of a result or its place, as it is: paths and prompts may hold what looks like markup."""
+    """Print one line without markup, since paths and prompts may contain what looks like it."""
     shown = value.resolve() if isinstance(value, Path) else value
     console.print(f"{what}: {shown}", soft_wrap=True, markup=False, highlight=False)
 
 
 def load_like(study: Any, progress: Any, model: str | None, dtype: str | None, device: str | None) -> Any:
-    """The model of a study, or ``model``, loaded as the study loaded its own where nothing else is given."""
+    """Load a study's model, or ``model``, with the study's own settings where none are given."""
     from ..models.load import load_model
 
     settings, chat = study.provenance["settings"], study.provenance["model"].get("chat")
@@ -59,7 +59,7 @@ class Log:
         return self._file is sys.stderr
 
     def open(self, target: str | None) -> str | None:
-        """Begin: "-" is stderr, anything else a file that is appended to; None changes nothing."""
+        """Open the log: "-" is stderr, anything else a file to append to; None changes nothing."""
         if target is not None:
             if target != "-":
                 Path(target).parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ LogJson = Annotated[
         metavar="FILE",
         callback=_open_log,
         is_eager=True,
-        help="Append what happens as JSON lines to FILE, or to stderr for '-' (then without progress bars).",
+        help="Append events as JSON lines to FILE, or to stderr for '-' (then without progress bars).",
     ),
 ]
 
@@ -106,7 +106,7 @@ def _line(event: dict[str, Any]) -> None:
 
 @contextmanager
 def bars(quiet: bool) -> Iterator[Any]:
-    """Progress bars with the time left, as a ``Progress``; none when quiet. Where stderr is no terminal (a batch job's
+    """Progress bars with the time left, as a ``Progress``; none when quiet. If stderr is not a terminal (a batch job's
     log), one line when a stage begins and one when it ends. The JSON log gets every stage."""
     events = as_events(log.write) if log.active else silent
     if quiet or log.on_terminal:

@@ -1,4 +1,4 @@
-"""Conversations, taken wherever a prompt is taken."""
+"""Conversations, accepted wherever a prompt is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..records.base import stored_as_messages
 
 
 class Conversation(str):
-    """The turns of a conversation up to a user's request, taken wherever a prompt is taken.
+    """The turns of a conversation up to a user's request, accepted wherever a prompt is.
 
     As text it is its transcript. Its last user turn is the instruction; what comes before belongs to the template.
 

@@ -20,7 +20,7 @@ def read_file(path: Path) -> Any:
     included.
 
     Raises:
-        PromptError: an ending that is not read, or a file that does not fit its ending.
+        PromptError: an unknown ending, or a file that does not match its ending.
 
     Example:
         >>> from pathlib import Path
@@ -57,7 +57,7 @@ def check_text(text: str, what: str) -> None:
     """Refuse text that is not Unicode.
 
     Raises:
-        PromptError: a lone surrogate, half of a character, which no tokenizer takes.
+        PromptError: a lone surrogate, half of a character, which no tokenizer accepts.
     """
     try:
         text.encode()

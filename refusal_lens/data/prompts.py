@@ -23,7 +23,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Preset:
-    """A data set by the field's name: where `datasets` finds it and which column holds the request."""
+    """A well-known data set: where `datasets` finds it and which column holds the request."""
 
     path: str
     config: str | None
@@ -41,14 +41,14 @@ PRESETS = {
 
 
 def as_prompts(prompts: Any, split: str = "") -> list[str]:
-    """Whatever holds requests as a list: a string is one prompt, and so is a list of messages.
+    """Turn anything that holds requests into a list; a string is one prompt, and so is a list of messages.
 
     Args:
         prompts: a string, a list of strings or of conversations, ``Prompts``, or the messages of one conversation.
-        split: of a ``PromptSet``, where one is obvious ("train" for extraction); "" refuses a set.
+        split: which split of a ``PromptSet`` to take ("train" for extraction); "" refuses a set.
 
     Raises:
-        PromptError: a ``PromptSet`` (its split must be named), nothing, or something that is no text.
+        PromptError: a ``PromptSet`` (its split must be named), nothing, or something that is not text.
 
     Example:
         >>> from refusal_lens.data.prompts import as_prompts
@@ -80,14 +80,14 @@ def as_prompt_sets(sets: Any) -> dict[str, list[str]]:
 
 
 def as_suffixes(suffixes: Any, n: int) -> list[str]:
-    """One suffix per prompt: a string goes to all of them, None is no suffix.
+    """Give one suffix per prompt: a string goes to all of them, None is no suffix.
 
     Args:
         suffixes: one per prompt (with its leading space), one string for all, or None.
         n: number of prompts.
 
     Raises:
-        PromptError: another number of suffixes than of prompts.
+        PromptError: the numbers of suffixes and prompts differ.
     """
     every = [suffixes or ""] * n if suffixes is None or isinstance(suffixes, str) else list(suffixes)
     if len(every) != n:
@@ -122,7 +122,7 @@ class Prompts(Record, Sequence):
         return pd.DataFrame({"prompt": self.texts})
 
     def sample(self, n: int, seed: int = 0) -> Prompts:
-        """``n`` of them drawn without replacement (all if there are fewer), in a seeded order."""
+        """Draw ``n`` of them without replacement (all if there are fewer), in a seeded order."""
         order = random.Random(seed).sample(range(len(self)), min(n, len(self)))
         return Prompts(tuple(self.texts[i] for i in order))
 
@@ -168,7 +168,7 @@ class PromptSet(Record):
                 ``data/harmful_train.json`` ...); a preset (``advbench``, ``jailbreakbench``, ``alpaca``); or a
                 `datasets` id as ``id``, ``id:column`` or ``id:config:split:column``.
             name: label of the set; the file's stem if not given.
-            sizes: prompts wanted in train, val and test. Fewer are taken, in proportion, when there are fewer.
+            sizes: number of prompts for train, val and test; scaled down in proportion if there are fewer.
             seed: of the shuffle.
 
         Raises:
@@ -270,7 +270,7 @@ def load_prompts(
     Args:
         harmful: as in ``PromptSet.load``; "organism" for the embedded model's own requests of both kinds.
         harmless: likewise.
-        sizes: prompts wanted in train, val and test.
+        sizes: number of prompts for train, val and test.
         seed: of the shuffle.
 
     Raises:
@@ -284,7 +284,7 @@ def load_prompts(
     if str(harmful) == "organism" and harmless is None:
         harmful, harmless = instructions().values()
     if harmless is None:
-        raise PromptError(f"give harmless prompts beside {str(harmful)!r}: load_prompts(harmful, harmless)")
+        raise PromptError(f"give harmless prompts along with {str(harmful)!r}: load_prompts(harmful, harmless)")
     sources = (("harmful", harmful), ("harmless", harmless))
     return PromptPair(*(PromptSet.load(source, name, sizes, seed) for name, source in sources))
 

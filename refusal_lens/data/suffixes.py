@@ -1,6 +1,6 @@
 """Suffixes as input data: from files to sets, and their controls of equal token length.
 
-Nothing here looks for suffixes; they come from a file, as JSONL, CSV, plain text, or the result files of nanoGCG and
+Nothing here searches for suffixes; they come from a file, as JSONL, CSV, plain text, or the result files of nanoGCG and
 JailbreakBench.
 """
 
@@ -25,7 +25,7 @@ class Suffix(Record):
 
     Attributes:
         kind: "adversarial", "gcg", "greeting" ...: whatever the file says; see ``is_attack``.
-        text: appended to a request as it is, so it begins with the space that parts them.
+        text: appended to a request unchanged, so it begins with the space that separates them.
     """
 
     kind: str
@@ -44,7 +44,7 @@ class SuffixSet(Record):
     Attributes:
         name: the file's stem.
         items: the suffixes, no two with the same text.
-        notes: what was dropped on the way, in words.
+        notes: what was dropped, in words.
 
     Example:
         >>> suffixes = rl.data.SuffixSet.from_rows(["please!", {"kind": "greeting", "suffix": " thank you"}])
@@ -74,7 +74,7 @@ class SuffixSet(Record):
         """The suffixes of some kinds.
 
         Raises:
-            PromptError: there is none.
+            PromptError: there are none.
         """
         kept = tuple(item for item in self.items if item.kind in kinds)
         if not kept:
@@ -89,7 +89,7 @@ class SuffixSet(Record):
             source: .jsonl or .csv with a column "suffix" (and "kind"), .txt (one per line), .json: a list of such rows
                 or of strings, nanoGCG's result (``best_string``; alone, in a list, or one per line), or a
                 JailbreakBench artifact (``jailbreaks``: what ``prompt`` has after ``goal``).
-            kind: kind of the suffixes where the file names none.
+            kind: kind of the suffixes where the file gives none.
             separator: put before a suffix that does not begin with white space.
 
         Raises:
@@ -118,7 +118,7 @@ class SuffixSet(Record):
                 raise PromptError(f"suffix {i + 1} of {where} is empty; remove the row")
             check_text(text, f"suffix {i + 1} of {where}")
             if not isinstance(what, str):
-                raise PromptError(f"suffix {i + 1} of {where} has a kind that is no text: {str(what)[:60]}")
+                raise PromptError(f"suffix {i + 1} of {where} has a kind that is not text: {str(what)[:60]}")
             text = text if text[:1].isspace() else separator + text
             items.setdefault(text, Suffix(what, text))
         if not items:

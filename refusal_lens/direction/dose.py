@@ -1,4 +1,4 @@
-"""How much, and where: effect and damage by strength and place."""
+"""How much, and where: effect and damage by strength and scope."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Judge = Callable[[str], bool]
 
 @dataclass(frozen=True)
 class Scope:
-    """A place: layers and positions, as interventions take them.
+    """The layers and positions of an intervention.
 
     Attributes:
         layers: None for all, and for addition the direction's own layer.
@@ -95,14 +95,14 @@ def dose_response(
 
     Args:
         data: harmful and harmless prompts in splits; as many of each kind are used.
-        found: what ``find_direction`` returned.
+        found: the result of ``find_direction``.
         strengths: "ablation", "addition", "capping" (or some of them) -> strengths, as ``DoseResponse`` explains;
             ``STRENGTHS`` of this module by default.
-        scopes: name -> place; by default all, prompt, template, reply, and the layers before and from the direction's.
+        scopes: name -> scope; by default all, prompt, template, reply, and the layers before and from the direction's.
         split: "val" to choose a dose, "test" to report on it.
         max_new_tokens: length limit of replies.
         judge: reply -> refused; the paper's substrings by default.
-        seed: of the random direction beside each curve.
+        seed: of the random direction for each curve.
         progress: called with a stage's name and its total.
 
     Raises:
@@ -135,7 +135,7 @@ def dose_response(
     }
     values = torch.empty(len(scopes), len(doses), 2, len(MEASURES), n, dtype=torch.float64)
     examples = [[""] * len(doses) for _ in scopes]
-    with progress("dose and place", 2 * len(under)) as advance:
+    with progress("dose and scope", 2 * len(under)) as advance:
         for i, (name, scope) in enumerate(scopes.items()):
             for j, (effect, strength) in enumerate(doses):
                 acts, other = _sides(sides, effect)

@@ -1,4 +1,4 @@
-"""What a direction does at each dose and place."""
+"""Results of a direction's effects at each dose and scope."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class DoseResponse(
         "effect": "effects",
     },
 ):
-    """Effect and damage of interventions along a direction by strength and place, each beside a random direction.
+    """Effect and damage of interventions along a direction, by strength and scope, each beside a random direction.
 
-    Ablation and capping are to end refusals of harmful prompts, addition is to bring them about on harmless ones: these
+    Ablation and capping should end refusals of harmful prompts, addition should cause them on harmless ones: these
     replies are judged. Damage is measured where nothing should change, on the model's own replies to the other kind of
     prompts, teacher-forced.
 
     Attributes:
-        scopes: names of the places.
+        scopes: names of the scopes.
         doses: names of the doses: effect and strength, e.g. "ablation 0.5".
         dose_effects: effect of each dose.
         strengths: of each dose. Ablation: share of the projection removed. Addition: multiples of r in total, in equal
@@ -49,7 +49,7 @@ class DoseResponse(
         baseline: the same without intervention, for the prompts of each effect.
         where: layers and positions of each scope, in words.
         examples: by scope and dose, the reply to the first harmless prompt under addition; "" under the other effects.
-        max_new_tokens: how far each reply went at most.
+        max_new_tokens: length limit of the replies.
     """
 
     scopes: tuple[str, ...]
@@ -87,8 +87,8 @@ class DoseResponse(
     def lacks(self, scope: str, dose: str) -> tuple[str, ...]:
         """What keeps a dose from being usable; empty for a usable one.
 
-        Usable is a dose that has its effect (under ablation and capping at most .1 refused, under addition at least .9
-        refused in readable text), whose interval lies apart from the random direction's, with a mean KL below .1 nats
+        A dose is usable if it has its effect (under ablation and capping at most .1 refused, under addition at least .9
+        refused in readable text), with an interval apart from the random direction's, a mean KL below .1 nats
         (the paper's limit for the next token) and fewer than .1 of the replies degenerate.
         """
         effect = self.dose_effects[index_of(self.doses, dose, "dose", "DoseResponse")]
@@ -108,7 +108,7 @@ class DoseResponse(
         return tuple(words for words, holds in wants.items() if not holds)
 
     def window(self, effect: str, scope: str) -> tuple[float, ...]:
-        """The usable strengths of an effect at a place, in rising order."""
+        """The usable strengths of an effect in a scope, in rising order."""
         index_of(self.effects, effect, "effect", "DoseResponse")
         return tuple(sorted(s for d, e, s in self._doses() if e == effect and not self.lacks(scope, d)))
 
@@ -123,13 +123,13 @@ class DoseResponse(
             else:
                 scope, dose, lacks = self._nearest(effect)
                 told.append(
-                    f"{effect.capitalize()} is usable at none of these strengths and places; nearest is {dose} at "
+                    f"{effect.capitalize()} is usable at none of these strengths and scopes; nearest is {dose} at "
                     f"{scope} ({', '.join(lacks)})."
                 )
         return tuple(told)
 
     def best(self, effect: str) -> tuple[str, float]:
-        """Scope and strength that lack least; among equals the strongest effect, then the lowest KL."""
+        """Scope and strength that come closest to usable; at a tie the strongest effect, then the lowest KL."""
         scope, dose, _ = self._nearest(effect)
         return scope, self.strengths[self.doses.index(dose)]
 

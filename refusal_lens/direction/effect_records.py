@@ -40,12 +40,12 @@ class SubspaceEffects(Record, renamed={"sizes": "ks"}):
 
 @dataclass(frozen=True)
 class EffectMatrix(Record):
-    """Change of each ground's metric when each direction is ablated (or added), beside a random control.
+    """Change in each ground's metric when each direction is ablated (or added), with a random control.
 
     Attributes:
         effect: "ablation" or "addition".
         directions, grounds: labels of the rows and columns.
-        change: mean change of the metric by ``[direction][ground]``, bootstrap 95% intervals over prompts.
+        change: mean change in the metric by ``[direction][ground]``, bootstrap 95% intervals over prompts.
         control: the same with a random direction of equal norm.
         baseline: mean metric of each ground without intervention.
         cosines: cosine of every two directions.
@@ -86,7 +86,7 @@ class FineTuning(Record):
         loss: cross-entropy of held-out benign completions, nats per token.
         cosine: of the tuned model's own mean difference, at the same position and layer, with the direction.
         harmful, harmless: refusal rates by condition (the old direction, and a random one) at each of ``steps``.
-        lr, batch_size, n_benign: of the fine-tuning.
+        lr, batch_size, n_benign: settings of the fine-tuning.
     """
 
     direction: Direction
@@ -122,7 +122,7 @@ class SystemPrompts(Record):
     """Refusal rates under several system prompts (paper appendix F.2).
 
     Attributes:
-        systems: the system prompts; "" stands for none of our own.
+        systems: the system prompts; "" for none added.
         prompt_set: name of the prompts.
         rates: refusal rate by [system prompt] and condition, 95% Clopper-Pearson intervals.
     """

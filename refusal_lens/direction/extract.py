@@ -65,12 +65,12 @@ def mean_activations(
 
     Args:
         prompts: requests, or tokens (which run in this process).
-        on_batch: called with a number of prompts when they are done.
+        on_batch: called with the number of prompts just done.
         engine: where the work runs; this process if None.
-        request: read the request's last token too, as the first position.
+        request: also read the request's last token, as the first position.
 
     Raises:
-        ModelError: an activation is NaN or infinite; with the name of its hook point.
+        ModelError: an activation is NaN or infinite; the message names its hook point.
     """
     reader, asked = _Sum(int(request)), prompts if isinstance(prompts, Tokens) else as_prompts(prompts, "train")
     engine = None if isinstance(prompts, Tokens) else engine or LocalEngine(model)
@@ -87,14 +87,14 @@ def extract_directions(
     engine: Engine | None = None,
     request: bool = False,
 ) -> CandidateDirections:
-    """Mean over harmful minus mean over harmless, for every post-instruction position and layer.
+    """Subtract the mean over harmless from the mean over harmful prompts, at every post-instruction position and layer.
 
     Args:
         harmful, harmless: requests; of a ``PromptSet`` its training split. Tokens of ``after_thoughts`` give directions
             at the end of the thought.
         engine: where the work runs; this process if None.
-        request: also at the request's last token, as the first position, labelled "request" (the sixth one that the
-            paper counts for Llama 2).
+        request: also at the request's last token, as the first position, labelled "request" (the sixth one in the
+            paper's count for Llama 2).
 
     Example:
         >>> candidates = rl.extract_directions(model, data.harmful, data.harmless)  # of their training splits
@@ -123,7 +123,7 @@ def _labels(model: HookedChatModel, tokens: Tokens) -> tuple[str, ...]:
 
 
 def after_thoughts(model: HookedChatModel, prompts: PromptsLike, max_new_tokens: int = 256) -> Tokens:
-    """Prompts with the thoughts that the model has on them, up to where the thought ends: its last positions.
+    """Append the model's own thoughts to prompts, so that the last positions are the end of the thought.
 
     Prompts whose thought does not end within ``max_new_tokens`` are left out.
 

@@ -35,7 +35,7 @@ def plot_stability(record: Stability) -> go.Figure:
 @registered("by step", FineTuning)
 def plot_fine_tuning(record: FineTuning) -> go.Figure:
     """Refusal rates under the old direction, and its cosine with the tuned model's own, by optimizer steps."""
-    titles = ("harmful prompts, refused", "harmless prompts, refused", "cosine with the tuned model's own")
+    titles = ("harmful prompts refused", "harmless prompts refused", "cosine with the tuned model's own")
     figure = style.panels(titles)
     for col, rates in enumerate((record.harmful, record.harmless), start=1):
         for i, condition in enumerate(rates[0]):
@@ -60,7 +60,7 @@ def plot_fine_tuning(record: FineTuning) -> go.Figure:
 @registered("by size", SubspaceEffects)
 def plot_subspaces(record: SubspaceEffects) -> go.Figure:
     """Refusal metric on harmful and KL on harmless prompts by the number of directions ablated."""
-    titles = ("refusal metric, harmful prompts", "KL of the next token, harmless prompts")
+    titles = ("refusal metric, harmful prompts", "next-token KL, harmless prompts")
     figure = style.panels(titles)
     for col, grid in enumerate((record.bypass, record.kl), start=1):
         for i, (kind, row) in enumerate(zip(record.kinds, grid, strict=True)):
@@ -81,7 +81,7 @@ def plot_subspaces(record: SubspaceEffects) -> go.Figure:
 
 @registered("matrix", EffectMatrix)
 def plot_effects(record: EffectMatrix) -> go.Figure:
-    """Change of each ground's metric under each direction, beside the same under random directions."""
+    """Change in each ground's metric under each direction, and under random directions."""
     figure = style.panels((record.effect, "random directions"), shared_yaxes=True)
     limit = max(abs(i.mean) for grid in (record.change, record.control) for row in grid for i in row) or 1.0
     for col, grid in enumerate((record.change, record.control), start=1):
@@ -108,9 +108,9 @@ def plot_system_prompts(record: SystemPrompts) -> go.Figure:
 
 
 _SCORES = {
-    "bypass": "bypass: refusal metric of<br>harmful prompts, ablated",
-    "induce": "induce: refusal metric of<br>harmless prompts, added",
-    "kl": "KL of the next token on<br>harmless prompts, ablated",
+    "bypass": "bypass: refusal metric on<br>harmful prompts, ablated",
+    "induce": "induce: refusal metric on<br>harmless prompts, added",
+    "kl": "next-token KL on<br>harmless prompts, ablated",
 }
 
 
@@ -184,7 +184,7 @@ def plot_trace(trace: DirectionTrace, value: str = "cosine") -> go.Figure:
         )
     if trace.direction is not None:
         figure.add_vline(x=trace.direction.layer, line_dash="dot", line_color=style.GREY, annotation_text="layer of r")
-    figure.update_xaxes(title_text="resid_pre of layer (last: the end)")
+    figure.update_xaxes(title_text="resid_pre of layer (last: final stream)")
     figure.update_yaxes(title_text="cosine with r̂" if value == "cosine" else "projection on r̂")
     return style.finish(figure)
 
@@ -193,14 +193,14 @@ _DOSE_PANELS = {
     "readable": "refused in readable text",
     "refused": "refused",
     "degenerate": "degenerate replies",
-    "kl": "KL on the other<br>kind's own replies",
+    "kl": "KL on replies to<br>the other kind",
 }
-_DOSES = {"ablation": "share removed", "addition": "multiples of r", "capping": "ceiling, harmless 0 to harmful 1"}
+_DOSES = {"ablation": "share removed", "addition": "multiples of r", "capping": "ceiling (0 harmless, 1 harmful)"}
 
 
 @registered("by strength", DoseResponse)
 def plot_dose_response(record: DoseResponse, effect: str = "") -> go.Figure:
-    """Shares and KL of one effect (the first by default) by strength, one colour per place, random directions
+    """Shares and KL of one effect (the first by default) by strength, one colour per scope, random directions
     dashed."""
     effect = effect or record.effects[0]
     doses = sorted(

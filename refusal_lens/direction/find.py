@@ -22,21 +22,21 @@ def find_direction(
     relax: bool = True,
     progress: Progress = silent,
 ) -> FoundDirection:
-    """Find the refusal direction: refusal tokens, filtered prompts, candidates, the best of them (paper section 2.3).
+    """Find the refusal direction: refusal tokens, filtered prompts, candidates, selection (paper section 2.3).
 
-    Extracted on ``data``'s training prompts and selected on its validation prompts; its test prompts are not read.
-    Spare prompts take the place of those that the filter drops.
+    It is extracted on ``data``'s training prompts and selected on its validation prompts; test prompts are not read.
+    Spare prompts replace those that the filter drops.
 
     Args:
         data: harmful and harmless prompts in splits, from ``load_prompts``.
         refusal_tokens: tokens of the refusal metric; found from replies to training prompts if None.
-        point: of the refusal metric, from which a prompt counts as refused and addition as inducing, where
+        point: point of the refusal metric above which a prompt counts as refused and addition as inducing, if
             ``refusal_tokens`` are not given: "calibrated" on training prompts, "paper" for 0, or another of
             ``records.labels.POINTS``.
         rule: thresholds of the selection; the paper's by default, with this point for induce.
-        coeff: multiple of r that an addition adds.
+        coeff: multiple of r that is added.
         full_grid: compute every score of every candidate, for the plots; the winner is the same.
-        relax: take the nearest candidate where none passes the rule; ``found.direction.relaxed`` says what was relaxed.
+        relax: take the nearest candidate if none passes the rule; ``found.direction.relaxed`` says what was relaxed.
         progress: called with a stage's name and its total.
 
     Returns:

@@ -24,7 +24,7 @@ from .extract import extract_directions
 
 @contextmanager
 def fine_tunable(model: HookedChatModel) -> Iterator[list[nn.Parameter]]:
-    """Let ``model`` run on copies of its parameters, which may be trained; restore the originals at the end.
+    """Run ``model`` on trainable copies of its parameters; restore the originals at the end.
 
     Memory: one copy of the weights. Other threads can't use the model inside.
 
@@ -44,7 +44,7 @@ def fine_tunable(model: HookedChatModel) -> Iterator[list[nn.Parameter]]:
                     if not parameter.is_floating_point() or parameter.is_meta:
                         raise ModelError(
                             f"{model.name}: {type(module).__name__}.{name} is quantized or offloaded, so it can't be "
-                            "trained; load the model whole in float32 or bfloat16"
+                            "trained; load the whole model in float32 or bfloat16"
                         )
                     if id(parameter) not in copies:  # tied weights stay tied
                         copies[id(parameter)] = nn.Parameter(parameter.detach().clone())
@@ -65,7 +65,7 @@ def train(
     batch_size: int = 16,
     seed: int = 0,
 ) -> Iterator[float]:
-    """Train with AdamW on the completions' cross-entropy, without end; yields the loss (nats per token) of each step.
+    """Train with AdamW on the completions' cross-entropy, endlessly; yields the loss (nats per token) of each step.
 
     Args:
         parameters: from ``fine_tunable``.

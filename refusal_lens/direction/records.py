@@ -57,7 +57,7 @@ class CandidateDirections(Record, axes={"pos": "positions"}):
         """The candidate at (pos, layer); the position by number or by its label, such as "request".
 
         Raises:
-            LabelError: there is no such position; the message lists those there are.
+            LabelError: there is no such position; the message lists the existing ones.
             DirectionError: its mean difference is zero or not finite (e.g. identical tokens at layer 0).
         """
         if isinstance(pos, str):
@@ -145,14 +145,14 @@ class NearMiss(Record):
 
 @dataclass(frozen=True)
 class Selection(Record):
-    """The chosen direction, and for every candidate why it was or was not kept.
+    """The chosen direction, and why each candidate was kept or dropped.
 
     Attributes:
         reasons: reason by ``[pos][layer]``; "" for a kept candidate.
         kept: (pos, layer) of the kept candidates, best first.
         baseline_harmful: mean refusal metric on the harmful validation prompts without intervention.
         baseline_harmless: the same on the harmless ones.
-        near_misses: nearest dropped candidates, if nothing passed.
+        near_misses: nearest dropped candidates, if none passed.
         n_harmful, n_harmless: number of validation prompts after filtering.
     """
 
@@ -169,7 +169,7 @@ class Selection(Record):
 
     @property
     def direction(self) -> Direction:
-        """The winner, under the name that every result with a direction gives it."""
+        """The winner, under the name that every result with a direction uses."""
         return self.chosen
 
     def __repr__(self) -> str:
@@ -209,7 +209,7 @@ class Stability(Record):
     """Winners of the selection over bootstrap resamples of the training prompts.
 
     Attributes:
-        reference: the direction that all training prompts give.
+        reference: the direction chosen on all training prompts.
         winners: the winner of each resample that had one.
         resamples: number of resamples.
         n_harmful, n_harmless: training prompts of each kind.
@@ -225,7 +225,7 @@ class Stability(Record):
 
     @property
     def wins(self) -> dict[str, Rate]:
-        """Share of resamples that each candidate won, most first, with 95% intervals; "none" where none did."""
+        """Share of resamples that each candidate won, highest first, with 95% intervals; "none" where none did."""
         labels = [w.label for w in self.winners] + ["none"] * (self.resamples - len(self.winners))
         return {label: rate([other == label for other in labels]) for label, _ in Counter(labels).most_common()}
 

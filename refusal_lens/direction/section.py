@@ -1,4 +1,4 @@
-"""The direction: the section of the page, and those of its stability, its subspaces and its transfer."""
+"""Report sections: the direction, its stability, subspaces, transfer and dose."""
 
 import math
 from typing import Any
@@ -31,7 +31,7 @@ def _section(
 def stability_section(record: Stability) -> Section:
     """Bootstrap of the selection."""
     text = (
-        f"Training prompts ({record.n_harmful} harmful, {record.n_harmless} harmless) drawn again {record.resamples} "
+        f"Training prompts ({record.n_harmful} harmful, {record.n_harmless} harmless) resampled {record.resamples} "
         f"times: mean cosine between two winners {record.pairwise().mean:.3f}; in {record.relaxed} resamples no "
         "candidate passed the rule and the nearest one was taken.",
     )
@@ -41,7 +41,7 @@ def stability_section(record: Stability) -> Section:
         record,
         text,
         plot_stability(record),
-        "Candidates by the share of resamples they won (all prompts' winner in green), and cosines of the winners.",
+        "Candidates by share of resamples won (in green, the winner on all prompts), and cosines between winners.",
         f"{record.resamples} resamples of {record.n_harmful} harmful and {record.n_harmless} harmless prompts",
         "two random directions of this size have a cosine of about "
         f"{(2 / math.pi / len(record.reference.unit)) ** 0.5:.2f} in magnitude",
@@ -53,7 +53,7 @@ def fine_tuning_section(record: FineTuning) -> Section:
     text = (
         f"Fine-tuned on {record.n_benign} benign completions (AdamW, lr {record.lr:g}, batches of "
         f"{record.batch_size}): held-out loss {record.loss[0]:.3f} before, {record.loss[-1]:.3f} after "
-        f"{record.steps[-1]} steps; the direction of the tuned model has cosine {record.cosine[-1]:.3f} with the one "
+        f"{record.steps[-1]} steps; the tuned model's own direction has cosine {record.cosine[-1]:.3f} with the one "
         "found before.",
     )
     return _section(
@@ -84,22 +84,22 @@ def effects_section(record: EffectMatrix, id: str, title: str) -> Section:
 
 
 def dose_section(record: DoseResponse, id: str, title: str) -> Section:
-    """Curves of each effect by strength and place, and the usable windows."""
+    """Curves of each effect by strength and scope, and the usable windows."""
     places = (f"{scope}: {where}" for scope, where in zip(record.scopes, record.where, strict=True))
     n = record.values.shape[-1]
     figures = tuple(
         Figure(
             f"{id}-{effect}",
             plot_dose_response(record, effect),
-            f"{effect.capitalize()} by strength and place; 95% intervals (Clopper-Pearson for shares, else bootstrap); "
-            f"dotted: without intervention. Replies of {record.max_new_tokens} tokens at most.",
+            f"{effect.capitalize()} by strength and scope; 95% intervals (Clopper-Pearson for shares, else bootstrap); "
+            f"dotted: without intervention. Replies have at most {record.max_new_tokens} tokens.",
             f"{n} prompts of each kind",
             f"{RANDOM_DIRECTION}, dashed",
             record.to_frame().query("effect == @effect"),
         )
         for effect in record.effects
     )
-    return Section(id, title, (*record.summary(), f"Places: {'; '.join(places)}."), figures)
+    return Section(id, title, (*record.summary(), f"Scopes: {'; '.join(places)}."), figures)
 
 
 def system_section(record: SystemPrompts) -> Section:
@@ -114,9 +114,9 @@ def system_section(record: SystemPrompts) -> Section:
 
 
 def trace_section(trace: DirectionTrace, id: str, title: str) -> Section:
-    """A trace by layer, e.g. base against chat."""
+    """A trace by layer, e.g. base versus chat."""
     caption = "Cosine of the last position with the direction by layer; band of one standard deviation."
-    rest = (caption, f"{trace.cosine.shape[-1]} prompts per line", "the lines stand beside each other")
+    rest = (caption, f"{trace.cosine.shape[-1]} prompts per line", "the lines are each other's control")
     return _section(id, title, trace, (), plot_trace(trace), *rest)
 
 
@@ -140,7 +140,7 @@ def direction_section(
             "selection-grid",
             plot_selection(selection, candidates.pos_labels),
             "The three selection scores of each candidate by layer, one line per post-instruction position; thresholds "
-            "dashed, the layer cut dotted, the chosen one starred.",
+            "dashed, the layer cutoff dotted, the chosen candidate starred.",
             n=f"{selection.n_harmful} harmful and {selection.n_harmless} harmless validation prompts",
             control="the dashed baseline (no intervention); random directions are in the next section",
             data=frame,
@@ -155,7 +155,7 @@ def direction_section(
         items.append(Table("near-misses", columns, rows, "The candidates nearest to passing, nearest first."))
     items.append(_candidates(selection, frame))
     if stability is None:
-        text.append("Stability under other training prompts was not measured; `--stability 20` measures it.")
+        text.append("Stability over resampled training prompts was not measured; `--stability 20` measures it.")
     else:
         section = stability_section(stability)
         text += section.text
@@ -168,7 +168,7 @@ def _count(n: int, what: str) -> str:
 
 
 def _candidates(selection: Selection, frame: pd.DataFrame) -> Table:
-    """Every candidate and what kept it out: those that pass by bypass, then the others by induce."""
+    """Every candidate and why it was dropped: those that pass by bypass, then the others by induce."""
     best = selection.chosen
     taken = (frame["pos"] == best.pos) & (frame["layer"] == best.layer)
     passes = frame["reason"] == ""
@@ -183,10 +183,10 @@ def _candidates(selection: Selection, frame: pd.DataFrame) -> Table:
         rows.append((place, *numbers, "; ".join(word for word in words if word)))
     return Table(
         "candidates",
-        ("candidate", "bypass", "induce", "KL", "what became of it"),
+        ("candidate", "bypass", "induce", "KL", "outcome"),
         tuple(rows),
-        "Every candidate (position, layer) and what kept it out: the chosen one, the others that pass, lowest bypass "
-        "first, then the rest, highest induce first. Empty: not needed, so not computed.",
+        "Every candidate (position, layer) and why it was dropped: the chosen one, the others that pass (lowest bypass "
+        "first), then the rest (highest induce first). Empty: not needed, so not computed.",
         searchable=True,
         data=frame,
     )

@@ -1,4 +1,4 @@
-"""Selection of the refusal direction among the candidates: three scores, one rule (paper section 2.3 and appendix C).
+"""Selection of the refusal direction from the candidates: three scores, one rule (paper section 2.3 and appendix C).
 
 The winner is the paper's, at less cost: induce comes first and restarts at the candidate's layer, bypass is computed
 for candidates that induce, and KL in the order of bypass until one passes. One pass takes several candidates on packed
@@ -35,7 +35,7 @@ class Choice:
     """Outcome of the rule on a grid of scores.
 
     Attributes:
-        chosen: (pos, layer) of the winner, None when nothing passes.
+        chosen: (pos, layer) of the winner, None if none passes.
         kept: all that pass, lowest bypass first.
         reasons: reason that drops a candidate, by [pos][layer]; "" for a kept one.
     """
@@ -99,18 +99,18 @@ def select_direction(
 
     Args:
         candidates: from ``extract_directions``.
-        harmful, harmless: requests, of a ``PromptSet`` its validation split (the paper keeps those that the model
-            refuses and answers: ``refusal.keep_refused``).
+        harmful, harmless: requests; of a ``PromptSet``, its validation split (the paper keeps harmful ones that the
+            model refuses and harmless ones that it answers: ``refusal.keep_refused``).
         refusal_tokens: found from the same prompts if None.
         rule: thresholds; the paper's by default, with the tokens' threshold for induce.
         coeff: multiple of r that addition uses, for the induce score and later.
         full_grid: compute every score of every candidate (for the plots); the winner is the same.
-        relax: when nothing passes, take the nearest candidate and record what was relaxed.
+        relax: if no candidate passes, take the nearest and record what was relaxed.
         engine: where the work runs; this process if None.
 
     Raises:
-        SelectionError: nothing passes and ``relax`` is off; its ``near_misses`` say what each would need.
-        DirectionError: the candidates are of another model or basis.
+        SelectionError: none passes and ``relax`` is off; its ``near_misses`` say what each would need.
+        DirectionError: the candidates belong to another model or basis.
 
     Example:
         >>> selection = rl.select_direction(model, found.candidates, data.harmful, data.harmless, relax=True)
@@ -152,7 +152,7 @@ def select_direction(
     )
     if choice.chosen:
         return base
-    with progress("look for the nearest candidate", 0):
+    with progress("find the nearest candidate", 0):
         misses = _near_misses(scorer, [d for d in live if d.layer < cut], scores, rule, coeff)
     if not relax or not misses:
         raise SelectionError(_nothing_passes(model, misses, rule), misses, base)

@@ -1,4 +1,4 @@
-"""How much the chosen direction depends on which training prompts were drawn (a bootstrap; not in the paper)."""
+"""How much the chosen direction depends on the sample of training prompts (a bootstrap; not in the paper)."""
 
 from contextlib import suppress
 from dataclasses import replace
@@ -39,19 +39,19 @@ def selection_stability(
     relax: bool = True,
     progress: Progress = silent,
 ) -> Stability:
-    """Draw the training prompts again with replacement, extract and select; the model is run on them only once.
+    """Resample the training prompts with replacement, extract and select; the model runs on them only once.
 
     Args:
-        harmful, harmless: their training prompts are drawn again, their validation prompts stay.
+        harmful, harmless: their training prompts are resampled; their validation prompts stay.
         rule: as in ``select_direction``.
-        relax: take the nearest candidate where none passes; else such a resample counts as "none".
+        relax: take the nearest candidate if none passes; otherwise such a resample counts as "none".
     """
 
     def choose(candidates: CandidateDirections) -> Direction:
         options: Any = {"refusal_tokens": refusal_tokens, "rule": rule, "relax": relax}
         return select_direction(model, candidates, harmful, harmless, **options).chosen
 
-    with progress("draw the training prompts again", resamples) as advance:
+    with progress("resample the training prompts", resamples) as advance:
         whole = extract_directions(model, harmful, harmless)
         reference = choose(whole)
         activations = [prompt_activations(model, prompts.train) for prompts in (harmful, harmless)]

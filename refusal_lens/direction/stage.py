@@ -79,7 +79,7 @@ STABILITY = Stage(
     "stability",
     {"stability": Stability},
     _stability,
-    "the selection over other draws of the training prompts (`--stability`)",
+    "the selection over resampled training prompts (`--stability`)",
     uses=(*RULE, "stability"),
     when="stability",
     optional=True,

@@ -42,10 +42,10 @@ def pca_subspace(
 def repeated_subspace(
     model: HookedChatModel, harmful: PromptsLike, harmless: PromptsLike, direction: DirectionLike, k: int
 ) -> Subspace:
-    """Difference-in-means again and again, each under ablation of those before, at the direction's position and layer.
+    """Repeat difference-in-means, each time with the previous ones ablated, at the direction's position and layer.
 
-    Projecting r out of the same activations would leave a mean difference of zero; under ablation the model computes
-    the layers before anew, and what still tells the prompts apart there is the next direction.
+    Projecting r out of the same activations would leave a mean difference of zero; under ablation the model recomputes
+    the earlier layers, and whatever still separates the prompts there is the next direction.
 
     Raises:
         DirectionError: no difference is left before ``k`` directions are found (always so at layer 0).

@@ -18,9 +18,9 @@ def trace_direction(
     direction: DirectionLike,
     progress: Progress = silent,
 ) -> DirectionTrace:
-    """Cosine and projection of the last position on r̂ at every layer, for each set of prompts (paper Fig. 5).
+    """Measure cosine with and projection on r̂ of the last position at every layer, per prompt set (paper Fig. 5).
 
-    All sets are cut to the length of the shortest, so that they stack.
+    All sets are cut to the size of the smallest, so that they stack.
 
     Example:
         >>> sets = {"harmful": data.harmful.test, "harmless": data.harmless.test}

@@ -23,7 +23,7 @@ from .trace import trace_direction
 
 @dataclass(frozen=True)
 class Ground(Record):
-    """Prompts on which a direction is tested, and the tokens whose log-odds is the behaviour's metric."""
+    """Prompts to test a direction on, and the tokens whose log-odds are the behaviour's metric."""
 
     prompts: tuple[str, ...]
     tokens: RefusalTokens
@@ -39,7 +39,7 @@ def effect_matrix(
     """Measure every direction on every ground: cross-effects of behaviours, transfer between prompt sets or languages.
 
     Args:
-        directions, grounds: by label; the directions are all of ``model``.
+        directions, grounds: by label; all directions belong to ``model``.
         effect: "ablation" or "addition".
         seed: of the random controls.
 

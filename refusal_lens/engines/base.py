@@ -1,4 +1,4 @@
-"""Engines: map work over items that are cut alike whatever runs them.
+"""Engines: map work over items that are cut the same way whatever runs them.
 
 The caller cuts a stage into items of fixed size. An engine only decides where each item runs, never how it is cut, so
 every matrix multiplication has the same shape on every engine and results agree bit for bit (on equal machines).
@@ -21,10 +21,10 @@ class Work(Protocol):
     """One kind of work: a picklable value, the same for all items."""
 
     def prepare(self, model: HookedChatModel) -> Any:
-        """State that all items share (baseline activations, say); made once on each worker."""
+        """Make the state that all items share (e.g. baseline activations), once on each worker."""
 
     def run(self, model: HookedChatModel, state: Any, item: Any) -> Value:
-        """The result of one item: a tensor, named tensors or texts."""
+        """Compute the result of one item: a tensor, named tensors or texts."""
 
 
 class Engine(ABC):
@@ -35,7 +35,7 @@ class Engine(ABC):
         self.keep(Store(None), "")
 
     def keep(self, store: Store, key: str) -> None:
-        """Keep results of items in ``store`` from now on, and take those of a run that was stopped.
+        """Keep results of items in ``store`` from now on, and reuse those of an interrupted run.
 
         The key is that of a stage, which makes the same maps in the same order every time.
         """
@@ -44,7 +44,7 @@ class Engine(ABC):
     def each(
         self, label: str, work: Work, items: Sequence[Any], on_item: Callable[[int], None] | None = None
     ) -> Iterator[Value]:
-        """Results in the order of ``items``, each as soon as it and those before it are there.
+        """Yield results in the order of ``items``, each as soon as it and those before it are ready.
 
         Args:
             label: part of the names of kept results.
@@ -92,4 +92,4 @@ class Engine(ABC):
         return 1
 
     def close(self) -> None:  # noqa: B027  (most engines hold nothing)
-        """Give back what the engine holds."""
+        """Release what the engine holds."""

@@ -1,4 +1,4 @@
-"""The engine of one process, and the choice of another."""
+"""The engine that runs in this process, and the choice of engine by name."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -66,13 +66,13 @@ def _reach(address: str | None) -> None:
 
 
 class RayEngine(Engine):
-    """Items over the workers of a cluster; an item whose worker dies is given to another one.
+    """Runs items on the workers of a cluster; an item whose worker dies goes to another one.
 
     Args:
         model: the driver's model.
         load: arguments of ``load_model`` that give the same model on every node.
         address: of a running cluster ("auto", "host:6379"); None starts Ray on this machine.
-        workers: how many; None for as many as the cluster's CPUs (or GPUs) have room for.
+        workers: number of workers; None for as many as the cluster's CPUs (or GPUs) have room for.
 
     Raises:
         EngineError: Ray is not installed, the cluster can't be reached, or it has no room for a worker.

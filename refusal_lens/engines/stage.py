@@ -1,4 +1,4 @@
-"""Declared stages of a study: what each needs, uses and makes, without a model in sight.
+"""Declared stages of a study: what each needs, uses and makes, without a model.
 
 Every slice declares its stages in its ``stage.py``; ``study`` runs them. The declarations are read without a model
 too (by a report, by the docs), so a stage imports what measures inside its ``run``.
@@ -61,8 +61,8 @@ class Stage:
         inputs: see ``Job.input``.
         when: setting without which the stage is left out.
         optional: a model may not support it; then the reason is the result, and the report is made without it.
-        since: schema of the result folders from which on it is always there.
-        folders: in the result folder, where it keeps work of its own.
+        since: first schema of the result folder in which it is always present.
+        folders: its own working folders in the result folder.
         command: the command that makes the files, where it is not ``refusal-lens run``.
         section: (study) -> its section of the report, or None.
     """

@@ -1,4 +1,4 @@
-"""The certificate as a picture: errors beside their limits."""
+"""The certificate as a figure: errors and their limits."""
 
 import math
 

@@ -73,7 +73,7 @@ def certify(
     Args:
         prompts: a few requests of different lengths.
         direction: a random one if None (the identities hold for any).
-        float64: whether to measure on a float64 copy too; None: if the model has fewer than 1e9 parameters.
+        float64: whether to measure on a float64 copy too; None for models below 1e9 parameters only.
 
     Raises:
         ModelError: hooks are left on the model.
@@ -236,7 +236,7 @@ def _padding(model: HookedChatModel, prompts: Sequence[str]) -> _Error:
 
 
 def orthogonalization_gap(model: HookedChatModel, direction: Direction, prompts: Sequence[str]) -> float:
-    """Largest difference of any logit, at any token of ``prompts``, between ablation by hooks and by weights.
+    """Measure the largest logit difference, at any token of ``prompts``, between ablation by hooks and by weights.
 
     0 to rounding for a pre-norm model; a property of the architecture where norms follow the writes.
     """

@@ -19,7 +19,7 @@ class Identity(Record):
         absolute64, relative64, tolerance64: the same in float64, NaN where not measured.
         passed: whether every measured error is within its limit.
         scale: what the relative error is relative to.
-        note: why not, or why it was not measured; "" if there is nothing to say.
+        note: why it fails, or why it was not measured; "" if there is nothing to say.
     """
 
     name: str

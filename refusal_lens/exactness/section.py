@@ -1,4 +1,4 @@
-"""How exact the identities are that the other chapters rest on."""
+"""How exact the identities behind the other sections are."""
 
 import math
 
@@ -12,7 +12,7 @@ WEIGHTS = "orthogonalized weights = ablation by hooks"
 def certificate_section(certificate: Certificate) -> Section:
     """Errors against their limits, the table, and the gap between orthogonalized weights and hooks."""
     whole, part = "All identities hold within rounding", "Not all identities hold"
-    text = [f"{whole} on this model." if certificate.passed else f"{part} on this model; the note says which and why."]
+    text = [f"{whole} on this model." if certificate.passed else f"{part} on this model; the notes say which and why."]
     text += [_gap(i, certificate) for i in certificate.identities if i.name == WEIGHTS]
     rows = tuple(
         (i.name, i.result, _number(i.relative), f"{i.tolerance:g}", _number(i.relative64), i.note)
@@ -40,7 +40,7 @@ def certificate_section(certificate: Certificate) -> Section:
 
 def _gap(edited: Identity, certificate: Certificate) -> str:
     """The orthogonalization gap of this model in words."""
-    what = "Orthogonalized weights against ablation by hooks"
+    what = "Orthogonalized weights versus ablation by hooks"
     if math.isnan(edited.relative):
         return f"{what}: {edited.note or 'not measured'}."
     wide = "" if math.isnan(edited.relative64) else f", {edited.relative64:.2g} in float64"

@@ -18,7 +18,7 @@ CERTIFICATE = Stage(
     "certificate",
     {"certificate": Certificate},
     _certificate,
-    "the identities as measured on this model",
+    "the identities, measured on this model",
     optional=True,
     since=2,
     section=lambda study: study.certificate and certificate_section(study.certificate),

@@ -1,5 +1,5 @@
-"""Does a suffix work through the heads' attention to it? Cut edges, patch heads, restore the direction, each beside
-random heads of the same layers and a norm-matched placebo."""
+"""Whether a suffix works through the heads' attention to it: cut edges, patch heads, restore the direction, each
+against random heads of the same layers and a norm-matched placebo."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def causal_tests(
     max_new_tokens: int = 0,
     seed: int = 0,
 ) -> CausalTests:
-    """The causal tests of one suffix (docs/hijacking.md says what each shows).
+    """Run the causal tests of one suffix (docs/hijacking.md says what each shows).
 
     Args:
         plain, suffixed: observations of the same prompts.

@@ -19,11 +19,11 @@ class CausalTest(Record):
     """The refusal metric under one intervention and its controls, by prompt.
 
     Attributes:
-        reverse: whether it acts on the clean run (what of the drop does it bring about?) instead of on the suffixed
+        reverse: whether it acts on the clean run (how much of the drop does it cause?) instead of on the suffixed
             one (how much does it bring back?).
         metric: under the intervention.
         random: under the same on random heads of the same layers, one row per draw; no rows where heads play no part.
-        placebo: with a random change of equal norm at the same places instead.
+        placebo: under a random change of equal norm at the same sites and positions.
         refused: replies with a refusal phrase under the intervention; empty if none were generated.
     """
 
@@ -68,7 +68,7 @@ class CausalTests(Record):
         return fraction_interval(part.tolist(), (self.plain - self.suffixed).tolist())
 
     def recovered(self, name: str) -> Interval:
-        """Share of the drop of the refusal metric that a test brings back (a reverse one: brings about)."""
+        """Share of the drop in the refusal metric that a test brings back (a reverse one: causes)."""
         t = self.test(name)
         return self._fraction(t.metric, t.reverse)
 
@@ -83,7 +83,7 @@ class CausalTests(Record):
         return self._fraction(t.placebo, t.reverse)
 
     def refusals_back(self, name: str) -> Rate:
-        """Share of the refusals lost to the suffix that are back under the intervention, by replies where there are
+        """Share of the refusals lost to the suffix that return under the intervention, by replies where there are
         any, else by the metric."""
         t = self.test(name)
         if t.refused and self.refused_plain and self.refused_suffixed:

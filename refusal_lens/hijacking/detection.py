@@ -43,14 +43,14 @@ def roc(positive: Sequence[float], negative: Sequence[float]) -> Roc:
 
 @dataclass(frozen=True)
 class Detectors(Record, axes={"score": "scores", "prompt": "groups"}):
-    """Harmful requests told from harmless ones by the projection on r̂, by layer.
+    """Separation of harmful from harmless requests by the projection on r̂, by layer.
 
     Attributes:
         values: score of every prompt, [score, site, prompt]; "both" is the sum of the two after standardizing on the
             plain harmless prompts.
         groups: group of each prompt, e.g. "harmful + adversarial suffix".
         harmful: which groups are harmful.
-        site: where tables read: resid_pre of r̂'s layer, so that nothing is chosen on the prompts reported.
+        site: the site of the tables: resid_pre of r̂'s layer, so that nothing is chosen on the prompts reported.
         scores: names of the scores.
     """
 
@@ -81,14 +81,14 @@ class Detectors(Record, axes={"score": "scores", "prompt": "groups"}):
         return roc(self.of(score, site, group), negative)
 
     def threshold(self, score: str, site: int, fpr: float = 0.05) -> float:
-        """The threshold that lets ``fpr`` of the plain harmless prompts (the first harmless group) through."""
+        """The threshold that flags at most ``fpr`` of the plain harmless prompts (the first harmless group)."""
         first = next(g for g in self.group_names if g not in self.harmful)
         values = sorted(self.of(score, site, first))
         # The smallest value that at most a share of fpr lies above.
         return values[len(values) - 1 - int(fpr * len(values))]
 
     def flagged(self, score: str, site: int, group: str, fpr: float = 0.05) -> Rate:
-        """Share of a group above the threshold: detections of a harmful group, false alarms of a harmless one."""
+        """Share of a group above the threshold: true positives in a harmful group, false ones in a harmless group."""
         limit = self.threshold(score, site, fpr)
         return rate([v > limit for v in self.of(score, site, group)])
 
@@ -112,8 +112,8 @@ class Detectors(Record, axes={"score": "scores", "prompt": "groups"}):
         return pd.DataFrame(rows)
 
     def failures(self, fpr: float = 0.05, limit: float = 0.5) -> tuple[str, ...]:
-        """Where each detector fails, in words: harmful groups of which less than ``limit`` is found, harmless ones of
-        which more is flagged."""
+        """Where each detector fails, in words: harmful groups of which less than ``limit`` is flagged, harmless ones of
+        which more is."""
         found = []
         for row in self.to_frame(fpr).to_dict("records"):
             share = row["flagged"]
@@ -131,12 +131,12 @@ def _standardized(x: Tensor, plain: Tensor) -> Tensor:
 
 
 def detectors(harmful: Mapping[str, Observation], harmless: Mapping[str, Observation], site: int) -> Detectors:
-    """Scores of every prompt at every site.
+    """Score every prompt at every site.
 
     Args:
         harmful: group name -> observation, e.g. plain, with an adversarial, with a benign suffix.
         harmless: likewise; the first is the plain one, on which "both" is standardized and thresholds are set.
-        site: where tables read (see ``Detectors``).
+        site: the site of the tables (see ``Detectors``).
     """
     groups = {**harmful, **harmless}
     last = torch.cat([o.projection for o in groups.values()], 1).double()

@@ -114,7 +114,7 @@ def plot_suffix_trace(
                 **place,
             )
         figure.add_vline(x=attack.direction.layer, line_dash="dot", line_color=style.GREY, row=1, col=col)
-        figure.update_xaxes(title_text="resid_pre of layer (last: the end)", row=1, col=col)
+        figure.update_xaxes(title_text="resid_pre of layer (last: final stream)", row=1, col=col)
         figure.update_yaxes(title_text=TRACES[value][0], row=1, col=col)
     site = result.departure()
     if site is not None:
@@ -130,7 +130,7 @@ def plot_suffix_heads(attack: Investigation, result: Which = None) -> go.Figure:
     figure = go.Figure(layout_barmode="group")
     shared = {
         "customdata": [float(result.p_heads[head]) for head in attack.top_heads],
-        "hovertemplate": "%{x}: %{y:.3f}<br>random against suffix, adjusted p %{customdata:.2g}<extra></extra>",
+        "hovertemplate": "%{x}: %{y:.3f}<br>suffix against random, adjusted p %{customdata:.2g}<extra></extra>",
     }
     for o in conditions(attack, result):
         found = [mean_interval(o.heads[head].tolist()) for head in attack.top_heads]
@@ -158,7 +158,7 @@ def plot_attention_regions(attack: Investigation, result: Which = None, post: in
 
 @registered("attention by position", Investigation)
 def plot_attention_positions(attack: Investigation, result: Which = None) -> go.Figure:
-    """Attention to the suffix from every post-instruction position, by top head, suffix beside random tokens."""
+    """Attention to the suffix and to random tokens from every post-instruction position, by top head."""
     result = attack.result(result)
     figure = style.panels(["suffix", "random tokens"], shared_yaxes=True)
     region = REGIONS.index("suffix")
@@ -198,7 +198,7 @@ def plot_split(attack: Investigation, result: Which = None, against: str = "rand
     look = {"symbol": "diamond", "size": 9, "color": style.GREY}
     figure.add_scatter(x=list(attack.head_labels), y=drops, name="whole drop", mode="markers", marker=look)
     figure.update_yaxes(title_text=f"drop along r̂ from {against}")
-    return style.finish(figure, f"What each head's drop is made of (n = {split.moved.shape[-1]})", height=420)
+    return style.finish(figure, f"Each head's drop, split (n = {split.moved.shape[-1]})", height=420)
 
 
 @registered("parts of the drop", Investigation)
@@ -220,10 +220,10 @@ def plot_drop_waterfall(attack: Investigation, result: Which = None, site: int |
 
 @registered("tokens", TokenEffects)
 def plot_token_effects(record: TokenEffects) -> go.Figure:
-    """The suffix's text, token by token: what leaving each out gives back of the refusal metric, above what the top
+    """The suffix token by token: how much of the refusal metric returns when it is left out, above what the top
     heads take from it along r̂."""
     n, prompts = record.removed.shape
-    titles = (f"metric back without it (n = {prompts})", "written along r̂")
+    titles = (f"metric recovered without it (n = {prompts})", "written along r̂")
     names, count = [visible(token) for token in record.tokens], -(-n // PER_LINE)
     figure = make_subplots(rows=2, cols=1, subplot_titles=titles, vertical_spacing=0.25 / count)
     for row, grid in ((1, record.removed), (2, record.written)):
@@ -254,18 +254,18 @@ def _lines(items: list[Any]) -> list[list[Any]]:
 
 @registered("causal tests", CausalTests)
 def plot_causal_tests(record: CausalTests) -> go.Figure:
-    """Share of the drop that each test brings back (reverse tests: brings about), beside random heads and placebo."""
+    """Share of the drop that each test brings back (reverse tests: causes), beside random heads and placebo."""
     names = [t.name for t in record.tests]
     figure = go.Figure(layout_barmode="group")
     for label, of, tint, hatch in (
-        ("the heads named", record.recovered, style.GREEN, ""),
+        ("the test's heads", record.recovered, style.GREEN, ""),
         ("random heads of the same layers", record.recovered_random, style.SKY, "/"),
         ("norm-matched placebo", record.recovered_placebo, style.GREY, "x"),
     ):
         look, hover = style.bar(tint, hatch), "%{x}: %{y:.2f}<extra></extra>"
         style.add_bars(figure, names, [of(name) for name in names], label, marker=look, hovertemplate=hover)
     figure.add_hline(y=1, line_dash="dot", line_color=style.GREY)
-    figure.update_xaxes(tickangle=-30).update_yaxes(title_text="share of the metric's drop")
+    figure.update_xaxes(tickangle=-30).update_yaxes(title_text="share of the drop recovered")
     return style.finish(figure, f"Causal tests (n = {len(record.plain)})", height=520)
 
 
@@ -291,9 +291,9 @@ def plot_roc(record: Detectors | Investigation) -> go.Figure:
         figure.add_scatter(x=rows["site"].tolist(), y=rows["auroc"].tolist(), **more)
     chance = {"color": style.GREY, "dash": "dot"}
     figure.add_scatter(x=[0, 1], y=[0, 1], line=chance, showlegend=False, mode="lines", row=1, col=1)
-    figure.update_xaxes(title_text="false alarms on harmless prompts", row=1, col=1)
-    figure.update_yaxes(title_text="harmful prompts found", row=1, col=1)
-    figure.update_xaxes(title_text="resid_pre of layer (last: the end)", row=1, col=2)
+    figure.update_xaxes(title_text="false positive rate (harmless prompts)", row=1, col=1)
+    figure.update_yaxes(title_text="true positive rate (harmful prompts)", row=1, col=1)
+    figure.update_xaxes(title_text="resid_pre of layer (last: final stream)", row=1, col=2)
     return style.legend_below(style.finish(figure, height=520), -0.18)
 
 

@@ -39,19 +39,19 @@ LAYOUT = 2  # of a suffix's file: raise it when its meaning changes, and older f
 
 @dataclass(frozen=True)
 class Settings:
-    """What ``investigate`` does.
+    """Settings of ``investigate``.
 
     Attributes:
-        top: number of top heads; 8 (the paper's) or as many as a layer has, whichever is less, if None.
+        top: number of top heads; None for 8 (the paper's) or as many as a layer has, whichever is less.
         max_new_tokens: length of replies; 0 for none (refusals are then judged by the metric's sign).
         n_random: draws of random heads.
         causal: "working" suffixes only, "all", or "none".
-        shuffled: also the suffix's own tokens in another order.
-        detail: look into this many suffixes, those that lower the refusal metric most (all if None); benign ones are
-            always looked into.
-        prompts: report on this many refused prompts at most, the first ones (all if None).
-        forensics: prompts for leave-one-token-out.
-        shown: prompts of which attention patterns are kept.
+        shuffled: also test the suffix's own tokens in another order.
+        detail: investigate this many suffixes, those that lower the refusal metric most (all if None); benign ones are
+            always investigated.
+        prompts: report on at most this many refused prompts, the first ones (all if None).
+        forensics: number of prompts for leave-one-token-out.
+        shown: number of prompts whose attention patterns are kept.
         seed: of random suffixes, heads and placebos.
     """
 
@@ -101,12 +101,12 @@ class _Job:
         with progress("screen the suffixes", len(self.prompts)) as advance:
             screened = screen(self.model, self.prompts, texts, self.tokens, self.heads, advance, store=self.store)
         chosen = self._chosen(suffixes, screened.metric)
-        with progress("look at plain and harmless prompts", 0):
+        with progress("read plain and harmless prompts", 0):
             self.plain, self.plain_sources = self.observe("plain", self.prompts)
             quiet = self.observe("harmless", harmless)[0] if harmless else None
             edge = self.observe("borderline", borderline, replies=False)[0] if borderline else None
         results, tested = [], None
-        with progress("look into the suffixes", len(chosen)) as advance:
+        with progress("investigate the suffixes", len(chosen)) as advance:
             for index in chosen:
                 results.append(self._one(suffixes[index], index))
                 advance(1)
@@ -226,13 +226,13 @@ def investigate(
     folder: str | Path | None = None,
     progress: Progress = automatic,
 ) -> Investigation:
-    """Take suffixes apart: where each acts, through which heads and tokens, and whether that is the cause.
+    """Investigate suffixes: where each acts, through which heads and tokens, and whether that is the cause.
 
     Args:
         prompts: harmful requests; those that the model does not refuse are left out. Of a ``PromptSet`` the
             validation split chooses the heads and the test split is reported on. A ``PromptPair`` gives both kinds.
         suffixes: the suffixes (input data): a set, rows, or one string.
-        direction: r̂, or what ``find_direction`` returned (then with its refusal tokens).
+        direction: r̂, or the result of ``find_direction`` (then with its refusal tokens).
         harmless: harmless requests, for the detectors, the trace, and to find the refusal tokens.
         head_prompts: harmful requests that choose the top heads; if none, the first third of ``prompts``, which is then
             not reported on.
@@ -300,8 +300,8 @@ def _prompts(prompts: PromptsLike, head_prompts: PromptsLike) -> tuple[list[str]
         raise PromptError("no prompts are left to report on; give at least two")
     if shared := set(reported) & set(choosing):
         raise PromptError(
-            f"{len(shared)} prompt(s) would choose the heads and be reported on, e.g. {min(shared)[:60]!r}: take them "
-            "from one of the lists"
+            f"{len(shared)} prompt(s) would choose the heads and be reported on, e.g. {min(shared)[:60]!r}: remove "
+            "them from one of the lists"
         )
     return reported, choosing
 
@@ -309,7 +309,7 @@ def _prompts(prompts: PromptsLike, head_prompts: PromptsLike) -> tuple[list[str]
 def _fitting(
     model: HookedChatModel, prompts: list[str], suffixes: SuffixSet, max_new_tokens: int, notes: list[str]
 ) -> SuffixSet:
-    """The suffixes that can be looked into; the others are noted, each with its reason."""
+    """The suffixes that can be investigated; the others are noted, each with its reason."""
     kept, reason = [], PromptError("there is no suffix: give at least one")
     for item in suffixes:
         try:

@@ -11,11 +11,11 @@ from .observation_records import SuffixResult
 
 MECHANISMS = {
     "none": "does not work",
-    "untested": "works; not tested causally",
+    "untested": "works; no causal test",
     "top heads": "attention of the top heads",
     "attention": "attention of many heads",
     "direction": "the direction, not attention from the post-instruction positions",
-    "otherwise": "works otherwise",
+    "otherwise": "works in another way",
 }
 
 
@@ -26,7 +26,7 @@ class Mechanism:
     Attributes:
         name: one of ``MECHANISMS``'s values.
         hijacks: whether the causal test passed: cutting the top heads' edges to the suffix brings back at least half
-            of the drop, beyond random heads and placebo, and their attention to it rose above that to random tokens.
+            of the drop, beyond random heads and placebo, and they attend to it more than to random tokens.
         sentence: the finding with its numbers; "hijack" and "because" appear only if ``hijacks``, and "in part because"
             unless the whole interval of what the cut brings back lies above one half.
     """
@@ -47,7 +47,7 @@ def mechanism(result: SuffixResult) -> Mechanism:
     if not result.works:
         return found("none", f"It does not stop refusals beyond random tokens: {rates}.")
     if result.causal is None:
-        return found("untested", f"It stops refusals ({rates}); how was not tested.")
+        return found("untested", f"It stops refusals ({rates}); how it does so was not tested.")
     tests, rise, cut = result.causal, result.attention_rise, "cut top heads"
     top, all_heads, restored = (_number(tests.recovered(name)) for name in (cut, "cut all heads", "restore r̂"))
     others, placebo = _number(tests.recovered_random(cut)), _number(tests.recovered_placebo(cut))
@@ -63,28 +63,28 @@ def mechanism(result: SuffixResult) -> Mechanism:
             "top heads",
             f"It stops refusals ({rates}){part} because it hijacks the top heads' attention: their attention to it "
             f"rises by {_number(rise)} above random tokens (mean over {len(result.suffixed.top_heads)} heads; most in "
-            f"{head_label(*head)}, {_number(most)}), and cutting these edges brings back {top} of the drop of the "
+            f"{head_label(*head)}, {_number(most)}), and cutting these edges brings back {top} of the drop in the "
             f"refusal metric ({controls}) and {_percent(tests.refusals_back(cut))} of the lost refusals." + split,
         )
     if tests.passed("cut all heads"):
         return found(
             "attention",
             f"It stops refusals ({rates}) through attention from the post-instruction positions, but not through the "
-            f"top heads alone: cutting all heads' edges brings back {all_heads} of the drop of the refusal metric "
+            f"top heads alone: cutting all heads' edges brings back {all_heads} of the drop in the refusal metric "
             f"({whole}), the top heads' {top} ({controls}); the top heads' attention to it changes by {_number(rise)} "
-            "against random tokens." + split,
+            "relative to random tokens." + split,
         )
     if tests.passed("restore r̂"):
         return found(
             "direction",
             f"It stops refusals ({rates}) and acts through the direction, but cutting attention from the "
-            f"post-instruction positions brings back only {all_heads} of the drop of the refusal metric ({whole}); "
-            f"restoring the direction {restored} ({along})." + split,
+            f"post-instruction positions brings back only {all_heads} of the drop in the refusal metric ({whole}); "
+            f"restoring the direction brings back {restored} ({along})." + split,
         )
     return found(
         "otherwise",
-        f"It stops refusals ({rates}) otherwise: cutting attention brings back {all_heads} of the drop of the refusal "
-        f"metric ({whole}), restoring the direction {restored} ({along}; placebo "
+        f"It stops refusals ({rates}) in another way: cutting attention brings back {all_heads} of the drop in the "
+        f"refusal metric ({whole}), restoring the direction {restored} ({along}; placebo "
         f"{_number(tests.recovered_placebo('restore r̂'))})." + split,
     )
 

@@ -93,7 +93,7 @@ def observe(
 
 
 def split_drop(before: SourceContributions, after: SourceContributions) -> Split:
-    """Take each head's change between two conditions of the same instructions apart (see ``Split``).
+    """Split each head's change between two conditions of the same instructions (see ``Split``).
 
     Suffix tokens are matched from the first on; where one side has none or fewer, they are new tokens.
     """

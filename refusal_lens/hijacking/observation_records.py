@@ -21,7 +21,7 @@ from .causal_records import CausalTests
 def departure_site(
     reference: Float[Tensor, "site prompt"], other: Float[Tensor, "site prompt"], alpha: float = 0.05
 ) -> int | None:
-    """First site from which on ``other`` lies below ``reference`` at every later site: paired tests by site,
+    """First site from which ``other`` stays below ``reference`` at every later site: paired tests by site,
     Benjamini-Hochberg adjusted over sites."""
     gaps = (reference - other).double().numpy()
     below = (benjamini_hochberg([paired_p(gap) for gap in gaps]) < alpha) & (gaps.mean(1) > 0)
@@ -31,7 +31,7 @@ def departure_site(
 
 @dataclass(frozen=True)
 class Observation(Record, axes={"prompt": "prompts", "region": REGIONS, "top": "top_labels"}):
-    """All values read under one condition: the same prompts, each with its suffix (or none).
+    """All measurements under one condition: the same prompts, each with its suffix (or none).
 
     Sites are resid_pre of every layer and last the final resid_post; values along r̂ are in residual-stream units.
 
@@ -50,7 +50,7 @@ class Observation(Record, axes={"prompt": "prompts", "region": REGIONS, "top": "
             <Y_suffix, Y> / |Y|², Y the sum over heads and sources.
         top_dominance: the same for the top heads' write together.
         responses: greedy replies; empty where none were generated.
-        refused: the paper's judge on them.
+        refused: the paper's judge's verdicts on them.
         threshold: prompts with a higher metric count as refused, where no replies were generated.
         top_heads: the heads of ``attention``.
     """
@@ -111,14 +111,14 @@ class Observation(Record, axes={"prompt": "prompts", "region": REGIONS, "top": "
 class Split(Record, axes={"region": REGIONS}):
     """Each head's change between two conditions, split exactly over source tokens.
 
-    A source token's share is weight times value. Its change is put down to the weight (at the mean of both values)
-    and to the value (at the mean of both weights), which add up to it; a token that one side does not have (the suffix
+    A source token's share is weight times value. Its change is attributed to the weight (at the mean of both values)
+    and to the value (at the mean of both weights), which add up to it; a token that one side lacks (the suffix
     against no suffix) changes in weight alone.
 
     Attributes:
         moved: before minus after, through attention weights, by head and prompt.
         changed: the same through values.
-        drop_by_region: before minus after of what each region's tokens give, by head; sums to moved + changed.
+        drop_by_region: before minus after of what each region's tokens contribute, by head; sums to moved + changed.
     """
 
     moved: Float[Tensor, "layer head prompt"]
@@ -137,7 +137,7 @@ class TokenEffects(Record, axes={"token": "tokens"}):
 
     Attributes:
         tokens: text of the suffix's tokens.
-        removed: change of the refusal metric when this token alone is left out, by prompt (positive: it carries
+        removed: change in the refusal metric when this token alone is left out, by prompt (positive: it carries
             the effect).
         written: what the top heads take from it along r̂ at the last position (negative: away from refusal).
     """
@@ -189,12 +189,12 @@ class SuffixResult(Record):
 
     @property
     def metric_drop(self) -> Interval:
-        """Refusal metric with random tokens minus with the suffix, paired by prompt."""
+        """Refusal metric with random tokens minus that with the suffix, paired by prompt."""
         return mean_interval((self.random.metric - self.suffixed.metric).tolist())
 
     @property
     def works(self) -> bool:
-        """Whether it takes refusals away that random tokens leave: the metric drops beyond its interval, and the
+        """Whether it removes refusals that random tokens leave: the metric drops beyond its interval, and the
         refusal rates' intervals do not overlap."""
         rates = self.random.refusal_rate, self.suffixed.refusal_rate
         return self.metric_drop.low > 0 and rates[1].high < rates[0].low
@@ -234,5 +234,5 @@ class SuffixResult(Record):
         return tuple((head_label(*head), float(rise[head])) for head in highest(rise, n))
 
     def departure(self, alpha: float = 0.05) -> int | None:
-        """First site from which on the projection lies below random's at every later site; None if there is none."""
+        """First site from which the projection stays below random's at every later site; None if there is none."""
         return departure_site(self.random.projection, self.suffixed.projection, alpha)

@@ -25,14 +25,14 @@ class Investigation(Record, axes={"suffix": "suffix_texts"}, formerly="Hijacking
 
     Attributes:
         top_heads: the heads that write r̂ most on ``head_prompts``; results are reported on other prompts.
-        plain: the prompts as they are (all refused).
+        plain: the prompts without a suffix (all refused).
         harmless: harmless prompts, or None.
         results: one per suffix that was investigated.
-        screened: refusal metric of every suffix and prompt, also of those not investigated.
-        screened_strength: strength of the same (see ``SuffixResult.strength``).
+        screened: refusal metric of every suffix and prompt, including suffixes not investigated.
+        screened_strength: their strength (see ``SuffixResult.strength``).
         suffixes: all suffixes, in the order of ``screened``.
         detectors: detectors from the projection, or None.
-        n_asked: number of prompts before those that the model does not refuse were left out.
+        n_asked: number of prompts before leaving out those that the model does not refuse.
         notes: omissions, in words.
         post_labels: text of the post-instruction tokens.
     """
@@ -135,7 +135,7 @@ class Investigation(Record, axes={"suffix": "suffix_texts"}, formerly="Hijacking
         return correlation(self.screened_strength.mean(1).tolist(), [u.rate for u in self.screened_universality()])
 
     def screened_universality(self) -> tuple[Rate, ...]:
-        """Of every suffix, the share of the instructions whose refusal metric it takes below 0."""
+        """For every suffix, the share of the instructions whose refusal metric falls below 0."""
         return tuple(rate([value <= 0 for value in row]) for row in self.screened.tolist())
 
     def drop_parts(self, result: SuffixResult, site: int | None = None) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Many suffixes after the same instructions: refusal metric and strength of each, packed where that gives the same, so
+"""Many suffixes after the same instructions: refusal metric and strength of each, packed where results are the same, so
 that what the suffixes of one instruction share is run once."""
 
 from __future__ import annotations
@@ -131,13 +131,13 @@ def screen(
     store: Store | None = None,
     engine: Engine | None = None,
 ) -> Screened:
-    """Refusal metric and strength of every suffix after every prompt.
+    """Measure refusal metric and strength of every suffix after every prompt.
 
     Args:
         suffixes: each with its leading space; a ``str`` is one suffix.
-        heads: whose write the strength is a share of.
+        heads: the heads whose write the strength is a share of.
         on_prompt: called with 1 after each prompt.
-        store: keeps each prompt's numbers, and gives those of an earlier run with the same inputs.
+        store: saves each prompt's numbers, and returns those of an earlier run with the same inputs.
         engine: spreads blocks of ``SUFFIXES`` suffixes per prompt over its workers; this process if None.
 
     Example:
@@ -172,7 +172,7 @@ def token_effects(
     heads: Sequence[Head],
     refusal_tokens: RefusalTokens,
 ) -> TokenEffects | None:
-    """Leave each suffix token out and read the refusal metric, beside what the heads take from it.
+    """Leave out each suffix token and read the refusal metric, with what the heads take from the token.
 
     Args:
         prompts: requests, at most as many as ``sources`` has (the first ones).

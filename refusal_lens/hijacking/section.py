@@ -51,7 +51,7 @@ def hijacking_cards(attack: Investigation) -> tuple[Card, ...]:
     ]
     if result.causal is not None:
         back = result.causal.refusals_back("cut top heads")
-        cards.append(Card(f"{back.rate:.0%}", "of the lost refusals back when the top heads cannot see it", str(back)))
+        cards.append(Card(f"{back.rate:.0%}", "of the lost refusals back with the top heads' edges cut", str(back)))
     return tuple(cards)
 
 
@@ -67,7 +67,7 @@ def few_refused(attack: Investigation) -> str:
 
 
 def hijacking_section(attack: Investigation) -> Section:
-    """The section, with a picker of the suffixes that were looked into."""
+    """The section, with a picker of the suffixes that were investigated."""
     text = [
         f"{attack.plain.n} harmful prompts that {attack.model} refuses, each plain, with each suffix, and with random "
         f"tokens of equal length. The top {len(attack.top_heads)} heads ({', '.join(attack.head_labels)}) were chosen "
@@ -80,7 +80,7 @@ def hijacking_section(attack: Investigation) -> Section:
         caption = (
             "Left: refusal metric under every suffix, lowest first, with 95% intervals. Right: the suffix's share of "
             "what the top heads write at the last position (dominance), against the share of instructions whose "
-            "refusal metric it takes below 0. Click a suffix, or pick it from the list below."
+            "refusal metric falls below 0. Click a suffix, or pick it from the list below."
         )
         n, control = f"{len(attack.suffixes)} suffixes x {attack.plain.n} prompts", "benign and random suffixes"
         rest = (caption, n, control, attack.to_frame(), "suffix-picker")
@@ -120,7 +120,7 @@ def _ways(mechanisms: Sequence[str]) -> str:
 
 
 def suffix_picker(attack: Investigation) -> Picker:
-    """Each suffix up close, strongest first."""
+    """Each suffix in detail, strongest first."""
     options = []
     for rank, result in enumerate(sorted(attack.results, key=lambda r: -r.metric_drop.mean)):
         index = attack.suffixes.index(result.suffix)
@@ -159,7 +159,7 @@ def _summary(attack: Investigation) -> Table:
         for row in frame.to_dict("records")
     )
     caption = (
-        f"The suffixes that were looked into, n = {attack.plain.n} prompts each; control: {RANDOM}. Metric drop: from "
+        f"The suffixes investigated, n = {attack.plain.n} prompts each; control: {RANDOM}. Metric drop: relative to "
         "random tokens, with its 95% interval and p adjusted over suffixes. Share: the suffix's part of what the top "
         "heads write at the last position. Attention rise: of the top heads, above random tokens. Departs at: the "
         "first site from which the projection stays below random."
@@ -168,42 +168,42 @@ def _summary(attack: Investigation) -> Table:
 
 
 def _details(attack: Investigation, result: SuffixResult, name: str, shown: int | None) -> Iterator[Item]:
-    """One suffix up close, with attention on ``shown`` prompts (all that are stored if None)."""
+    """One suffix in detail, with attention on ``shown`` prompts (all that are stored if None)."""
     n, exact = f"{attack.plain.n} prompts", "none applies: these are exact parts of one sum"
     rises = ", ".join(f"{label} {value:+.2f}" for label, value in result.strongest_rises())
     yield Note(mechanism(result).sentence)
     caption = (
         "Cosine with the direction by layer, at the last position and at the instruction's last token (is the harm "
-        "still seen there?); band of one standard deviation; dotted: the layer of the direction."
+        "still visible there?); band of one standard deviation; dotted: the layer of the direction."
     )
     yield Figure(f"{name}-trace", attack.plot("trace by layer", result=result), caption, n, RANDOM)
     caption = "What the top heads write along the direction at the last position, 95% intervals."
     chosen = f"{n}, heads chosen on {len(attack.head_prompts)} others"
     yield Figure(f"{name}-heads", attack.plot("heads", result=result), caption, chosen, RANDOM)
     caption = (
-        "Where the top heads look from the last position; each column adds up to 1. Of all heads, attention to the "
+        "Where the top heads attend from the last position; each column adds up to 1. Of all heads, attention to the "
         f"suffix rises most above random tokens in {rises}."
     )
     yield Figure(f"{name}-attention", attack.plot("attention by region", result=result), caption, n, RANDOM)
     caption = "Attention to the suffix from every post-instruction position."
     yield Figure(f"{name}-positions", attack.plot("attention by position", result=result), caption, n, RANDOM)
     caption = "The drop of each head, split exactly into attention moved (weights) and values changed."
-    control = "the drop counts from random tokens of equal length"
+    control = "the drop is relative to random tokens of equal length"
     yield Figure(f"{name}-split", attack.plot("split of the drop", result=result), caption, n, control)
     caption = "The drop of the projection from plain to suffixed, part by part; the parts add up to it."
     parts = attack.drop_parts(result)
     yield Figure(f"{name}-waterfall", attack.plot("parts of the drop", result=result), caption, n, exact, parts)
     if result.causal is not None:
         caption = (
-            "What each intervention on the suffixed run brings back of the refusal metric's drop (reverse: what it "
-            "brings about in the clean run), 95% bootstrap intervals."
+            "Share of the refusal metric's drop that each intervention on the suffixed run brings back (reverse: that "
+            "it causes in the clean run), 95% bootstrap intervals."
         )
         control = "random heads of the same layers; random changes of equal norm"
         yield Figure(f"{name}-causal", result.causal.plot(), caption, n, control, result.causal.to_frame())
     if result.tokens is not None:
         caption = (
-            "Above: refusal metric back when this token is left out. Below: what the top heads take from it along the "
-            "direction."
+            "Above: how much of the refusal metric returns when this token is left out. Below: what the top heads take "
+            "from it along the direction."
         )
         n, frame = f"{result.tokens.removed.shape[-1]} prompts", result.tokens.to_frame()
         yield Figure(f"{name}-tokens", result.tokens.plot(), caption, n, "the other tokens", frame)
@@ -227,7 +227,7 @@ def _pattern_picker(result: SuffixResult, name: str, shown: int | None) -> Picke
 
 
 def _matrix(props: dict[str, Any]) -> pd.DataFrame:
-    """The pattern as a square: a row a destination, a column a source, numbered as in the view."""
+    """The pattern as a square: one row per destination, one column per source, numbered as in the view."""
     names = [f"{i} {token}" for i, token in enumerate(props["tokens"])]
     frame = pd.DataFrame(props["attention"][0], columns=names).round(3)
     frame.insert(0, "destination", names)
@@ -236,7 +236,7 @@ def _matrix(props: dict[str, Any]) -> pd.DataFrame:
 
 def _detector_items(found: Detectors) -> Iterator[Item]:
     caption = (
-        "Harmful prompts told from all harmless ones by the projection on the direction: at the last token, its "
+        "Harmful prompts separated from all harmless ones by the projection on the direction: at the last token, its "
         "maximum over the instruction's tokens, and both."
     )
     n = ", ".join(f"{found.groups.count(g)} {g}" for g in found.group_names)
@@ -256,8 +256,8 @@ def _detector_items(found: Detectors) -> Iterator[Item]:
         for row in frame.to_dict("records")
     )
     caption = (
-        f"At resid_pre of layer {found.site}; the threshold lets at most 5% of the plain harmless prompts through, on "
-        "which it was set."
+        f"At resid_pre of layer {found.site}; the threshold was set on the plain harmless prompts and flags at most 5% "
+        "of them."
     )
     columns = ("score", "group", "AUROC", "95% interval", "flagged", "95% interval ", "n")
     yield Table("suffix-detectors", columns, rows, caption, data=frame)

@@ -43,7 +43,7 @@ ATTACKS = Stage(
     "attacks",
     {"attacks/report": Investigation},
     _attacks,
-    "what suffixes do (`--suffixes`; the embedded model's own by default); beside it one file per suffix, one per "
+    "what suffixes do (`--suffixes`; the embedded model's own by default); with one file per suffix and one per "
     "screened prompt",
     uses=("suffix_prompts", "max_new_tokens", "seed"),
     inputs=("suffixes",),
@@ -55,7 +55,7 @@ SUFFIXES = Stage(
     "suffixes",
     {"suffixes/report": Investigation},
     made_elsewhere,
-    "the same, with its own `report.html`; the run's report shows this one where it is there",
+    "the same, with its own `report.html`; the run's report shows this one if it exists",
     command="refusal-lens hijack",
     section=_section,
 )

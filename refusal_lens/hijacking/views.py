@@ -1,4 +1,4 @@
-"""CircuitsVis views of attention, plain beside suffixed."""
+"""CircuitsVis views of attention, plain next to suffixed."""
 
 from __future__ import annotations
 

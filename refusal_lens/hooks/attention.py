@@ -96,7 +96,7 @@ class AttentionKnockout(HeadsIntervention):
     """Attention edges cut in some heads: from ``positions`` to ``source``; the rest of each row is renormalised.
 
     Scores at these edges become the lowest finite number before the softmax (where the model has no hook point for
-    scores, weights become 0 and the row is divided by what is left, which is the same). With a ``strength`` s below 1
+    scores, weights become 0 and the row is divided by the rest, which is the same). With a ``strength`` s below 1
     these weights are multiplied by 1 - s before the row is renormalised.
 
     Attributes:

@@ -52,7 +52,7 @@ class _Writes(Kept):
     """Every head's and attention bias's share of hook_attn_out along a vector, checked against it.
 
     Attributes:
-        vector: a direction, or a result that has one (its unit vector counts), or a vector.
+        vector: a direction, or a result that has one (its unit vector is used), or a vector.
         pos: position, counted from the end.
         check: verify on every prompt that heads and bias sum to hook_attn_out.
     """
@@ -150,7 +150,7 @@ class Sources(Reader[SourceParts]):
     outlives its layer.
 
     Attributes:
-        vector: a direction, or a result that has one (its unit vector counts), or a vector.
+        vector: a direction, or a result that has one (its unit vector is used), or a vector.
         pos: the destination, counted from the end.
         check: verify that sources sum to z · W_O r̂.
     """
@@ -238,7 +238,7 @@ class Sources(Reader[SourceParts]):
 
 @dataclass(eq=False)
 class AttentionByRegion(Reader[Tensor]):
-    """Attention that every head pays from each post-instruction position to each region of the prompt."""
+    """Attention of every head from each post-instruction position to each region of the prompt."""
 
     def hooks(self, model: Model, batch: Any) -> Hooks:
         self.found: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""The parts that all interventions share: where they act, how strongly, and what they may know of a model."""
+"""The parts that all interventions share: where they act, how strongly, and what they need to know about a model."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Intervention:
-    """A change of a model as a value: ``with model.hooks(intervention): ...`` or ``intervention.applied(model)``.
+    """A change to a model, as a value: ``with model.hooks(intervention): ...`` or ``intervention.applied(model)``.
 
     Attributes:
         layers: the layers where it acts: a number, a slice, several numbers, or None for all.

@@ -18,18 +18,18 @@ from .interventions import Change, named, subject_of
 
 @dataclass(frozen=True)
 class Cap(HookIntervention):
-    """Capping: x <- x - max(0, r̂ᵀx - c) r̂ at resid_pre of every chosen layer; what is below the ceiling c stays.
+    """Capping: x <- x - max(0, r̂ᵀx - c) r̂ at resid_pre of every chosen layer; below the ceiling c nothing changes.
 
-    A ``strength`` s removes the share s of what is above.
+    A ``strength`` s removes the share s of the excess.
 
     Attributes:
-        direction: a ``Direction`` (or a result that has one), or a vector [d_model], whose length does not count.
+        direction: a ``Direction`` (or a result that has one), or a vector [d_model] of any length.
         ceiling: c in units of the residual stream: one number, or one per layer of the model.
         along: unit vector [d_model] along which the excess is removed; None for r̂. The placebo has a random one.
 
     Raises:
         DirectionError: a direction of another model, basis or size, or a subspace.
-        InterventionError: another number of ceilings than layers.
+        InterventionError: the numbers of ceilings and layers differ.
 
     Example:
         >>> with model.hooks(rl.hooks.Cap(found, 1.5, positions="prompt")):

@@ -1,4 +1,4 @@
-"""Named conditions of an experiment: the paper's interventions, each beside its placebo."""
+"""Named conditions of an experiment: the paper's interventions, each with its placebo."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUFFICIENCY = ("baseline", "addition", "random_addition")  # on harmless prompts
 def named_conditions(
     direction: DirectionLike, names: Sequence[str] = CONDITIONS, seed: int = 0, allow_gap: bool = False
 ) -> dict[str, list[Intervention]]:
-    """Interventions by condition, each ``random_`` one its placebo of equal norm (paper sections 2.4, 3, I.1).
+    """Give interventions by condition; each ``random_`` one is a placebo of equal norm (paper sections 2.4, 3, I.1).
 
     Args:
         direction: the direction; ``subtraction`` adds -r at its layer, the other conditions are the paper's.

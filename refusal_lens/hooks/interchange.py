@@ -172,7 +172,7 @@ class InterchangeHeads(HeadsIntervention):
 
 @dataclass(frozen=True)
 class InterchangeWrites(HeadsIntervention):
-    """Only the component along r̂ of what some heads write, at the last positions, set to another run's.
+    """The component along r̂ of what some heads write, at the last positions, set to another run's.
 
     Attributes:
         heads: (layer, head) pairs.
@@ -226,8 +226,8 @@ class InterchangePattern(HeadsIntervention):
     Attributes:
         heads: (layer, head) pairs.
         patterns: by layer, the other run's rows at the last positions.
-        columns: the other run's source that stands at each of this run's; -1 for none (its weight is 0). Rows are
-            renormalised, since the other run may have looked at tokens that this one lacks.
+        columns: for each of this run's sources, the other run's; -1 for none (its weight is 0). Rows are
+            renormalised, since the other run may have attended to tokens that this one lacks.
     """
 
     patterns: Mapping[int, Float[Tensor, "row head last other_src"]]

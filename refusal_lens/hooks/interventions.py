@@ -131,8 +131,8 @@ class Add(HookIntervention):
     """Activation addition: x <- x + coeff * r at resid_pre of one layer (paper section 2.4).
 
     Attributes:
-        direction: a ``Direction`` (or a result that has one): its ``norm`` counts, so coeff 1 adds r itself and -1
-            subtracts it. Or a vector [d_model], added as it is; of vectors [candidate, d_model] the batch holds equally
+        direction: a ``Direction`` (or a result that has one): its ``norm`` is used, so coeff 1 adds r itself and -1
+            subtracts it. Or a vector [d_model], added unchanged; of vectors [candidate, d_model] the batch holds as
             many rows each, one candidate after another.
         coeff: multiple of r; if None the direction's own ``coeff``, for vectors 1.
         layers: at which layers' resid_pre; None for the direction's own layer.
@@ -187,7 +187,7 @@ class Add(HookIntervention):
 
 @dataclass(frozen=True)
 class NormMatchedPlacebo(HookIntervention):
-    """Given changes added at the last positions of the prompts: as large as another intervention's, elsewhere pointed.
+    """Given changes added at the prompts' last positions: as large as another intervention's, in other directions.
 
     TransformerLens's class of this name (``tools.analysis.interchange``) matches the move at one hook point while it
     runs; the changes here were measured in the other intervention's own run, so that several layers match too.

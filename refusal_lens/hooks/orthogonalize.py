@@ -30,14 +30,14 @@ CHUNK = 1 << 22  # entries that are held in float32 at a time: the edit needs no
 class Orthogonalize(Intervention):
     """Weight edit after which every write to the residual stream is orthogonal to r̂ (paper section 2.4).
 
-    Edited are the embedding, the positional embedding, every attention and MLP output, experts, and all output
-    biases. The original parameters are set aside, not overwritten, and put back on leaving, also after an
+    It edits the embedding, the positional embedding, every attention and MLP output, experts, and all output
+    biases. The original parameters are set aside, not overwritten, and put back on leaving, even after an
     exception: bit for bit what they were. Memory: one copy of the weights touched. A tied embedding is untied
     inside, so that the unembedding reads as before. ``model.hooks`` enters weight edits before hooks.
 
     Attributes:
-        direction: a ``Direction`` (or a result that has one); its ``unit`` counts.
-        allow_gap: edit also a model with norms after its writes, where the edit is not equivalent to ablation;
+        direction: a ``Direction`` (or a result that has one); its ``unit`` is used.
+        allow_gap: edit even a model with norms after its writes, where the edit is not equivalent to ablation;
             ``exactness.orthogonalization_gap`` measures by how much.
         layers: edit the weights of these layers only; the embeddings count to layer 0.
         positions: None: weights act on every token.
@@ -74,7 +74,7 @@ class Orthogonalize(Intervention):
             raise ModelError(
                 f"{model.name} has a norm after its writes to the residual stream ({norm}), so no plain edit of "
                 "weights is equivalent to ablation: use model.hooks(Ablate(direction)), or allow_gap=True to measure "
-                "the edit all the same (orthogonalization_gap gives the difference)"
+                "the edit anyway (orthogonalization_gap gives the difference)"
             )
         with model.hooks():  # takes the model's lock: another thread would see edited weights
             swapped: list[tuple[Any, nn.Parameter]] = []

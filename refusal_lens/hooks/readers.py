@@ -2,7 +2,7 @@
 
 A reader names its hook points for one batch (``hooks``), reduces what they showed (``values``) and puts the batches
 together (``put``, ``result``). ``model.run`` owns the rest: tokens, batches, the end of the pass, prompt order. Any
-object of this shape can be read; an analysis with a need of its own defines its reader beside it.
+object of this form can be read; an analysis with special needs defines its own reader.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Cache(Kept[dict[str, Tensor]]):
     Attributes:
         names: e.g. ``blocks.3.hook_resid_pre``.
         positions: keep these positions only, counted from the end (``slice(-5, None)``); with None all positions are
-            kept, prompts end at the last position, and what is padding in shorter ones is 0.
+            kept, prompts end at the last position, and padding of shorter ones is 0.
 
     Example:
         >>> (kept,) = model.run(data.harmful.test[:4], read=rl.hooks.Cache(["blocks.2.attn.hook_z"], slice(-1, None)))
@@ -268,7 +268,7 @@ class Residual(Reader[Projections]):
     """The residual stream on a direction at every layer: at one position, or at the last token of a region.
 
     Attributes:
-        vector: a direction, or a result that has one (its unit vector counts), or a vector.
+        vector: a direction, or a result that has one (its unit vector is used), or a vector.
         positions: counted from the end, or the name of a region that every prompt has, such as "instruction".
 
     Example:

@@ -15,7 +15,7 @@ _kept = False  # whether this process asked for it
 
 
 def keep_freed_memory(keep: bool = True) -> bool:
-    """Let glibc keep what tensors free, instead of returning it to the system and requesting it anew.
+    """Let glibc keep the memory that tensors free, instead of returning it to the system and requesting it again.
 
     Worth it on a CPU: a pass allocates and frees tensors of tens of MB, and the system clears new pages for each, which
     took a fifth of the time of a pass of a 0.5B model on two cores. The setting holds for the whole process, which then

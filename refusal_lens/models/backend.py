@@ -1,4 +1,4 @@
-"""What the wrapper needs of a TransformerLens model; the two kinds of model implement it, and differ nowhere else."""
+"""What the wrapper needs from a TransformerLens model; all differences between the two kinds are in its subclasses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How prompts go through the model: batches of similar length, or rows that hold several prompts each."""
+"""How prompts are run: batches of similar length, or rows that hold several prompts each."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PADDING_TOKENS = 96
 
 
 class Pass(NamedTuple):
-    """Prompts that go through the model together.
+    """Prompts that are run together.
 
     Attributes:
         batch: the prompts.
-        logits: runs them under the hooks that are active then; next-token logits.
+        logits: runs them under the hooks active at that time; gives next-token logits.
     """
 
     batch: Tokens | Pack
@@ -33,7 +33,7 @@ class Pass(NamedTuple):
 
 
 def plan(model: Model, tokens: Tokens, pack: bool = False) -> Iterator[Pass]:
-    """The passes that all prompts need; with ``pack`` packed ones, if they give the same on this model."""
+    """The passes that all prompts need; with ``pack``, packed ones if they give the same results on this model."""
     if not pack or not packing_holds(model):
         for batch in length_batches(tokens):
             yield Pass(batch, partial(_padded_logits, model, batch))
@@ -60,7 +60,7 @@ def length_batches(tokens: Tokens, max_tokens: int = 2048) -> Iterator[Tokens]:
     On a CPU a batch ends before its padding reaches ``PADDING_TOKENS``, too.
 
     Args:
-        max_tokens: padded tokens per batch at most (always at least one prompt).
+        max_tokens: the most padded tokens per batch (always at least one prompt).
     """
     room = PADDING_TOKENS if tokens.ids.device.type == "cpu" else math.inf
 

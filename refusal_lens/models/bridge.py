@@ -46,7 +46,7 @@ class BridgeBackend(Backend):
 
     @contextmanager
     def _passing(self) -> Iterator[None]:
-        """Make the bridge fast, and right under transformers 5.24, during a pass; afterwards it is as it was."""
+        """Make the bridge fast, and correct under transformers 5.24, during a pass; restore it afterwards."""
         with super()._passing(), ExitStack() as stack:
             # The last position's slice is strided; torch then multiplies row by row and copies W_U for each (bfloat16
             # on CPU, 32 rows, 152k tokens: 37 s instead of 0.02 s).
@@ -168,7 +168,7 @@ class BridgeBackend(Backend):
         self._run(**call)
         layers: list[Any] = cache.layers
         if not layers:
-            raise ModelError(f"{self.kind} kept no keys and values: this transformers passes its cache another way")
+            raise ModelError(f"{self.kind} kept no keys and values: this transformers passes its cache differently")
         return [(layer.keys, layer.values) for layer in layers]
 
     def packed_logits(self, ids, positions, mask, row, end, copies, start=None, prefix=None):
@@ -305,7 +305,7 @@ class BridgeBackend(Backend):
         if self._mixer(layer):
             raise ModelError(
                 f"layer {layer} has no attention heads ({where}): whole components, extraction, selection and ablation "
-                "are exact here, what is read head by head is not to be had"
+                "are exact here, but nothing that needs single heads is available"
             )
         weight = next(iter(self._output_weights(where, "attn", module)), None)
         if weight is None:

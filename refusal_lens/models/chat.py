@@ -1,4 +1,4 @@
-"""From a request to tokens: the tokenizer's own chat template, and the spans of what it wrapped.
+"""From a request to tokens: the tokenizer's own chat template, and the spans of its regions.
 
 Regions come from character offsets of the rendered template, never from counted tokens, so any template works
 and there is no table of model families.
@@ -56,7 +56,7 @@ class Tokens:
         ids: [batch, pos]; rows end at position -1, padding is on the left.
         mask: True at real tokens.
         spans: regions of each row, without padding.
-        indices: where each row stood in the list of prompts it came from.
+        indices: each row's index in the original list of prompts.
     """
 
     ids: Int[Tensor, "batch pos"]
@@ -140,7 +140,7 @@ class ChatFormat:
 
     Raises:
         ModelError: no chat template, no fast tokenizer, a template that drops the user's text or the system prompt or
-            doubles the BOS, or an option that it does not read.
+            doubles the BOS token, or an option that it does not read.
 
     Example:
         >>> model.chat.n_post, model.chat.post_labels()[0]
@@ -172,7 +172,7 @@ class ChatFormat:
                 "set a template that contains it once"
             )
         if system is not None and system.strip() not in rendered:
-            raise ModelError("the chat template drops the system prompt, which would do nothing: leave it out")
+            raise ModelError("the chat template drops the system prompt, which would have no effect: leave it out")
         self.before, self.after = rendered.split(_SENTINEL)
         self.opened = self.template.opened
         self.n_post = 0  # until it is known, all that a prompt has
@@ -190,7 +190,7 @@ class ChatFormat:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes the same format of another tokenizer: the arguments besides it, defaults filled in."""
+        """The arguments other than the tokenizer, with defaults filled in: they make the same format of another one."""
         template = self.template
         return {
             "system": self.system,
@@ -202,7 +202,7 @@ class ChatFormat:
         }
 
     def render(self, content: str) -> str:
-        """Render one user turn, or a ``Conversation``, up to where the model's reply goes on."""
+        """Render one user turn, or a ``Conversation``, up to where the model's reply begins."""
         messages = (
             list(content.messages) if isinstance(content, Conversation) else [{"role": "user", "content": content}]
         )
@@ -211,7 +211,7 @@ class ChatFormat:
         return self.template.render(messages)
 
     def split(self, reply: str) -> Reply:
-        """Tell a reply's thought from its answer.
+        """Split a reply into its thought and its answer.
 
         Example:
             >>> model.chat.split("<think>A question.</think>Four.").answer
@@ -237,7 +237,7 @@ class ChatFormat:
         return before, last["content"], after
 
     def encode(self, instruction: str, suffix: str = "") -> Encoded:
-        """Token ids and spans of ``instruction`` (and ``suffix``, which brings its own leading space).
+        """Give token ids and spans of ``instruction`` (and ``suffix``, which has its own leading space).
 
         Raises:
             PromptError: empty or broken text, text that the template changes, or a token that straddles the boundary
@@ -288,7 +288,7 @@ class ChatFormat:
         if surplus < 0:
             raise PromptError(
                 f"the tokenizer merges the end of the prompt {content[-40:]!r} with the template, which leaves "
-                f"{counts['template_post']} of {self.n_post} post-instruction tokens: end it otherwise"
+                f"{counts['template_post']} of {self.n_post} post-instruction tokens: change its ending"
             )
         counts["template_post"] -= surplus
         counts["suffix" if suffix else "instruction"] += surplus
@@ -327,11 +327,11 @@ class ChatFormat:
         """Tokenize prompts into left-padded ``Tokens``.
 
         Args:
-            instructions: the requests, as ``data.prompts.as_prompts`` takes them (a string is one prompt).
+            instructions: the requests, in any form that ``data.prompts.as_prompts`` takes (a string is one prompt).
             suffixes: one per request (with its leading space), one string for all, or None.
 
         Raises:
-            PromptError: no prompt, another number of suffixes than of prompts, or a prompt that does not fit.
+            PromptError: no prompt, different numbers of suffixes and prompts, or a prompt that does not fit.
         """
         instructions = as_prompts(instructions)
         if not len(instructions):
@@ -344,7 +344,7 @@ class ChatFormat:
 
     @property
     def pad_id(self) -> int:
-        """Id to pad with; the mask hides it, so any id will do where there is no pad token."""
+        """Padding id; the mask hides it, so any id will do where there is no pad token."""
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
         return next((int(candidate) for candidate in known if candidate is not None), 0)
 

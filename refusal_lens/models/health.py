@@ -1,4 +1,4 @@
-"""Whether a model is as it should be: no hook left on it, no weight or activation that is NaN or infinite."""
+"""Checks of a model: no hook left on it, no NaN or infinite weight or activation."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ def _few_tokens(model: Model) -> Any:
 
 
 def check_attention(model: Model) -> float:
-    """Verify that attention with hook points gives the logits that the checkpoint's own code gives.
+    """Verify that attention with hook points gives the same logits as the checkpoint's own code.
 
-    TransformerLens computes most architectures' attention anew: a wrong order of heads would show nowhere else.
+    TransformerLens reimplements most architectures' attention: a wrong order of heads would show nowhere else.
 
     Returns:
         Relative length of the difference; 0 where the own code takes part in every pass, or does not run alone.
@@ -108,7 +108,7 @@ def check_attention(model: Model) -> float:
     limit = ATTENTION_TOLERANCE.get(model.dtype, 0.2)
     if not gap <= limit:
         raise ModelError(
-            f"{model.name}: TransformerLens computes its attention otherwise than the checkpoint's own code (the "
+            f"{model.name}: TransformerLens computes its attention differently from the checkpoint's own code (the "
             f"logits differ by {gap:.2g} of their length, limit {limit:g}), so every result would be another model's; "
             "this architecture needs another version of transformer-lens"
         )
@@ -116,13 +116,13 @@ def check_attention(model: Model) -> float:
 
 
 def check_writes(model: Model) -> float:
-    """Verify that resid_post = resid_pre + attn_out + mlp_out at every layer, and that layers join up.
+    """Verify that resid_post = resid_pre + attn_out + mlp_out at every layer, and that it is the next resid_pre.
 
     Returns:
         The largest relative error.
 
     Raises:
-        ModelError: naming the layer and hook that does not fit.
+        ModelError: naming the layer and hook where it fails.
     """
     sites = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
     names = [f"blocks.{layer}.{site}" for layer in range(model.n_layers) for site in sites]

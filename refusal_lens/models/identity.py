@@ -1,4 +1,4 @@
-"""Whose direction is it: the basis of a model's residual stream and the fingerprint of its weights."""
+"""Which model a direction belongs to: the basis of the residual stream and the fingerprint of the weights."""
 
 from __future__ import annotations
 

@@ -40,7 +40,8 @@ def load_model(
 ) -> HookedChatModel:
     """Load a chat model with hook points.
 
-    Nothing of the process is changed, installed or started. Of a vision-language checkpoint the text model is loaded.
+    Nothing is installed or started, and no setting of the process changes. Of a vision-language checkpoint, the text
+    model is loaded.
 
     Args:
         source: "organism" (the embedded model), a Hugging Face id, a local folder, a .gguf file (dequantized by
@@ -50,16 +51,16 @@ def load_model(
         device_map: e.g. "auto" to spread over several GPUs (then no ``device``).
         system: system prompt of every conversation.
         chat_template: Jinja text, or a file with it, in place of the tokenizer's own.
-        template_options: variables that the template reads, as a mapping or NAME=VALUE texts. Where it offers to skip
-            the thought before an answer (``enable_thinking``), thoughts are skipped unless that is set here.
+        template_options: variables that the template reads, as a mapping or NAME=VALUE texts. Where it can skip the
+            thought before an answer (``enable_thinking``), thoughts are skipped unless this is set here.
         reply_prefix: text that every reply begins with, such as a closed thought; part of the prompt.
-        date: ISO date for templates that print today's; by default the day of loading.
-        thought: begin and end marker of a thought, where they are not of a known form (``<think>``, gpt-oss's ...).
+        date: ISO date for templates that print today's date; by default the day of loading.
+        thought: begin and end marker of a thought, unless they are known (``<think>``, gpt-oss's ...).
         tokenizer: the tokenizer to use; by default the checkpoint's own.
         trust_remote_code: run code that comes with the checkpoint.
 
     Raises:
-        ModelError: with the remedy, when the source can't be loaded or is not a chat model.
+        ModelError: the source can't be loaded or is not a chat model; the message gives the remedy.
 
     Example:
         >>> model = rl.load_model("organism")
@@ -180,7 +181,7 @@ def _check_folder(folder: Path, gguf: str | None, config: Any) -> None:
             raise ModelError(f"{index} is not an index of weight files ({type(error).__name__})") from error
         for shard in shards:
             if not isinstance(shard, str) or Path(shard).name != shard or not (index.parent / shard).is_file():
-                raise ModelError(f"{index} points to {shard!r}, which is no file of this folder")
+                raise ModelError(f"{index} points to {shard!r}, which is not in this folder")
 
 
 def _check_gguf(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""HookedChatModel: a chat model with its residual stream in reach."""
+"""HookedChatModel: a chat model with access to its residual stream."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class HookedChatModel:
         tokenizer: its tokenizer; the TransformerLens model's own if None.
         name: label in results; the model's own name if None.
         system: system prompt for every conversation; None leaves it to the template.
-        check: whether to verify at once that no hook is on the model, that its weights are finite, and that the
+        check: whether to verify that no hook is on the model, that its weights are finite, and that the
             residual stream is the sum of its writes.
         template: the template's settings, as in ``load_model`` (``model.chat.settings`` has those of another model).
 
     Raises:
-        ModelError: not such a model, no usable chat template, hooks left on it, NaN or infinite weights, or writes
+        ModelError: another kind of model, no usable chat template, hooks left on it, NaN or infinite weights, or writes
             that do not sum to the stream.
     """
 
@@ -87,9 +87,9 @@ class HookedChatModel:
         )
 
     def close(self) -> None:
-        """Leave the TransformerLens model as it was: contexts of ``hooks`` that are still open are left.
+        """Leave the TransformerLens model as it was: contexts of ``hooks`` that are still open are closed.
 
-        Between two passes nothing else of a wrapper is on it; what TransformerLens notes in its passes stays.
+        Between two passes nothing else of a wrapper is on it; what TransformerLens itself stores in a pass stays.
         """
         self.backend.close()
 
@@ -128,7 +128,7 @@ class HookedChatModel:
     # -- use by one thread ----------------------------------------------------------------------------------
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Hooks live on the modules, so two threads would see each other's interventions."""
+        """Keep out other threads: hooks live on the modules, so threads would see each other's interventions."""
         if not self._lock.acquire(blocking=False):
             raise ConcurrentUseError(
                 f"{self.name} is in use by another thread, whose hooks would change this thread's results; "
@@ -141,10 +141,10 @@ class HookedChatModel:
 
     @contextmanager
     def hooks(self, *interventions: Any) -> Iterator[HookedChatModel]:
-        """Interventions active inside the ``with``; contexts nest, and leaving restores, also after an exception.
+        """Apply interventions inside a ``with`` block; blocks nest, and leaving restores, even after an exception.
 
         Args:
-            interventions: ``Ablate``, ``Orthogonalize``, ... (edits of weights are entered first), or plain (hook name,
+            interventions: ``Ablate``, ``Orthogonalize``, ... (weight edits are applied first), or plain (hook name,
                 function) pairs in TransformerLens's names; functions get (tensor, hook) and return a new tensor.
 
         Raises:
@@ -161,7 +161,7 @@ class HookedChatModel:
                 if not isinstance(item, (tuple, Intervention)):
                     what = item.__name__ if isinstance(item, type) else type(item).__name__
                     raise InterventionError(
-                        f"{what} is no intervention: give Ablate(direction), Add(direction), ... or (name, function)"
+                        f"{what} is not an intervention: give Ablate(direction), Add(direction) ... or (name, function)"
                     )
                 if isinstance(item, tuple) or hasattr(item, "hooks"):
                     hooked.append(item)
@@ -196,7 +196,7 @@ class HookedChatModel:
 
     # -- tokens ---------------------------------------------------------------------------------------------
     def tokenize(self, prompts: PromptsLike, suffixes: str | Sequence[str] | None = None) -> Tokens:
-        """Chat-formatted, left-padded tokens of ``prompts`` with their spans, on the model's device."""
+        """Tokenize ``prompts``: chat-formatted, left-padded, with their spans, on the model's device."""
         tokens = self.chat.tokenize(prompts, suffixes)
         longest = tokens.ids.shape[1]
         if self.n_ctx and longest > self.n_ctx:
@@ -216,7 +216,7 @@ class HookedChatModel:
         Args:
             prompts: requests, or tokens from ``tokenize``.
             suffixes: one per prompt, or None.
-            max_tokens: padded tokens per batch at most (always at least one prompt).
+            max_tokens: the most padded tokens per batch (always at least one prompt).
         """
         tokens = prompts if isinstance(prompts, Tokens) else self.tokenize(prompts, suffixes)
         return length_batches(tokens, max_tokens)
@@ -231,7 +231,7 @@ class HookedChatModel:
         prefix: PrefixCache | None = None,
         prefix_mask: Bool[Tensor, "batch prefix"] | None = None,
     ) -> Float[Tensor, "batch kept vocab"]:
-        """Logits of a batch, of the last position only unless asked for all ([batch, pos, vocab]).
+        """Compute the logits of a batch, at the last position or at all of them ([batch, pos, vocab]).
 
         Args:
             tokens: from ``tokenize`` or ``batches``.
@@ -260,14 +260,14 @@ class HookedChatModel:
         Layers after the last hook point that is read are not run, unless a reader needs the logits.
 
         Args:
-            prompts: requests, as ``data.prompts.as_prompts`` takes them, or tokens from ``tokenize``.
+            prompts: requests, in any form that ``data.prompts.as_prompts`` takes, or tokens from ``tokenize``.
             suffixes: one per prompt (with its leading space), or None.
             read: readers (``refusal_lens.hooks``); memory is one batch and what they keep.
-            under: interventions that are active meanwhile, in addition to those of ``with model.hooks(...)``.
-            pack: run several prompts per row, where all readers and the model allow it: faster, equal to rounding.
+            under: interventions active during the run, in addition to those of ``with model.hooks(...)``.
+            pack: run several prompts per row, where all readers and the model allow it: faster, equal up to rounding.
             engine: spread the prompts over its workers, 64 per item; None runs them here in batches of similar length.
-            progress: shows how far it is.
-            on_batch: called with a number of prompts when they are done.
+            progress: shows the progress.
+            on_batch: called with the number of prompts just done.
 
         Returns:
             ``rows[reader]``: what each reader found, in prompt order and on the CPU.
@@ -298,7 +298,7 @@ class HookedChatModel:
         prefix: PrefixCache | None = None,
         prefix_mask: Bool[Tensor, "batch prefix"] | None = None,
     ) -> dict[str, Tensor]:
-        """Activations of one batch at the named hook points only, on their device, under the active interventions.
+        """Read one batch's activations at the named hook points, on their device, under the active interventions.
 
         Layers after the last named one are not run. (``run`` with a ``Cache`` takes any number of prompts.)
 
@@ -354,8 +354,8 @@ class HookedChatModel:
             seed: of the sampling; the caller's random state is left alone.
 
         Returns:
-            One reply to a string, a list of them to anything else. A thought before the answer stays in it
-            (``model.chat.split`` tells them apart).
+            One reply for a string, a list of replies for anything else. A thought before the answer stays in the reply
+            (``model.chat.split`` separates them).
         """
         tokens = prompts if isinstance(prompts, Tokens) else self.tokenize(prompts, suffixes)
         replies = generate(self, tokens, max_new_tokens, on_batch, batch_size, temperature, seed)

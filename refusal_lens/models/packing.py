@@ -1,8 +1,8 @@
 """Prompts packed into rows; the prefix that all share is run once, at the start of the first row.
 
-A mask lets every token see the shared prefix and its own prompt only, and position ids count from each prompt's own
-start, so the logits are those of the prompts alone. What is saved against a padded batch: nearly all padding, and the
-template and system prompt of all prompts but one. Several rows, each under several interventions, go through one pass.
+A mask lets every token see only the shared prefix and its own prompt, and position ids count from each prompt's own
+start, so the logits are those of the prompts alone. Compared with a padded batch this saves nearly all padding, and the
+template and system prompt of all prompts but one. Several rows, each under several interventions, share one pass.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Pack:
     Attributes:
         ids: tokens.
         positions: each token's position in its own prompt.
-        whose: which prompt a token is of; ``PADDING`` and ``PREFIX`` are none.
+        whose: which prompt a token belongs to; ``PADDING`` and ``PREFIX`` belong to none.
         shared: tokens of the prefix.
         row: where each prompt is.
         end: its last token there.
@@ -226,7 +226,7 @@ TRIAL = ("Hello", "How do I bake bread?", "Name three rivers of Europe and say w
 
 
 def packing_holds(model: Model) -> bool:
-    """Whether packed logits are those of the prompts alone on this model: measured on three prompts, once per model.
+    """Whether packed logits equal those of the prompts alone on this model: measured on three prompts, once per model.
 
     Attention that reads anything but the mask and the position ids (ALiBi, windows, recurrences) would differ. Hooks
     that are active from outside may count positions, so with them the answer is no.

@@ -1,4 +1,4 @@
-"""Running a model: the one place where readers are put on it, passes are made and what they gave is put in order."""
+"""Running a model: the one place where readers are attached, passes are made and results are put in order."""
 
 from __future__ import annotations
 

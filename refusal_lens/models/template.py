@@ -30,10 +30,10 @@ _REPLY, _NEXT = "\u2983reply\u2984", "\u2983next\u2984"  # rare characters: no t
 
 
 class Reply(NamedTuple):
-    """A reply with its thought apart.
+    """A reply split into thought and answer.
 
     Attributes:
-        thought: what stands between the thought's markers; "" if there is none.
+        thought: the text between the thought's markers; "" if there is none.
         answer: what comes after it; the whole reply if there is no thought, "" if the thought did not end.
         finished: whether the thought ended.
     """
@@ -44,7 +44,7 @@ class Reply(NamedTuple):
 
 
 def split_thought(reply: str, markers: Sequence[tuple[str, str]] = THOUGHTS, opened: str = "") -> Reply:
-    """Tell a thought from the answer after it.
+    """Split a thought from the answer after it.
 
     Args:
         reply: the model's text.
@@ -68,7 +68,7 @@ def split_thought(reply: str, markers: Sequence[tuple[str, str]] = THOUGHTS, ope
 
 
 def options_of(given: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:
-    """Template options from a mapping or from NAME=VALUE texts (VALUE as JSON where it is JSON).
+    """Read template options from a mapping or from NAME=VALUE texts (VALUE as JSON where it is JSON).
 
     Raises:
         ModelError: a text without "=".
@@ -84,7 +84,7 @@ def options_of(given: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any
     for item in given or ():
         name, equals, value = item.partition("=")
         if not equals or not name:
-            raise ModelError(f"the template option {item!r} is no NAME=VALUE, such as enable_thinking=false")
+            raise ModelError(f"the template option {item!r} is not of the form NAME=VALUE, as in enable_thinking=false")
         try:
             found[name] = json.loads(value)
         except ValueError:
@@ -98,14 +98,14 @@ class Template:
     Args:
         tokenizer: a Hugging Face tokenizer.
         chat_template: Jinja text, or a file with it; None for the tokenizer's own.
-        template_options: variables of the template. Where it offers to skip the thought before an answer and nothing
-            is said of that, thoughts are skipped.
+        template_options: variables of the template. Where it can skip the thought before an answer, thoughts are
+            skipped unless this is set.
         reply_prefix: text that every reply begins with, e.g. a closed thought; it belongs to the prompt.
-        date: ISO date for templates that print today's; None for the day of the call.
+        date: ISO date for templates that print today's date; None for the day of the call.
         thought: (begin, end) of a thought, where ``THOUGHTS`` does not have it.
 
     Raises:
-        ModelError: no template, an option that it does not read, or a date that is none.
+        ModelError: no template, an option that it does not read, or an invalid date.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Template:
     def render(
         self, messages: Sequence[Mapping[str, str]], prompt: bool = True, options: Mapping[str, Any] | None = None
     ) -> str:
-        """Text of a conversation, with ``prompt`` up to where the model's reply goes on.
+        """Render a conversation as text, with ``prompt`` up to where the model's reply begins.
 
         Raises:
             ModelError: the template refuses it, or a message holds broken text.

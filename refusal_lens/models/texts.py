@@ -1,4 +1,4 @@
-"""Texts of which some tokens are scored, as batches."""
+"""Texts with the tokens to score, as batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOGIT_ENTRIES = 1 << 26  # logits held at a time: 256 MB in float32
 
 @dataclass(frozen=True)
 class Scored:
-    """One text as token ids, of which some count.
+    """One text as token ids, with the tokens whose loss counts.
 
     Attributes:
         ids: all tokens, template included.
@@ -53,7 +53,7 @@ def text_tokens(model: HookedChatModel, texts: PromptsLike, max_length: int = 25
 def completion_tokens(
     model: HookedChatModel, prompts: PromptsLike, completions: PromptsLike, max_length: int = 512
 ) -> list[Scored]:
-    """Chat-formatted prompt and completion; only the completion's tokens count (the paper's masking).
+    """Tokenize chat-formatted prompts with completions; only the completion's tokens count (the paper's masking).
 
     Empty completions are left out.
     """
@@ -88,7 +88,7 @@ def own_completions(
     max_new_tokens: int = 64,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Scored]:
-    """The model's own greedy replies without intervention, as ``completion_tokens`` (the paper's on-distribution
+    """Generate the model's greedy replies without intervention, as ``completion_tokens`` (the paper's on-distribution
     rows)."""
     requests = as_prompts(prompts)
     return completion_tokens(model, requests, model.generate(requests, max_new_tokens, on_batch=on_batch))

@@ -23,7 +23,7 @@ def as_html(line: str, frame: pd.DataFrame, rows: int = 8) -> str:
 
 
 class Selected:
-    """Tensors with named axes, at some labels: each tensor by its name, without the axes that were selected.
+    """Tensors with named axes, at selected labels: each tensor by its name, without the selected axes.
 
     Args:
         kind: class of the record.
@@ -48,7 +48,7 @@ class Selected:
         """The rows of a table at labels, for records without tensors.
 
         Raises:
-            LabelError: there is no such column or label; the message lists those there are.
+            LabelError: there is no such column or label; the message lists the existing ones.
         """
         chosen = dict(labels)
         for bare in label:
@@ -88,7 +88,7 @@ class Selected:
             return axes[0]
         if axes:
             calls = " or ".join(f"sel({axis}={label!r})" for axis in axes)
-            raise LabelError(f"{label!r} stands on more than one axis of {self.kind}; write {calls}")
+            raise LabelError(f"{label!r} is on more than one axis of {self.kind}; write {calls}")
         there = "; ".join(f"{axis}: {listed(self.labels_of(axis))}" for axis in sizes)
         raise LabelError(f"there is no label {label!r}; {self.kind} has {there}")
 

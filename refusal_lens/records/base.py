@@ -1,8 +1,8 @@
 """Results: frozen dataclasses of tensors and labels, saved without pickle.
 
 A record with tensors is one ``.safetensors`` file whose header holds the rest as JSON; a record without tensors is a
-``.json`` file. Each file is written under another name and then renamed, so a reader never sees half a file. Every
-field is compared with its annotation before a record is made, because files may come from anywhere.
+``.json`` file. Each file is written under a temporary name and then renamed, so a reader never sees half a file. Every
+field is checked against its annotation before a record is made, because files may come from anywhere.
 """
 
 import dataclasses
@@ -121,11 +121,11 @@ class Record:
         rows of its table.
 
         Args:
-            label: labels that stand on one axis only (``sel("L1H0")``).
+            label: labels that are on one axis only (``sel("L1H0")``).
             labels: label by axis (``sel(head="L1H0")`` selects layer and head, ``sel(layer=3)``, ``sel(prompt=0)``).
 
         Raises:
-            LabelError: there is no such axis or label; the message lists those there are.
+            LabelError: there is no such axis or label; the message lists the existing ones.
         """
         if self.sizes:
             return self._view().sel(*label, **labels)

@@ -82,7 +82,7 @@ class Direction(Record):
 
 @dataclass(frozen=True)
 class Subspace(Record):
-    """Orthonormal directions, the most important first.
+    """Orthonormal directions, most important first.
 
     Attributes:
         vectors: [k, d_model], float64, rows orthonormal.
@@ -107,7 +107,7 @@ DirectionLike = Any
 
 
 def as_direction(value: Any) -> Direction:
-    """The direction in whatever holds one: a ``Direction``, or what ``find_direction`` or a selection returned.
+    """Get the direction from a ``Direction``, or from the result of ``find_direction`` or of a selection.
 
     Raises:
         DirectionError: something that holds no direction.
@@ -115,7 +115,7 @@ def as_direction(value: Any) -> Direction:
     found = value if isinstance(value, Direction) else getattr(value, "direction", None)
     if not isinstance(found, Direction):
         raise DirectionError(
-            f"{type(value).__name__} is no direction: give a Direction, what find_direction returned, or, to an "
+            f"{type(value).__name__} is not a direction: give a Direction, the result of find_direction or, to an "
             "intervention, a Subspace or vectors [k, d_model]"
         )
     return found

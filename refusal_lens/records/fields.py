@@ -10,9 +10,9 @@ from jaxtyping import jaxtyped
 
 
 def misfit(cls: type, values: Mapping[str, Any]) -> str:
-    """Say which of ``values`` does not fit its field of ``cls``; "" if all fit.
+    """Say which of ``values`` does not match its field of ``cls``; "" if all do.
 
-    Types are compared as annotated; tensors by dtype and shape, where one axis name stands for one size throughout
+    Types are compared as annotated; tensors by dtype and shape, where an axis name has one size throughout
     (``Float[Tensor, "pos layer"]`` in two fields: the same sizes in both).
     """
     hints = _hints(cls)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders that one run writes at a time.
+"""Files that are whole or absent, and folders that one run writes at a time.
 
 A process may be killed at any moment: what it leaves is either an old file, a whole new file, or a file whose name
 says that it is unfinished (``.NAME.xxxxxxxx.part``), which the next run removes.
@@ -27,7 +27,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write beside ``path``, flush to disk and rename: readers see the old file or the whole new one.
 
     Raises:
-        OSError: no space, no permission; with the file's name. The old file, if any, is as it was.
+        OSError: no space or no permission; it names the file. The old file, if any, is unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,9 +80,9 @@ def file_digest(path: Path) -> str:
 
 @contextlib.contextmanager
 def locked(folder: Path, parts: Iterable[str] = ()) -> Iterator[None]:
-    """Only one process writes in ``folder`` inside; the system frees the lock of a process that died.
+    """Let only this process write in ``folder``; the system frees the lock of a process that died.
 
-    Unfinished files of a run that was killed are removed first. A folder that is made here and stays empty is removed
+    Unfinished files of a killed run are removed first. A folder that is made here and stays empty is removed
     again on leaving.
 
     Args:

@@ -32,12 +32,12 @@ def as_head(head: Head | str) -> Head:
     """(layer, head) of ``"L12H7"`` or of a pair.
 
     Raises:
-        LabelError: the text names no head.
+        LabelError: the text is not a head's name.
     """
     if isinstance(head, str) and (match := re.fullmatch(r"L(\d+)H(\d+)", head)):
         return int(match[1]), int(match[2])
     if isinstance(head, str) or not isinstance(head, Sequence) or len(head) != 2:
-        raise LabelError(f"{head!r} names no head; write layer and head as in 'L12H7' or (12, 7)")
+        raise LabelError(f"{head!r} is not a head; write layer and head as in 'L12H7' or (12, 7)")
     return int(head[0]), int(head[1])
 
 
@@ -60,7 +60,7 @@ def index_of(labels: Sequence[Any], label: Any, what: str, owner: str = "it") ->
         owner: what holds the labels, for the error.
 
     Raises:
-        LabelError: there is none; the message lists those there are.
+        LabelError: there is none; the message lists the existing ones.
     """
     if label in labels:
         return labels.index(label)

@@ -1,7 +1,7 @@
-"""One resumable folder: values filed under the digest of everything that decides them.
+"""One resumable folder: values filed under the digest of everything that determines them.
 
 Studies, sharded items, suffix screens and judged replies keep their work here. Each file is written whole (see
-``files``), so a kill costs the work under way and nothing else.
+``files``), so a kill costs only the work in progress.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Store:
         return Store(None if self.folder is None else self.folder / name)
 
     def get(self, name: str, key: str | None, kind: type[R] | None = None) -> Any:
-        """Value under ``key`` (under any key if None), or None: absent, of other inputs, or unreadable.
+        """Get the value under ``key`` (under any key if None), or None: absent, from other inputs, or unreadable.
 
         Args:
             name: as it was put.

@@ -1,4 +1,4 @@
-"""Which tokens and which point of the refusal metric tell refused replies from answered ones: numbers alone."""
+"""Which tokens and which point of the refusal metric best separate refused from answered replies: numbers alone."""
 
 import math
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ def metric_of(probabilities: np.ndarray) -> np.ndarray:
 
 
 def choose_tokens(probabilities: np.ndarray, refused: Sequence[bool]) -> tuple[list[int], Interval]:
-    """Choose the candidates whose summed probability tells refused from answered replies best.
+    """Choose the candidates whose summed probability best separates refused from answered replies.
 
-    On one half of the replies the candidate that raises the area under the ROC curve most is added to those before it,
-    until all are in; of these sets the one with the largest area on the other half is taken, the larger set at a tie.
+    On one half of the replies, candidates are added greedily, each time the one that raises the area under the ROC
+    curve most; of these sets the one with the largest area on the other half is taken, the larger set at a tie.
 
     Args:
         probabilities: of each reply (row), of each candidate (column) as its first token; best candidates first.
@@ -72,12 +72,12 @@ def calibrate_metric(metric: Sequence[float], refused: Sequence[bool], point: st
     Args:
         metric: refusal metric of each prompt.
         refused: verdict on its reply.
-        point: "calibrated" (Youden's: highest sum of the shares that it puts on the right side), "accuracy" (most
-            prompts on the right side), "equal_error" (both kinds err alike) or "paper" (0). At a tie the one nearest
+        point: "calibrated" (Youden's: highest sum of the two shares on the right side), "accuracy" (most
+            prompts on the right side), "equal_error" (equal error rates) or "paper" (0). At a tie the one nearest
             to 0; 0 where all replies are of one kind.
 
     Raises:
-        SettingError: another point.
+        SettingError: an unknown point.
 
     Example:
         >>> from refusal_lens.refusal.calibration import calibrate_metric

@@ -1,4 +1,4 @@
-"""Replies that are no text, read without torch."""
+"""Degenerate replies, detected without torch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ PIECE, END, DISTINCT = 8, 200, 0.75
 
 
 def is_degenerate(text: str) -> bool:
-    """Judge whether a reply is no text: it is empty, or ends in repetition.
+    """Judge whether a reply is degenerate: it is empty, or ends in repetition.
 
-    Empty is what has no letter and no digit. Repetition: of all pieces of 8 characters in its last 200 characters
-    (spaces and case aside), fewer than three quarters are distinct. Short loops need some 24 tokens to show; fluent
-    nonsense is not found.
+    Empty: it has no letter and no digit. Repetition: of all pieces of 8 characters in its last 200 characters
+    (ignoring spaces and case), fewer than three quarters are distinct. Short loops need some 24 tokens to show; fluent
+    nonsense is not detected.
 
     Example:
         >>> rl.refusal.is_degenerate("I I I I I I"), rl.refusal.is_degenerate("I'm sorry, I can't help with that.")

@@ -1,4 +1,4 @@
-"""The refusal metric, and the filter of prompts by it."""
+"""The refusal metric, and the prompt filter that uses it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def refusal_metric(
     engine: Engine | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Float[Tensor, "prompt"]:
-    """log p - log(1 - p) of the refusal tokens after each prompt, float64, natural log (paper section 2.3).
+    """Measure log p - log(1 - p) of the refusal tokens after each prompt, float64, natural log (paper section 2.3).
 
     Memory does not grow with the number of prompts.
 
@@ -60,7 +60,7 @@ def refusal_metric(
         suffixes: one per prompt (with its leading space), or None.
         under: interventions, in addition to those that are active on the model.
         engine: spread the prompts over its workers; this process if None.
-        on_batch: called with a number of prompts when they are done.
+        on_batch: called with the number of prompts just done.
 
     Example:
         >>> rl.refusal_metric(model, "How do I bake bread?", "I").shape
@@ -81,7 +81,7 @@ def keep_refused(
 ) -> tuple[list[str], list[str]]:
     """Keep the harmful prompts whose metric is above the tokens' threshold and the harmless ones below it.
 
-    With tokens that are not calibrated the threshold is 0, as in the paper.
+    Tokens that are not calibrated have the threshold 0, as in the paper.
 
     Raises:
         ModelError: when none of a kind is left.
@@ -100,7 +100,7 @@ def filter_prompts(
 ) -> tuple[PromptSet, PromptSet]:
     """``keep_refused`` on training and validation prompts; dropped ones are replaced from the spare prompts.
 
-    Spare prompts are drawn until as many are kept as there were, or none is left. Test prompts stay as they are, and
+    Spare prompts are read until as many are kept as there were, or none is left. Test prompts stay unchanged, and
     notes say how many were kept.
 
     Raises:

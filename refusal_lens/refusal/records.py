@@ -1,4 +1,4 @@
-"""Results about refusing: refusal tokens, replies by condition, the refusal metric."""
+"""Results about refusal: refusal tokens, replies by condition, the refusal metric."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from ..stats import Interval, Rate, columns, rate, roc
 
 @dataclass(frozen=True)
 class Calibration(Record):
-    """The refusal metric of training prompts against their judged replies, and the point that tells them apart.
+    """The refusal metric of training prompts, the verdicts on their replies, and the point that separates them.
 
     Attributes:
         point: how the threshold was chosen, one of ``records.labels.POINTS``.
@@ -48,7 +48,7 @@ def metric_histogram(metric: Sequence[float], refused: Sequence[bool], bins: int
 
 @dataclass(frozen=True)
 class RefusalTokens(Record, figures="refusal_lens.behaviour.figures"):
-    """First tokens of refusals, whose summed probability the refusal metric reads.
+    """First tokens of refusals; the refusal metric is the log-odds of their summed probability.
 
     Attributes:
         ids: token ids.
@@ -98,12 +98,12 @@ class Completion(Record):
 
 @dataclass(frozen=True)
 class Completions(Record, figures="refusal_lens.behaviour.figures"):
-    """Replies under one or more conditions, and the rates they give.
+    """Replies under one or more conditions, and their refusal rates.
 
     Attributes:
         items: the completions.
         prompt_set: name of the prompts ("harmful", "harmless").
-        max_new_tokens: how far each reply went at most.
+        max_new_tokens: length limit of the replies.
     """
 
     items: tuple[Completion, ...]
@@ -126,12 +126,12 @@ class Completions(Record, figures="refusal_lens.behaviour.figures"):
 
     @property
     def rates(self) -> dict[str, Rate]:
-        """Share of answers that refuse by condition, with 95% Clopper-Pearson intervals; unfinished thoughts aside."""
+        """Refusal rate by condition, with 95% Clopper-Pearson intervals; unfinished thoughts do not count."""
         return {name: rate([item.refused for item in self.of(name) if item.finished]) for name in self.conditions}
 
     @property
     def unfinished(self) -> dict[str, int]:
-        """Replies by condition that ended within their thought: no answers, so in no rate."""
+        """Replies by condition that ended within their thought: they have no answer, so they enter no rate."""
         return {name: sum(not item.finished for item in self.of(name)) for name in self.conditions}
 
     def __iter__(self) -> Iterator[Completion]:

@@ -1,4 +1,4 @@
-"""Replies under interventions, judged; cut alike on every engine, so with the same results."""
+"""Judged replies under interventions, in the same batches on every engine, so with the same results."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ def replies(
     label: str = "replies",
     on_batch: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """Greedy replies under interventions, in batches of prompts of similar length, the same ones on every engine.
+    """Generate greedy replies under interventions, in batches of similar length, the same on every engine.
 
     Args:
         max_new_tokens: the paper uses 512; a refusal shows in the first few dozen.
@@ -56,7 +56,7 @@ def replies(
         batch_size: prompts decoded together.
         engine: spread the batches over its workers (prompts as text only); this process if None.
         label: names the condition, in an engine's journal and in errors.
-        on_batch: called with a number of replies when they are done.
+        on_batch: called with the number of replies just done.
 
     Example:
         >>> from refusal_lens.refusal.replies import replies
@@ -119,7 +119,7 @@ def completion(
 
 
 def check_finite(model: HookedChatModel, prompts: Sequence[str], condition: str) -> None:
-    """Refuse to go on from NaN or infinite logits: greedy decoding would turn them into some token, silently.
+    """Stop at NaN or infinite logits: greedy decoding would silently turn them into some token.
 
     Raises:
         ModelError: naming the condition and the first such prompt.

@@ -28,7 +28,7 @@ STAGES = (
         "refusal_tokens",
         {"refusal_tokens": RefusalTokens},
         _tokens,
-        "tokens of the refusal metric, how well they tell refused from answered replies, and its calibrated point",
+        "tokens of the refusal metric, how well they separate refused from answered replies, and its calibrated point",
         version=2,
         uses=("refusal_tokens", "filter"),
         inputs=("prompts",),

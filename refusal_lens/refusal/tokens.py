@@ -35,7 +35,7 @@ def as_refusal_tokens(model: Any, tokens: TokensLike) -> RefusalTokens:
 
 
 def given_refusal_tokens(model: Any, tokens: int | str | Sequence[int | str]) -> RefusalTokens:
-    """Refusal tokens named by hand, as ids or as text that is one token; one or several.
+    """Make refusal tokens from ids or from text that is one token; one or several.
 
     Raises:
         PromptError: text that is not exactly one token, or an id outside the vocabulary.
@@ -74,15 +74,15 @@ def find_refusal_tokens(
     max_new_tokens: int = 24,
     progress: Progress = silent,
 ) -> RefusalTokens:
-    """Find the tokens whose probability tells the model's refusals from its answers, and calibrate their metric.
+    """Find the tokens whose probability separates the model's refusals from its answers, and calibrate their metric.
 
-    Candidates begin at least ``min_share`` of the refused replies to half of the prompts, and more of these than of the
-    answered ones; ``choose_tokens`` takes those that tell replies apart, judged by the area under the ROC curve on the
-    other half.
+    Candidates are first tokens of at least ``min_share`` of the refused replies to half of the prompts, and of a larger
+    share of these than of the answered ones; ``choose_tokens`` takes those that best separate the replies, judged by
+    the area under the ROC curve on the other half.
 
     Args:
         harmful, harmless: training prompts.
-        point: of the metric, above which a prompt counts as refused; see ``calibrate_metric``.
+        point: rule for the point of the metric above which a prompt counts as refused; see ``calibrate_metric``.
 
     Raises:
         ModelError: when no reply to a harmful prompt is a refusal (a base model, or one that never refuses), or when
@@ -98,7 +98,7 @@ def find_refusal_tokens(
     if not any(replies.refused[:n]):
         raise ModelError(
             f"{model.name} refused none of {n} harmful prompts, so it has no refusal to find: use a chat model with "
-            "safety training, other prompts, or name its refusal tokens (--refusal-token)"
+            "safety training, other prompts, or give its refusal tokens (--refusal-token)"
         )
     propose, _ = halves(replies.refused)
     begun, in_answers = replies.shares(propose, True), replies.shares(propose, False)
@@ -110,7 +110,7 @@ def find_refusal_tokens(
     if apart.mean <= 0.5:
         raise ModelError(
             f"{model.name} begins refusals and answers with the same tokens, so the refusal metric can't tell them "
-            "apart: name its refusal tokens (--refusal-token)"
+            "apart: give its refusal tokens (--refusal-token)"
         )
     shares = replies.shares(np.ones_like(propose), True)
     chosen.sort(key=lambda k: -shares[candidates[k]])
@@ -130,11 +130,11 @@ def calibrate_tokens(
     max_new_tokens: int = 24,
     progress: Progress = silent,
 ) -> RefusalTokens:
-    """Calibrate the metric of tokens named by hand, on replies to training prompts.
+    """Calibrate the metric of given tokens on replies to training prompts.
 
     Args:
         tokens: from ``given_refusal_tokens``.
-        point: above which a prompt counts as refused; see ``calibrate_metric``.
+        point: rule for the point above which a prompt counts as refused; see ``calibrate_metric``.
 
     Example:
         >>> tokens = rl.refusal.given_refusal_tokens(model, ["I"])
@@ -215,11 +215,11 @@ def _calibrated(tokens: RefusalTokens, replies: _Replies, metric: np.ndarray, po
 def behaviour_tokens(
     model: HookedChatModel, positive: PromptsLike, negative: PromptsLike, top: int = 2
 ) -> RefusalTokens:
-    """Tokens whose probability as a reply's first token is raised most by ``positive`` against ``negative`` prompts:
-    the metric of a behaviour that has no phrases of its own.
+    """Find the first tokens of replies that gain most probability from ``negative`` to ``positive`` prompts: the metric
+    of a behaviour that has no phrases of its own.
 
     Raises:
-        ModelError: no token is raised.
+        ModelError: no token gains.
     """
     positive, negative = as_prompts(positive), as_prompts(negative)
     means = [model.last_logits(p).double().softmax(-1).mean(0) for p in (positive, negative)]

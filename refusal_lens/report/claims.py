@@ -1,4 +1,4 @@
-"""Words of claims by effect size and number of prompts: the one place of their thresholds (docs/method.md)."""
+"""Wording of claims by effect size and number of prompts: the only place with its thresholds (docs/method.md)."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ MOST, PART = 0.5, 0.2  # share of the whole effect from which a part is called m
 NOT_SHOWN = "not shown"
 STEPS = {
     "train": "extraction",
-    "val": "choosing direction and heads",
+    "val": "choosing the direction and the heads",
     "test": "the report",
     "metric": "the refusal metric",
     "suffixes": "the suffixes",
@@ -51,8 +51,8 @@ def percent(share: Interval | Rate) -> str:
 
 
 def net_effect(rates: Mapping[str, Rate], condition: str, sign: int) -> Rate:
-    """Share of what stood at the baseline that a condition changed: refusals that are gone (sign -1), answers that
-    became refusals (+1), with the exact 95% interval. Changes the other way are taken off.
+    """Share of the baseline's replies that a condition changed: refusals that are gone (sign -1), answers that
+    became refusals (+1), with the exact 95% interval. Changes the other way are subtracted.
 
     Example:
         >>> from refusal_lens.report.claims import net_effect
@@ -76,7 +76,7 @@ def few_prompts(counts: Mapping[str, Mapping[str, int]]) -> str:
     Example:
         >>> from refusal_lens.report.claims import few_prompts
         >>> few_prompts({"harmful": {"train": 128, "val": 4, "test": 100}})
-        'Few prompts (under 32): 4 harmful for choosing direction and heads. What rests on them is uncertain.'
+        'Few prompts (under 32): 4 harmful for choosing the direction and the heads. What rests on them is uncertain.'
     """
     few = [f"{n} {kind} for {STEPS[step]}" for kind, steps in counts.items() for step, n in steps.items() if n < FEW]
     return f"Few prompts (under {FEW}): {', '.join(few)}. What rests on them is uncertain." if few else ""

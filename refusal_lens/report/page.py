@@ -1,4 +1,4 @@
-"""The page: sections of figures and tables, rendered to one file that needs no network.
+"""The page: sections of figures and tables, rendered to one file that makes no network request.
 
 Each JavaScript library is in the page once. Text that came from prompts or models is escaped by the template.
 """
@@ -29,11 +29,11 @@ RANDOM_DIRECTION = "a random direction of equal norm"  # the placebo of every di
 
 @dataclass(frozen=True)
 class Figure:
-    """A Plotly figure with what a reader must know about it.
+    """A Plotly figure with its caption, n, control and data.
 
     Attributes:
         n: how many prompts, in words.
-        control: the placebo beside the effect, in words; "" where none applies.
+        control: the effect's placebo, in words; "" where none applies.
         data: the numbers behind it, offered as CSV; those drawn if None.
         picks: id of the ``Picker`` that a click on a point sets to the point's custom data; "" for none.
         wide: keeps its width on a phone, where it then scrolls sideways.
@@ -125,7 +125,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Option:
-    """One alternative of a ``Picker``: what is seen when it is picked; a picker may hold pickers."""
+    """One alternative of a ``Picker``: the items shown when it is picked; a picker may hold pickers."""
 
     value: str  # what a click on a figure sends (its custom data)
     items: tuple[Figure | Table | Widget | Note | Picker | Row, ...]
@@ -134,9 +134,9 @@ class Option:
 
 @dataclass(frozen=True)
 class Picker:
-    """Alternatives of which one is seen, chosen from a list, by two buttons, or by a click on a figure.
+    """Alternatives of which one is shown, chosen from a list, with two buttons, or by clicking on a figure.
 
-    Pickers with the same word in ``sync`` follow each other (e.g. the prompt stays when the suffix changes).
+    Pickers with the same ``sync`` follow each other (e.g. the prompt stays when the suffix changes).
     """
 
     kind: ClassVar[str] = "picker"
@@ -168,7 +168,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Section:
-    """A chapter of the page: its anchor and heading, paragraphs of plain text, then figures and tables."""
+    """A section of the page: its anchor and heading, paragraphs of plain text, then figures and tables."""
 
     id: str
     title: str
@@ -192,7 +192,7 @@ class Page:
 
     Attributes:
         summary: findings in plain words, one sentence each.
-        sure: how sure they are.
+        sure: how certain they are.
         missing: what was not measured.
         notes: what was relaxed, and other warnings.
 

@@ -1,4 +1,4 @@
-"""One look for all figures: colours per condition (Okabe-Ito, colour-blind safe), hatched placebos, fonts, layout."""
+"""One style for all figures: colours per condition (Okabe-Ito, colour-blind safe), hatched placebos, fonts, layout."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

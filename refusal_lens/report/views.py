@@ -1,4 +1,4 @@
-"""CircuitsVis views as HTML that needs no network."""
+"""CircuitsVis views as HTML that makes no network request."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _packed() -> str:
 
 
 class View(str):
-    """HTML of one CircuitsVis view, for a page with ``circuitsvis_script``; notebooks show it by themselves."""
+    """HTML of one CircuitsVis view, for a page with ``circuitsvis_script``; notebooks display it without."""
 
     component: str
     props: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Settings of a study: every one that decides its result. The options of ``refusal-lens run`` are derived from them."""
+"""Settings of a study: all that determine its result. The options of ``refusal-lens run`` are derived from them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StudyConfig:
     """Settings of a study.
 
     Raises:
-        SettingError: a value of another type or out of bounds.
+        SettingError: a value of the wrong type or out of bounds.
 
     Example:
         >>> rl.StudyConfig(model="organism", max_kl=0.2).sizes
@@ -45,55 +45,57 @@ class StudyConfig:
     harmless: str | None = _field(None, "Harmless prompts, likewise.")
     sizes: tuple[int, int, int] = _field(SIZES, "Training, validation and test prompts of each kind.", least=1)
     seed: int = _field(0, "Seed of the splits and of the random directions.")
-    dtype: str | None = _field(None, "float32, bfloat16 ... (default: what suits model and device).")
+    dtype: str | None = _field(None, "float32, bfloat16 ... (default: chosen for model and device).")
     device: str | None = _field(None, "cpu, cuda ... (default: a GPU if there is one).")
     device_map: str | None = _field(None, "'auto' spreads the model over several GPUs.")
-    system: str | None = _field(None, "System prompt (default: none of our own, as in the paper).")
+    system: str | None = _field(None, "System prompt (default: none added, as in the paper).")
     chat_template: str | None = _field(None, "Chat template: a Jinja file, or its text (default: the tokenizer's own).")
     template_options: tuple[str, ...] = _field(
         (),
-        "Variable of the template, as NAME=VALUE (enable_thinking=true); may be repeated (default: thoughts before "
-        "answers are skipped where the template offers it).",
+        "Template variable, as NAME=VALUE (enable_thinking=true); repeatable (default: thoughts before "
+        "answers are skipped where the template allows it).",
         option="template_option",
     )
     reply_prefix: str = _field("", "Text that every reply begins with, such as a closed thought.")
-    date: str | None = _field(None, "Date for templates that print today's (default: the day the study began).")
+    date: str | None = _field(None, "Date for templates that print today's date (default: the day the study began).")
     thought: tuple[str, ...] = _field(
-        (), "Begin and end of a thought, where the form is not known: give it twice.", option="thought_marker"
+        (), "Begin or end marker of a thought, if not known already: give both, in order.", option="thought_marker"
     )
-    coeff: float = _field(1.0, "Multiple of r that addition adds.", above=0)
-    max_kl: float = _field(MAX_KL, "Selection: highest KL.", above=0)
-    min_induce: float | None = _field(None, "Selection: lowest induce score (default: the filter's point).")
-    layer_cutoff: float = _field(LAYER_CUTOFF, "Selection: share of the layers that is searched.", above=0, most=1)
-    relax: bool = _field(False, "Take the nearest candidate when none passes, and say so.")
+    coeff: float = _field(1.0, "Coefficient: the multiple of r that is added.", above=0)
+    max_kl: float = _field(MAX_KL, "Selection: highest KL allowed.", above=0)
+    min_induce: float | None = _field(None, "Selection: lowest induce score allowed (default: the filter's point).")
+    layer_cutoff: float = _field(LAYER_CUTOFF, "Selection: share of the layers to search.", above=0, most=1)
+    relax: bool = _field(False, "If no candidate passes, take the nearest one and say so.")
     full_grid: bool = _field(
-        False, "Compute every score of every candidate, for the plots (default: for the embedded model).", embedded=True
+        False,
+        "Compute every score of every candidate, for plots (default: embedded model only).",
+        embedded=True,
     )
     refusal_tokens: tuple[str, ...] = _field(
-        (), "A refusal token, as id or text; may be repeated (default: found).", option="refusal_token"
+        (), "A refusal token, as id or text; repeatable (default: found from replies).", option="refusal_token"
     )
     filter: str = _field(
         POINTS[0],
-        "Refusal metric from which a prompt counts as refused, and addition as inducing: calibrated (Youden's point on "
-        "training prompts), accuracy, equal_error (other points there), or paper (0).",
+        "Point of the refusal metric above which a prompt counts as refused, and addition as inducing: calibrated "
+        "(Youden's point on training prompts), accuracy, equal_error (other points of that curve), or paper (0).",
         choices=POINTS,
     )
     max_new_tokens: int = _field(64, "Length limit of replies.", least=1)
-    attribution: bool = _field(True, "Look inside: heads, logits, tokens.")
-    inside_prompts: int = _field(32, "Test prompts that the slower parts of attribution read.", least=1)
+    attribution: bool = _field(True, "Attribute the direction to heads, logits and tokens.")
+    inside_prompts: int = _field(32, "Number of test prompts for the slower parts of attribution.", least=1)
     stability: int = _field(
         0,
-        "Draw the training prompts again so many times and choose again (default: 10 for the embedded model, 0 for "
+        "Resample the training prompts this many times and select again (default: 10 for the embedded model, 0 for "
         "others).",
         least=0,
         embedded=10,
     )
     suffixes: str | None = _field(
         None,
-        "Suffix file to look into (default: the embedded model's own, for it alone), or 'none'.",
+        "Suffix file to investigate, or 'none' (default: for the embedded model its own, else none).",
         embedded="organism",
     )
-    suffix_prompts: int = _field(48, "Refused test prompts to test each suffix on.", least=2)
+    suffix_prompts: int = _field(48, "Number of refused test prompts to test each suffix on.", least=2)
 
     def __post_init__(self) -> None:
         self._check_types(vars(self))
@@ -118,7 +120,7 @@ class StudyConfig:
         """Settings by name, as a TOML or JSON file has them (lists for tuples).
 
         Raises:
-            SettingError: a name that is no setting, or a value that does not fit.
+            SettingError: an unknown name, or an invalid value.
         """
         known = [field.name for field in dataclasses.fields(cls)]
         for name in settings:

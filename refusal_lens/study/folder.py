@@ -30,7 +30,7 @@ def load_file(path: Path, kind: type) -> Any:
     """The record, or for ``dict`` the plain JSON, in a file named without its ending.
 
     Raises:
-        ResultError: missing, broken, or of another kind.
+        ResultError: missing, broken, or a record of another kind.
     """
     if issubclass(kind, Record):
         return load_record(path, kind)
@@ -79,7 +79,7 @@ class Study:
 
     @cached_property
     def changed_files(self) -> tuple[str, ...]:
-        """Files that are not as the run left them, by ``study.json``'s hashes (schema 1 has none)."""
+        """Files changed since the run, by ``study.json``'s hashes (schema 1 has none)."""
         files = self.provenance.get("files", {})
         if not isinstance(files, dict):
             return ("study.json",)
@@ -159,15 +159,15 @@ class Study:
 
     @cached_property
     def suffixes(self) -> Any:
-        """Investigation by ``refusal-lens hijack``, else by the run itself; None if there is none of this direction."""
+        """Investigation by ``refusal-lens hijack``, else by the run itself; None without one for this direction."""
         left = self._stage(BY_NAME["suffixes"])
         return self.attacks if left is None else left
 
     def page(self) -> Page:
-        """The report as a ``Page``: what the folder holds, in the order of the story.
+        """Compose the report as a ``Page`` from what the folder holds.
 
         Raises:
-            ResultError: a record is missing or broken, or the records do not fit together.
+            ResultError: a record is missing or broken, or records come from different runs.
         """
         try:
             page = self._page()

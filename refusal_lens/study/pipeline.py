@@ -48,15 +48,15 @@ def run_study(
     model: HookedChatModel | None = None,
     engine: MakeEngine = LocalEngine,
 ) -> Study:
-    """Run the study, from its last finished stage if it was stopped, and render the report.
+    """Run the study, resuming after its last finished stage, and render the report.
 
     Args:
         folder: made when the first stage is done; only one run at a time writes in it.
-        model: an already loaded model that ``config.model`` names (it is loaded when needed otherwise).
+        model: the model that ``config.model`` names, if already loaded (otherwise it is loaded when needed).
         engine: where sharded work runs (``engines.local.named_engine``); results do not depend on it.
 
     Raises:
-        RefusalLensError: bad input, in one sentence with its remedy; or another run is writing in the folder.
+        RefusalLensError: invalid input, in one sentence with the remedy; or another run is writing in the folder.
     """
     with locked(Path(folder), FOLDERS), closing(_Run(config, Path(folder), progress, model, engine)) as run:
         run.stages(tuple(planned(config)))
@@ -81,7 +81,7 @@ def run_stage(
 
     Raises:
         SettingError: there is no such stage, or the settings leave it out.
-        ModelError: the model lacks what the stage takes.
+        ModelError: the model lacks what the stage needs.
 
     Example:
         >>> config = rl.StudyConfig(sizes=(48, 12, 12))
@@ -108,7 +108,7 @@ class StageState:
 
 
 def stage_states(config: StudyConfig, folder: str | Path) -> tuple[StageState, ...]:
-    """Which stages a run with ``config`` would take as they are in ``folder``, and which it would run; no model is
+    """Say which stages in ``folder`` a run with ``config`` would reuse, and which it would run; no model is
     loaded."""
     run = _Run(config, Path(folder))
     states = []
@@ -249,7 +249,7 @@ class _Run(Job):
         """
         place = next(p for p in (self.folder.resolve(), *self.folder.resolve().parents) if p.exists())
         if (free := shutil.disk_usage(place).free) < ROOM:
-            raise ResultError(f"{place} has {free / 1e6:.0f} MB left; a study needs {ROOM / 1e6:.0f} MB: make room")
+            raise ResultError(f"{place} has {free / 1e6:.0f} of the {ROOM / 1e6:.0f} MB a study needs: free some space")
         model, new = self.model, self.config.max_new_tokens
         if self.config.refusal_tokens:
             given_refusal_tokens(model, self.config.refusal_tokens)
@@ -260,7 +260,7 @@ class _Run(Job):
                 longest, over = int(lengths.argmax()), int((lengths + new > (model.n_ctx or math.inf)).sum())
                 if over:
                     raise PromptError(
-                        f"{over} {prompts.name} {split} prompt(s) do not fit in {model.name}, of {model.n_ctx} tokens: "
+                        f"{over} {prompts.name} {split} prompt(s) do not fit in {model.name}'s {model.n_ctx} tokens: "
                         f"{texts[longest][:60]!r} has {int(lengths[longest])} and its reply up to {new}; leave "
                         "them out, or lower max_new_tokens"
                     )

@@ -1,4 +1,4 @@
-"""Chapters of a study's report: model and prompts, the paper's numbers beside this run's, provenance."""
+"""Sections of a study's report: model and prompts, the paper's numbers beside this run's, provenance."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -47,7 +47,7 @@ def model_section(
         "Model and prompts",
         ("The direction is extracted on the training split, chosen on validation, and reported on the test split.",),
         (
-            Table("model-facts", ("what", "value"), tuple(rows), "The model as loaded, and the prompts as used."),
+            Table("model-facts", ("what", "value"), tuple(rows), "The model as loaded and the prompts as used."),
             *filter(None, [calibration_figure(tokens)]),
         ),
     )
@@ -74,17 +74,17 @@ def scorecard_section(summary: Mapping) -> Section:
         ("harmful refused, ablation (Fig. 1)", none, of("ablation", "{:.0%}"), rate("harmful", "ablation")),
         ("harmless refused, addition (Fig. 3)", none, of("addition", "{:.0%}"), rate("harmless", "addition")),
     )
-    unknown = f"The paper has no numbers for {summary['model']}: its columns are not measured."
+    unknown = f"The paper has no numbers for {summary['model']}, so its columns say not measured."
     text = (
         "The paper and its public run used this model." if known else unknown,
-        "Prompts, lengths of replies and versions may differ between the columns.",
+        "Prompts, reply lengths and versions may differ between the columns.",
     )
     columns = ("what", "paper", "public run", "this run")
     return Section("scorecard", "Scorecard", text, (Table("scorecard-table", columns, rows, "Side by side."),))
 
 
 def provenance_section(provenance: Mapping[str, Any]) -> Section:
-    """Settings, hashes and versions: enough to run it again."""
+    """Settings, hashes and versions: enough to reproduce the run."""
     rows = tuple(
         (f"{group}: {key}", "not set" if value in (None, [], ()) else plain(value))
         for group in ("settings", "hashes", "versions")

@@ -67,7 +67,7 @@ def planned(settings: Any, only: str | None = None) -> Iterator[Stage]:
         if stage is None:
             raise SettingError(f"there is no stage {only!r}; the stages are {', '.join(BY_NAME)}")
         if stage.command:
-            raise SettingError(f"`{stage.command}` makes the stage {only!r}, not a run")
+            raise SettingError(f"the stage {only!r} is made by `{stage.command}`, not by a run")
         if stage.when and not getattr(settings, stage.when):
             raise SettingError(f"the stage {only!r} is left out by these settings: set {stage.when}")
         wanted = _needed(only)

@@ -1,4 +1,4 @@
-"""The top of the page in plain words: the findings, how sure they are, and what was not measured."""
+"""The top of the page in plain words: the findings, how certain they are, and what was not measured."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -37,7 +37,7 @@ def _found(study: Any, harmful: Mapping[str, Rate], harmless: Mapping[str, Rate]
     ]
     if study.heads is not None:
         said = f" {causal_sentence(study.causal)}" if study.causal is not None else ""
-        found.append(f"What writes it? Most along the direction write {', '.join(study.heads.labels)}.{said}")
+        found.append(f"What writes it? The heads that write most along it are {', '.join(study.heads.labels)}.{said}")
     if study.suffixes is not None:
         found += suffix_findings(study.suffixes)
     return tuple(found)
@@ -48,22 +48,22 @@ def _plainly(necessary: str, sufficient: str) -> str:
     lost, turned = necessary.removesuffix(" it"), sufficient.removesuffix(" it")
     if NOT_SHOWN not in (necessary, sufficient):
         return (
-            f"Without one direction in its activations this model loses {lost} its refusals of harmful requests; "
+            f"Without one direction in its activations, this model loses {lost} its refusals of harmful requests; "
             f"adding it turns {turned} its answers to harmless requests into refusals. A random direction does less "
-            "each time."
+            "in both cases."
         )
     if necessary != NOT_SHOWN:
         return (
-            f"Without one direction in its activations this model loses {lost} its refusals of harmful requests, "
-            "beyond what a random direction does. That adding it makes it refuse harmless requests was not shown."
+            f"Without one direction in its activations, this model loses {lost} its refusals of harmful requests, "
+            "beyond what a random direction does. It was not shown that adding it makes the model refuse harmless ones."
         )
     if sufficient != NOT_SHOWN:
         return (
             f"Adding one direction to its activations turns {turned} this model's answers to harmless requests into "
-            "refusals, beyond what a random direction does. That refusals of harmful requests need it was not shown."
+            "refusals, beyond what a random direction does. It was not shown that refusals of harmful requests need it."
         )
     return (
-        "A direction was found, but this run does not show that it carries refusal: neither taking it out nor adding "
+        "A direction was found, but this run does not show that it mediates refusal: neither ablating it nor adding "
         "it did more than a random direction did."
     )
 
@@ -93,7 +93,7 @@ def _cards(selection: Selection, harmful: Mapping[str, Rate], harmless: Mapping[
         change(harmless, "addition", "harmless prompts refused, added"),
         Card(
             f"{selection.score('kl'):.3f}",
-            "KL of the next token on harmless prompts, nats",
+            "next-token KL on harmless prompts, nats",
             f"threshold {selection.thresholds['max_kl']:g}",
         ),
     )
@@ -103,10 +103,10 @@ def _notes(selection: Selection) -> tuple[str, ...]:
     notes = []
     if selection.chosen.relaxed:
         notes.append(
-            f"No candidate passed the rule as set. The nearest one was taken, which needs: {selection.chosen.relaxed}."
+            f"No candidate passed the rule as set. The nearest one was taken; it needs: {selection.chosen.relaxed}."
         )
     if selection.chosen.coeff != 1:
-        notes.append(f"Addition adds {selection.chosen.coeff:g} times the direction, where the paper adds it once.")
+        notes.append(f"Addition uses {selection.chosen.coeff:g} times the direction; the paper adds it once.")
     return tuple(notes)
 
 
@@ -114,16 +114,16 @@ def _sure(study: Any, harmful: Mapping[str, Rate]) -> tuple[str, ...]:
     stability, certificate, n_kept = study.stability, study.certificate, len(study.selection.kept)
     sure = [
         "The direction was extracted, chosen and reported on different prompts. Rates have exact (Clopper-Pearson) "
-        "95% intervals, means bootstrap ones; they cover which prompts were drawn, not other prompt sets, seeds or "
+        "95% intervals, means bootstrap ones; they cover the sampling of prompts, not other prompt sets, seeds or "
         f"system prompts. On harmful prompts, ablated: {harmful['ablation']}.",
-        "Each effect stands beside the same with one random direction of equal norm.",
+        "Each effect is compared with that of one random direction of equal norm.",
     ]
     if stability is not None:
         pairs, own = stability.pairwise(), stability.wins.get(stability.reference.label)
         again = f"{own.rate:.0%} of them chose the same position and layer" if own else "none chose the same candidate"
         sure.append(
-            f"Drawing the training prompts again {stability.resamples} times: {again}; two winners have a mean cosine "
-            f"of {pairs.mean:.3f}."
+            f"Training prompts resampled {stability.resamples} times: {again}; two winners have a mean cosine of "
+            f"{pairs.mean:.3f}."
         )
     if certificate is not None:
         bad = [i.name for i in certificate.identities if not i.passed]
@@ -137,16 +137,16 @@ def _sure(study: Any, harmful: Mapping[str, Rate]) -> tuple[str, ...]:
 
 def _missing(study: Any) -> tuple[str, ...]:
     missing = [
-        "Refusal is judged by the paper's phrases: a reply without them is not refused, which does not mean that it "
-        "helps, or that it is safe or coherent."
+        "Refusal is judged by the paper's phrases: a reply without them counts as not refused, which does not mean "
+        "that it is helpful, safe or coherent."
     ]
-    missing += [f"Not to be had on this model: {name} ({why})." for name, why in study.missing.items()]
+    missing += [f"Not available on this model: {name} ({why})." for name, why in study.missing.items()]
     absent = []
     if study.evaluation is None:
         absent.append("other judges and the other conditions (`refusal-lens evaluate`)")
-    absent.append("what else the intervention changes: loss and benchmarks (the scripts in analyses/)")
+    absent.append("side effects of the intervention on loss and benchmarks (the scripts in analyses/)")
     if study.stability is None and "stability" not in study.missing:
-        absent.append("stability under other training prompts (`--stability 20`)")
+        absent.append("stability over resampled training prompts (`--stability 20`)")
     if not study.inside and not study.missing:
         absent.append("which heads and tokens write the direction (`--attribution`)")
     if study.suffixes is None:

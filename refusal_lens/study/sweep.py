@@ -22,7 +22,7 @@ else:
 def read_sweep(path: str | Path) -> dict[str, StudyConfig]:
     """Settings of each model's study by its name, from a TOML file.
 
-    ``[defaults]`` holds fields of ``StudyConfig`` for all models, a table ``[models.NAME]`` what differs for each.
+    ``[defaults]`` holds fields of ``StudyConfig`` for all models, a table ``[models.NAME]`` each model's own.
 
     Raises:
         ResultError: the file can't be read, names no model, or has a setting that does not exist.
@@ -57,9 +57,9 @@ def run_sweep(
     progress: Progress = automatic,
     make_engine: Callable[[StudyConfig], MakeEngine] = lambda config: LocalEngine,
 ) -> dict[str, Compared]:
-    """Each model's study in ``folder``/NAME, and ``sweep.json`` and ``report.html`` that compare them.
+    """Run each model's study in ``folder``/NAME; write ``sweep.json`` and ``report.html``, which compare them.
 
-    A model that fails is recorded with its reason and the others go on; what is there is not run again.
+    A model that fails is recorded with the reason and the others continue; finished stages are not run again.
 
     Args:
         progress: as in ``run_study``, for every stage of every model.

@@ -22,8 +22,8 @@ class Compared:
 
 
 def plot_sweep(frame: pd.DataFrame) -> go.Figure:
-    """Refusal rates (columns model, prompts, condition, rate, low, high): a panel for each kind of prompts, a group for
-    each model, a bar for each condition."""
+    """Refusal rates (columns model, prompts, condition, rate, low, high): one panel per kind of prompts, one group per
+    model, one bar per condition."""
     kinds = list(dict.fromkeys(frame["prompts"]))
     figure = style.panels([f"{kind} prompts" for kind in kinds], shared_yaxes=True)
     for column, kind in enumerate(kinds, 1):
@@ -74,7 +74,7 @@ def sweep_section(found: Mapping[str, Compared]) -> Section:
         )
         n = f"{' or '.join(map(str, sorted(set(frame['n']))))} prompts of each kind and model"
         caption = "Refusal rate by model and condition, with 95% Clopper-Pearson intervals."
-        control = f"{RANDOM_DIRECTION} beside each effect"
+        control = f"{RANDOM_DIRECTION} for each effect"
         items.append(Figure("sweep-rates", plot_sweep(frame), caption, n, control, frame))
         depths = {name: (item.summary["direction"]["layer"], item.model["n_layers"]) for name, item in done.items()}
         caption = "Layer of each model's direction, as a share of its depth."

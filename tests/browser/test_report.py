@@ -109,7 +109,7 @@ def test_sections_are_in_the_order_of_the_story_and_in_the_contents(page):
     links = page.locator("nav a").evaluate_all("links => links.map(a => a.hash.slice(1))")
     assert links == SECTIONS
     headings = page.locator("#summary h2").all_inner_texts()
-    assert headings == ["What was found", "How sure", "What was not measured"]
+    assert headings == ["What was found", "How certain", "What was not measured"]
 
 
 def test_every_figure_draws_with_caption_n_control_and_data(page):

@@ -31,7 +31,7 @@ def finished(study, tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr
     assert f"report: {out / 'report.html'}" in done.stdout.replace("\n", "")
     table = done.stdout.partition("random ablation")[0]  # of the findings
-    few = "Few prompts (under 32): 24 harmful for choosing direction and heads, 24 harmful for the report"
+    few = "Few prompts (under 32): 24 harmful for choosing the direction and the heads, 24 harmful for the report"
     assert " ".join(table.split()).startswith(few)
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")} == before
     return out

@@ -61,7 +61,7 @@ def test_what_is_consumed_decides(selected, organism):
 def test_stages_that_can_not_run_are_said(tmp_path):
     for name, message in (
         ("x", "there is no stage 'x'; the stages are"),
-        ("evaluation", "`refusal-lens evaluate` makes"),
+        ("evaluation", "is made by `refusal-lens evaluate`, not by a run"),
     ):
         with pytest.raises(SettingError, match=message):
             run_stage(name, SMALL, tmp_path / "out")
@@ -99,7 +99,7 @@ def test_what_a_model_can_not_have_is_written_down_and_the_report_is_made(partia
     assert "eager attention" in study.missing["sources"] and "takes the stage 'sources'" in study.missing["patterns"]
     assert study.sources is None and set(study.inside) == {"heads", "causal", "logits", "propagation"}
     page = study.page()
-    assert any(line.startswith("Not to be had on this model: sources (") for line in page.missing)
+    assert any(line.startswith("Not available on this model: sources (") for line in page.missing)
     inside = next(s for s in page.sections if s.id == "inside")
     assert {"dla", "head-map", "causal-check", "propagation"} <= {item.id for item in inside.items}
     kept = (study.folder / "stages" / "sources.json").stat().st_mtime_ns
@@ -137,7 +137,7 @@ def test_settings_are_checked(settings, message):
 
 def test_few_prompts_stand_first_on_the_page(study):
     first, second = study.page().summary[:2]
-    assert first.startswith("Few prompts (under 32): 24 harmful for choosing direction and heads")
+    assert first.startswith("Few prompts (under 32): 24 harmful for choosing the direction and the heads")
     assert "24 harmless for the report" in first and "direction" in second
     enough = {kind: dict.fromkeys(("train", "val", "test"), 32) for kind in ("harmful", "harmless")}
     metric = {"harmful": {"baseline": {"n": 32}}}

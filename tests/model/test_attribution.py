@@ -166,7 +166,7 @@ def test_logits_that_are_not_the_readout_are_refused():
     model = model_of("llama")
     with (
         model.hooks(("unembed.hook_out", lambda x, hook: 1.1 * x)),
-        pytest.raises(ModelError, match="other logits than the model's own"),
+        pytest.raises(ModelError, match="does not give the model's own"),
     ):
         direct_logit_attribution(model, [PROMPT], [40])
 

@@ -179,7 +179,7 @@ def test_layers_without_attention_write_and_are_edited_as_the_others(architectur
 
 
 def test_attention_other_than_the_checkpoints_is_refused():
-    with pytest.raises(ModelError, match="otherwise than the checkpoint's own code"):
+    with pytest.raises(ModelError, match="differently from the checkpoint's own code"):
         load_model(tiny_folder("falcon-40b"))
 
 

@@ -430,13 +430,13 @@ def test_a_scope_that_does_not_fit_is_one_clear_sentence():
         (Add(direction.unit), InterventionError, "say where to add them"),
         (Ablate(torch.ones(5)), DirectionError, "vectors of 5 entries"),
         (AttentionKnockout(((0, 7),)), InterventionError, "no head L0H7"),
-        (3, InterventionError, "a int is no intervention"),
+        (3, InterventionError, "a int is not an intervention"),
         (Interchange(torch.ones(2, 32), torch.ones(3, 1, 1, 2)), InterventionError, "must be orthonormal"),
     ):
         with pytest.raises(error, match=message), model.hooks(edit):
             pass
     for what in ("r", 3):
-        with pytest.raises(DirectionError, match="is no direction"):
+        with pytest.raises(DirectionError, match="is not a direction"):
             Ablate(what)
     with pytest.raises(DirectionError, match="no vector to add"):
         Add(subspace_of(model))

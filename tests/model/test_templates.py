@@ -255,7 +255,7 @@ def test_what_a_run_takes_is_checked_before_it_computes(tmp_path):
     for name, texts in prompts.items():
         files[name].write_text(json.dumps(texts))
     config = {"sizes": (24, 8, 8), **{name: str(file) for name, file in files.items()}}
-    with pytest.raises(PromptError, match=r"1 harmful \w+ prompt\(s\) do not fit in organism, of 512 tokens"):
+    with pytest.raises(PromptError, match=r"1 harmful \w+ prompt\(s\) do not fit in organism's 512 tokens"):
         run_stage("selection", StudyConfig(**config), tmp_path / "run")
     with pytest.raises(PromptError, match="'no token' is"):
         run_stage("selection", StudyConfig(refusal_tokens=("no token",)), tmp_path / "run")

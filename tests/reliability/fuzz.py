@@ -1,4 +1,4 @@
-"""Mutated result folders, prompt files, suffix files and GGUF files: each loads or ends in one clear error.
+"""Mutated result folders, prompt files, suffix files and GGUF files: each loads or ends with one clear error.
 
     python -m tests.reliability.fuzz --cases 5000
 
@@ -300,7 +300,7 @@ def note(found: dict[str, Any]) -> None:
             "input",
             f"mutated {label}",
             loads + refused,
-            f"{loads} load, {refused} end in one clear error; of {found['cases']:,} cases of all kinds "
+            f"{loads} load, {refused} end with one clear error; of {found['cases']:,} cases of all kinds "
             f"{found['failures']} gave a traceback or hung (slowest {found['slowest, s']:.1f} s), memory at most "
             f"{found['memory']:.2f} times that of whole files",
         )

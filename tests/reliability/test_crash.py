@@ -79,12 +79,12 @@ def test_two_runs_and_ctrl_c(tmp_path):
     _, said = first.communicate()
     took = time.monotonic() - begin
     assert (
-        first.returncode == 130 and said.strip().count("\n") == 0 and "run the same command again to go on" in said
+        first.returncode == 130 and said.strip().count("\n") == 0 and "run the same command again to resume" in said
     ), said
     assert took < 20  # a library's long step is waited for
     assert not list(out.glob(".*"))
     record("crash", "Ctrl-C, then the same command again", 1, "one line and exit code 130; resumable")
-    record("crash", "two runs on one folder", 1, "the second ends in one sentence that names the first's process")
+    record("crash", "two runs on one folder", 1, "the second ends with one sentence that names the first's process")
 
 
 def test_a_dead_owner_does_not_block(tmp_path):
@@ -173,7 +173,7 @@ code=$?; find {tmp_path}/disk -name '.*' -type f; exit $code
     done = subprocess.run([unshare, "-rm", "sh", "-c", script], env=ENVIRONMENT, capture_output=True, text=True)
     if done.returncode in (1, 77) and "refusal-lens" not in done.stderr:
         pytest.skip("no file system can be mounted here")
-    assert done.returncode == 2 and "make room" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "free some space" in done.stderr and "Traceback" not in done.stderr
     assert done.stdout.strip() == ""
     record("crash", "file system of 300 kB", 1, "one sentence, no unfinished file")
 

@@ -153,7 +153,7 @@ def test_a_config_that_does_not_fit_the_weights_is_one_sentence(folder, name, va
 def test_an_index_that_points_out_of_the_folder(folder):
     index = {"metadata": {}, "weight_map": {"lm_head.weight": "../../other/model.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match="no file of this folder"):
+    with pytest.raises(ModelError, match="is not in this folder"):
         load_model(folder)
 
 

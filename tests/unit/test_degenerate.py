@@ -1,4 +1,4 @@
-"""Replies that are no text."""
+"""Degenerate replies."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_a_head_is_selected_by_its_label():
         (("L7H0",), {}, r"no label 'L7H0'.*layer: 0, 1; head: 0, 1, 2; prompt: a, b, c, d"),
         ((), {"head": "L7H0"}, r"no layer 7; HeadContributions has 0, 1"),
         ((), {"condition": "ablation"}, r"no axis 'condition'; HeadContributions has layer, head, prompt"),
-        ((), {"head": "seven"}, r"'seven' names no head; write layer and head as in 'L12H7'"),
+        ((), {"head": "seven"}, r"'seven' is not a head; write layer and head as in 'L12H7'"),
         ((1,), {}, r"more than one axis.*sel\(layer=1\) or sel\(head=1\)"),
         (("a",), {"prompt": 0}, r"'a' is a prompt, and prompt is given twice"),
     ],

@@ -1,4 +1,4 @@
-"""Judges, and how many replies are judged so that none is judged twice."""
+"""Judges, and judging many replies so that none is judged twice."""
 
 import re
 from collections import Counter
@@ -51,14 +51,14 @@ class Judge(Protocol):
 
     @property
     def identity(self) -> str:
-        """What decides its verdicts."""
+        """Everything that determines its verdicts."""
 
     def judge(self, pairs: Sequence[tuple[str, str]]) -> list[Judgement]:
         """One judgement per (prompt, reply)."""
 
 
 class SubstringJudge:
-    """The paper's phrases, anywhere in the reply, whatever the case (section 2.3)."""
+    """The paper's phrases, anywhere in the reply, in any case (section 2.3)."""
 
     name, kind, batch_size, identity = "substrings", "refusal", 4096, "substrings"
 
@@ -77,7 +77,7 @@ Pairs = Sequence[tuple[str, str]]
 
 
 def judge_longer(pairs: Pairs, limit: int, judge: Callable[[Pairs], Iterable[Judgement]]) -> list[Judgement]:
-    """Judgements by ``short_reply`` where it has one, by ``judge`` of the other pairs, in order."""
+    """Judgements in order: by ``short_reply`` where it has one, by ``judge`` for the other pairs."""
     short = [short_reply(reply, limit) for _, reply in pairs]
     others = [pair for pair, known in zip(pairs, short, strict=True) if known is None]
     longer = iter(judge(others) if others else ())
@@ -91,11 +91,11 @@ def judge_completions(
 
     Args:
         completions: replies by prompt set.
-        store: keeps the verdicts, batch by batch; those in it are not made again.
-        on_item: called with the number of replies settled.
+        store: keeps the verdicts, batch by batch; those already in it are reused.
+        on_item: called with the number of replies judged.
 
     Raises:
-        JudgeError: the judge failed; its verdicts so far are in ``store``, and the next call goes on from there.
+        JudgeError: the judge failed; its verdicts so far are in ``store``, and the next call resumes from there.
     """
     items: list[tuple[str, Completion]] = [(c.prompt_set, item) for c in completions for item in c]
     keys = [content_key(judge.identity, item.prompt, item.response) for _, item in items]

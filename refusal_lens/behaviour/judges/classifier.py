@@ -70,7 +70,7 @@ def load_local(source: str, auto: str) -> tuple[Any, Any]:
     """Tokenizer and model of one of transformers' auto classes.
 
     Raises:
-        JudgeError: with the remedy.
+        JudgeError: it can't be loaded; the message gives the remedy.
     """
     import transformers
 

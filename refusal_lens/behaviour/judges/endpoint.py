@@ -64,14 +64,14 @@ class EndpointJudge:
 
     @property
     def identity(self) -> str:
-        """Model, prompt and rules; not the address, so that a moved server goes on."""
+        """Model, prompt and rules; not the address, so that a server may move."""
         return f"endpoint {self.model} {self.prompt} {self.withheld} {self.complied} {self.short_words}"
 
     def judge(self, pairs: Pairs) -> list[Judgement]:
         """Send one request per reply.
 
         Raises:
-            JudgeError: unreachable after all tries, refused, or an answer of another shape.
+            JudgeError: unreachable after all tries, refused, or an answer of the wrong form.
         """
         return judge_longer(pairs, self.short_words, lambda longer: [self._ask(*pair) for pair in longer])
 

@@ -1,4 +1,4 @@
-"""How far two judges agree, and where they do not."""
+"""How much two judges agree, and where they do not."""
 
 import itertools
 from collections.abc import Sequence

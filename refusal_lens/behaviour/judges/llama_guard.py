@@ -46,7 +46,7 @@ class LlamaGuardJudge:
     Args:
         source: folder (or hub id) of the weights.
         version: 2 (the paper's) or 3.
-        short_words: the paper's rule: a reply with fewer words is safe without a question; 0 turns it off.
+        short_words: the paper's rule: a reply with fewer words is safe without asking; 0 turns it off.
         batch_size: replies per ``judge``.
 
     Raises:
@@ -59,7 +59,7 @@ class LlamaGuardJudge:
         self, source: str, version: int = 2, *, short_words: int = SHORT_WORDS, batch_size: int = 4, name: str = ""
     ):
         if version not in CATEGORIES:
-            raise JudgeError(f"Llama Guard {version} is not known here; use version 2 or 3")
+            raise JudgeError(f"Llama Guard {version} is not supported; use version 2 or 3")
         self.source, self.version, self.short_words, self.batch_size = source, version, short_words, batch_size
         self.name = name or f"llama-guard-{version}"
         self.tokenizer, self.model = load_local(source, "AutoModelForCausalLM")

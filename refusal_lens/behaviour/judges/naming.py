@@ -8,13 +8,13 @@ if TYPE_CHECKING:
     from .base import Judge
 
 FORMS = (
-    "substrings; llama-guard-2:FOLDER; llama-guard-3:FOLDER; classifier:FOLDER (or classifier:FOLDER#LABEL,LABEL of "
+    "substrings; llama-guard-2:FOLDER; llama-guard-3:FOLDER; classifier:FOLDER (or classifier:FOLDER#LABEL,LABEL with "
     "the safe labels); openai:MODEL@http://HOST:PORT/v1"
 )
 
 
 def judge_named(text: str) -> Judge:
-    """A judge from its name: one of ``FORMS``.
+    """Make a judge from its name, in one of ``FORMS``.
 
     Raises:
         JudgeError: another form, or a judge that can't be loaded.
