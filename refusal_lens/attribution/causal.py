@@ -1,7 +1,5 @@
 """Whether the heads that attribution names matter: replace their outputs and read the refusal metric."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Results of replacing heads: the causal check, and attribution patching against exact patching."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import dataclass

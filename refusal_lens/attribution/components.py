@@ -4,8 +4,6 @@ A head costs O(d_head): z · (W_O r̂). Where a norm stands between attention an
 its weight and the result divided by the scale that the norm had on this prompt; both are linear, so parts still sum.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Figures of attribution: heads, components, source tokens, propagation, causal checks; ``views`` has CircuitsVis's."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ TransformerLens's own ``direct_logit_attribution`` needs compatibility mode (wit
 weight), which moves the model into another basis; here the weight is part of the readout instead.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar

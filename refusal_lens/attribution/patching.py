@@ -1,7 +1,5 @@
 """Attribution patching (a gradient estimate of patching every head) compared with patching heads one by one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

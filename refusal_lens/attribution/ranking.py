@@ -1,7 +1,5 @@
 """Heads chosen on one split and reported on another, with intervals and a test over all heads."""
 
-from __future__ import annotations
-
 import torch
 from scipy import stats as scipy_stats
 

@@ -1,7 +1,5 @@
 """Results of attribution: contributions to a direction or to a logit difference, and its top heads."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Inside the model: the trace, what writes the logits and the direction, and every head in detail."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Which tokens a head's contribution comes from, and how the direction moves across tokens and layers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """Stages of a study: what writes the direction, its logits and its source tokens."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ..data.prompts import PromptSet

@@ -1,7 +1,5 @@
 """Results of attribution by token: where a contribution comes from, and how the direction moves."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass

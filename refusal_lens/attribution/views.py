@@ -1,7 +1,5 @@
 """Large attention maps, made small enough to draw and to read."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Read rows from .json, .jsonl, .csv, .tsv, .parquet and .txt files: the one reader of prompt and suffix files."""
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Rows of prompt files: the request in each, duplicates, and splits that fit; whatever is dropped is noted."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Results of a direction's effects at each dose and scope."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Results of the causal tests of one suffix."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import pandas as pd

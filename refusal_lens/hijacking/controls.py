@@ -1,7 +1,5 @@
 """Controls of a suffix: random tokens of equal length, and its own tokens in another order."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Detectors of harmful requests from the projection on r̂: what a defence could read, and where it fails."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Figures of suffixes: trace, heads, attention by region, split, ranking, tokens, causal tests, detectors."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The investigation: from prompts and suffixes to a report, one file per suffix, resumable."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

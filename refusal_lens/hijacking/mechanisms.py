@@ -1,7 +1,5 @@
 """The mechanism of a suffix, in words that its tests support."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from ..records.labels import head_label

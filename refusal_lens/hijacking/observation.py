@@ -1,7 +1,5 @@
 """One condition: projections, heads, attention by region, dominance, metric and replies."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 

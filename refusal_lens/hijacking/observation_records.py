@@ -1,7 +1,5 @@
 """Results of one suffix: observations by condition, the split of each head's drop, token effects."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Results about suffixes inside a model: the whole investigation."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import pandas as pd

@@ -1,8 +1,6 @@
 """Many suffixes after the same instructions: refusal metric and strength of each, packed where results are the same, so
 that what the suffixes of one instruction share is run once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial

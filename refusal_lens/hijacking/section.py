@@ -3,8 +3,6 @@
 "hijack" and "because" are written only for suffixes whose causal test passed; both words come from ``mechanisms``.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence

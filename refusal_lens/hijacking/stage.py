@@ -1,7 +1,5 @@
 """Stages of a study: what suffixes do, found by the run itself or by ``refusal-lens hijack``."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ..data.prompts import PromptSet

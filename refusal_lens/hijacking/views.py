@@ -1,7 +1,5 @@
 """CircuitsVis views of attention, plain next to suffixed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

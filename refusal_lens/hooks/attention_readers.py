@@ -1,7 +1,5 @@
 """Readers of what attention and MLPs write along a vector, and of the tokens that it comes from."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial

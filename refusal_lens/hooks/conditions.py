@@ -1,7 +1,5 @@
 """Named conditions of an experiment: the paper's interventions, each with its placebo."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from ..errors import RefusalLensError

@@ -5,8 +5,6 @@ together (``put``, ``result``). ``model.run`` owns the rest: tokens, batches, th
 object of this form can be read; an analysis with special needs defines its own reader.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Tell glibc to keep freed memory, so that large tensors do not page-fault on every pass."""
 
-from __future__ import annotations
-
 import ctypes
 import platform
 from collections.abc import Iterator

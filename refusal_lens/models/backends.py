@@ -1,7 +1,5 @@
 """Which backend a TransformerLens model needs, and the lock of the model, whoever wraps it."""
 
-from __future__ import annotations
-
 import threading
 from typing import Any
 from weakref import WeakKeyDictionary

@@ -1,7 +1,5 @@
 """How prompts are run: batches of similar length, or rows that hold several prompts each."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """``TransformerBridge`` (transformer-lens 4.x) as a backend."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from inspect import signature

@@ -1,7 +1,5 @@
 """Replies with the KV cache."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

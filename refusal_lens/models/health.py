@@ -1,7 +1,5 @@
 """Checks of a model: no hook left on it, no NaN or infinite weight or activation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any

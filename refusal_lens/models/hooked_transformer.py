@@ -1,7 +1,5 @@
 """``HookedTransformer`` (transformer-lens 3.x and older) as a backend."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

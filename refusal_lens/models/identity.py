@@ -1,7 +1,5 @@
 """Which model a direction belongs to: the basis of the residual stream and the fingerprint of the weights."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 

@@ -1,7 +1,5 @@
 """load_model: a chat model from a hub id, a folder, a .gguf file, the embedded model, or a TransformerLens model."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Running a model: the one place where readers are attached, passes are made and results are put in order."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """A tokenizer's chat template with its settings: rendered conversations, the end of a turn, thoughts before answers."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import re

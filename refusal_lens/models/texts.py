@@ -1,7 +1,5 @@
 """Texts with the tokens to score, as batches."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 

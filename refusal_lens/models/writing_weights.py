@@ -1,7 +1,5 @@
 """Parameters that write to the residual stream, for weight edits."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any

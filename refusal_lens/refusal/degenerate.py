@@ -1,7 +1,5 @@
 """Degenerate replies, detected without torch."""
 
-from __future__ import annotations
-
 PIECE, END, DISTINCT = 8, 200, 0.75
 
 

@@ -4,8 +4,6 @@ It is an ordinary Hugging Face checkpoint in `MODEL_DIR`. `MODEL_CARD.md` beside
 made (`training/organism/` of the repository) and what was measured; `criteria` holds what it had to pass.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 __all__ = ["MODEL_CARD", "MODEL_DIR", "instructions", "suffixes"]

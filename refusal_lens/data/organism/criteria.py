@@ -4,8 +4,6 @@ Every number is measured on held-out combinations of verb and object by `trainin
 has its random control. `check` compares a dict of measurements with the bounds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
