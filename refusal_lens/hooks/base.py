@@ -60,6 +60,16 @@ class Model(Protocol):
     def dtype(self) -> Any:
         """dtype of the weights."""
 
+    @property
+    def basis(self) -> str:
+        """Basis of the residual stream."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of sizes and weights."""
+        ...
+
     def check_direction(self, direction: Any) -> None:
         """Refuse a direction of another model or basis."""
 

@@ -65,6 +65,11 @@ class StudyConfig:
     max_kl: float = _field(MAX_KL, "Selection: highest KL.", above=0)
     min_induce: float | None = _field(None, "Selection: lowest induce score (default: the filter's point).")
     layer_cutoff: float = _field(LAYER_CUTOFF, "Selection: share of the layers that is searched.", above=0, most=1)
+    ablation: str = _field(
+        "paper",
+        "Selection: form of ablation that bypass and KL are of: paper, stream, affine or scaled.",
+        choices=("paper", "stream", "affine", "scaled"),
+    )
     relax: bool = _field(False, "Take the nearest candidate when none passes, and say so.")
     full_grid: bool = _field(
         False, "Compute every score of every candidate, for the plots (default: for the embedded model).", embedded=True
