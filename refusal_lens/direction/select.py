@@ -107,8 +107,7 @@ def select_direction(
         coeff: multiple of r that addition uses, for the induce score and later.
         full_grid: compute every score of every candidate (for the plots); the winner is the same.
         relax: when nothing passes, take the nearest candidate and record what was relaxed.
-        form: of ablation, for bypass and KL: "paper", "stream", "affine" or "scaled" (``hooks.Form``), with the
-            candidates' statistics.
+        form: of ablation, for bypass and KL (``hooks.Form``): "paper", "stream", "affine" or "scaled".
         engine: where the work runs; this process if None.
 
     Raises:
@@ -125,9 +124,7 @@ def select_direction(
     rule = rule or SelectionRule(min_induce=tokens.threshold)
     cut = rule.cut(candidates.n_layers)
     depth = candidates.n_layers if full_grid else cut
-    live, skipped = _live(candidates, depth, coeff)
-    for direction in live:
-        model.check_direction(direction)
+    live, skipped = _live(model, candidates, depth, coeff)
     # At [pos, layer]: positions count from the end, as indices below 0 do.
     grids = {name: torch.full(candidates.mean_diff.shape[:2], torch.nan, dtype=torch.float64) for name in SCORES}
     with progress("select the direction", len(SCORES) * len(candidates.positions) * depth) as advance:
@@ -175,7 +172,9 @@ def _relaxed(base: Selection, candidates: CandidateDirections, misses: tuple[Nea
     return replace(base, chosen=chosen, scores=SelectionScores(**grids), near_misses=misses)
 
 
-def _live(candidates: CandidateDirections, depth: int, coeff: float) -> tuple[list[Direction], list[tuple[int, int]]]:
+def _live(
+    model: HookedChatModel, candidates: CandidateDirections, depth: int, coeff: float
+) -> tuple[list[Direction], list[tuple[int, int]]]:
     """The candidates of the first ``depth`` layers, and the (pos, layer) that have no direction."""
     live, skipped = [], []
     for pos, layer in itertools.product(candidates.positions, range(depth)):
@@ -183,6 +182,8 @@ def _live(candidates: CandidateDirections, depth: int, coeff: float) -> tuple[li
             live.append(candidates.direction(pos, layer, coeff))
         except DirectionError:
             skipped.append((pos, layer))
+    for direction in live:
+        model.check_direction(direction)
     return live, skipped
 
 
