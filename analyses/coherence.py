@@ -13,7 +13,6 @@ from analyses.common import finish, parser, prepared, show
 from refusal_lens.behaviour.harness import TASKS, run_harness
 from refusal_lens.behaviour.section import harness_section
 from refusal_lens.hooks.conditions import named_conditions
-from refusal_lens.hooks.orthogonalize import post_norm_layers
 
 CONDITIONS = ("baseline", "ablation", "orthogonalized", "random_ablation")
 
@@ -34,7 +33,7 @@ def main() -> None:
 
         manager = TaskManager(include_path=str(args.task_folder))
     # Where norms follow the writes, no edit of weights equals ablation.
-    names = [c for c in CONDITIONS if c != "orthogonalized" or not post_norm_layers(model)]
+    names = [c for c in CONDITIONS if c != "orthogonalized" or not model.backend.norm_after_writes()]
     scores = run_harness(
         model,
         named_conditions(study.selection.chosen, names),

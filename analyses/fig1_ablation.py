@@ -9,7 +9,6 @@ from analyses.common import finish, parser, prepared, show
 from refusal_lens.behaviour.judges.naming import judge_named
 from refusal_lens.behaviour.section import evaluation_section
 from refusal_lens.behaviour.table import evaluate_table
-from refusal_lens.hooks.orthogonalize import post_norm_layers
 from refusal_lens.study.sections import scorecard_section
 
 CONDITIONS = ("baseline", "ablation", "orthogonalized", "random_ablation", "random_orthogonalized")
@@ -22,7 +21,7 @@ def main() -> None:
     )
     args = arguments.parse_args()
     model, study = prepared(args)
-    if post_norm_layers(model):
+    if model.backend.norm_after_writes():
         print("norms follow the writes here: 'orthogonalized' is not equivalent to ablation (allow_gap)")
     table = evaluate_table(
         model,

@@ -98,7 +98,8 @@ def calibration_figure(tokens: RefusalTokens) -> Figure | None:
         f"{c.below} of answered ones below."
     )
     n = f"{len(c.refused)} training prompts, {sum(c.refused)} of them refused"
-    return Figure("calibration", plot_calibration(tokens), caption, n, data=c.to_frame())
+    control = "the replies that are answers"
+    return Figure("calibration", plot_calibration(tokens), caption, n, control, data=c.to_frame())
 
 
 def effect_section(

@@ -1,5 +1,8 @@
 from .ablation_records import AblationForms as AblationForms
 from .ablation_records import FormEffect as FormEffect
+from .dose import Scope as Scope
+from .dose import dose_response as dose_response
+from .dose_records import DoseResponse as DoseResponse
 from .effect_records import EffectMatrix as EffectMatrix
 from .effect_records import FineTuning as FineTuning
 from .effect_records import SubspaceEffects as SubspaceEffects

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 from ..records.base import figure as registered
 from ..report import style
 from .ablation_records import ALONG, AblationForms
+from .dose_records import DoseResponse
 from .effect_records import EffectMatrix, FineTuning, SubspaceEffects, SystemPrompts
 from .records import DirectionTrace, FoundDirection, Selection, Stability
 
@@ -212,5 +213,45 @@ def plot_forms(record: AblationForms) -> go.Figure:
     for col, value, label in lines:
         figure.add_hline(y=value, line_dash="dash", line_color=style.GREY, annotation_text=label, row=1, col=col)
     style.finish(figure, height=420)
+    figure.update_annotations(font_size=12)
+    return style.legend_below(figure.update_layout(margin_t=60))
+
+
+_DOSE_PANELS = {
+    "readable": "refused in readable text",
+    "refused": "refused",
+    "degenerate": "degenerate replies",
+    "kl": "KL on the other<br>kind's own replies",
+}
+_DOSES = {"ablation": "share removed", "addition": "multiples of r", "capping": "ceiling, harmless 0 to harmful 1"}
+
+
+@registered("by strength", DoseResponse)
+def plot_dose_response(record: DoseResponse, effect: str = "") -> go.Figure:
+    """Shares and KL of one effect (the first by default) by strength, one colour per place, random directions
+    dashed."""
+    effect = effect or record.effects[0]
+    doses = sorted(
+        (s, d) for d, e, s in zip(record.doses, record.dose_effects, record.strengths, strict=True) if e == effect
+    )
+    figure = style.panels(list(_DOSE_PANELS.values()), horizontal_spacing=0.06)
+    for col, measure in enumerate(_DOSE_PANELS, start=1):
+        for i, scope in enumerate(record.scopes):
+            for condition in ("direction", "random"):
+                style.add_line(
+                    figure,
+                    [strength for strength, _ in doses],
+                    [record.found(scope, dose, condition, measure) for _, dose in doses],
+                    scope if condition == "direction" else f"{scope}, random",
+                    legendgroup=scope,
+                    showlegend=col == 1 and condition == "direction",
+                    line={"color": style.colour("", i), "dash": style.dash(condition)},
+                    **style.panel(col),
+                )
+        figure.add_hline(y=record.before(effect, measure).mean, line_dash="dot", line_color=style.GREY, row=1, col=col)
+        if measure != "kl":
+            figure.update_yaxes(tickformat=".0%", range=[-0.05, 1.05], row=1, col=col)
+    figure.update_xaxes(title_text=_DOSES.get(effect, "strength"))
+    style.finish(figure, height=430)
     figure.update_annotations(font_size=12)
     return style.legend_below(figure.update_layout(margin_t=60))

@@ -8,8 +8,10 @@ import pandas as pd
 from ..records.base import Record
 from ..report.page import RANDOM_DIRECTION, Figure, Item, Section, Table, plain
 from .ablation_records import AblationForms
+from .dose_records import DoseResponse
 from .effect_records import EffectMatrix, FineTuning, SubspaceEffects, SystemPrompts
 from .figures import (
+    plot_dose_response,
     plot_effects,
     plot_fine_tuning,
     plot_selection,
@@ -81,6 +83,25 @@ def effects_section(record: EffectMatrix, id: str, title: str) -> Section:
     caption = f"Change of each metric when each direction is {verb}."
     rest = (caption, f"{' or '.join(map(str, sizes))} prompts per cell", RANDOM_DIRECTION)
     return _section(id, title, record, (), plot_effects(record), *rest)
+
+
+def dose_section(record: DoseResponse, id: str, title: str) -> Section:
+    """Curves of each effect by strength and place, and the usable windows."""
+    places = (f"{scope}: {where}" for scope, where in zip(record.scopes, record.where, strict=True))
+    n = record.values.shape[-1]
+    figures = tuple(
+        Figure(
+            f"{id}-{effect}",
+            plot_dose_response(record, effect),
+            f"{effect.capitalize()} by strength and place; 95% intervals (Clopper-Pearson for shares, else bootstrap); "
+            f"dotted: without intervention. Replies of {record.max_new_tokens} tokens at most.",
+            f"{n} prompts of each kind",
+            f"{RANDOM_DIRECTION}, dashed",
+            record.to_frame().query("effect == @effect"),
+        )
+        for effect in record.effects
+    )
+    return Section(id, title, (*record.summary(), f"Places: {'; '.join(places)}."), figures)
 
 
 def system_section(record: SystemPrompts) -> Section:

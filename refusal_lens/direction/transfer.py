@@ -95,8 +95,6 @@ def system_prompt_table(
         twin = HookedChatModel(
             model.tl, model.tokenizer, model.name, check=False, **{**model.chat.settings, "system": system or None}
         )
-        if system and system not in twin.chat.before:
-            raise ModelError(f"the chat template of {model.name} leaves the system prompt {system[:60]!r} out")
         edits = named_conditions(direction, conditions, seed)
         rates.append(complete(twin, prompts, edits, prompt_set, max_new_tokens).rates)
     return SystemPrompts(tuple(systems), prompt_set, tuple(rates))

@@ -7,6 +7,7 @@ from .attention_readers import RegionShare as RegionShare
 from .attention_readers import Sources as Sources
 from .base import Intervention as Intervention
 from .base import write_sites as write_sites
+from .capping import Cap as Cap
 from .conditions import named_conditions as named_conditions
 from .forms import Form as Form
 from .interchange import Interchange as Interchange

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data.files import check_text
 from .batching import by_length
-from .chat import Tokens, no_regions, padded
+from .chat import Spans, Tokens, no_regions, padded
 from .model import HookedChatModel
 
 LOGIT_ENTRIES = 1 << 26  # logits held at a time: 256 MB in float32
@@ -23,10 +23,12 @@ class Scored:
     Attributes:
         ids: all tokens, template included.
         first: index of the first token whose loss counts (at least 1: the first token has no prediction).
+        spans: the prompt's regions, for interventions at some of them; None for text without any.
     """
 
     ids: tuple[int, ...]
     first: int
+    spans: Spans | None = None
 
 
 def text_tokens(model: HookedChatModel, texts: Sequence[str], max_length: int = 256) -> list[Scored]:
@@ -66,6 +68,19 @@ def completion_tokens(
     return found
 
 
+def reply_tokens(model: HookedChatModel, prompts: Sequence[str], replies: Sequence[str]) -> list[Scored]:
+    """Prompts and replies as they stood while the replies were generated: an intervention at some positions acts on
+    the same tokens. Empty replies stay, without a token that counts."""
+    found = []
+    for prompt, reply in zip(prompts, replies, strict=True):
+        encoded = model.chat.encode(prompt)
+        n, ids = len(encoded.ids), tuple(model.tokenizer(encoded.text + reply, add_special_tokens=False)["input_ids"])
+        if ids[:n] != encoded.ids:  # the two merge in text, and did not while the reply was generated
+            ids = encoded.ids + tuple(model.tokenizer(reply, add_special_tokens=False)["input_ids"])
+        found.append(Scored(ids, n, encoded.spans))
+    return found
+
+
 def own_completions(
     model: HookedChatModel,
     prompts: Sequence[str],
@@ -82,7 +97,7 @@ def scored_batches(model: HookedChatModel, texts: Sequence[Scored]) -> Iterator[
     budget = max(1, LOGIT_ENTRIES // model.d_vocab)
     lengths = [len(text.ids) for text in texts]
     for rows in by_length(lengths, lambda n, width, real: n <= 64 and n * width <= budget):
-        spans = [no_regions(texts[i].first) for i in rows]
+        spans = [texts[i].spans or no_regions(texts[i].first) for i in rows]
         yield padded([texts[i].ids for i in rows], spans, model.chat.pad_id, rows).to(model.device)
 
 

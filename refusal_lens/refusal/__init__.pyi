@@ -1,5 +1,6 @@
 from .calibration import calibrate_metric as calibrate_metric
 from .calibration import choose_tokens as choose_tokens
+from .degenerate import is_degenerate as is_degenerate
 from .metric import filter_prompts as filter_prompts
 from .metric import keep_refused as keep_refused
 from .metric import refusal_metric as refusal_metric

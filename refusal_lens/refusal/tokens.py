@@ -97,17 +97,19 @@ def find_refusal_tokens(
     candidates = [t for t, share in begun.items() if share >= min_share and share > in_answers.get(t, 0)]
     apart = Interval(0.0, 0.0, 0.0, 0)
     if candidates:
-        chosen, apart = choose_tokens(replies.probabilities(model, candidates), replies.refused)
+        probabilities = replies.probabilities(model, candidates)
+        chosen, apart = choose_tokens(probabilities, replies.refused)
     if apart.mean <= 0.5:
         raise ModelError(
             f"{model.name} begins refusals and answers with the same tokens, so the refusal metric can't tell them "
             "apart: name its refusal tokens (--refusal-token)"
         )
     shares = replies.shares(np.ones_like(propose), True)
-    ids = sorted((candidates[k] for k in chosen), key=lambda token: -shares[token])
+    chosen.sort(key=lambda k: -shares[candidates[k]])
+    ids = [candidates[k] for k in chosen]
     source = f"first tokens of {sum(replies.refused[:n])} refusals to {n} harmful prompts"
     tokens = _tokens(model, ids, [shares[token] for token in ids], source)
-    return _calibrated(model, replace(tokens, auroc=apart), replies, point)
+    return _calibrated(replace(tokens, auroc=apart), replies, metric_of(probabilities[:, chosen]), point)
 
 
 def calibrate_tokens(
@@ -135,7 +137,7 @@ def calibrate_tokens(
     replies = _replies(model, harmful, harmless, max_new_tokens, progress)
     refused, metric = np.asarray(replies.refused), metric_of(replies.probabilities(model, tokens.ids))
     apart = auroc(metric[refused], metric[~refused])
-    return _calibrated(model, replace(tokens, auroc=apart), replies, point)
+    return _calibrated(replace(tokens, auroc=apart), replies, metric, point)
 
 
 @dataclass(frozen=True)
@@ -191,14 +193,13 @@ def _replies(
     return _Replies(prompts, len(kinds[0]), first, [is_refusal(reply.answer) for reply in split])
 
 
-def _calibrated(model: HookedChatModel, tokens: RefusalTokens, replies: _Replies, point: str) -> RefusalTokens:
+def _calibrated(tokens: RefusalTokens, replies: _Replies, metric: np.ndarray, point: str) -> RefusalTokens:
     """The tokens with their coverage of the replies and the point of their metric."""
     begun = [token in tokens.ids for token in replies.first]
     coverage = {
         name: rate([hit for hit, refused in zip(begun, replies.refused, strict=True) if refused == flag])
         for name, flag in (("refused", True), ("answered", False))
     }
-    metric = metric_of(replies.probabilities(model, tokens.ids))
     calibration = calibrate_metric(metric.tolist(), replies.refused, point)
     return replace(tokens, coverage=coverage, calibration=calibration)
 

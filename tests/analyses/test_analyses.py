@@ -28,6 +28,11 @@ SCRIPTS = {
     "subspace": (["--k", "2"], ["effects", "subspace_pca", "subspace_repeated"], ["random"]),
     "cross_behaviour": ([], ["ablation", "addition"], ["Cross-effects"]),
     "transfer": ([], ["ablation", "addition"], ["Transfer"]),
+    "dose": (
+        ["--n", "4", "--strength", "ablation=1", "--strength", "addition=1,2", "--place", "last=-1"],
+        ["compared", "test_ablation", "test_addition"],
+        ["usable", "Clopper-Pearson", "random direction", "last"],
+    ),
     "fig5_suffix_trace": (["--limit", "1"], ["report"], ["cosine with the direction by layer"]),
     "fig6_suffix_heads": (["--limit", "1"], ["report"], ["attention moved", "random tokens of equal length"]),
     "causal_table": (["--limit", "1"], ["report"], ["cut top heads", "placebo"]),

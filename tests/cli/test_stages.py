@@ -140,7 +140,8 @@ def test_few_prompts_stand_first_on_the_page(study):
     assert first.startswith("Few prompts (under 32): 24 harmful for choosing direction and heads")
     assert "24 harmless for the report" in first and "direction" in second
     enough = {kind: dict.fromkeys(("train", "val", "test"), 32) for kind in ("harmful", "harmless")}
-    assert not few_in(study.summary | {"prompts": enough})
+    metric = {"harmful": {"baseline": {"n": 32}}}
+    assert not few_in(study.summary | {"prompts": enough, "refusal_metric": metric})
 
 
 def test_the_filters_point_is_a_setting_and_the_rule_follows_it(organism, tmp_path):

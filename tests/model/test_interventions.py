@@ -413,7 +413,7 @@ def test_a_scope_that_does_not_fit_is_one_clear_sentence():
     for make, message in (
         (
             lambda: Ablate(direction, positions="sufix"),
-            "there are no positions 'sufix'; choose from prompt, reply, bos",
+            "there are no positions 'sufix'; choose from prompt, reply, system",
         ),
         (lambda: Ablate(direction, positions=slice(0, 5)), "count from the prompt's end"),
         (lambda: Ablate(direction, positions=slice(-3, -5)), "count from the prompt's end"),

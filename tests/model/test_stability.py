@@ -154,7 +154,7 @@ def test_system_prompts(organism, found):
     assert 0 <= mean <= 1 and sd >= 0 and len(record.to_frame()) == 6
     model = tiny_model("llama", seed=5)
     model.tokenizer.chat_template = "{% for m in messages if m.role == 'user' %}<s>{{ m.content }}|{% endfor %}:"
-    with pytest.raises(ModelError, match="leaves the system prompt"):
+    with pytest.raises(ModelError, match="drops the system prompt"):
         system_prompt_table(model, direction_of(model), ["Hi"], ["Be kind."], max_new_tokens=1)
 
 

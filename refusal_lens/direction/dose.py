@@ -1,0 +1,256 @@
+"""How much, and where: effect and damage by strength and place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..data.prompts import PromptPair
+from ..errors import DirectionError, InterventionError, PromptError
+from ..hooks.base import Intervention, Layers, Positions, layers_of
+from ..hooks.capping import Cap
+from ..hooks.interventions import Ablate, Add
+from ..models.model import HookedChatModel
+from ..models.texts import Scored, reply_tokens, scored_batches
+from ..progress import Progress, silent
+from ..records.direction import DirectionLike
+from ..refusal.degenerate import is_degenerate
+from ..refusal.metric import refusal_metric
+from ..refusal.phrases import is_refusal
+from ..refusal.records import RefusalTokens
+from ..refusal.replies import completion, replies
+from ..tensors import kl_divergence
+from .dose_records import MEASURES, DoseResponse
+from .records import FoundDirection
+
+STRENGTHS: dict[str, tuple[float, ...]] = {
+    "ablation": (0.25, 0.5, 0.75, 1.0, 1.5),
+    "addition": (0.25, 0.5, 1.0, 1.5, 2.0),
+    "capping": (0.0, 0.25, 0.5, 0.75, 1.0),
+}
+FIRST = 16  # tokens of a reply over which KL is taken
+Judge = Callable[[str], bool]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A place: layers and positions, as interventions take them.
+
+    Attributes:
+        layers: None for all, and for addition the direction's own layer.
+        positions: None for all.
+
+    Example:
+        >>> rl.direction.Scope(layers=slice(2, None), positions="template_post").words
+        'layers 2:, positions template_post'
+    """
+
+    layers: Layers = None
+    positions: Positions = None
+
+    @property
+    def words(self) -> str:
+        """Layers and positions, where they are not all."""
+        label = Intervention(layers=self.layers, positions=self.positions).label
+        return label.partition(", ")[2] or "all layers and positions"
+
+    @property
+    def starts_late(self) -> bool:
+        """Whether it leaves prompts as they are."""
+        return self.positions in ("reply", ("reply",))
+
+
+def default_scopes(layer: int) -> dict[str, Scope]:
+    """All positions, the prompt, the template after the request, the reply; the layers before a direction's layer, and
+    those from there on."""
+    places = {"prompt": "prompt", "template": "template_post", "reply": "reply"}
+    ranges = {"layers before": slice(0, layer), "layers from there": slice(layer, None)}
+    return {
+        "all": Scope(),
+        **{name: Scope(positions=place) for name, place in places.items()},
+        **({name: Scope(layers=layers) for name, layers in ranges.items()} if layer else {}),
+    }
+
+
+def dose_response(
+    model: HookedChatModel,
+    data: PromptPair,
+    found: DirectionLike,
+    *,
+    strengths: Mapping[str, Sequence[float]] | None = None,
+    scopes: Mapping[str, Scope] | None = None,
+    split: str = "test",
+    max_new_tokens: int = 24,
+    judge: Judge = is_refusal,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> DoseResponse:
+    """Measure refusal, metric, KL, loss and degenerate replies by strength, layers and positions.
+
+    Args:
+        data: harmful and harmless prompts in splits; as many of each kind are used.
+        found: what ``find_direction`` returned.
+        strengths: "ablation", "addition", "capping" (or some of them) -> strengths, as ``DoseResponse`` explains;
+            ``STRENGTHS`` of this module by default.
+        scopes: name -> place; by default all, prompt, template, reply, and the layers before and from the direction's.
+        split: "val" to choose a dose, "test" to report on it.
+        max_new_tokens: length limit of replies.
+        judge: reply -> refused; the paper's substrings by default.
+        seed: of the random direction beside each curve.
+        progress: called with a stage's name and its total.
+
+    Raises:
+        DirectionError: ``found`` has no candidates, whose means the ceilings of capping come from.
+        InterventionError: an unknown effect, no strength or scope, or layers that the model does not have.
+        PromptError: no prompts in ``split``.
+
+    Example:
+        >>> curves = rl.direction.dose_response(
+        ...     model, data, found, strengths={"ablation": [0.0, 1.0]}, scopes={"all": rl.direction.Scope()},
+        ...     max_new_tokens=4)
+        >>> curves.sizes
+        {'scope': 1, 'dose': 2, 'condition': 2, 'measure': 6, 'prompt': 12, 'effect': 1}
+    """
+    if not isinstance(found, FoundDirection):
+        raise DirectionError(f"a {type(found).__name__} has no mean projections: give what rl.find_direction returned")
+    grid = STRENGTHS if strengths is None else strengths
+    scopes = default_scopes(found.direction.layer) if scopes is None else scopes
+    _check(grid, scopes)
+    doses = [(effect, float(strength)) for effect, row in grid.items() for strength in row]
+    under = {  # made first, so that a mistake costs nothing
+        (name, effect, strength): _intervention(model, found, effect, strength, scope)
+        for name, scope in scopes.items()
+        for effect, strength in doses
+    }
+    sets = {kind: getattr(getattr(data, kind), split).texts for kind in ("harmful", "harmless")}
+    n = min(map(len, sets.values()))
+    if not n:
+        raise PromptError(f"there are no {split} prompts of a kind: load the data with some")
+    sides = {
+        kind: _Side(model, list(texts[:n]), found.refusal_tokens, max_new_tokens, judge) for kind, texts in sets.items()
+    }
+    values = torch.empty(len(scopes), len(doses), 2, len(MEASURES), n, dtype=torch.float64)
+    examples = [[""] * len(doses) for _ in scopes]
+    with progress("dose and place", 2 * len(under)) as advance:
+        for i, (name, scope) in enumerate(scopes.items()):
+            for j, (effect, strength) in enumerate(doses):
+                acts, other = _sides(sides, effect)
+                real = under[name, effect, strength]
+                for c, edit in enumerate((real, real.placebo(seed))):
+                    values[i, j, c], told = acts.under(edit, other, scope.starts_late)
+                    examples[i][j] = told[0] if effect == "addition" and not c else examples[i][j]
+                    advance(1)
+    return DoseResponse(
+        scopes=tuple(scopes),
+        doses=tuple(f"{effect} {strength:g}" for effect, strength in doses),
+        dose_effects=tuple(effect for effect, _ in doses),
+        strengths=tuple(strength for _, strength in doses),
+        values=values,
+        effects=tuple(grid),
+        baseline=torch.stack([acts.before(other) for acts, other in (_sides(sides, effect) for effect in grid)]),
+        where=tuple(scope.words for scope in scopes.values()),
+        examples=tuple(map(tuple, examples)),
+        max_new_tokens=max_new_tokens,
+    )
+
+
+def _check(grid: Mapping[str, Sequence[float]], scopes: Mapping[str, Scope]) -> None:
+    if unknown := [effect for effect in grid if effect not in STRENGTHS]:
+        raise InterventionError(f"there is no effect {unknown[0]!r}; choose from {', '.join(STRENGTHS)}")
+    if not scopes or not grid or not all(map(len, grid.values())):
+        raise InterventionError("there is nothing to measure: give at least one scope, and strengths of each effect")
+
+
+def _sides(sides: Mapping[str, _Side], effect: str) -> tuple[_Side, _Side]:
+    """The prompts on which an effect is wanted, and those on which nothing should change."""
+    harmful, harmless = sides["harmful"], sides["harmless"]
+    return (harmless, harmful) if effect == "addition" else (harmful, harmless)
+
+
+def _intervention(
+    model: HookedChatModel, found: FoundDirection, effect: str, strength: float, scope: Scope
+) -> Intervention:
+    place: dict[str, Any] = {"layers": scope.layers, "positions": scope.positions}
+    chosen = layers_of(scope.layers, model.n_layers)
+    if effect == "ablation":
+        return Ablate(found.direction, strength=strength, **place)
+    if effect == "addition":
+        return Add(found.direction, strength / (1 if scope.layers is None else len(chosen)), **place)
+    r, means = found.direction.unit.double(), found.candidates
+    row = means.positions.index(found.direction.pos)
+    low, high = (mean[row].double() @ r for mean in (means.harmless_mean, means.harmful_mean))
+    gap = high - low
+    # Where the harmful mean is no higher, as at layer 0, there is nothing to cap.
+    ceilings = (low + strength * gap).where(gap > 1e-6 * gap.abs().max(), torch.tensor(float("inf")).double())
+    return Cap(found.direction, tuple(ceilings.tolist()), **place)
+
+
+class _Side:
+    """Prompts of one kind: the baseline, its own replies, and everything under an intervention."""
+
+    def __init__(
+        self, model: HookedChatModel, prompts: list[str], tokens: RefusalTokens, max_new_tokens: int, judge: Judge
+    ):
+        self.model, self.prompts, self.tokens = model, prompts, tokens
+        self.max_new_tokens, self.judge = max_new_tokens, judge
+        own = replies(model, prompts, max_new_tokens)
+        self.judged, _ = self._judged(own)
+        self.metric = refusal_metric(model, prompts, tokens)
+        self.own = reply_tokens(model, prompts, own)
+
+    def _judged(self, told: list[str]) -> tuple[Float[Tensor, "3 prompt"], list[str]]:
+        found = [completion(self.model, p, r, "", self.judge) for p, r in zip(self.prompts, told, strict=True)]
+        broken = [item.finished and is_degenerate(item.response) for item in found]
+        readable = [item.refused and not bad for item, bad in zip(found, broken, strict=True)]
+        rows = [[item.refused for item in found], readable, broken]
+        return torch.tensor(rows, dtype=torch.float64), [item.response for item in found]
+
+    def before(self, other: _Side) -> Float[Tensor, "measure prompt"]:
+        """The measures without intervention."""
+        return self._table(self.judged, self.metric, forced_damage(self.model, other.own, None))
+
+    def under(
+        self, edit: Intervention, other: _Side, starts_late: bool
+    ) -> tuple[Float[Tensor, "measure prompt"], list[str]]:
+        """The measures under an intervention, and the replies."""
+        with_edit = replies(self.model, self.prompts, self.max_new_tokens, under=(edit,))
+        judged, told = self._judged(with_edit)
+        # What acts on replies only leaves the first token as it is.
+        metric = self.metric if starts_late else refusal_metric(self.model, self.prompts, self.tokens, under=(edit,))
+        return self._table(judged, metric, forced_damage(self.model, other.own, edit, starts_late)), told
+
+    @staticmethod
+    def _table(judged: Tensor, metric: Tensor, damage: Tensor) -> Float[Tensor, "measure prompt"]:
+        refused, readable, broken = judged
+        return torch.stack([refused, readable, metric.double(), *damage, broken])
+
+
+def forced_damage(
+    model: HookedChatModel, texts: Sequence[Scored], edit: Intervention | None, starts_late: bool = False
+) -> Float[Tensor, "2 prompt"]:
+    """KL(baseline || changed) over a reply's first tokens, and the reply's loss, both per token, teacher-forced.
+
+    Args:
+        texts: prompts with the baseline's own replies, from ``reply_tokens``.
+        starts_late: the intervention acts on replies only, so that nothing changes where all of them are empty.
+    """
+    found = torch.zeros(2, len(texts), dtype=torch.float64)
+    for batch in scored_batches(model, texts):
+        counts = [len(texts[i].ids) - texts[i].first for i in batch.indices]
+        before = model.logits(batch, last_only=False)
+        after = before
+        if edit is not None and (any(counts) or not starts_late):
+            with model.hooks(edit):
+                after = model.logits(batch, last_only=False)
+        for row, (i, n) in enumerate(zip(batch.indices, counts, strict=True)):
+            # The last n + 1 positions predict the reply's n tokens and its end.
+            some = slice(-n - 1, None if n + 1 <= FIRST else FIRST - n - 1)
+            found[0, i] = kl_divergence(before[row, some], after[row, some]).mean()
+            scores = after[row, -n - 1 : -1].double().log_softmax(-1)
+            found[1, i] = -scores.gather(-1, batch.ids[row, -n:, None]).mean() if n else float("nan")
+    return found
