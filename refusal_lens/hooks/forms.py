@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -130,7 +131,7 @@ def weighted(
     scale = std.masked_fill(constant, 1)
     if form.metric == "scaled":
         return rows / scale.square()
-    return torch.linalg.solve(statistics.correlation(layer).to(rows), (rows / scale).mT).mT / scale
+    return rows / scale @ statistics.precision[layer].to(rows) / scale
 
 
 @dataclass(frozen=True)
@@ -140,14 +141,16 @@ class LayerEdit:
     Attributes:
         along: V, the directions along which x moves.
         measure: W, with W Vᵀ = 1 unless V points elsewhere (a placebo).
-        offset: W μ.
+        offset: W μ; None where μ is 0.
         limit: norm above which a token is left alone; infinite where none is.
+        note: told which tokens were left alone.
     """
 
     along: Float[Tensor, "k d_model"]
     measure: Float[Tensor, "k d_model"]
-    offset: Float[Tensor, "k"]
+    offset: Float[Tensor, "k"] | None
     limit: float
+    note: Callable[[Tensor], None] | None = None
 
     @classmethod
     def of(
@@ -157,41 +160,52 @@ class LayerEdit:
         statistics: StreamStatistics | None,
         layer: int,
         apart: bool,
+        device: torch.device,
         along: Float[Tensor, "k d_model"] | None = None,
+        note: Callable[[Tensor], None] | None = None,
     ) -> LayerEdit:
         """Prepare a layer.
 
         Args:
             rows: directions, float64.
             apart: each row is an edit of its own (candidates); else the edit removes all of them.
+            device: where the activations will be.
             along: others of equal length to move along instead.
         """
         measure = weighted(rows, form, statistics, layer)
-        if apart:
+        if form.metric == "plain":  # rows of length 1, at right angles where they act together
+            pass
+        elif apart:
             measure = measure / (measure * rows).sum(-1, keepdim=True)
         else:
             measure = torch.linalg.solve(measure @ rows.mT, measure)
-        offset = torch.zeros(len(rows), dtype=rows.dtype)
+        offset = None
         if form.reference == "mean" and statistics is not None:
-            offset = measure @ statistics.mean[layer].to(rows)
+            offset = (measure @ statistics.mean[layer].to(rows)).to(device)
         limit = float(statistics.limit[layer]) if form.spare and statistics is not None else float("inf")
-        return cls(rows if along is None else along, measure, offset, limit)
+        return cls((rows if along is None else along).to(device), measure.to(device), offset, limit, note)
 
     def __call__(self, x: Float[Tensor, "*batch d_model"], share: float) -> Float[Tensor, "*batch d_model"]:
         """Edit activations in float32 or better: all rows at once."""
-        v, w, offset = (part.to(x) for part in (self.along, self.measure, self.offset))
-        amount = x @ w.mT - offset
+        v, amount = self.along.to(x), x @ self.measure.to(x).mT
+        if self.offset is not None:
+            amount = amount - self.offset.to(x)
+        # Products and one fused step: half the time of (x - (x * r).sum(-1, keepdim=True) * r) on a CPU.
         new = torch.addcmul(x, amount, v[0], value=-share) if len(v) == 1 else x - share * (amount @ v)
         return self.spared(x, new)
 
     def apart(self, x: Float[Tensor, "k tokens d_model"], share: float) -> Float[Tensor, "k tokens d_model"]:
         """Edit activations whose first axis is that of the rows."""
-        v, w, offset = (part.to(x) for part in (self.along, self.measure, self.offset))
-        amount = x @ w[:, :, None] - offset[:, None, None]
-        return self.spared(x, torch.addcmul(x, amount, v[:, None], value=-share))
+        v, amount = self.along[:, None].to(x), x @ self.measure[:, :, None].to(x)
+        if self.offset is not None:
+            amount = amount - self.offset[:, None, None].to(x)
+        return self.spared(x, torch.addcmul(x, amount, v, value=-share))
 
     def spared(self, x: Tensor, new: Tensor) -> Tensor:
         """``new``, with massive tokens as they were."""
         if self.limit == float("inf"):
             return new
-        return torch.where(torch.linalg.vector_norm(x, dim=-1, keepdim=True) > self.limit, x, new)
+        massive = torch.linalg.vector_norm(x, dim=-1, keepdim=True) > self.limit
+        if self.note is not None:
+            self.note(massive)
+        return torch.where(massive, x, new)

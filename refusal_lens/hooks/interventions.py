@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import DirectionError, InterventionError
 from ..records.direction import Direction, Subspace, as_direction
 from ..records.stream import StreamStatistics
-from ..tensors import orthonormal, project_out, random_unit, unit, wide
+from ..tensors import orthonormal, random_unit, unit, wide
 from .base import HookIntervention, Hooks, Model, Scoped, Where, check_size, layers_of, write_sites
 from .forms import Form, LayerEdit, as_form, check_statistics, form_name
 
@@ -109,14 +109,11 @@ class Ablate(HookIntervention):
         where, form = Where(model, self), as_form(self.form)
         vectors = self._vectors(model)
         check_statistics(form, self.statistics, model)
-        if form == Form() and self.elsewhere is None:
-            edit = Scoped(self._change(vectors, model), where)
-            return [(name, edit) for name in write_sites(model.n_layers, self.layers)]
         if form.site == "writes":
-            edit = Scoped(self._layer_change(vectors, 0), where)
+            edit = Scoped(self._change(vectors, 0, where), where)
             return [(name, edit) for name in write_sites(model.n_layers, self.layers)]
         return [
-            (f"blocks.{layer}.hook_resid_pre", Scoped(self._layer_change(vectors, layer), where))
+            (f"blocks.{layer}.hook_resid_pre", Scoped(self._change(vectors, layer, where), where))
             for layer in layers_of(self.layers, model.n_layers)
         ]
 
@@ -128,30 +125,13 @@ class Ablate(HookIntervention):
             model.check_direction(what.reference if isinstance(what, Subspace) else what)
         return what.unit if isinstance(what, Direction) else what.vectors if isinstance(what, Subspace) else what
 
-    def _change(self, vectors: Tensor, model: Model) -> Change:
-        """The paper's form."""
-        share = self.strength
-        if vectors.ndim == 1:
-            exact = unit(vectors.double())  # float32 storage leaves 1e-8 of the component in float64
-            return lambda x: project_out(x, exact, share)
-        if self.per_candidate:
-            r = unit(vectors.double())[:, None].to(model.device)
-            return lambda x: project_out(by_candidate(x, len(r)), r, share).reshape(x.shape)
-        basis = orthonormal(vectors)
-
-        def ablate(x: Tensor) -> Tensor:
-            full = wide(x)
-            v = basis.to(full)
-            return (full - share * ((full @ v.T) @ v)).to(x.dtype)
-
-        return ablate
-
-    def _layer_change(self, vectors: Tensor, layer: int) -> Change:
-        """Any form at one layer."""
+    def _change(self, vectors: Tensor, layer: int, where: Where) -> Change:
+        """The form at one layer, prepared in float64: float32 storage leaves 1e-8 of the component there."""
         rows = vectors.double().cpu().reshape(-1, vectors.shape[-1])
         rows = unit(rows) if self.per_candidate or len(rows) == 1 else orthonormal(rows)
         along = None if self.elsewhere is None else random_like(rows, self.elsewhere)
-        edit = LayerEdit.of(rows, as_form(self.form), self.statistics, layer, self.per_candidate, along)
+        form, device = as_form(self.form), where.model.device
+        edit = LayerEdit.of(rows, form, self.statistics, layer, self.per_candidate, device, along, where.spared)
 
         def change(x: Tensor) -> Tensor:
             full = wide(x)

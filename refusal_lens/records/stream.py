@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 import torch
@@ -94,6 +95,11 @@ class StreamStatistics(Record):
         spread = (n + 1 - 2 / p) * (square - trace**2 / p)
         shrunk = 1.0 if spread <= 0 else min(1.0, ((1 - 2 / p) * square + trace**2) / spread)
         return (1 - shrunk) * c + shrunk * torch.eye(p, dtype=c.dtype)
+
+    @cached_property
+    def precision(self) -> Float[Tensor, "layer d_model d_model"]:
+        """The inverses of ``correlation``, kept: a form is applied far more often than statistics are made."""
+        return torch.stack([torch.linalg.inv(self.correlation(layer)) for layer in range(len(self.mean))])
 
     def to_frame(self) -> pd.DataFrame:
         """One row per layer: median norm of a token, median and largest size of a coordinate, massive coordinates."""

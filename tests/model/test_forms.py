@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
 
 from refusal_lens import Ablate, HookedChatModel
 from refusal_lens.direction.massive import Moments, statistics_of, stream_statistics
+from refusal_lens.direction.scores import _Packed
 from refusal_lens.errors import DirectionError, InterventionError
 from refusal_lens.hooks.forms import FORMS, Form
 from refusal_lens.models.packing import packing_holds
 from refusal_lens.records.direction import Subspace
 from refusal_lens.records.stream import MASSIVE
-from refusal_lens.tensors import kl_divergence, orthonormal, random_unit
+from refusal_lens.tensors import kl_divergence, orthonormal, project_out, random_unit, unit
 
 from ..tiny import tiny_folder, tiny_hf
 from .cases import direction_of, model_of
@@ -194,6 +196,67 @@ def test_alone_padded_and_behind_cached_keys_are_equal(architecture, name):
     torch.testing.assert_close(cached[0], alone[0], **close)
 
 
+@pytest.mark.parametrize("name", list(FORMS))
+def test_packed_candidates_are_those_alone(name):
+    model = model_of("llama", torch.float32)
+    tokens, options = model.tokenize(PROMPTS), {"form": name, "statistics": of(model)}
+    vectors = torch.stack([random_unit(model.d_model, seed, torch.float64) for seed in range(3)])
+
+    def largest(logits, indices):
+        return logits.double().logsumexp(-1)
+
+    together = _Packed(model, tokens)
+    together.before()
+    found = together.run(3, lambda rows: [Ablate(vectors[rows], per_candidate=True, **options)], largest)
+    for vector, row in zip(vectors, found, strict=True):
+        with model.hooks(Ablate(vector, **options)):
+            alone = torch.cat([model.last_logits([p]) for p in PROMPTS]).double().logsumexp(-1)
+        torch.testing.assert_close(row, alone, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+@pytest.mark.parametrize("name", list(FORMS))
+def test_decoding_from_cached_keys_gives_what_whole_passes_give(architecture, name):
+    model, n = model_of(architecture, torch.float32), 6
+    tokens = model.tokenize(PROMPTS[:2])
+    with model.hooks(Ablate(direction_of(model), form=name, statistics=of(model))):
+        new = model.backend.generate(tokens.ids, tokens.mask, n, [], model.chat.pad_id, 0.0)
+        for step in range(n):
+            ids = torch.cat([tokens.ids, new[:, :step]], 1)
+            mask = torch.cat([tokens.mask, torch.ones_like(new[:, :step], dtype=torch.bool)], 1)
+            logits = model.logits(dataclasses.replace(tokens, ids=ids, mask=mask))[:, -1]
+            chosen = logits.gather(1, new[:, step : step + 1])[:, 0]
+            torch.testing.assert_close(chosen, logits.amax(-1), rtol=1e-3, atol=2e-4 * float(logits.abs().max()))
+
+
+@pytest.mark.parametrize("name", list(FORMS))
+def test_in_bfloat16_an_edit_is_the_wide_one_rounded_once(name):
+    """Exact at the edit; logits then differ by what bfloat16 changes without any edit."""
+    narrow, full = model_of("gemma3", torch.bfloat16), model_of("gemma3", torch.float32)
+    statistics, r = of(full), direction_of(full).unit
+    edit = Ablate(r, form=name, statistics=dataclasses.replace(statistics, basis=narrow.basis, model=""))
+    (site, change), *_ = [pair for pair in edit.hooks(narrow) if pair[0] == "blocks.0.hook_resid_pre"]
+    x = narrow.cache(PROMPTS[:1], [site])[site]
+    assert x.dtype == torch.bfloat16 and torch.equal(change(x, None), change(x.float(), None).bfloat16())
+    logits = {}
+    for model in (narrow, full):
+        with model.hooks(dataclasses.replace(edit, statistics=dataclasses.replace(edit.statistics, basis=model.basis))):
+            logits[model.dtype, "with"] = model.last_logits(PROMPTS).double()
+        logits[model.dtype, "without"] = model.last_logits(PROMPTS).double()
+    gaps = {w: (logits[torch.bfloat16, w] - logits[torch.float32, w]).norm() for w in ("with", "without")}
+    sizes = {w: logits[torch.float32, w].norm() for w in gaps}
+    assert gaps["with"] / sizes["with"] < 3 * gaps["without"] / sizes["without"]
+
+
+def test_the_papers_form_is_the_papers_formula(model):
+    """The one code of all forms gives what a projection written out gives, bit for bit."""
+    site = "blocks.0.hook_resid_pre"
+    x = model.cache(PROMPTS[:1], [site])[site]
+    r = unit(direction_of(model).unit.double())
+    pairs = dict(Ablate(direction_of(model)).hooks(model))
+    assert torch.equal(pairs[site](x, None), project_out(x, r))
+
+
 BASE = 20.0
 
 
@@ -249,6 +312,23 @@ def test_a_plain_placebo_destroys_where_a_centred_one_does_not():
     assert min(change["paper"], change["stream"]) > 10 * max(change[name] for name in ("affine", "scaled")), change
 
 
+def test_nothing_to_edit_is_said():
+    """A conversation of massive tokens only; and no BOS is needed, nor spared for being first."""
+    model = planted()
+    statistics = stream_statistics(model, PROMPTS)
+    assert model.tokenize(PROMPTS).spans[0].bos[0] == model.tokenize(PROMPTS).spans[0].bos[1], "no BOS"
+    site = "blocks.1.hook_resid_pre"
+    before, after = before_and_after(model, [site], Ablate(direction_of(model), form="scaled", statistics=statistics))
+    assert bool(((after[site] - before[site])[0].norm(dim=-1) > 0).all())
+    small = dataclasses.replace(statistics, norm=statistics.norm / 100)
+    edit = Ablate(direction_of(model), form="scaled", statistics=small)
+    for prompts in (PROMPTS[0], PROMPTS):  # one, and several with padding
+        with pytest.raises(InterventionError, match="every token was massive"), model.hooks(edit):
+            model.last_logits(prompts)
+    with model.hooks(dataclasses.replace(edit, form=dataclasses.replace(FORMS["scaled"], spare=False))):
+        model.last_logits(PROMPTS)
+
+
 def test_errors_say_what_to_do(model):
     statistics = dataclasses.replace(of(model), covariance=None)
     r = direction_of(model)
@@ -261,8 +341,10 @@ def test_errors_say_what_to_do(model):
     assert "takes statistics" in message(InterventionError, lambda: Ablate(r, form="scaled"))
     assert "no form" in message(InterventionError, lambda: Ablate(r, form="best"))
     assert "covariance=True" in message(InterventionError, lambda: Ablate(r, form="oblique", statistics=statistics))
-    other = dataclasses.replace(statistics, model="0" * 16)
-    assert "another model" in message(DirectionError, lambda: Ablate(r, form="scaled", statistics=other))
+    for change in ({"model": "0" * 16}, {"basis": "another"}):
+        other = dataclasses.replace(statistics, **change)
+        make = partial(Ablate, r, form="scaled", statistics=other)
+        assert "another model or basis" in message(DirectionError, make)
     constant = statistics.std.clone()
     constant[1, 7] = 0
     still = dataclasses.replace(statistics, std=constant)
