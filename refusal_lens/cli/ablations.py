@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from .options import OfRunDevice, OfRunDtype
 from .terminal import LATEST, LogJson, Quiet, bars, console, load_like, log, say
@@ -65,15 +65,21 @@ def ablations(
             **options,
         )
         path = found.save(study.folder / "ablations")
-    shown = Table(
-        "form", "along", "metric, harmful", "KL", "refused", title=escape(f"ablation of {found.direction.label}")
-    )
-    for e in found.test:
-        shown.add_row(e.form, e.along, str(e.harmful), str(e.kl), str(e.refused or "-"))
+    one = found.test[0]
+    title = f"ablation of {found.direction.label} on {one.harmful.n} harmful, {one.kl.n} harmless test prompts"
+    names = ("form", "along", "metric, harmful", "KL", "refused in replies")
+    shown = Table(*(Column(name, no_wrap=True) for name in names), title=escape(title))
+    rows = [(e.form, e.along, e.harmful, f"{e.kl.mean:.2g}", e.refused) for e in found.test]
+    for values in (("none", "", found.harmful, "", found.refused), *rows):
+        shown.add_row(*(escape("" if value is None else str(value).partition(" (n")[0]) for value in values))
     log.write({"event": "result", "forms": found.to_frame().to_dict("records"), "recommended": found.recommended})
     if not quiet:
         console.print(shown)
         for name in found.forms:
             say(name, found.verdict(name) or "nothing speaks against it")
+        for name, why in found.left_out.items():
+            say(name, f"not measured: {why}")
+    if found.warning:
+        say("warning", found.warning)
     say("recommended", found.recommended or "none")
     say("record", path)

@@ -11,6 +11,7 @@ from ..records.base import Record
 from ..records.direction import Direction
 from ..stats import Interval, Rate, columns
 
+NOT_REFUSAL = "the threshold does not measure refusal"
 ALONG = ("direction", "random", "matched")
 
 
@@ -73,7 +74,7 @@ class AblationForms(Record):
         """Why a form is not to be recommended, by the validation prompts; "" if nothing speaks against it."""
         found, random, matched = (self.effect(form, along, test=False) for along in ALONG)
         if random.kl.mean > self.max_kl:
-            return f"random directions have KL {random.kl.mean:.3g} too: the threshold does not measure refusal"
+            return f"random directions have KL {random.kl.mean:.3g} too: {NOT_REFUSAL}"
         if found.kl.mean > self.max_kl:
             return f"KL {found.kl.mean:.3g} > {self.max_kl:g}"
         if not found.harmful.high < min(random.harmful.low, matched.harmful.low):
@@ -86,6 +87,16 @@ class AblationForms(Record):
         there is none."""
         good = [form for form in self.forms if not self.verdict(form)]
         return min(good, key=lambda form: self.effect(form, test=False).harmful.mean, default="")
+
+    @property
+    def warning(self) -> str:
+        """That the thresholds do not measure refusal under the paper's form, and the form that does; "" where they
+        do."""
+        paper, best = self.verdict("paper") if "paper" in self.forms else "", self.recommended
+        if NOT_REFUSAL not in paper:
+            return ""
+        named = f"the form {best!r} does" if best else "none of the forms measured does better here"
+        return f"The paper's thresholds do not measure refusal on this model: under its form {paper}; {named}."
 
     def to_frame(self) -> pd.DataFrame:
         """One row per form and kind of direction, on test prompts."""

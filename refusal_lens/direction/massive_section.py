@@ -82,10 +82,7 @@ def ablations_section(record: AblationForms) -> Section:
         if best
         else "No form is to be recommended: none lowers the metric beyond its placebos at a KL within the threshold."
     ]
-    paper = record.verdict("paper") if "paper" in record.forms else ""
-    if "does not measure" in paper:
-        measures = f"the form {best!r} does" if best else "none of the forms measured does better here"
-        text.append(f"The paper's thresholds do not measure refusal on this model: under its form {paper}; {measures}.")
+    text += [record.warning] if record.warning else []
     rows = tuple(
         (e.form, FORM_NAMES[e.along], str(e.harmful), str(e.harmless), str(e.kl), str(e.refused or "not measured"))
         for e in record.test

@@ -260,7 +260,7 @@ def test_the_papers_form_is_the_papers_formula(model):
 BASE = 20.0
 
 
-def planted(token=1.0):
+def planted(token=1.0, cool=1.0):
     """A tiny post-norm model with a massive coordinate that norms do not read, and a token ``token`` times longer.
 
     As in trained models, the coordinate sets the scale of the norms, and their other weights make up for it.
@@ -274,6 +274,7 @@ def planted(token=1.0):
             if weight.ndim == 1 and len(weight) == embed.shape[1] and "post" not in name:
                 weight.copy_(BASE * (1 + weight) - 1)  # Gemma multiplies by 1 + weight
                 weight[5] = -1
+        hf.model.norm.weight.copy_(cool * (1 + hf.model.norm.weight) - 1)
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerFast
 
