@@ -196,7 +196,7 @@ class LayerEdit:
 
     def apart(self, x: Float[Tensor, "k tokens d_model"], share: float) -> Float[Tensor, "k tokens d_model"]:
         """Edit activations whose first axis is that of the rows."""
-        v, amount = self.along[:, None].to(x), x @ self.measure[:, :, None].to(x)
+        v, amount = self.along[:, None].to(x), x @ self.measure[:, None].to(x).mT
         if self.offset is not None:
             amount = amount - self.offset[:, None, None].to(x)
         return self.spared(x, torch.addcmul(x, amount, v, value=-share))

@@ -255,6 +255,10 @@ def test_the_papers_form_is_the_papers_formula(model):
     r = unit(direction_of(model).unit.double())
     pairs = dict(Ablate(direction_of(model)).hooks(model))
     assert torch.equal(pairs[site](x, None), project_out(x, r))
+    rows = torch.stack([random_unit(model.d_model, seed, torch.float64) for seed in range(3)])
+    pairs = dict(Ablate(rows, per_candidate=True).hooks(model))
+    for several in (x.expand(3, -1, -1), torch.randn(3, 300, model.d_model)):
+        assert torch.equal(pairs[site](several, None), project_out(several, unit(rows)[:, None]))
 
 
 BASE = 20.0
