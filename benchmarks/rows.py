@@ -15,6 +15,7 @@ from refusal_lens import Ablate, HookedChatModel
 from refusal_lens.attribution.components import heads as head_contributions
 from refusal_lens.attribution.sources import source_contributions
 from refusal_lens.direction.extract import extract_directions
+from refusal_lens.direction.massive import stream_statistics
 from refusal_lens.direction.records import CandidateDirections, Selection, SelectionScores
 from refusal_lens.direction.select import SelectionRule, choose, select_direction
 from refusal_lens.engines.local import LocalEngine
@@ -127,6 +128,31 @@ def forward_rows(g: Ground) -> list[Row]:
     return [
         _row("forward, hook points", len(prompts), points, beside, tokens, gflop, note),
         _row("forward, ablation hooks", len(prompts), ablation, beside, tokens, gflop, note),
+    ]
+
+
+def forms_rows(g: Ground) -> list[Row]:
+    """The same batch under the forms of ablation that take statistics, beside plain ablation at every write."""
+    prompts = g.val[0]
+    batch, direction = g.model.tokenize(prompts), next_direction(g.candidates)
+    statistics = stream_statistics(g.model, [p for some in g.train for p in some], covariance=True)
+
+    def under(form: str) -> Callable[[], Any]:
+        edit = Ablate(direction, form=form, statistics=statistics)
+        edit.hooks(g.model)  # what is solved once for the statistics is not part of a pass
+
+        def work() -> None:
+            with g.model.hooks(edit):
+                g.model.logits(batch)
+
+        return work
+
+    forms = ("affine", "scaled", "oblique")
+    plain, *found = _beside(g, under("paper"), *map(under, forms), times=2 * g.turns + 3)
+    tokens = batch.ids.numel()
+    return [
+        _row(f"forward, {form}", len(prompts), ours, plain, tokens, 0.0, "beside plain ablation, in turns")
+        for form, ours in zip(forms, found, strict=True)
     ]
 
 
@@ -265,6 +291,7 @@ def next_direction(candidates: CandidateDirections) -> Any:
 
 GROUPS: dict[str, Callable[[Ground], list[Row]]] = {
     "forward": forward_rows,
+    "forms": forms_rows,
     "extraction": lambda g: [extraction_row(g)],
     "selection": lambda g: [selection_row(g)],
     "full_grid": lambda g: [full_grid_row(g)],

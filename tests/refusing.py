@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, LlamaConfig
 
 from refusal_lens.data.prompts import load_prompts
 from refusal_lens.models.chat import ChatFormat
@@ -16,8 +16,13 @@ SIZES = (32, 12, 12)
 STEPS, BATCH, WIDTH = 160, 32, 64
 
 
-def refusing_folder(tokenizer_folder: Path, folder: Path, chat_template: str | None = None, seed: int = 0) -> Path:
+def refusing_folder(
+    tokenizer_folder: Path, folder: Path, chat_template: str | None = None, seed: int = 0, massive: float = 0.0
+) -> Path:
     """A checkpoint with the tokenizer of a folder that refuses ``SIZES`` of the embedded model's harmful requests.
+
+    With ``massive`` a Gemma-3, norms after its writes, whose stream has that much on one coordinate, which no norm lets
+    through: as in trained models it sets the scale of the norms, and their other weights make up for it.
 
     It is trained on the tokens that its texts use; the other rows of its tables are random (embedding) or zero
     (unembedding), and the loss counts them.
@@ -38,7 +43,10 @@ def refusing_folder(tokenizer_folder: Path, folder: Path, chat_template: str | N
     used = torch.tensor(sorted({token for row in rows for token in row}))
     vocab = len(tokenizer)
     torch.manual_seed(seed)
-    small = LlamaForCausalLM(_config(len(used)))
+    config = _gemma if massive else _config
+    small = AutoModelForCausalLM.from_config(config(len(used)))
+    if massive:
+        _plant(small, massive)
     others = torch.full((BATCH, 1), float(torch.tensor(float(vocab - len(used))).log()))
     optimizer = torch.optim.AdamW(small.parameters(), 4e-3)
     for _ in range(STEPS):
@@ -55,7 +63,7 @@ def refusing_folder(tokenizer_folder: Path, folder: Path, chat_template: str | N
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    model = LlamaForCausalLM(_config(vocab))
+    model = AutoModelForCausalLM.from_config(config(vocab))
     state: dict[str, Any] = small.state_dict()
     embed, unembed = (state.pop(name) for name in ("model.embed_tokens.weight", "lm_head.weight"))
     model.load_state_dict(state, strict=False)
@@ -69,6 +77,33 @@ def refusing_folder(tokenizer_folder: Path, folder: Path, chat_template: str | N
         tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@torch.no_grad()
+def _plant(model: Any, size: float, where: int = 5) -> None:
+    """Put ``size`` on one coordinate of the stream."""
+    model.get_input_embeddings().weight[:, where] += size / WIDTH**0.5  # Gemma multiplies by the root of its width
+    for name, weight in model.named_parameters():
+        if weight.ndim == 1 and len(weight) == WIDTH and "post" not in name:
+            weight.fill_(size / WIDTH**0.5 - 1)  # Gemma multiplies by 1 + weight
+            weight[where] = -1
+
+
+def _gemma(vocab: int) -> Gemma3TextConfig:
+    return Gemma3TextConfig(
+        vocab_size=vocab,
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        max_position_embeddings=512,
+        sliding_window=512,
+        initializer_range=0.1,
+        tie_word_embeddings=False,
+    )
 
 
 def _config(vocab: int) -> LlamaConfig:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .ablations import ablations
 from .certify import certify
 from .evaluate import evaluate
 from .hijack import hijack
@@ -66,6 +67,7 @@ app.command()(certify)
 app.command()(evaluate)
 app.command()(sweep)
 app.command()(hijack)
+app.command()(ablations)
 
 
 def main() -> None:

@@ -1,3 +1,5 @@
+from .ablation_records import AblationForms as AblationForms
+from .ablation_records import FormEffect as FormEffect
 from .dose import Scope as Scope
 from .dose import dose_response as dose_response
 from .dose_records import DoseResponse as DoseResponse
@@ -10,6 +12,8 @@ from .extract import extract_directions as extract_directions
 from .extract import mean_activations as mean_activations
 from .find import find_direction as find_direction
 from .fine_tuning import fine_tuning_stability as fine_tuning_stability
+from .forms import compare_ablations as compare_ablations
+from .massive import stream_statistics as stream_statistics
 from .records import CandidateDirections as CandidateDirections
 from .records import DirectionTrace as DirectionTrace
 from .records import FoundDirection as FoundDirection

@@ -19,6 +19,7 @@ from ..models.health import check_activations
 from ..models.model import HookedChatModel
 from ..progress import Progress, silent
 from ..records.labels import visible
+from .massive import Moments, statistics_of
 from .records import CandidateDirections
 
 
@@ -72,11 +73,22 @@ def mean_activations(
     Raises:
         ModelError: an activation is NaN or infinite; the message names its hook point.
     """
-    reader, asked = _Sum(int(request)), prompts if isinstance(prompts, Tokens) else as_prompts(prompts, "train")
-    engine = None if isinstance(prompts, Tokens) else engine or LocalEngine(model)
-    (total,) = model.run(asked, read=reader, pack=True, engine=engine, on_batch=on_batch)
+    asked = prompts if isinstance(prompts, Tokens) else as_prompts(prompts, "train")
+    return _read(model, asked, [_Sum(int(request))], on_batch, engine)[0]
+
+
+def _read(
+    model: HookedChatModel,
+    asked: list[str] | Tokens,
+    readers: list[Reader],
+    on_batch: Callable[[int], None] | None,
+    engine: Engine | None,
+) -> tuple[Any, ...]:
+    """The mean that the first reader sums up, checked, and what the others found."""
+    engine = None if isinstance(asked, Tokens) else engine or LocalEngine(model)
+    total, *others = model.run(asked, read=readers, pack=True, engine=engine, on_batch=on_batch)
     check_activations(model.name, {f"blocks.{layer}.hook_resid_pre": x for layer, x in enumerate(total.unbind(1))})
-    return total / len(asked)
+    return total / len(asked), *others
 
 
 def extract_directions(
@@ -88,6 +100,8 @@ def extract_directions(
     request: bool = False,
 ) -> CandidateDirections:
     """Subtract the mean over harmless from the mean over harmful prompts, at every post-instruction position and layer.
+
+    The same pass gives the stream's mean and deviation by layer, and its massive tokens (``candidates.statistics``).
 
     Args:
         harmful, harmless: requests; of a ``PromptSet`` its training split. Tokens of ``after_thoughts`` give directions
@@ -105,7 +119,8 @@ def extract_directions(
     n_harmful, n_harmless = map(len, kinds)
     labels = _labels(model, kinds[0]) if isinstance(kinds[0], Tokens) else model.chat.post_labels()
     with progress("extract directions", n_harmful + n_harmless) as advance:
-        means = [mean_activations(model, prompts, advance, engine, request) for prompts in kinds]
+        read = [_read(model, some, [_Sum(int(request)), Moments()], advance, engine) for some in kinds]
+    means, moments = zip(*read, strict=True)
     return CandidateDirections(
         mean_diff=means[0] - means[1],
         harmful_mean=means[0],
@@ -115,6 +130,7 @@ def extract_directions(
         n_harmless=n_harmless,
         basis=model.basis,
         model=model.fingerprint,
+        statistics=statistics_of(model, moments, n_harmful + n_harmless),
     )
 
 

@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 
 from ..records.base import figure as registered
 from ..report import style
+from .ablation_records import ALONG, AblationForms
 from .dose_records import DoseResponse
 from .effect_records import EffectMatrix, FineTuning, SubspaceEffects, SystemPrompts
 from .records import DirectionTrace, FoundDirection, Selection, Stability
@@ -187,6 +188,33 @@ def plot_trace(trace: DirectionTrace, value: str = "cosine") -> go.Figure:
     figure.update_xaxes(title_text="resid_pre of layer (last: final stream)")
     figure.update_yaxes(title_text="cosine with r̂" if value == "cosine" else "projection on r̂")
     return style.finish(figure)
+
+
+FORM_NAMES = {"direction": "the direction", "random": "random directions", "matched": "as far, elsewhere"}
+_FORM_TINTS = {"direction": style.GREEN, "random": style.SKY, "matched": style.YELLOW}
+
+
+@registered("forms", AblationForms)
+def plot_forms(record: AblationForms) -> go.Figure:
+    """Metric, KL and refusals of every form of ablation, beside its placebos and the baseline."""
+    titles = ["refusal metric,<br>harmful prompts", "KL of the next token,<br>harmless prompts"]
+    titles += ["harmful prompts refused<br>in replies"] if record.refused is not None else []
+    figure = style.panels(titles)
+    for along in ALONG:
+        some = [record.effect(form, along) for form in record.forms]
+        for col, name in enumerate(("harmful", "kl", "refused")[: len(titles)], start=1):
+            values = [getattr(e, name) for e in some]
+            look = {"marker": style.bar(_FORM_TINTS[along], "" if along == "direction" else "/"), "legendgroup": along}
+            style.add_bars(
+                figure, record.forms, values, FORM_NAMES[along], showlegend=col == 1, **look, **style.panel(col)
+            )
+    lines = [(1, record.harmful.mean, "baseline"), (2, record.max_kl, "threshold")]
+    lines += [(3, record.refused.mean, "baseline")] if record.refused is not None else []
+    for col, value, label in lines:
+        figure.add_hline(y=value, line_dash="dash", line_color=style.GREY, annotation_text=label, row=1, col=col)
+    style.finish(figure, height=420)
+    figure.update_annotations(font_size=12)
+    return style.legend_below(figure.update_layout(margin_t=60))
 
 
 _DOSE_PANELS = {

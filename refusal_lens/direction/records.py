@@ -14,6 +14,7 @@ from ..errors import DirectionError, ResultError
 from ..records.base import Record
 from ..records.direction import Direction
 from ..records.labels import index_of
+from ..records.stream import StreamStatistics
 from ..refusal.records import RefusalTokens
 from ..stats import Interval, Rate, columns, rate
 from ..tensors import unit
@@ -32,6 +33,7 @@ class CandidateDirections(Record, axes={"pos": "positions"}):
         harmless_mean: the same over harmless ones.
         pos_labels: the template tokens at these positions, for plots.
         basis, model: as in ``Direction``.
+        statistics: of all tokens of the same prompts, by layer; None in older result folders.
     """
 
     mean_diff: Float[Tensor, "pos layer d_model"]
@@ -42,6 +44,12 @@ class CandidateDirections(Record, axes={"pos": "positions"}):
     n_harmless: int
     basis: str
     model: str
+    statistics: StreamStatistics | None = None
+
+    def energy(self, pos: int, layer: int) -> Float[Tensor, "d_model"]:
+        """Share of each coordinate in the squared length of r, largest first; they sum to 1."""
+        share = self.mean_diff[self.positions.index(pos), layer].square()
+        return (share / share.sum()).sort(descending=True).values
 
     @property
     def positions(self) -> range:
@@ -154,6 +162,8 @@ class Selection(Record):
         baseline_harmless: the same on the harmless ones.
         near_misses: nearest dropped candidates, if none passed.
         n_harmful, n_harmless: number of validation prompts after filtering.
+        form: of the ablation that bypass and KL are of.
+        placebo_kl: KL of random directions under the same ablation, which stands beside every candidate's.
     """
 
     chosen: Direction
@@ -166,6 +176,13 @@ class Selection(Record):
     near_misses: tuple[NearMiss, ...] = ()
     n_harmful: int = 0
     n_harmless: int = 0
+    form: str = "paper"
+    placebo_kl: tuple[float, ...] = ()
+
+    @property
+    def placebo_fails(self) -> bool:
+        """Whether no random direction keeps the threshold of KL, so that it does not measure refusal."""
+        return bool(self.placebo_kl) and min(self.placebo_kl) > self.thresholds["max_kl"]
 
     @property
     def direction(self) -> Direction:

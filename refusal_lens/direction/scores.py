@@ -15,9 +15,12 @@ from ..models.chat import Tokens
 from ..models.model import HookedChatModel
 from ..models.packing import RestartedPack, pack_tokens, packing_holds
 from ..records.direction import Direction
+from ..records.stream import StreamStatistics
 from ..tensors import kl_divergence, refusal_log_odds
 
 GROUP = 8  # candidates per item: rows of one batch, and what one worker scores at a time
+
+PLACEBOS = 4  # random directions whose KL stands beside the candidates
 
 Reduce = Callable[[Float[Tensor, "prompt vocab"], list[int]], Tensor]
 
@@ -115,12 +118,15 @@ class _Scores:
         harmful, harmless: validation prompts.
         refusal_ids: tokens of the refusal metric.
         depth: layers at which induce restarts.
+        form, statistics: of ablation, as in ``Ablate``.
     """
 
     harmful: tuple[str, ...]
     harmless: tuple[str, ...]
     refusal_ids: tuple[int, ...]
     depth: int
+    form: str = "paper"
+    statistics: StreamStatistics | None = None
 
     def prepare(self, model: HookedChatModel) -> _State:
         """Lay out the prompts and run them without intervention; keep the harmless ones' residual streams."""
@@ -134,7 +140,8 @@ class _Scores:
         n, first = len(item.vectors), len(self.harmful)
 
         def ablate(rows: slice) -> list[Intervention]:
-            return [Ablate(item.vectors[rows], per_candidate=True)]
+            options: Any = {"form": self.form, "statistics": self.statistics}
+            return [Ablate(item.vectors[rows], per_candidate=True, **options)]
 
         def add(rows: slice) -> list[Intervention]:
             return [Add(item.vectors[rows], layers=item.layer)]
@@ -202,6 +209,10 @@ class _Scorer:
     def kl(self, directions: Sequence[Direction], on_step: Step | None = None, size: int = 1) -> list[float]:
         """Mean KL(baseline || ablated) on harmless prompts, ``size`` candidates per item."""
         return self._ablated("kl", directions, size, on_step).tolist()
+
+    def placebo_kl(self, direction: Direction) -> tuple[float, ...]:
+        """KL of ``PLACEBOS`` random directions: they depend on no candidate, so they stand beside each."""
+        return tuple(self.kl([direction.random_control(seed) for seed in range(1, PLACEBOS + 1)], size=PLACEBOS))
 
     def bypass_and_kl(self, directions: Sequence[Direction], on_step: Step) -> tuple[list[float], list[float]]:
         """Both for every candidate: under one intervention they share the template's prefix."""

@@ -7,6 +7,7 @@ import pandas as pd
 
 from ..records.base import Record
 from ..report.page import RANDOM_DIRECTION, Figure, Item, Section, Table, plain
+from .ablation_records import AblationForms
 from .dose_records import DoseResponse
 from .effect_records import EffectMatrix, FineTuning, SubspaceEffects, SystemPrompts
 from .figures import (
@@ -19,6 +20,7 @@ from .figures import (
     plot_system_prompts,
     plot_trace,
 )
+from .massive_section import massive_items, massive_sentences, placebo_sentences
 from .records import CandidateDirections, DirectionTrace, Selection, Stability
 
 
@@ -121,7 +123,10 @@ def trace_section(trace: DirectionTrace, id: str, title: str) -> Section:
 
 
 def direction_section(
-    selection: Selection, candidates: CandidateDirections, stability: Stability | None = None
+    selection: Selection,
+    candidates: CandidateDirections,
+    stability: Stability | None = None,
+    ablations: AblationForms | None = None,
 ) -> Section:
     """The selection grid, why candidates were dropped, and how stable the choice is."""
     frame = selection.to_frame()
@@ -131,6 +136,7 @@ def direction_section(
         f"{selection.score('induce'):.3f} (baseline {selection.baseline_harmless:.3f}), KL "
         f"{selection.score('kl'):.4f} nats. {_count(len(selection.kept), 'candidate')} known to pass the rule."
     ]
+    text += placebo_sentences(selection, ablations) + massive_sentences(candidates, selection.chosen)
     norms = candidates.mean_diff.norm(dim=-1).flatten().numpy()
     has_direction = (norms > 0) & (norms < float("inf"))
     if frame.loc[has_direction, ["bypass", "induce", "kl"]].isna().to_numpy().any():
@@ -154,6 +160,7 @@ def direction_section(
         columns = ("candidate", "bypass", "induce", "KL", "needs")
         items.append(Table("near-misses", columns, rows, "The candidates nearest to passing, nearest first."))
     items.append(_candidates(selection, frame))
+    items += massive_items(candidates)
     if stability is None:
         text.append("Stability over resampled training prompts was not measured; `--stability 20` measures it.")
     else:

@@ -92,6 +92,7 @@ def select_direction(
     coeff: float = 1.0,
     full_grid: bool = False,
     relax: bool = False,
+    form: str = "paper",
     progress: Progress = silent,
     engine: Engine | None = None,
 ) -> Selection:
@@ -106,6 +107,7 @@ def select_direction(
         coeff: multiple of r that addition uses, for the induce score and later.
         full_grid: compute every score of every candidate (for the plots); the winner is the same.
         relax: if no candidate passes, take the nearest and record what was relaxed.
+        form: of ablation, for bypass and KL (``hooks.Form``): "paper", "stream", "affine" or "scaled".
         engine: where the work runs; this process if None.
 
     Raises:
@@ -122,15 +124,14 @@ def select_direction(
     rule = rule or SelectionRule(min_induce=tokens.threshold)
     cut = rule.cut(candidates.n_layers)
     depth = candidates.n_layers if full_grid else cut
-    live, skipped = _live(candidates, depth, coeff)
-    for direction in live:
-        model.check_direction(direction)
+    live, skipped = _live(model, candidates, depth, coeff)
     # At [pos, layer]: positions count from the end, as indices below 0 do.
     grids = {name: torch.full(candidates.mean_diff.shape[:2], torch.nan, dtype=torch.float64) for name in SCORES}
     with progress("select the direction", len(SCORES) * len(candidates.positions) * depth) as advance:
-        work = _Scores(tuple(harmful), tuple(harmless), tuple(tokens.ids), depth)
+        work = _Scores(tuple(harmful), tuple(harmless), tuple(tokens.ids), depth, form, candidates.statistics)
         scorer = _Scorer(engine or LocalEngine(model), work)
         _score(scorer, live, grids, rule, coeff, full_grid, advance)
+        placebo = scorer.placebo_kl(live[0]) if live else ()
     scores = SelectionScores(**grids)
     choice = choose(scores, rule)
     reasons = [list(row) for row in choice.reasons]
@@ -149,21 +150,31 @@ def select_direction(
         thresholds=asdict(rule),
         n_harmful=len(harmful),
         n_harmless=len(harmless),
+        form=form,
+        placebo_kl=placebo,
     )
     if choice.chosen:
         return base
     with progress("find the nearest candidate", 0):
         misses = _near_misses(scorer, [d for d in live if d.layer < cut], scores, rule, coeff)
     if not relax or not misses:
-        raise SelectionError(_nothing_passes(model, misses, rule), misses, base)
+        raise SelectionError(_nothing_passes(model, misses, rule, base), misses, base)
+    return _relaxed(base, candidates, misses)
+
+
+def _relaxed(base: Selection, candidates: CandidateDirections, misses: tuple[NearMiss, ...]) -> Selection:
+    """The selection with the nearest candidate chosen, and its scores in the grids."""
     nearest = misses[0]
+    grids = {name: getattr(base.scores, name).clone() for name in SCORES}
     for name in SCORES:
         grids[name][nearest.pos, nearest.layer] = getattr(nearest, name)
     chosen = candidates.direction(nearest.pos, nearest.layer, nearest.coeff, "; ".join(nearest.needs))
     return replace(base, chosen=chosen, scores=SelectionScores(**grids), near_misses=misses)
 
 
-def _live(candidates: CandidateDirections, depth: int, coeff: float) -> tuple[list[Direction], list[tuple[int, int]]]:
+def _live(
+    model: HookedChatModel, candidates: CandidateDirections, depth: int, coeff: float
+) -> tuple[list[Direction], list[tuple[int, int]]]:
     """The candidates of the first ``depth`` layers, and the (pos, layer) that have no direction."""
     live, skipped = [], []
     for pos, layer in itertools.product(candidates.positions, range(depth)):
@@ -173,6 +184,8 @@ def _live(candidates: CandidateDirections, depth: int, coeff: float) -> tuple[li
             skipped.append((pos, layer))
     if not live:
         raise DirectionError("no candidate has a direction: the mean activations of both kinds of prompts are equal")
+    for direction in live:
+        model.check_direction(direction)
     return live, skipped
 
 
@@ -268,7 +281,7 @@ def _near_misses(
     return tuple(miss for _, miss in sorted(ranked, key=lambda item: item[0]))
 
 
-def _nothing_passes(model: HookedChatModel, misses: Sequence[NearMiss], rule: SelectionRule) -> str:
+def _nothing_passes(model: HookedChatModel, misses: Sequence[NearMiss], rule: SelectionRule, found: Selection) -> str:
     head = (
         f"no candidate direction of {model.name} passes the rule (KL <= {rule.max_kl:g}, induce >= "
         f"{rule.min_induce:g}, layer < {rule.layer_cutoff:g} L)"
@@ -276,4 +289,10 @@ def _nothing_passes(model: HookedChatModel, misses: Sequence[NearMiss], rule: Se
     if not misses:
         return f"{head}, and no candidate has a direction: check that harmful and harmless prompts differ"
     nearest = "; ".join(f"{miss}" for miss in misses[:3])
+    if found.placebo_fails:
+        return (
+            f"{head}, and random directions do not either (KL {min(found.placebo_kl):.3g} and more): with ablation of "
+            f"the form {found.form!r} this threshold does not measure refusal here. Nearest: {nearest}. Select with "
+            "another form (--ablation scaled), or relax the rule (--relax)"
+        )
     return f"{head}. Nearest: {nearest}. Change that threshold or coefficient, or relax the rule (--relax)"

@@ -3,8 +3,10 @@
 from typing import Any
 
 from ..data.prompts import PromptSet
-from ..engines.stage import Job, Stage
+from ..engines.stage import Job, Stage, made_elsewhere
 from ..refusal.records import RefusalTokens
+from .ablation_records import AblationForms
+from .massive_section import ablations_section
 from .records import CandidateDirections, DirectionTrace, Selection, Stability
 from .rule import SelectionRule
 from .section import direction_section
@@ -37,6 +39,7 @@ def _selection(job: Job, candidates: CandidateDirections, prompts: Pair, refusal
         coeff=job.config.coeff,
         full_grid=job.config.full_grid,
         relax=job.config.relax,
+        form=job.config.ablation,
         progress=job.progress,
         engine=job.engine,
     )
@@ -57,21 +60,21 @@ def _stability(job: Job, prompts: Pair, refusal_tokens: RefusalTokens) -> Stabil
 
 
 def _section(study: Any) -> Any:
-    return direction_section(study.selection, study.candidates, study.stability)
+    return direction_section(study.selection, study.candidates, study.stability, study.ablations)
 
 
 CANDIDATES = Stage(
     "candidates",
     {"candidates": CandidateDirections},
     _candidates,
-    "mean differences at all positions and layers, float64",
+    "mean differences at all positions and layers, float64; the stream's statistics and massive tokens",
 )
 SELECTION = Stage(
     "selection",
     {"selection": Selection},
     _selection,
     "scores, reasons, the chosen direction",
-    uses=(*RULE, "coeff", "relax", "full_grid"),
+    uses=(*RULE, "coeff", "relax", "full_grid", "ablation"),
     section=_section,
 )
 TRACE = Stage("trace", {"trace": DirectionTrace}, _trace, "cosine and projection by layer, per prompt")
@@ -83,4 +86,12 @@ STABILITY = Stage(
     uses=(*RULE, "stability"),
     when="stability",
     optional=True,
+)
+ABLATIONS = Stage(
+    "ablations",
+    {"ablations": AblationForms},
+    made_elsewhere,
+    "every form of ablation beside its placebos, and the recommended one",
+    command="refusal-lens ablations",
+    section=lambda study: study.ablations and ablations_section(study.ablations),
 )

@@ -9,6 +9,7 @@ from .base import Intervention as Intervention
 from .base import write_sites as write_sites
 from .capping import Cap as Cap
 from .conditions import named_conditions as named_conditions
+from .forms import Form as Form
 from .interchange import Interchange as Interchange
 from .interchange import InterchangeHeads as InterchangeHeads
 from .interchange import InterchangePattern as InterchangePattern

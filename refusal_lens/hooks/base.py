@@ -61,6 +61,16 @@ class Model(Protocol):
     def dtype(self) -> Any:
         """dtype of the weights."""
 
+    @property
+    def basis(self) -> str:
+        """Basis of the residual stream."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of sizes and weights."""
+        ...
+
     def check_direction(self, direction: Any) -> None:
         """Refuse a direction of another model or basis."""
 
@@ -213,6 +223,7 @@ class Where:
     def __init__(self, model: Model, intervention: Intervention):
         self.model, self.intervention = model, intervention
         self.met: dict[str, bool] = {}
+        self.edited: Tensor | None = None
         self._kept: dict[tuple, tuple[Any, Tensor | None]] = {}
 
     @property
@@ -270,12 +281,25 @@ class Where:
             )
         return values.index_select(axis, torch.tensor(indices, device=values.device))
 
+    def spared(self, massive: Bool[Tensor, "*tokens 1"]) -> None:
+        """Note which tokens a form left alone; kept on the device, so that no pass waits for it."""
+        batch, edited = self.model.running, ~massive
+        if batch is not None and massive.numel() == batch.mask.numel():
+            edited = edited.reshape(batch.mask.shape) & batch.mask.to(edited.device)
+        found = edited.any()
+        self.edited = found if self.edited is None else self.edited | found.to(self.edited.device)
+
     def check(self) -> None:
-        """Refuse an intervention that met none of its positions.
+        """Refuse an intervention that met none of its positions, or no token but massive ones.
 
         Raises:
             InterventionError: naming the positions.
         """
+        if self.edited is not None and not bool(self.edited):
+            raise InterventionError(
+                f"{self.intervention.label}: every token was massive by the statistics' norms, so nothing changed: "
+                "make statistics of prompts like these, or give a Form with spare=False"
+            )
         for wanted, met in self.met.items():
             if not met:
                 raise InterventionError(
@@ -322,8 +346,5 @@ class Scoped:
 
 
 def scopes(pairs: Hooks) -> Iterator[Where]:
-    """Where the hook functions of ``pairs`` act, for those that count positions."""
-    found = {
-        id(w): w for _, fn in pairs if (w := getattr(fn, "where", None)) is not None and w.intervention.counts_positions
-    }
-    return iter(found.values())
+    """Where the hook functions of ``pairs`` act, once each."""
+    return iter({id(w): w for _, fn in pairs if (w := getattr(fn, "where", None)) is not None}.values())

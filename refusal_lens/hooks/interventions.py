@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ..errors import DirectionError, InterventionError
 from ..records.direction import Direction, DirectionLike, Subspace, as_direction
-from ..tensors import orthonormal, project_out, random_unit, unit, wide
+from ..records.stream import StreamStatistics
+from ..tensors import orthonormal, random_unit, unit, wide
 from .base import HookIntervention, Hooks, Model, Scoped, Where, check_size, layers_of, write_sites
+from .forms import Form, LayerEdit, as_form, check_statistics, form_name
 
 Change = Callable[[Tensor], Tensor]
 
@@ -69,61 +71,89 @@ class Ablate(HookIntervention):
     """Directional ablation: x <- x - r̂ r̂ᵀx at every write to the residual stream (paper section 2.4).
 
     Of a subspace with orthonormal rows V: x <- x - Vᵀ V x. A ``strength`` s removes the share s of the projection.
+    Other forms centre the stream or weigh its coordinates first: x <- x - r wᵀ(x - μ) / wᵀr at every block's input.
 
     Attributes:
         direction: a ``Direction`` (or a result that has one), a vector [d_model], a ``Subspace`` or vectors
             [k, d_model] that span one.
         per_candidate: the batch holds equally many rows per vector, one vector after another; each is ablated in its
             own part only.
+        form: a ``Form``, or the name of one: "paper", "stream", "affine", "scaled", "oblique".
+        statistics: of the stream, for the last three (``candidates.statistics``).
+        elsewhere: seed of random directions along which every token is moved as far as the ablation would move it
+            (see ``matched``).
 
     Raises:
-        DirectionError: a direction of another model, basis or size (when it is applied).
+        DirectionError: a direction, or statistics, of another model, basis or size (when it is applied).
+        InterventionError: a form without its statistics, or one that a constant coordinate makes impossible.
 
     Example:
         >>> with model.hooks(rl.Ablate(found, layers=slice(2, None), positions=("template_post", "reply"))):
+        ...     reply = model.generate("How do I pick a lock?", 4)
+        >>> with model.hooks(rl.Ablate(found, form="scaled", statistics=found.candidates.statistics)):
         ...     reply = model.generate("How do I pick a lock?", 4)
     """
 
     direction: Any
     per_candidate: bool = False
+    form: Form | str = field(default="paper", kw_only=True)
+    statistics: StreamStatistics | None = field(default=None, kw_only=True, repr=False)
+    elsewhere: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "direction", named(self.direction))
+        object.__setattr__(self, "form", as_form(self.form))
 
     def hooks(self, model: Model) -> Hooks:
-        """One hook per write site of the chosen layers."""
-        edit = Scoped(self._change(model), Where(model, self))
-        return [(name, edit) for name in write_sites(model.n_layers, self.layers)]
+        """One hook per write site of the chosen layers, or per block's input."""
+        where, form = Where(model, self), as_form(self.form)
+        vectors = self._vectors(model)
+        check_statistics(form, self.statistics, model)
+        if form.site == "writes":
+            edit = Scoped(self._change(vectors, 0, where), where)
+            return [(name, edit) for name in write_sites(model.n_layers, self.layers)]
+        return [
+            (f"blocks.{layer}.hook_resid_pre", Scoped(self._change(vectors, layer, where), where))
+            for layer in layers_of(self.layers, model.n_layers)
+        ]
 
-    def _change(self, model: Model) -> Change:
-        what, share = self.direction, self.strength
+    def _vectors(self, model: Model) -> Tensor:
+        what = self.direction
         if isinstance(what, Tensor):
             check_size(what, model)
         else:
             model.check_direction(what.reference if isinstance(what, Subspace) else what)
-        vectors = what.unit if isinstance(what, Direction) else what.vectors if isinstance(what, Subspace) else what
-        if vectors.ndim == 1:
-            exact = unit(vectors.double())  # float32 storage leaves 1e-8 of the component in float64
-            return lambda x: project_out(x, exact, share)
-        if self.per_candidate:
-            r = unit(vectors.double())[:, None].to(model.device)
-            return lambda x: project_out(by_candidate(x, len(r)), r, share).reshape(x.shape)
-        basis = orthonormal(vectors)
+        return what.unit if isinstance(what, Direction) else what.vectors if isinstance(what, Subspace) else what
 
-        def ablate(x: Tensor) -> Tensor:
+    def _change(self, vectors: Tensor, layer: int, where: Where) -> Change:
+        """The form at one layer, prepared in float64: float32 storage leaves 1e-8 of the component there."""
+        rows = vectors.double().cpu().reshape(-1, vectors.shape[-1])
+        rows = unit(rows) if self.per_candidate or len(rows) == 1 else orthonormal(rows)
+        along = None if self.elsewhere is None else random_like(rows, self.elsewhere)
+        form, device = as_form(self.form), where.model.device
+        edit = LayerEdit.of(rows, form, self.statistics, layer, self.per_candidate, device, along, where.spared)
+
+        def change(x: Tensor) -> Tensor:
             full = wide(x)
-            v = basis.to(full)
-            return (full - share * ((full @ v.T) @ v)).to(x.dtype)
+            if not self.per_candidate:
+                return edit(full, self.strength).to(x.dtype)
+            return edit.apart(by_candidate(full, len(rows)), self.strength).to(x.dtype).reshape(x.shape)
 
-        return ablate
+        return change
 
     def placebo(self, seed: int) -> Ablate:
         """Ablation of a random direction (or of a random subspace of equal size, or of random directions)."""
         return replace(self, direction=_placebo_of(self.direction, seed))
 
+    def matched(self, seed: int) -> Ablate:
+        """A second placebo: every token is moved as far as the ablation would move it, along a random direction."""
+        return replace(self, elsewhere=seed)
+
     def _subject(self) -> str:
-        return subject_of(self.direction)
+        form = form_name(as_form(self.form))
+        parts = (subject_of(self.direction), "" if form == "paper" else form)
+        return ", ".join(filter(None, (*parts, "" if self.elsewhere is None else "moved elsewhere")))
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ class HookedChatModel:
             places = list(scopes(pairs))
             stack.enter_context(self.exclusive())
             stack.enter_context(self.backend.hooks(pairs))
-            self._places += places
+            self._places += [place for place in places if place.intervention.counts_positions]
             try:
                 yield self
             finally:

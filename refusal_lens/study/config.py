@@ -65,6 +65,11 @@ class StudyConfig:
     max_kl: float = _field(MAX_KL, "Selection: highest KL allowed.", above=0)
     min_induce: float | None = _field(None, "Selection: lowest induce score allowed (default: the filter's point).")
     layer_cutoff: float = _field(LAYER_CUTOFF, "Selection: share of the layers to search.", above=0, most=1)
+    ablation: str = _field(
+        "paper",
+        "Selection: form of ablation that bypass and KL are of: paper, stream, affine or scaled.",
+        choices=("paper", "stream", "affine", "scaled"),
+    )
     relax: bool = _field(False, "If no candidate passes, take the nearest one and say so.")
     full_grid: bool = _field(
         False,

@@ -35,6 +35,7 @@ PIPELINE: tuple[Stage, ...] = (
     direction.CANDIDATES,
     direction.SELECTION,
     direction.TRACE,
+    direction.ABLATIONS,
     behaviour.METRICS,
     *behaviour.REPLIES,
     behaviour.EVALUATION,

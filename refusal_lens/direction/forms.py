@@ -1,0 +1,137 @@
+"""All forms of ablation of one direction, measured on one footing, each beside two placebos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.paper import MAX_KL
+from ..data.prompts import PromptPair, PromptsLike, as_prompts
+from ..errors import InterventionError, ModelError
+from ..hooks.base import Intervention
+from ..hooks.forms import FORMS
+from ..hooks.interventions import Ablate
+from ..models.model import HookedChatModel
+from ..progress import Progress, silent
+from ..records.direction import DirectionLike, as_direction
+from ..records.stream import StreamStatistics
+from ..refusal.records import RefusalTokens
+from ..refusal.replies import complete
+from ..stats import mean_interval
+from ..tensors import kl_divergence, refusal_log_odds
+from .ablation_records import AblationForms, FormEffect
+from .massive import stream_statistics
+
+SEEDS = (1, 2, 3)
+
+
+def compare_ablations(
+    model: HookedChatModel,
+    direction: DirectionLike,
+    data: PromptPair,
+    refusal_tokens: RefusalTokens,
+    *,
+    statistics: StreamStatistics | None = None,
+    forms: Sequence[str] = tuple(FORMS),
+    seeds: Sequence[int] = SEEDS,
+    max_kl: float = MAX_KL,
+    max_new_tokens: int = 32,
+    replies: int = 32,
+    progress: Progress = silent,
+) -> AblationForms:
+    """Measure every form of ablation: refusal metric, KL and replies, along the direction and along placebos.
+
+    Validation prompts choose the form, test prompts report.
+
+    Args:
+        statistics: of the stream, with covariance for the oblique form; made from ``data``'s training prompts if None
+            or without it.
+        forms: names of forms.
+        seeds: of the placebos' directions.
+        max_kl: threshold that a form must keep.
+        max_new_tokens: length of replies.
+        replies: harmful test prompts that are answered at most; 0 for none.
+
+    Example:
+        >>> forms = rl.direction.compare_ablations(
+        ...     model, found, data, found.refusal_tokens, forms=["paper", "scaled"], replies=0
+        ... )
+        >>> forms.forms, forms.to_frame().along.tolist()[:3]
+        (('paper', 'scaled'), ['direction', 'random', 'matched'])
+    """
+    direction, left_out = as_direction(direction), dict[str, str]()
+    harmful, harmless = data.harmful, data.harmless
+    if statistics is None or (statistics.covariance is None and "oblique" in forms):
+        both = [*harmful.train, *harmless.train]
+        with progress("read the stream's statistics", 0):
+            try:
+                statistics = stream_statistics(model, both, covariance="oblique" in forms)
+            except ModelError as error:
+                left_out["oblique"] = str(error)
+                statistics = statistics or stream_statistics(model, both)
+    edits = {}
+    for name in (name for name in forms if name not in left_out):
+        edit = Ablate(direction, form=name, statistics=statistics)
+        try:
+            edit.hooks(model)
+            edits[name] = edit
+        except InterventionError as error:  # a constant coordinate
+            left_out[name] = str(error)
+    work = _Splits(model, refusal_tokens, tuple(seeds), progress)
+    validation, *_ = work.measure(edits, as_prompts(harmful.val), as_prompts(harmless.val))
+    tested, baselines = work.measure(edits, as_prompts(harmful.test), as_prompts(harmless.test))
+    rates = work.replies(edits, as_prompts(harmful.test)[:replies], max_new_tokens) if replies else {}
+    tested = [replace(effect, refused=rates.get(f"{effect.form} {effect.along}")) for effect in tested]
+    return AblationForms(
+        direction, tuple(validation), tuple(tested), *baselines, rates.get("baseline"), max_kl, tuple(seeds), left_out
+    )
+
+
+class _Splits:
+    """Effects of edits on harmful and harmless prompts of one split."""
+
+    def __init__(self, model: HookedChatModel, tokens: RefusalTokens, seeds: tuple[int, ...], progress: Progress):
+        self.model, self.tokens, self.seeds, self.progress = model, tokens, seeds, progress
+
+    def _kinds(self, edit: Ablate) -> dict[str, list[Ablate]]:
+        return {
+            "direction": [edit],
+            "random": [edit.placebo(seed) for seed in self.seeds],
+            "matched": [edit.matched(seed) for seed in self.seeds],
+        }
+
+    def measure(
+        self, edits: dict[str, Ablate], harmful: PromptsLike, harmless: PromptsLike
+    ) -> tuple[list[FormEffect], tuple[Any, Any]]:
+        """Effects of every form and placebo, and the metric of both kinds of prompts without."""
+        before = self.model.last_logits(harmless)
+        metric = self._metric(self.model.last_logits(harmful)), self._metric(before)
+        found = []
+        with self.progress("measure the forms of ablation", len(edits) * (1 + 2 * len(self.seeds))) as advance:
+            for form, edit in edits.items():
+                for along, some in self._kinds(edit).items():
+                    values = []
+                    for one in some:
+                        with self.model.hooks(one):
+                            after = self.model.last_logits(harmless)
+                            refusal = self._metric(self.model.last_logits(harmful))
+                        values.append((refusal, self._metric(after), kl_divergence(before, after)))
+                        advance(1)
+                    means = (torch.stack(column).mean(0) for column in zip(*values, strict=True))
+                    bypass, other, kl = (mean_interval(mean.tolist()) for mean in means)
+                    found.append(FormEffect(form, along, bypass, other, kl))
+        return found, (mean_interval(metric[0].tolist()), mean_interval(metric[1].tolist()))
+
+    def _metric(self, logits: Tensor) -> Tensor:
+        return refusal_log_odds(logits, self.tokens.ids)
+
+    def replies(self, edits: dict[str, Ablate], prompts: PromptsLike, max_new_tokens: int) -> dict[str, Any]:
+        """Rates of refusal by "form along", placebos with their first seed, and without intervention."""
+        conditions: dict[str, list[Intervention]] = {"baseline": []}
+        for form, edit in edits.items():
+            conditions |= {f"{form} {along}": list(some[:1]) for along, some in self._kinds(edit).items()}
+        return complete(self.model, prompts, conditions, "harmful", max_new_tokens, progress=self.progress).rates
