@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -67,30 +66,12 @@ def plot_sources(
     values = record.of_prompt(prompt, heads).tolist()
     masks = {name: record.region_mask(name)[prompt, -len(tokens) :].tolist() for name in record.regions}
     regions = [next(name for name, mask in masks.items() if mask[i]) for i in range(len(tokens))]
-    limit = max(map(abs, values)) or 1.0
-    rows = [slice(start, start + width) for start in range(0, len(tokens), width)]
-
-    def grid(items: Sequence[Any], fill: Any) -> list[list[Any]]:
-        return [[*items[r], *[fill] * (width - len(items[r]))] for r in rows]
-
-    figure = go.Figure(
-        go.Heatmap(
-            z=grid(values, None),
-            text=grid([visible(token) for token in tokens], ""),
-            customdata=grid(regions, ""),
-            texttemplate="%{text}",
-            xgap=1,
-            ygap=4,
-            **style.diverging(limit, "along r̂"),
-            hovertemplate="%{text}<br>%{customdata}<br>%{z:.3f}<extra></extra>",
-            hoverongaps=False,
-        )
-    )
+    figure = go.Figure(style.token_strip(tokens, values, regions, width))
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, autorange="reversed")
     who = "all heads" if heads is None else ", ".join(head_label(*head) for head in heads)
     title = f"Source tokens of what {who} write at position {record.pos}"
-    return style.finish(figure, title, height=110 + 42 * len(rows))
+    return style.finish(figure, title, height=110 + 42 * -(-len(tokens) // width))
 
 
 @registered("by region", SourceContributions)
@@ -121,23 +102,10 @@ def plot_propagation(record: Propagation, prompt: int | None = None) -> go.Figur
     else:
         columns = [visible(token) for token in record.tokens[prompt]]
         z, title = record.projection[:, prompt, -len(columns) :], "Projection on r̂ by layer and token"
-    rows, index = [*map(str, range(z.shape[0] - 1)), "end"], list(range(len(columns)))
-    # The first token's norm is often hundreds of times the others'; its colour may saturate, theirs must not.
-    limit = float(z.nan_to_num().abs().flatten().quantile(0.98)) or 1.0
-    figure = go.Figure(
-        go.Heatmap(
-            z=[[None if v != v else v for v in row] for row in z.tolist()],
-            x=index,
-            y=rows,
-            customdata=[columns] * len(rows),
-            **style.diverging(limit, "x · r̂"),
-            hovertemplate="%{customdata}, layer %{y}<br>%{z:.3f}<extra></extra>",
-            hoverongaps=False,
-        )
-    )
-    figure.update_xaxes(tickvals=index, ticktext=columns, tickangle=-40)
+    figure = go.Figure(style.layer_map(z, columns, "x · r̂"))
+    figure.update_xaxes(tickvals=list(range(len(columns))), ticktext=columns, tickangle=-40)
     figure.update_yaxes(title_text="resid_pre of layer", type="category")
-    return style.finish(figure, title, height=max(360, 120 + 14 * len(rows)))
+    return style.finish(figure, title, height=max(360, 120 + 14 * len(z)))
 
 
 @registered("top heads", TopHeads)

@@ -1,3 +1,4 @@
+from .conversation import read as read
 from .dose import Scope as Scope
 from .dose import dose_response as dose_response
 from .dose_records import DoseResponse as DoseResponse
@@ -10,6 +11,7 @@ from .extract import extract_directions as extract_directions
 from .extract import mean_activations as mean_activations
 from .find import find_direction as find_direction
 from .fine_tuning import fine_tuning_stability as fine_tuning_stability
+from .map_records import ConversationMap as ConversationMap
 from .records import CandidateDirections as CandidateDirections
 from .records import DirectionTrace as DirectionTrace
 from .records import FoundDirection as FoundDirection
