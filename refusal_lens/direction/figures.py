@@ -232,9 +232,11 @@ def plot_dose_response(record: DoseResponse, effect: str = "") -> go.Figure:
     return style.legend_below(figure.update_layout(margin_t=60))
 
 
-def _stacked(record: ConversationMap, places: Sequence[int]) -> go.Figure:
-    names = [style.readable(record.conditions[i]) for i in places]
-    return make_subplots(rows=len(places), cols=1, subplot_titles=names, vertical_spacing=0.3 / len(places))
+def _stacked(record: ConversationMap, places: Sequence[int], heights: Sequence[int], gap: int) -> go.Figure:
+    """One panel per condition, one under the other; heights in pixels."""
+    names, total = [style.readable(record.conditions[i]) for i in places], sum(heights) + gap * (len(places) - 1)
+    spaced = {"vertical_spacing": gap / total, "row_heights": [height / total for height in heights]}
+    return make_subplots(rows=len(places), cols=1, subplot_titles=names, **spaced).update_layout(height=total + 110)
 
 
 @registered("by layer and token", ConversationMap)
@@ -250,7 +252,7 @@ def plot_conversation(
     """
     places, grid = record.shown(conditions), getattr(record, value)
     grid = grid.masked_fill(record.outside() == 0, 0) if band else grid
-    figure, n = _stacked(record, places), record.projection.shape[1]
+    figure = _stacked(record, places, [16 * grid.shape[1]] * len(places), gap=110)
     for row, i in enumerate(places, start=1):
         columns = [f"{visible(t)} ({region})" for t, region in zip(record.tokens[i], record.regions[i], strict=True)]
         drawn = style.layer_map(grid[i, :, : len(columns)], columns, "x · r̂" if value == "projection" else "cosine")
@@ -260,7 +262,7 @@ def plot_conversation(
     limit = max(trace.zmax for trace in figure.data)
     figure.update_layout(coloraxis={"colorscale": style.DIVERGING, "cmin": -limit, "cmax": limit})
     figure.update_yaxes(title_text="layer", type="category")
-    return style.finish(figure, height=60 + len(places) * (130 + 13 * n))
+    return style.finish(figure, height=figure.layout.height)
 
 
 @registered("text", ConversationMap)
@@ -275,7 +277,8 @@ def plot_conversation_text(
         width: tokens per line.
     """
     places, layer = record.shown(conditions), record.layer_of(layer)
-    figure, frame = _stacked(record, places), record.to_frame(layer)
+    lines = [-(-len(record.tokens[i]) // width) for i in places]
+    figure, frame = _stacked(record, places, [42 * n for n in lines], gap=40), record.to_frame(layer)
     shade = record.outside()[places, layer].nan_to_num()
     for row, (i, values) in enumerate(zip(places, shade, strict=True), start=1):
         said = frame[frame["condition"] == record.conditions[i]]
@@ -287,8 +290,7 @@ def plot_conversation_text(
     bar = {"title": "x · r̂"}
     figure.update_layout(coloraxis={"colorscale": style.DIVERGING, "cmin": -limit, "cmax": limit, "colorbar": bar})
     figure.update_xaxes(visible=False).update_yaxes(visible=False, autorange="reversed")
-    lines = sum(-(-len(record.tokens[i]) // width) for i in places)
-    return style.finish(figure, f"Layer {layer}", height=90 + 40 * len(places) + 42 * lines)
+    return style.finish(figure, f"Layer {layer}", height=figure.layout.height)
 
 
 @registered("by token", ConversationMap)
