@@ -10,7 +10,7 @@ import torch
 from ..data.conversation import Conversation
 from ..data.files import check_text
 from ..data.prompts import as_prompts
-from ..errors import PromptError
+from ..errors import PromptError, SettingError
 from ..hooks.base import Intervention
 from ..hooks.conditions import Conditions
 from ..hooks.readers import EveryToken
@@ -52,6 +52,7 @@ def read(
 
     Raises:
         PromptError: no text, several conversations, a conversation that has its reply already, or one that is too long.
+        LabelError: replies by name that lack a condition's.
         DirectionError: a direction of another model.
 
     Example:
@@ -63,6 +64,8 @@ def read(
     """
     direction = as_direction(direction)
     model.check_direction(direction)
+    if n_random < 1:
+        raise SettingError(f"n_random is {n_random}: a map needs at least one random direction beside it")
     prompt, reply = _parts(conversation, reply)
     rows: dict[str, tuple[str, Sequence[Intervention]]] = {"baseline": ("", ())}
     if suffix:
@@ -75,13 +78,14 @@ def read(
             said = _reply(model, prompt, after, reply, name, interventions)
             (text,) = reply_tokens(model, [prompt], [said], after)
             _check_length(model, text)
+            assert text.spans is not None
             tokens = padded([text.ids], [text.spans], model.chat.pad_id).to(model.device)
             grids.append(model.run(tokens, read=reader, under=interventions)[reader])
             texts.append(tuple(model.tokenizer.decode([token]) for token in text.ids))
             regions.append(_regions(model, text, said))
             advance(1)
     width = max(map(len, texts))
-    values = {
+    values: dict[str, Any] = {
         what: torch.stack(
             [torch.nn.functional.pad(x[what][:, 0], (0, width - x[what].shape[-1]), value=float("nan")) for x in grids]
         )
@@ -93,15 +97,15 @@ def read(
 
 def _parts(conversation: Messages, reply: Any) -> tuple[str, Any]:
     """The prompt, and the reply that the messages end with or that was given."""
-    if not isinstance(conversation, str) and isinstance(conversation, Sequence) and conversation:
-        last = conversation[-1]
+    if isinstance(conversation, Sequence) and not isinstance(conversation, str) and conversation:
+        *messages, last = conversation
         if isinstance(last, Mapping) and last.get("role") == "assistant":
             if reply:
                 raise PromptError(
                     "the conversation ends with the assistant's turn, which is its reply: leave that turn out to "
                     "generate a reply or to give another one"
                 )
-            conversation, reply = Conversation(conversation[:-1]), str(last.get("content") or "")
+            conversation, reply = Conversation(messages), str(last.get("content") or "")
     prompts = as_prompts(conversation)
     if len(prompts) != 1:
         raise PromptError(f"a map is that of one conversation, and {len(prompts)} were given: read each by itself")

@@ -60,7 +60,8 @@ class Stage:
         uses: names of settings (fields of ``StudyConfig``).
         inputs: see ``Job.input``.
         when: setting without which the stage is left out.
-        optional: a model may not support it; then the reason is the result, and the report is made without it.
+        optional: a model may not support it; then the reason is the result, and the report is made without it, as
+            without one that the version which wrote the folder did not have.
         since: schema of the result folders from which on it is always there.
         folders: in the result folder, where it keeps work of its own.
         command: the command that makes the files, where it is not ``refusal-lens run``.

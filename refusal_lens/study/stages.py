@@ -37,6 +37,7 @@ PIPELINE: tuple[Stage, ...] = (
     direction.TRACE,
     behaviour.METRICS,
     *behaviour.REPLIES,
+    direction.CONVERSATIONS,
     behaviour.EVALUATION,
     direction.STABILITY,
     *attribution.STAGES,
