@@ -96,8 +96,8 @@ def _logits(logits: DirectLogitAttribution) -> Figure:
 def _lens(lens: Lens) -> Figure:
     caption = (
         "What the direction, the candidates of other layers at its position, and the mean writes of the top heads "
-        "favour and disfavour: logits through the final norm and the unembedding, minus their mean over the vocabulary. The "
-        "direction's opposite favours what the direction disfavours."
+        "favour and disfavour: logits through the final norm and the unembedding, minus their mean over all tokens. "
+        "The direction's opposite favours what the direction disfavours."
     )
     control = f"the last row, and the highest logit of {len(lens.random)} random directions in the title"
     return Figure(

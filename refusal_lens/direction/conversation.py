@@ -9,7 +9,7 @@ import torch
 
 from ..data.conversation import Conversation
 from ..data.files import check_text
-from ..data.prompts import as_prompts
+from ..data.prompts import PromptsLike, as_prompts
 from ..errors import PromptError, SettingError
 from ..hooks.base import Intervention
 from ..hooks.conditions import Conditions
@@ -22,12 +22,10 @@ from ..records.direction import DirectionLike, as_direction
 from ..records.labels import REGIONS, index_of
 from .map_records import ConversationMap
 
-Messages = str | Sequence[Mapping[str, str]]
-
 
 def read(
     model: HookedChatModel,
-    conversation: Messages,
+    conversation: PromptsLike,
     direction: DirectionLike,
     suffix: str = "",
     *,
@@ -95,11 +93,11 @@ def read(
     return ConversationMap(**values, conditions=tuple(rows), tokens=tuple(texts), regions=tuple(regions), **about)
 
 
-def _parts(conversation: Messages, reply: Any) -> tuple[str, Any]:
+def _parts(conversation: PromptsLike, reply: Any) -> tuple[str, Any]:
     """The prompt, and the reply that the messages end with or that was given."""
     if isinstance(conversation, Sequence) and not isinstance(conversation, str) and conversation:
-        *messages, last = conversation
-        if isinstance(last, Mapping) and last.get("role") == "assistant":
+        messages: list[Any] = list(conversation)
+        if isinstance(last := messages.pop(), Mapping) and last.get("role") == "assistant":
             if reply:
                 raise PromptError(
                     "the conversation ends with the assistant's turn, which is its reply: leave that turn out to "

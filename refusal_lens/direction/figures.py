@@ -235,7 +235,10 @@ def plot_dose_response(record: DoseResponse, effect: str = "") -> go.Figure:
 def _stacked(record: ConversationMap, places: Sequence[int], heights: Sequence[int], gap: int) -> go.Figure:
     """One panel per condition, one under the other; heights in pixels."""
     names, total = [style.readable(record.conditions[i]) for i in places], sum(heights) + gap * (len(places) - 1)
-    spaced = {"vertical_spacing": gap / total, "row_heights": [height / total for height in heights]}
+    spaced = {
+        "vertical_spacing": gap / total if len(places) > 1 else 0,
+        "row_heights": [height / total for height in heights],
+    }
     return make_subplots(rows=len(places), cols=1, subplot_titles=names, **spaced).update_layout(height=total + 110)
 
 
