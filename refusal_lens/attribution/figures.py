@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 import torch
@@ -67,12 +68,30 @@ def plot_sources(
     values = record.of_prompt(prompt, heads).tolist()
     masks = {name: record.region_mask(name)[prompt, -len(tokens) :].tolist() for name in record.regions}
     regions = [next(name for name, mask in masks.items() if mask[i]) for i in range(len(tokens))]
-    figure = go.Figure(style.token_strip(tokens, values, regions, width))
+    limit = max(map(abs, values)) or 1.0
+    rows = [slice(start, start + width) for start in range(0, len(tokens), width)]
+
+    def grid(items: Sequence[Any], fill: Any) -> list[list[Any]]:
+        return [[*items[r], *[fill] * (width - len(items[r]))] for r in rows]
+
+    figure = go.Figure(
+        go.Heatmap(
+            z=grid(values, None),
+            text=grid([visible(token) for token in tokens], ""),
+            customdata=grid(regions, ""),
+            texttemplate="%{text}",
+            xgap=1,
+            ygap=4,
+            **style.diverging(limit, "along r̂"),
+            hovertemplate="%{text}<br>%{customdata}<br>%{z:.3f}<extra></extra>",
+            hoverongaps=False,
+        )
+    )
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, autorange="reversed")
     who = "all heads" if heads is None else ", ".join(head_label(*head) for head in heads)
     title = f"Source tokens of what {who} write at position {record.pos}"
-    return style.finish(figure, title, height=110 + 42 * -(-len(tokens) // width))
+    return style.finish(figure, title, height=110 + 42 * len(rows))
 
 
 @registered("by region", SourceContributions)

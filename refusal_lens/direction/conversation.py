@@ -75,7 +75,11 @@ def read(
         for name, (after, interventions) in rows.items():
             said = _reply(model, prompt, after, reply, name, interventions)
             (text,) = reply_tokens(model, [prompt], [said], after)
-            _check_length(model, text)
+            if model.n_ctx and len(text.ids) > model.n_ctx:
+                raise PromptError(
+                    f"the conversation has {len(text.ids)} tokens with its reply and {model.name} takes {model.n_ctx}: "
+                    "shorten it"
+                )
             assert text.spans is not None
             tokens = padded([text.ids], [text.spans], model.chat.pad_id).to(model.device)
             grids.append(model.run(tokens, read=reader, under=interventions)[reader])
@@ -120,14 +124,6 @@ def _reply(model: HookedChatModel, prompt: str, suffix: str, reply: Any, name: s
         reply = reply[name]
     check_text(reply, f"the reply {reply[:60]!a}")
     return reply
-
-
-def _check_length(model: HookedChatModel, text: Scored) -> None:
-    if model.n_ctx and len(text.ids) > model.n_ctx:
-        raise PromptError(
-            f"the conversation has {len(text.ids)} tokens with its reply and {model.name} takes {model.n_ctx}: shorten "
-            "it"
-        )
 
 
 def _regions(model: HookedChatModel, text: Scored, reply: str) -> tuple[str, ...]:

@@ -232,16 +232,6 @@ def plot_dose_response(record: DoseResponse, effect: str = "") -> go.Figure:
     return style.legend_below(figure.update_layout(margin_t=60))
 
 
-def _stacked(record: ConversationMap, places: Sequence[int], heights: Sequence[int], gap: int) -> go.Figure:
-    """One panel per condition, one under the other; heights in pixels."""
-    names, total = [style.readable(record.conditions[i]) for i in places], sum(heights) + gap * (len(places) - 1)
-    spaced = {
-        "vertical_spacing": gap / total if len(places) > 1 else 0,
-        "row_heights": [height / total for height in heights],
-    }
-    return make_subplots(rows=len(places), cols=1, subplot_titles=names, **spaced).update_layout(height=total + 110)
-
-
 @registered("by layer and token", ConversationMap)
 def plot_conversation(
     record: ConversationMap, conditions: Sequence[str] | None = None, value: str = "projection", band: bool = True
@@ -255,45 +245,23 @@ def plot_conversation(
     """
     places, grid = record.shown(conditions), getattr(record, value)
     grid = grid.masked_fill(record.outside() == 0, 0) if band else grid
-    figure = _stacked(record, places, [16 * grid.shape[1]] * len(places), gap=110)
+    names, inner, gap = [style.readable(record.conditions[i]) for i in places], 16 * grid.shape[1], 110
+    height = inner * len(names) + gap * (len(names) - 1)
+    spacing = gap / height if len(names) > 1 else 0
+    figure = make_subplots(rows=len(names), cols=1, subplot_titles=names, vertical_spacing=spacing)
     for row, i in enumerate(places, start=1):
         columns = [f"{visible(t)} ({region})" for t, region in zip(record.tokens[i], record.regions[i], strict=True)]
         drawn = style.layer_map(grid[i, :, : len(columns)], columns, "x · r̂" if value == "projection" else "cosine")
         figure.add_trace(drawn.update(coloraxis="coloraxis"), row=row, col=1)
         ticks = {"tickvals": list(range(len(columns))), "ticktext": [visible(t) for t in record.tokens[i]]}
         figure.update_xaxes(**ticks, tickangle=-60, showgrid=False, row=row, col=1)
-    limit = max(trace.zmax for trace in figure.data)
+    seen = grid[places].abs().flatten()
+    limit = (
+        float(seen[seen > 0].quantile(0.98)) if bool((seen > 0).any()) else 1.0
+    )  # as in ``layer_map``, for all panels
     figure.update_layout(coloraxis={"colorscale": style.DIVERGING, "cmin": -limit, "cmax": limit})
     figure.update_yaxes(title_text="layer", type="category")
-    return style.finish(figure, height=figure.layout.height)
-
-
-@registered("text", ConversationMap)
-def plot_conversation_text(
-    record: ConversationMap, layer: int | None = None, conditions: Sequence[str] | None = None, width: int = 14
-) -> go.Figure:
-    """The text itself, tokens coloured by their projection at a layer, white inside the range of the random directions.
-
-    Args:
-        layer: the direction's own if None.
-        conditions: some of the record's; all if None.
-        width: tokens per line.
-    """
-    places, layer = record.shown(conditions), record.layer_of(layer)
-    lines = [-(-len(record.tokens[i]) // width) for i in places]
-    figure, frame = _stacked(record, places, [42 * n for n in lines], gap=40), record.to_frame(layer)
-    shade = record.outside()[places, layer].nan_to_num()
-    for row, (i, values) in enumerate(zip(places, shade, strict=True), start=1):
-        said = frame[frame["condition"] == record.conditions[i]]
-        notes = [f"{r.region}: {r.projection:.3f}<br>random {r.low:.3f} to {r.high:.3f}" for r in said.itertuples()]
-        strip = style.token_strip(record.tokens[i], values[: len(notes)].tolist(), notes, width)
-        strip.update(coloraxis="coloraxis", hovertemplate="%{text}<br>%{customdata}<extra></extra>")
-        figure.add_trace(strip, row=row, col=1)
-    limit = float(shade.abs().max()) or 1.0
-    bar = {"title": "x · r̂"}
-    figure.update_layout(coloraxis={"colorscale": style.DIVERGING, "cmin": -limit, "cmax": limit, "colorbar": bar})
-    figure.update_xaxes(visible=False).update_yaxes(visible=False, autorange="reversed")
-    return style.finish(figure, f"Layer {layer}", height=figure.layout.height)
+    return style.finish(figure, height=height + 110)
 
 
 @registered("by token", ConversationMap)

@@ -82,9 +82,3 @@ class ConversationMap(Record, axes={"condition": "conditions"}, also=("outside",
             rows += place
         frame = pd.DataFrame(rows)
         return frame.assign(outside=(frame["projection"] < frame["low"]) | (frame["projection"] > frame["high"]))
-
-    def by_region(self, layer: int | None = None) -> pd.DataFrame:
-        """One row per condition and region at a layer: tokens, mean projection, share outside the random range."""
-        groups = self.to_frame(layer).groupby(["condition", "region"], sort=False)
-        found = {"tokens": ("token", "size"), "projection": ("projection", "mean"), "outside": ("outside", "mean")}
-        return groups.agg(**found).reset_index()

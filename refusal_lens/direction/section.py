@@ -24,7 +24,7 @@ from .figures import (
 )
 from .map_records import ConversationMap
 from .records import CandidateDirections, DirectionTrace, Selection, Stability
-from .views import conversation_props
+from .views import conversation_view
 
 
 def _section(
@@ -143,15 +143,11 @@ def conversations_section(maps: Sequence[ConversationMap], kinds: Sequence[str] 
         own, layers = record.direction.layer, range(record.projection.shape[1])
         options = []
         for layer in sorted(layers, key=lambda layer: layer != own):
-            shown = (
-                Widget(
-                    f"text-{kind}-{layer}-{condition}",
-                    *conversation_props(record, condition, layer),
-                    f"{style.readable(condition).capitalize()}, layer {layer}: red towards refusal, blue away.",
-                    *rest,
-                )
-                for condition in record.conditions
-            )
+            shown = []
+            for condition in record.conditions:
+                view, id = conversation_view(record, condition, layer), f"text-{kind}-{layer}-{condition}"
+                caption = f"{style.readable(condition).capitalize()}, layer {layer}: red towards refusal, blue away."
+                shown.append(Widget(id, view.component, view.props, caption, *rest))
             options.append(Option(str(layer), tuple(shown), f"{layer}{' (the direction)' if layer == own else ''}"))
         items.append(Picker(f"text-{kind}", "layer", tuple(options), sync="conversation-layer"))
     return Section("conversations", "Where in a conversation it is", tuple(text), tuple(items))

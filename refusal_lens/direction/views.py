@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..report.views import View, coloured_tokens
 from .map_records import ConversationMap
-
-
-def conversation_props(
-    record: ConversationMap, condition: str = "baseline", layer: int | None = None
-) -> tuple[str, dict[str, Any]]:
-    """CircuitsVis's component and its properties for ``conversation_view``."""
-    (place,), layer = record.shown([condition]), record.layer_of(layer)
-    outside = record.outside()[:, layer].nan_to_num()
-    values = [float(f"{v:.4g}") for v in outside[place, : len(record.tokens[place])].tolist()]
-    return coloured_tokens(record.tokens[place], values, float(outside.abs().max()))
 
 
 def conversation_view(
@@ -23,4 +11,7 @@ def conversation_view(
 ) -> View:
     """CircuitsVis's coloured tokens of a conversation: projection on r̂ at a layer (the direction's own if None), 0
     inside the range of the random directions; one colour scale for all conditions."""
-    return View(*conversation_props(record, condition, layer), element_id)
+    (place,), layer = record.shown([condition]), record.layer_of(layer)
+    outside = record.outside()[:, layer].nan_to_num()
+    values = [float(f"{v:.4g}") for v in outside[place, : len(record.tokens[place])].tolist()]
+    return View(*coloured_tokens(record.tokens[place], values, float(outside.abs().max())), element_id)

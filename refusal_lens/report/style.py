@@ -9,7 +9,6 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from ..records.labels import visible
 from ..stats import Interval, Rate
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -172,26 +171,6 @@ def layer_map(z: Float[Tensor, "site token"], columns: Sequence[str], unit: str)
         customdata=[list(columns)] * len(rows),
         **diverging(limit, unit),
         hovertemplate="%{customdata}, layer %{y}<br>%{z:.3f}<extra></extra>",
-        hoverongaps=False,
-    )
-
-
-def token_strip(tokens: Sequence[str], values: Sequence[float], notes: Sequence[str], width: int) -> go.Heatmap:
-    """A text as lines of ``width`` coloured tokens, with a note on each for the pointer."""
-    starts = range(0, len(tokens), width)
-
-    def grid(items: Sequence[Any], fill: Any) -> list[list[Any]]:
-        return [[*items[i : i + width], *[fill] * (width - len(items[i : i + width]))] for i in starts]
-
-    return go.Heatmap(
-        z=grid(values, None),
-        text=grid([visible(token) for token in tokens], ""),
-        customdata=grid(notes, ""),
-        texttemplate="%{text}",
-        xgap=1,
-        ygap=4,
-        **diverging(max(map(abs, values)) or 1.0, "along r̂"),
-        hovertemplate="%{text}<br>%{customdata}<br>%{z:.3f}<extra></extra>",
         hoverongaps=False,
     )
 

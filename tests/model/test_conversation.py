@@ -8,7 +8,7 @@ from pytest import fixture, mark, raises
 import refusal_lens as rl
 from refusal_lens.data.conversation import Conversation
 from refusal_lens.direction import ConversationMap, read
-from refusal_lens.direction.figures import plot_conversation, plot_conversation_lines, plot_conversation_text
+from refusal_lens.direction.figures import plot_conversation, plot_conversation_lines
 from refusal_lens.direction.section import conversations_section
 from refusal_lens.direction.views import conversation_view
 from refusal_lens.errors import DirectionError, LabelError, PromptError, SettingError
@@ -70,8 +70,8 @@ def test_regions_cover_every_token_once(seen):
         assert said["system"] == "Be brief." and said["earlier"].startswith("Hello") and said["earlier"].endswith("Hi.")
         assert said["instruction"] == PROMPT and said.get("suffix", "") == suffix
         assert (said["thought"], said["reply"]) == ("<think>Hm?</think>", "No.")
-    sizes = seen.by_region().groupby("condition")["tokens"].sum()
-    assert sizes.to_dict() == {name: len(seen.tokens[i]) for i, name in enumerate(seen.conditions)}
+    counts = seen.to_frame().groupby("condition").size()
+    assert counts.to_dict() == {name: len(seen.regions[i]) for i, name in enumerate(seen.conditions)}
 
 
 def test_a_suffix_changes_nothing_before_it_and_ablation_leaves_nothing(seen):
@@ -144,7 +144,7 @@ def test_the_record_is_kept_and_has_a_table(seen, tmp_path):
     rows = frame[frame["condition"] == "adversarial"]
     shown = seen.outside()[1, -1, : len(rows)]
     assert ((shown != 0).tolist()) == rows["outside"].tolist()
-    for call in (lambda: seen.to_frame(9), lambda: seen.plot("text", layer=9), lambda: seen.plot(conditions=["x"])):
+    for call in (lambda: seen.to_frame(9), lambda: seen.plot("by token", layer=9), lambda: seen.plot(conditions=["x"])):
         with raises(LabelError, match="a ConversationMap has"):
             call()
 
@@ -158,10 +158,6 @@ def test_figures_and_view_show_the_record(seen):
     n = len(seen.tokens[0])
     torch.testing.assert_close(torch.tensor(open_map.z).double(), seen.cosine[0, :, :n], rtol=1e-4, atol=1e-6)
     assert open_map.customdata[0][0] == f"{visible(seen.tokens[0][0])} ({seen.regions[0][0]})"
-    text = plot_conversation_text(seen, layer=2, conditions=["baseline"]).data[0]
-    assert [t for row in text.text for t in row if t] == [visible(t) for t in seen.tokens[0]]
-    shown = [v for row in text.z for v in row if v is not None]
-    torch.testing.assert_close(torch.tensor(shown).double(), seen.outside()[0, 2, :n])
     band, *lines = plot_conversation_lines(seen).data
     assert [line.name for line in lines] == list(seen.conditions) and len(band.x) == 2 * n
     torch.testing.assert_close(torch.tensor(lines[0].y).double(), seen.projection[0, seen.direction.layer, :n])
