@@ -20,7 +20,7 @@ from ..hooks.readers import Cache, vector_of
 from ..models.model import HookedChatModel
 from ..records.direction import DirectionLike
 from ..records.labels import Head, head_label
-from ..tensors import random_unit, wide
+from ..tensors import random_units, wide
 from .token_records import Lens
 
 COLUMNS = 16384  # of the unembedding that are held in float32 at a time
@@ -57,12 +57,15 @@ def lens(
     n_vocab = min(model.d_vocab, len(model.tokenizer))  # embeddings may be padded
     if not named or not 1 <= top <= n_vocab or n_random < 1:
         raise SettingError(f"a lens takes vectors, 1 to {n_vocab} tokens (not {top}) and at least 1 random direction")
-    drawn = [random_unit(model.d_model, seed) for seed in range(n_random)]
     rows = [vector_of(model, vector) for vector in named.values()]
     for row in rows:
         check_size(row, model)
     dtype = torch.promote_types(model.dtype, torch.float32)
-    logits = _logits(model, torch.stack([x.to(model.device, dtype) for x in (*rows, *drawn)]), n_vocab)
+    logits = _logits(
+        model,
+        torch.stack([x.to(model.device, dtype) for x in (*rows, *random_units(n_random, model.d_model))]),
+        n_vocab,
+    )
     shown = logits[: len(rows) + 1]  # the first random direction too
     ends = [shown.topk(top), (-shown).topk(top)]
     words = [tuple(tuple(model.tokenizer.decode([i]) for i in row) for row in end.indices.tolist()) for end in ends]

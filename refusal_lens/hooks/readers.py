@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import PromptError
 from ..records.direction import as_direction
-from ..tensors import cosine, random_unit, wide
+from ..tensors import cosine, random_units, wide
 from .base import Hooks, Model
 
 T = TypeVar("T")
@@ -348,8 +348,7 @@ class EveryToken(Reader[dict[str, Tensor]]):
         super().begin(model, tokens)
         dtype = torch.promote_types(model.dtype, torch.float32)
         self.r = vector_of(model, self.vector).to(model.device, dtype)
-        drawn = [random_unit(len(self.r), seed) for seed in range(self.n_random)]
-        self.random = torch.stack(drawn, 1).to(self.r) if drawn else None
+        self.random = random_units(self.n_random, len(self.r)).T.to(self.r) if self.n_random else None
 
     def hooks(self, model: Model, batch: Any) -> Hooks:
         self.found: dict[str, list[Tensor]] = {}

@@ -13,6 +13,7 @@ from refusal_lens.direction.section import conversations_section
 from refusal_lens.direction.views import conversation_view
 from refusal_lens.errors import DirectionError, LabelError, PromptError, SettingError
 from refusal_lens.records.labels import visible
+from refusal_lens.tensors import random_units
 
 from .cases import PROMPT, direction_of, model_of
 
@@ -54,7 +55,7 @@ def test_it_is_the_stream_of_the_plain_model(model):
         tight = {"rtol": 0, "atol": 1e-10 if r.dtype == torch.float64 else 1e-4}
         torch.testing.assert_close(found.projection[i, :, :n], stream @ r, **tight)
         torch.testing.assert_close(found.cosine[i, :, :n], (stream @ r) / stream.norm(dim=-1), **tight)
-        others = torch.stack([stream @ direction.random_control(seed).unit.to(stream) for seed in range(39)])
+        others = torch.stack([stream @ unit.to(stream) for unit in random_units(39, model.d_model)])
         torch.testing.assert_close(found.low[i, :, :n], others.amin(0), **tight)
         torch.testing.assert_close(found.high[i, :, :n], others.amax(0), **tight)
         assert bool(found.projection[i, :, n:].isnan().all()) and len(found.tokens[i]) == n
@@ -83,6 +84,14 @@ def test_a_suffix_changes_nothing_before_it_and_ablation_leaves_nothing(seen):
     assert float(seen.sel("adversarial").projection[:, :n].abs().max()) > 1e-2
     added = seen.projection[3, direction.layer] - seen.projection[1, direction.layer]
     torch.testing.assert_close(added[:n], torch.full_like(added[:n], direction.norm))
+
+
+def test_the_band_is_not_made_of_the_placebo_that_acts(organism):
+    """Adding a random direction of a small seed does not widen the range that it is compared with."""
+    direction = direction_of(organism)
+    placebo = rl.Add(direction, 20.0, layers=0).placebo(1)
+    found = read(organism, PROMPT, placebo.direction, under={"random_addition": [placebo]})
+    assert bool((found.outside()[1, 1:] != 0).all())
 
 
 def test_a_reply_is_generated_or_given(organism):
