@@ -145,6 +145,7 @@ HYBRIDS = {
 }
 # TransformerLens 4.3 takes its heads apart in another order than the checkpoint's own code.
 WRONGLY_WRAPPED = {"falcon-40b": ("falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2})}
+UNKNOWN = {"biogpt": ("biogpt", {"hidden_size": 16, "intermediate_size": 32, "vocab_size": 266})}
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -161,7 +162,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_hf(architecture: str, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:
     """A random Hugging Face model; norms and biases are random too, so that none is a silent identity."""
-    model_type, options = (ARCHITECTURES | FAMILIES | HYBRIDS | WRONGLY_WRAPPED)[architecture]
+    model_type, options = (ARCHITECTURES | FAMILIES | HYBRIDS | WRONGLY_WRAPPED | UNKNOWN)[architecture]
     config = CONFIG_MAPPING[model_type](**{**options, **overrides})
     config._experts_implementation = "eager"
     torch.manual_seed(seed)

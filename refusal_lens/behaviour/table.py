@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..data.files import read_file
-from ..data.rows import texts_of
+from ..data.rows import distinct, texts_of
 from ..errors import PromptError
 from ..hooks.conditions import CONDITIONS, named_conditions
 from ..models.model import HookedChatModel
@@ -18,8 +18,11 @@ from .judges.kappa import agreement
 from .records import EvaluationTable, Verdict
 
 
-def read_prompts(source: str) -> tuple[str, list[str]]:
+def read_prompts(source: str, notes: list[str]) -> tuple[str, list[str]]:
     """(name, prompts) of one file, as "file" or "name=file"; of a file with splits, the test split.
+
+    Args:
+        notes: gets what was dropped or changed on the way, in words.
 
     Raises:
         PromptError: missing, unreadable or empty.
@@ -36,7 +39,7 @@ def read_prompts(source: str) -> tuple[str, list[str]]:
         if "test" not in document:
             raise PromptError(f"{file} has no test split; give a list of prompts, or an object with a test list")
         document = document["test"]
-    return name or path.name.split(".")[0], list(dict.fromkeys(texts_of(document, file, [])))
+    return name or path.name.split(".")[0], distinct(texts_of(document, file, notes), "all", {}, notes)
 
 
 def evaluate_table(

@@ -8,9 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..behaviour.judges.naming import FORMS
+from ..errors import PromptError
 from ..records.labels import CONDITIONS
 from .options import OfRunDevice, OfRunDtype
-from .terminal import LogJson, Quiet, bars, console, load_like, log, say
+from .terminal import LogJson, Quiet, bars, console, error_console, load_like, log, say
 
 
 def evaluate(
@@ -52,7 +53,14 @@ def evaluate(
 
     study = Study(run)
     judges = [judge_named(name) for name in judge or ["substrings"]]
-    sets = dict(read_prompts(source) for source in prompts or [])
+    sets, notes = {}, list[str]()
+    for source in prompts or []:
+        name, texts = read_prompts(source, notes)
+        if name in sets:
+            raise PromptError(f"two prompt sets are called {name!r}: name them, as NAME={source}")
+        sets[name] = texts
+    for note in notes:
+        error_console.print(note, markup=False)
     if not sets:
         sets = {"harmful": list(study.harmful.test), "harmless": list(study.harmless.test)}
     if limit:

@@ -98,12 +98,15 @@ def _prompts(study: Any, harmful: str | None, harmless: int, borderline: Path | 
     """Prompts to report on, without those that chose the direction or the heads."""
     from ..behaviour.table import read_prompts
 
-    texts = list(study.harmful.test) if harmful is None else list(read_prompts(harmful)[1])
+    notes: list[str] = []
+    texts = list(study.harmful.test) if harmful is None else read_prompts(harmful, notes)[1]
+    edge = read_prompts(str(borderline), notes)[1] if borderline else []
     known = {*study.harmful.train, *study.harmful.val}
     if seen := known & set(texts):
         texts = [text for text in texts if text not in known]
-        error_console.print(f"{len(seen)} prompts left out: RUN found its direction and heads on them")
-    edge = list(read_prompts(str(borderline))[1]) if borderline else []
+        notes.append(f"{len(seen)} prompts left out: RUN found its direction and heads on them")
+    for note in notes:
+        error_console.print(note, markup=False)
     return {"prompts": texts, "harmless": list(study.harmless.test)[:harmless], "borderline": edge}
 
 

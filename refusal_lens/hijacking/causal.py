@@ -72,7 +72,16 @@ def causal_tests(
         name = f"{start}patch {kind} of top heads"
         tests.append(bench.test(name, kind, named, draws, reverse=bool(start)))
     tests.append(bench.restore())
-    return CausalTests(tuple(tests), plain.metric, suffixed.metric, named, draws, plain.refused, suffixed.refused)
+    return CausalTests(
+        tuple(tests),
+        plain.metric,
+        suffixed.metric,
+        named,
+        draws,
+        plain.refused,
+        suffixed.refused,
+        refusal_tokens.threshold,
+    )
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class CausalTests(Record):
         plain, suffixed: refusal metric of the clean and the suffixed run.
         random_heads: the draws of random heads of the same layers.
         refused_plain, refused_suffixed: replies with a refusal phrase, if any were generated.
+        threshold: prompts with a higher metric count as refused, where no replies were generated.
     """
 
     tests: tuple[CausalTest, ...]
@@ -52,6 +53,7 @@ class CausalTests(Record):
     random_heads: tuple[tuple[Head, ...], ...]
     refused_plain: tuple[bool, ...] = ()
     refused_suffixed: tuple[bool, ...] = ()
+    threshold: float = 0.0
 
     def test(self, name: str) -> CausalTest:
         """One test by name.
@@ -82,12 +84,12 @@ class CausalTests(Record):
 
     def refusals_back(self, name: str) -> Rate:
         """Share of the refusals lost to the suffix that are back under the intervention, by replies where there are
-        any, else by the sign of the metric."""
+        any, else by the metric."""
         t = self.test(name)
         if t.refused and self.refused_plain and self.refused_suffixed:
             before, after, now = self.refused_plain, self.refused_suffixed, t.refused
         else:
-            before, after, now = (tuple((x > 0).tolist()) for x in (self.plain, self.suffixed, t.metric))
+            before, after, now = (tuple((x > self.threshold).tolist()) for x in (self.plain, self.suffixed, t.metric))
         return rate([c for a, b, c in zip(before, after, now, strict=True) if a and not b])
 
     def passed(self, name: str, least: float = MOST) -> bool:

@@ -27,7 +27,8 @@ class Mechanism:
         name: one of ``MECHANISMS``'s values.
         hijacks: whether the causal test passed: cutting the top heads' edges to the suffix brings back at least half
             of the drop, beyond random heads and placebo, and their attention to it rose above that to random tokens.
-        sentence: the finding with its numbers; "hijack" and "because" appear only if ``hijacks``.
+        sentence: the finding with its numbers; "hijack" and "because" appear only if ``hijacks``, and "in part because"
+            unless the whole interval of what the cut brings back lies above one half.
     """
 
     name: str
@@ -57,10 +58,11 @@ def mechanism(result: SuffixResult) -> Mechanism:
     if tests.passed(cut) and rise.low > 0:
         per_head = zip(result.suffixed.top_heads, result.head_rises(), strict=True)
         head, most = max(per_head, key=lambda pair: pair[1].mean)
+        part = "" if grade(tests.recovered(cut)) == "most of it" else ", in part"
         return found(
             "top heads",
-            f"It stops refusals ({rates}) because it hijacks the top heads' attention: their attention to it rises by "
-            f"{_number(rise)} above random tokens (mean over {len(result.suffixed.top_heads)} heads; most in "
+            f"It stops refusals ({rates}){part} because it hijacks the top heads' attention: their attention to it "
+            f"rises by {_number(rise)} above random tokens (mean over {len(result.suffixed.top_heads)} heads; most in "
             f"{head_label(*head)}, {_number(most)}), and cutting these edges brings back {top} of the drop of the "
             f"refusal metric ({controls}) and {_percent(tests.refusals_back(cut))} of the lost refusals." + split,
         )

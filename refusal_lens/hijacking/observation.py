@@ -41,7 +41,7 @@ def observe(
     Args:
         condition: its label.
         suffixes: one per prompt, one ``str`` for all, or None.
-        max_new_tokens: length of the replies; 0 for none (then refusals are judged by the metric's sign).
+        max_new_tokens: length of the replies; 0 for none (then refusals are judged by the metric).
 
     Returns:
         The observation, and the source contributions that splits and token forensics need.
@@ -86,6 +86,7 @@ def observe(
         top_heads=tuple((int(a), int(b)) for a, b in top_heads),
         responses=tuple(responses),
         refused=tuple(is_refusal(reply) for reply in responses),
+        threshold=refusal_tokens.threshold,
     )
     return observation, sources
 

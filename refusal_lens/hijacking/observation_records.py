@@ -51,6 +51,7 @@ class Observation(Record, axes={"prompt": "prompts", "region": REGIONS, "top": "
         top_dominance: the same for the top heads' write together.
         responses: greedy replies; empty where none were generated.
         refused: the paper's judge on them.
+        threshold: prompts with a higher metric count as refused, where no replies were generated.
         top_heads: the heads of ``attention``.
     """
 
@@ -75,6 +76,7 @@ class Observation(Record, axes={"prompt": "prompts", "region": REGIONS, "top": "
     top_heads: tuple[Head, ...]
     responses: tuple[str, ...] = ()
     refused: tuple[bool, ...] = ()
+    threshold: float = 0.0
 
     @property
     def n(self) -> int:
@@ -83,8 +85,13 @@ class Observation(Record, axes={"prompt": "prompts", "region": REGIONS, "top": "
 
     @property
     def refusal_rate(self) -> Rate:
-        """Share of replies with a refusal phrase; of prompts with metric > 0 where no replies were generated."""
-        return rate(self.refused if self.refused else (self.metric > 0).tolist())
+        """Share of replies with a refusal phrase; where none were generated, of prompts with metric > threshold."""
+        return rate(self.refusals)
+
+    @property
+    def refusals(self) -> tuple[bool, ...]:
+        """Of each prompt, whether it is refused: by its reply, or by its metric where no replies were generated."""
+        return self.refused or tuple((self.metric > self.threshold).tolist())
 
     @property
     def top_labels(self) -> tuple[str, ...]:
@@ -200,8 +207,7 @@ class SuffixResult(Record):
     @property
     def universality(self) -> Rate:
         """Share of the instructions, all refused without a suffix, that are not refused with it."""
-        hits = self.suffixed.refused or (self.suffixed.metric > 0).tolist()
-        return rate([not refused for refused in hits])
+        return rate([not refused for refused in self.suffixed.refusals])
 
     @property
     def attention_rise(self) -> Interval:

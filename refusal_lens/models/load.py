@@ -288,7 +288,8 @@ def _load(name: str, what: str, folder: str | Path, **kwargs: Any) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = str(error).partition(" Available architectures:")[0]  # TransformerLens lists more than a hundred
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).rstrip(".;")
 
 

@@ -235,6 +235,16 @@ def load_record(path: str | Path, kind: type[R], key: str | None = None) -> R:
     return record
 
 
+def _record_class(name: str) -> Any:
+    """The class of that name; modules of the package that define records are imported when it is not known yet."""
+    root = Path(__file__).parents[1]
+    if name not in _REGISTRY:
+        for file in root.glob("*/*.py"):
+            if "(Record" in file.read_text("utf-8"):
+                importlib.import_module(f"{root.name}.{file.parent.name}.{file.stem}")
+    return _REGISTRY[name]
+
+
 def _with_suffix(path: Path, suffix: str) -> Path:
     return path if path.suffix == suffix else path.with_name(path.name + suffix)
 
@@ -291,7 +301,7 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
     if "$messages" in value:
         return _REGISTRY["$messages"](value["$messages"])
     if "$record" in value:
-        cls: Any = _REGISTRY[value["$record"]]
+        cls: Any = _record_class(value["$record"])
         known = {f.name for f in dataclasses.fields(cls)}
         renamed: dict[str, str] = getattr(cls, "_renamed", {})
         named = ((renamed.get(k, k), v) for k, v in value.items())

@@ -200,13 +200,15 @@ def test_post_norm_models_need_the_gap_allowed():
 
 def test_prompt_files(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo\none\n")
-    assert read_prompts(str(tmp_path / "a.txt")) == ("a", ["one", "two"])
+    notes: list[str] = []
+    assert read_prompts(str(tmp_path / "a.txt"), notes) == ("a", ["one", "two"])
+    assert notes == ["1 duplicate dropped"]
     (tmp_path / "b.json").write_text(json.dumps({"train": ["x"], "test": [{"instruction": "y"}]}))
-    assert read_prompts(f"mine={tmp_path / 'b.json'}") == ("mine", ["y"])
+    assert read_prompts(f"mine={tmp_path / 'b.json'}", notes) == ("mine", ["y"])
     (tmp_path / "c.json").write_text("{}")
     for bad, message in (("nothing.txt", "no prompt file"), (str(tmp_path / "c.json"), "no test split")):
         with pytest.raises(PromptError, match=message):
-            read_prompts(bad)
+            read_prompts(bad, notes)
 
 
 def test_the_command(run, table, tmp_path):
@@ -223,5 +225,7 @@ def test_the_command(run, table, tmp_path):
     result = CliRunner().invoke(app, [*base, f"own={tmp_path / 'mine.txt'}", "--out", str(tmp_path / "out")])
     assert result.exit_code == 0 and "own" in result.output
     assert EvaluationTable.load(tmp_path / "out" / "table").to_frame()["n"].tolist() == [3, 3]
+    twice = CliRunner().invoke(app, [*base, str(tmp_path / "mine.txt"), f"mine={tmp_path / 'mine.txt'}"])
+    assert isinstance(twice.exception, PromptError) and "two prompt sets are called 'mine'" in str(twice.exception)
     result = CliRunner().invoke(app, [*base, "--judge", "oracle"])
     assert isinstance(result.exception, JudgeError)

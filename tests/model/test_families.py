@@ -183,6 +183,12 @@ def test_attention_other_than_the_checkpoints_is_refused():
         load_model(tiny_folder("falcon-40b"))
 
 
+def test_an_architecture_that_transformer_lens_lacks_is_one_short_sentence():
+    with pytest.raises(ModelError, match=r"can't wrap .*BioGptForCausalLM") as found:
+        load_model(tiny_folder("biogpt"))
+    assert len(str(found.value)) < 200
+
+
 def test_hooks_of_transformer_lens_itself_are_no_ones_intervention():
     model = load_model(tiny_folder("opt"))
     model.check_unhooked()

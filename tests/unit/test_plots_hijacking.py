@@ -219,6 +219,17 @@ def test_the_mechanism_says_what_was_shown(tests, name):
     assert "n = 12" in said.sentence
 
 
+def test_a_cut_that_brings_back_little_more_than_half_is_a_part_of_the_reason():
+    assert ", in part because it hijacks" in mechanism(result(tests=causal(top=0.5))).sentence
+    assert "in part" not in mechanism(result(tests=causal())).sentence
+
+
+def test_without_replies_the_calibrated_point_decides_who_is_refused():
+    seen = dataclasses.replace(SUFFIXED, responses=(), refused=(), metric=torch.tensor([-2.0, -0.5, 0.5] * 4).double())
+    assert seen.refusal_rate.rate == 1 / 3
+    assert dataclasses.replace(seen, threshold=-1.0).refusal_rate.rate == 2 / 3
+
+
 def test_attention_must_rise_for_the_word():
     still = dataclasses.replace(SUFFIXED, attention=RANDOM.attention)
     said = mechanism(result(still, causal()))

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from refusal_lens.data.prompts import Prompts, PromptSet
 from refusal_lens.direction.records import CandidateDirections, Selection, SelectionScores
 from refusal_lens.errors import DirectionError, ResultError
+from refusal_lens.hijacking.screening import Screened
 from refusal_lens.records.base import load_record
 from refusal_lens.records.direction import Direction
 from refusal_lens.records.files import plain_json
@@ -78,6 +81,14 @@ def test_kinds_and_schemas_are_checked(tmp_path):
     (tmp_path / "n.json").write_text(json.dumps({"schema": 99, "record": {}}))
     with pytest.raises(ResultError, match="newer"):
         Direction.load(tmp_path / "n")
+
+
+def test_any_record_loads_in_a_fresh_process(tmp_path):
+    made = Screened(torch.zeros(2, 3).double(), torch.zeros(2, 3).double())
+    made.save(tmp_path / "screened")
+    code = "import sys; from refusal_lens.records import Record, load_record; print(load_record(sys.argv[1], Record))"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "screened"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("Screened(")
 
 
 def test_directions_of_different_spaces_do_not_compare():
