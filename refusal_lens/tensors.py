@@ -29,7 +29,7 @@ def random_unit(d: int, seed: int, dtype: torch.dtype = torch.float32) -> Float[
 
 
 def random_units(n: int, d: int) -> Float[Tensor, "n d"]:
-    """``n`` directions to compare with; none is the placebo of a small seed, which may be the intervention meanwhile."""
+    """``n`` directions to compare with: none is the placebo of a small seed, which may act meanwhile."""
     return torch.stack([random_unit(d, 1_000_000 + i) for i in range(n)])
 
 
