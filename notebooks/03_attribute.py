@@ -15,6 +15,7 @@ from refusal_lens.attribution.logits import direct_logit_attribution
 from refusal_lens.attribution.sources import propagation
 from refusal_lens.attribution.sources import source_contributions
 from refusal_lens.attribution.ranking import top_heads
+from refusal_lens.attribution.vocabulary import head_writes, lens
 from refusal_lens.attribution.section import causal_sentence
 from refusal_lens.refusal.tokens import find_refusal_tokens
 from refusal_lens.attribution.figures import plot_causal_check
@@ -67,6 +68,15 @@ plot_head_contributions(heads)
 
 # %%
 plot_top_heads(heads)
+
+# %% [markdown]
+# ## In words
+#
+# The tokens that the direction, and the mean write of each of these heads, would favour if they went straight to the output:
+# through the final norm and the unembedding. The last row is a random direction.
+
+# %%
+lens(model, {"direction": direction, **head_writes(model, test, heads.heads[:6])}).plot()
 
 # %% [markdown]
 # ## From which tokens?

@@ -28,6 +28,11 @@ def random_unit(d: int, seed: int, dtype: torch.dtype = torch.float32) -> Float[
     return unit(torch.randn(d, generator=generator, dtype=torch.float64)).to(dtype)
 
 
+def random_units(n: int, d: int) -> Float[Tensor, "n d"]:
+    """``n`` directions to compare with: none is the placebo of a small seed, which may act meanwhile."""
+    return torch.stack([random_unit(d, 1_000_000 + i) for i in range(n)])
+
+
 def project_out(
     x: Float[Tensor, "*batch d"], direction: Float[Tensor, "*rows d"], share: float = 1.0
 ) -> Float[Tensor, "*batch d"]:

@@ -20,5 +20,8 @@ from .sources import attention_patterns as attention_patterns
 from .sources import propagation as propagation
 from .sources import source_contributions as source_contributions
 from .token_records import AttentionPatterns as AttentionPatterns
+from .token_records import Lens as Lens
 from .token_records import Propagation as Propagation
 from .token_records import SourceContributions as SourceContributions
+from .vocabulary import head_writes as head_writes
+from .vocabulary import lens as lens

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+import torch
 from plotly.subplots import make_subplots
 
 from ..records.base import figure as registered
-from ..records.labels import Head, as_head, head_label, index_of, visible
+from ..records.labels import Head, as_head, head_label, index_of, shortened, visible
 from ..report import style
 from .causal_records import CausalCheck, PatchingComparison
 from .records import ComponentContributions, DirectLogitAttribution, HeadContributions, TopHeads, highest
-from .token_records import AttentionPatterns, Propagation, SourceContributions
+from .token_records import AttentionPatterns, Lens, Propagation, SourceContributions
 from .views import MAX_TOKENS, thinned
 
 
@@ -119,23 +120,10 @@ def plot_propagation(record: Propagation, prompt: int | None = None) -> go.Figur
     else:
         columns = [visible(token) for token in record.tokens[prompt]]
         z, title = record.projection[:, prompt, -len(columns) :], "Projection on r̂ by layer and token"
-    rows, index = [*map(str, range(z.shape[0] - 1)), "end"], list(range(len(columns)))
-    # The first token's norm is often hundreds of times the others'; its colour may saturate, theirs must not.
-    limit = float(z.nan_to_num().abs().flatten().quantile(0.98)) or 1.0
-    figure = go.Figure(
-        go.Heatmap(
-            z=[[None if v != v else v for v in row] for row in z.tolist()],
-            x=index,
-            y=rows,
-            customdata=[columns] * len(rows),
-            **style.diverging(limit, "x · r̂"),
-            hovertemplate="%{customdata}, layer %{y}<br>%{z:.3f}<extra></extra>",
-            hoverongaps=False,
-        )
-    )
-    figure.update_xaxes(tickvals=index, ticktext=columns, tickangle=-40)
+    figure = go.Figure(style.layer_map(z, columns, "x · r̂"))
+    figure.update_xaxes(tickvals=list(range(len(columns))), ticktext=columns, tickangle=-40)
     figure.update_yaxes(title_text="resid_pre of layer", type="category")
-    return style.finish(figure, title, height=max(360, 120 + 14 * len(rows)))
+    return style.finish(figure, title, height=max(360, 120 + 14 * len(z)))
 
 
 @registered("top heads", TopHeads)
@@ -211,6 +199,26 @@ def plot_patching(record: PatchingComparison) -> go.Figure:
     )
     figure.update_xaxes(title_text="estimated by the gradient").update_yaxes(title_text="measured by patching")
     return style.finish(figure, f"Attribution patching: Spearman {record.spearman:.2f} ({len(record.clean)} pairs)")
+
+
+@registered("tokens", Lens)
+def plot_lens(record: Lens) -> go.Figure:
+    """The tokens that each vector favours (right) and disfavours (left) most, coloured by their logits."""
+    z, k = torch.cat([record.bottom, record.top.flip(-1)], 1), record.top.shape[1]
+    words = [(*a, *b[::-1]) for a, b in zip(record.bottom_tokens, record.top_tokens, strict=True)]
+    look = {
+        **style.diverging(float(z.abs().max()) or 1.0, "logit"),
+        "hovertemplate": "%{y}, %{text}: %{z:.2f}<extra></extra>",
+    }
+    text = [[shortened(visible(word), 12) for word in row] for row in words]
+    figure = go.Figure(
+        go.Heatmap(z=z.tolist(), y=record.vectors, text=text, texttemplate="%{text}", xgap=1, ygap=2, **look)
+    )
+    ticks = {"tickvals": [0, 2 * k - 1], "ticktext": ["disfavoured most", "favoured most"]}
+    figure.update_xaxes(**ticks, showgrid=False).update_yaxes(autorange="reversed", showgrid=False)
+    low, high = float(record.random.min()), float(record.random.max())
+    title = f"In words (highest logit of {len(record.random)} random directions: {low:.1f} to {high:.1f})"
+    return style.finish(figure, title, height=120 + 28 * len(record.vectors)).update_layout(margin_l=120)
 
 
 @registered("head", TopHeads)

@@ -9,7 +9,7 @@ from ..report.claims import grade, percent
 from ..report.page import Figure, Item, Note, Option, Picker, Section, Widget
 from .causal_records import CausalCheck
 from .records import DirectLogitAttribution, TopHeads
-from .token_records import AttentionPatterns, Propagation, SourceContributions
+from .token_records import AttentionPatterns, Lens, Propagation, SourceContributions
 from .views import attention_notice, attention_props, tokens_props
 
 MAX_HEADS = 64  # heads that can be picked: the strongest, so that the page stays small
@@ -28,6 +28,7 @@ class Inside:
     propagation: Propagation | None = None
     sources: SourceContributions | None = None
     patterns: AttentionPatterns | None = None
+    lens: Lens | None = None
 
 
 def causal_sentence(causal: CausalCheck) -> str:
@@ -73,6 +74,8 @@ def inside_section(trace: DirectionTrace, inside: Inside | None) -> Section:
         )
     if inside.logits is not None:
         items.append(_logits(inside.logits))
+    if inside.lens is not None:
+        items.append(_lens(inside.lens))
     if heads is not None:
         items += _heads(inside, heads)
     return Section("inside", "Inside the model", tuple(text), (*items, *_tokens(inside)))
@@ -86,6 +89,23 @@ def _logits(logits: DirectLogitAttribution) -> Figure:
     )
     n = f"{logits.values.shape[-1]} held-out harmful prompts"
     return Figure("dla", logits.plot(), caption, n, EXACT, logits.to_frame())
+
+
+def _lens(lens: Lens) -> Figure:
+    caption = (
+        "What the direction, the candidates of other layers at its position, and the mean writes of the top heads "
+        "favour and disfavour: logits through the final norm and the unembedding, minus their mean over all tokens. "
+        "The direction's opposite favours what the direction disfavours."
+    )
+    control = f"the last row, and the highest logit of {len(lens.random)} random directions in the title"
+    return Figure(
+        "lens",
+        lens.plot(),
+        caption,
+        "the direction: weights alone; heads: held-out harmful prompts",
+        control,
+        lens.to_frame(),
+    )
 
 
 def _heads(inside: Inside, heads: TopHeads) -> Iterator[Item]:

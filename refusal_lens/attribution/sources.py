@@ -1,8 +1,7 @@
 """Which tokens a head's contribution comes from, and how the direction moves across tokens and layers."""
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -11,13 +10,11 @@ from torch import Tensor
 from ..data.prompts import PromptsLike, as_prompts
 from ..errors import PromptError
 from ..hooks.attention_readers import Pattern, Sources
-from ..hooks.base import Hooks, Model
-from ..hooks.readers import Reader, resid_sites, vector_of
+from ..hooks.readers import EveryToken
 from ..models.chat import Tokens
 from ..models.model import HookedChatModel
-from ..records.direction import Direction, DirectionLike, as_direction
+from ..records.direction import DirectionLike, as_direction
 from ..records.labels import REGIONS, as_heads
-from ..tensors import wide
 from .components import texts
 from .token_records import AttentionPatterns, Propagation, SourceContributions
 
@@ -56,41 +53,6 @@ def source_contributions(
     return SourceContributions(found.values, found.pattern, bounds, words, asked, direction, pos)
 
 
-class _Grid(Reader[dict[str, Tensor]]):
-    """The residual stream, and what attention and MLP write to it, along r̂ at every token; padding is NaN."""
-
-    axis: ClassVar[int] = -2
-    fill: ClassVar[float | None] = float("nan")
-    SITES: ClassVar[dict[str, str]] = {"projection": "resid_pre", "attn": "attn_out", "mlp": "mlp_out"}
-
-    def __init__(self, direction: Direction):
-        self.direction = direction
-
-    def begin(self, model: Model, tokens: Any) -> None:
-        super().begin(model, tokens)
-        dtype = torch.promote_types(model.dtype, torch.float32)
-        self.r = vector_of(model, self.direction).to(model.device, dtype)
-
-    def hooks(self, model: Model, batch: Any) -> Hooks:
-        self.found: dict[str, list[Tensor]] = {what: [] for what in self.SITES}
-
-        def keep(what: str, x: Tensor, hook: Any) -> None:
-            self.found[what].append((wide(x).to(self.r) @ self.r).masked_fill(~batch.mask, float("nan")))
-
-        hooks = [
-            (f"blocks.{layer}.hook_{site}", partial(keep, what))
-            for layer in range(model.n_layers)
-            for what, site in self.SITES.items()
-        ]
-        return [*hooks, (resid_sites(model.n_layers)[-1], partial(keep, "projection"))]
-
-    def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
-        return {what: torch.stack(layers) for what, layers in self.found.items()}
-
-    def result(self) -> dict[str, Tensor]:
-        return self.rows
-
-
 def propagation(
     model: HookedChatModel, prompts: PromptsLike, direction: DirectionLike, *, suffixes: Sequence[str] | None = None
 ) -> Propagation:
@@ -106,9 +68,9 @@ def propagation(
     """
     prompts, direction = as_prompts(prompts), as_direction(direction)
     tokens = model.tokenize(prompts, suffixes)
-    (grids,) = model.run(tokens, read=_Grid(direction))
+    (found,) = model.run(tokens, read=EveryToken(direction, writes=True))
     return Propagation(
-        **grids,
+        **{name: found[name] for name in ("projection", "attn", "mlp")},
         bounds=bounds_of(tokens),
         tokens=token_texts(model, tokens),
         prompts=texts(prompts, suffixes),

@@ -3,14 +3,14 @@
 from typing import Any
 
 from ..data.prompts import PromptSet
-from ..direction.records import Selection
+from ..direction.records import CandidateDirections, Selection
 from ..engines.stage import Job, Stage
 from ..records.labels import Head
 from ..refusal.records import RefusalTokens
 from .causal_records import CausalCheck
 from .records import DirectLogitAttribution, TopHeads
 from .section import Inside, inside_section
-from .token_records import AttentionPatterns, Propagation, SourceContributions
+from .token_records import AttentionPatterns, Lens, Propagation, SourceContributions
 
 Pair = tuple[PromptSet, PromptSet]
 TOP = 8  # heads, as in the paper; as many as a layer has where it has fewer
@@ -76,6 +76,19 @@ def _patterns(job: Job, prompts: Pair, heads: TopHeads, sources: SourceContribut
         return attention_patterns(job.model, prompts[0].test.texts[0], kept)
 
 
+def _lens(job: Job, prompts: Pair, candidates: CandidateDirections, selection: Selection, heads: TopHeads) -> Lens:
+    """The direction, the candidates at its position by layer, and the chosen heads' writes."""
+    from .vocabulary import head_writes, lens
+
+    chosen, norms = selection.chosen, candidates.mean_diff[selection.chosen.pos].norm(dim=-1)
+    layers = [layer for layer, norm in enumerate(norms.tolist()) if 0 < norm < float("inf") and layer != chosen.layer]
+    vectors = {f"layer {layer}": candidates.direction(chosen.pos, layer) for layer in layers}
+    with job.progress("read vectors as tokens", 0):
+        some = prompts[0].test.texts[: job.config.inside_prompts]
+        writes = head_writes(job.model, some, sorted(heads.heads))
+        return lens(job.model, {"direction": chosen, **vectors, **writes})
+
+
 def _section(study: Any) -> Any:
     return inside_section(study.trace, Inside(**study.inside) if study.inside else None)
 
@@ -91,6 +104,7 @@ STAGES = (
     _stage("logits", DirectLogitAttribution, _logits, "direct logit attribution"),
     _stage("propagation", Propagation, _propagation, "the direction by layer and token", uses=SOME),
     _stage("sources", SourceContributions, _sources, "what heads take from each token", uses=SOME),
+    _stage("lens", Lens, _lens, "the tokens that the direction and the top heads favour", uses=SOME),
     _stage("patterns", AttentionPatterns, _patterns, "attention patterns", section=_section),
 )
 INSIDE = tuple(stage.name for stage in STAGES)

@@ -176,3 +176,38 @@ class Propagation(Record, axes={"prompt": "prompts", "region": "regions"}):
                 place = {"component": f"L{layer} {what}", "layer": layer, "column": self.columns[column]}
                 rows.append({**place, **columns(_mean(grid[layer, :, column]), "mean")})
         return pd.DataFrame(rows).sort_values("mean", key=abs, ascending=False, ignore_index=True).head(top)
+
+
+@dataclass(frozen=True)
+class Lens(Record, axes={"vector": "vectors"}):
+    """The tokens that vectors favour and disfavour most, through the final norm and the unembedding.
+
+    Attributes:
+        top: logits of the favoured tokens, highest first, above the mean over the vocabulary.
+        bottom: those of the disfavoured ones, lowest first; of -v they are the favoured ones, with the sign turned.
+        random: highest logit of each of some random directions: what a vector without meaning reaches.
+        vectors: their names, the first random direction last.
+        top_tokens, bottom_tokens: text by vector and rank.
+    """
+
+    top: Float[Tensor, "vector rank"]
+    bottom: Float[Tensor, "vector rank"]
+    random: Float[Tensor, "random"]
+    vectors: tuple[str, ...]
+    top_tokens: tuple[tuple[str, ...], ...]
+    bottom_tokens: tuple[tuple[str, ...], ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per vector and rank: the favoured token with its logit, and the disfavoured one."""
+        grid = itertools.product(range(len(self.vectors)), range(self.top.shape[1]))
+        return pd.DataFrame(
+            {
+                "vector": self.vectors[i],
+                "rank": j,
+                "token": self.top_tokens[i][j],
+                "logit": float(self.top[i, j]),
+                "disfavoured": self.bottom_tokens[i][j],
+                "its_logit": float(self.bottom[i, j]),
+            }
+            for i, j in grid
+        )

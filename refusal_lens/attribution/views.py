@@ -8,8 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..records.labels import Head, visible
-from ..report import style
-from ..report.views import View
+from ..report.views import View, coloured_tokens
 from .token_records import AttentionPatterns, SourceContributions
 
 MAX_TOKENS = 96  # a map of 96 x 96 is 9216 cells: readable, and quick to draw
@@ -68,12 +67,4 @@ def tokens_props(
 ) -> tuple[str, dict[str, Any]]:
     """CircuitsVis's component and its properties for ``tokens_view``."""
     values = record.of_prompt(prompt, list(heads) if heads is not None else None)
-    limit = float(values.abs().max()) or 1.0
-    return "ColoredTokens", {
-        "tokens": [visible(token) for token in record.tokens[prompt]],
-        "values": values.float().tolist(),
-        "minValue": -limit,
-        "maxValue": limit,
-        "negativeColor": style.SKY,  # light enough for black text
-        "positiveColor": style.RED,
-    }
+    return coloured_tokens(record.tokens[prompt], values.float().tolist())

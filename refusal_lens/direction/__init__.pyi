@@ -1,5 +1,6 @@
 from .ablation_records import AblationForms as AblationForms
 from .ablation_records import FormEffect as FormEffect
+from .conversation import read as read
 from .dose import Scope as Scope
 from .dose import dose_response as dose_response
 from .dose_records import DoseResponse as DoseResponse
@@ -13,6 +14,7 @@ from .extract import mean_activations as mean_activations
 from .find import find_direction as find_direction
 from .fine_tuning import fine_tuning_stability as fine_tuning_stability
 from .forms import compare_ablations as compare_ablations
+from .map_records import ConversationMap as ConversationMap
 from .massive import stream_statistics as stream_statistics
 from .records import CandidateDirections as CandidateDirections
 from .records import DirectionTrace as DirectionTrace

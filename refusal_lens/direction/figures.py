@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from ..records.base import figure as registered
+from ..records.labels import visible
 from ..report import style
 from .ablation_records import ALONG, AblationForms
 from .dose_records import DoseResponse
 from .effect_records import EffectMatrix, FineTuning, SubspaceEffects, SystemPrompts
+from .map_records import ConversationMap
 from .records import DirectionTrace, FoundDirection, Selection, Stability
 
 
@@ -255,3 +258,66 @@ def plot_dose_response(record: DoseResponse, effect: str = "") -> go.Figure:
     style.finish(figure, height=430)
     figure.update_annotations(font_size=12)
     return style.legend_below(figure.update_layout(margin_t=60))
+
+
+@registered("by layer and token", ConversationMap)
+def plot_conversation(
+    record: ConversationMap, conditions: Sequence[str] | None = None, value: str = "projection", band: bool = True
+) -> go.Figure:
+    """Every token of a conversation by layer, one map per condition, white inside the range of the random directions.
+
+    Args:
+        conditions: some of the record's; all if None.
+        value: "projection" or "cosine".
+        band: whether to leave that range white.
+    """
+    places, grid = record.shown(conditions), getattr(record, value)
+    grid = grid.masked_fill(record.outside() == 0, 0) if band else grid
+    names, inner, gap = [style.readable(record.conditions[i]) for i in places], 16 * grid.shape[1], 110
+    height = inner * len(names) + gap * (len(names) - 1)
+    spacing = gap / height if len(names) > 1 else 0
+    figure = make_subplots(rows=len(names), cols=1, subplot_titles=names, vertical_spacing=spacing)
+    for row, i in enumerate(places, start=1):
+        columns = [f"{visible(t)} ({region})" for t, region in zip(record.tokens[i], record.regions[i], strict=True)]
+        drawn = style.layer_map(grid[i, :, : len(columns)], columns, "x · r̂" if value == "projection" else "cosine")
+        figure.add_trace(drawn.update(coloraxis="coloraxis"), row=row, col=1)
+        ticks = {"tickvals": list(range(len(columns))), "ticktext": [visible(t) for t in record.tokens[i]]}
+        figure.update_xaxes(**ticks, tickangle=-60, showgrid=False, row=row, col=1)
+    seen = grid[places].abs().flatten()
+    limit = (
+        float(seen[seen > 0].quantile(0.98)) if bool((seen > 0).any()) else 1.0
+    )  # as in ``layer_map``, for all panels
+    figure.update_layout(coloraxis={"colorscale": style.DIVERGING, "cmin": -limit, "cmax": limit})
+    figure.update_yaxes(title_text="layer", type="category")
+    return style.finish(figure, height=height + 110)
+
+
+@registered("by token", ConversationMap)
+def plot_conversation_lines(
+    record: ConversationMap, layer: int | None = None, conditions: Sequence[str] | None = None
+) -> go.Figure:
+    """Projection of every token at a layer, one line per condition, with the range of the random directions as a band
+    (that of the first condition shown).
+
+    Args:
+        layer: the direction's own if None.
+        conditions: some of the record's; all if None.
+    """
+    places, layer, figure = record.shown(conditions), record.layer_of(layer), go.Figure()
+    band = range(len(record.tokens[places[0]]))
+    low, high = (grid[places[0], layer, : len(band)].tolist() for grid in (record.low, record.high))
+    look = {"fill": "toself", "fillcolor": style.faded(style.GREY), "line": {"width": 0}, "hoverinfo": "skip"}
+    figure.add_scatter(x=[*band, *band[::-1]], y=high + low[::-1], name="random directions", mode="lines", **look)
+    for i in places:
+        name, texts = record.conditions[i], record.tokens[i]
+        figure.add_scatter(
+            x=list(range(len(texts))),
+            y=record.projection[i, layer, : len(texts)].tolist(),
+            name=style.readable(name),
+            mode="lines+markers",
+            line={"color": style.colour(name, i), "dash": style.dash(name)},
+            text=[f"{visible(t)} ({region})" for t, region in zip(texts, record.regions[i], strict=True)],
+            hovertemplate="%{text}<br>%{y:.3f}",
+        )
+    figure.update_xaxes(title_text="token").update_yaxes(title_text=f"projection on r̂, layer {layer}")
+    return style.finish(figure)

@@ -1,12 +1,15 @@
-"""Report sections: the direction, its stability, subspaces, transfer and dose."""
+"""Report sections: the direction, conversations, its stability, subspaces, transfer and dose."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from ..records.base import Record
-from ..report.page import RANDOM_DIRECTION, Figure, Item, Section, Table, plain
+from ..records.labels import shortened
+from ..report import style
+from ..report.page import RANDOM_DIRECTION, Figure, Item, Option, Picker, Section, Table, Widget, plain
 from .ablation_records import AblationForms
 from .dose_records import DoseResponse
 from .effect_records import EffectMatrix, FineTuning, SubspaceEffects, SystemPrompts
@@ -20,8 +23,10 @@ from .figures import (
     plot_system_prompts,
     plot_trace,
 )
+from .map_records import ConversationMap
 from .massive_section import massive_items, massive_sentences, placebo_sentences
 from .records import CandidateDirections, DirectionTrace, Selection, Stability
+from .views import conversation_view
 
 
 def _section(
@@ -120,6 +125,34 @@ def trace_section(trace: DirectionTrace, id: str, title: str) -> Section:
     caption = "Cosine of the last position with the direction by layer; band of one standard deviation."
     rest = (caption, f"{trace.cosine.shape[-1]} prompts per line", "the lines are each other's control")
     return _section(id, title, trace, (), plot_trace(trace), *rest)
+
+
+def conversations_section(maps: Sequence[ConversationMap], kinds: Sequence[str] = ("harmful", "harmless")) -> Section:
+    """Where in a conversation the direction is: maps by layer and token, and the text coloured by layer."""
+    text: list[str] = []
+    items: list[Item] = []
+    for kind, record in zip(kinds, maps, strict=True):
+        counts = record.to_frame().groupby("condition", sort=False)["outside"]
+        found = ", ".join(f"{style.readable(str(c))} {int(x.sum())} of {len(x)}" for c, x in counts)
+        text.append(
+            f"{kind.capitalize()}, {shortened(record.prompt)!r}: tokens outside the range of {record.n_random} random "
+            f"directions at layer {record.direction.layer}: {found} (of tokens without the direction "
+            f"{2 / (record.n_random + 1):.0%} are)."
+        )
+        caption = f"Projection of every token of the {kind} conversation on the direction, by layer and condition."
+        rest = ("1 conversation with its replies", f"the range of {record.n_random} random directions, left white")
+        items.append(Figure(f"map-{kind}", record.plot(), caption, *rest, record.to_frame()))
+        own, layers = record.direction.layer, range(record.projection.shape[1])
+        options = []
+        for layer in sorted(layers, key=lambda layer: layer != own):
+            shown = []
+            for condition in record.conditions:
+                view, id = conversation_view(record, condition, layer), f"text-{kind}-{layer}-{condition}"
+                caption = f"{style.readable(condition).capitalize()}, layer {layer}: red towards refusal, blue away."
+                shown.append(Widget(id, view.component, view.props, caption, *rest))
+            options.append(Option(str(layer), tuple(shown), f"{layer}{' (the direction)' if layer == own else ''}"))
+        items.append(Picker(f"text-{kind}", "layer", tuple(options), sync="conversation-layer"))
+    return Section("conversations", "Where in a conversation it is", tuple(text), tuple(items))
 
 
 def direction_section(

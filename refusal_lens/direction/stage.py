@@ -1,15 +1,16 @@
-"""Stages of a study: candidates, selection, trace, stability."""
+"""Stages of a study: candidates, selection, trace, maps of two conversations, stability."""
 
 from typing import Any
 
 from ..data.prompts import PromptSet
 from ..engines.stage import Job, Stage, made_elsewhere
-from ..refusal.records import RefusalTokens
+from ..refusal.records import Completions, RefusalTokens
 from .ablation_records import AblationForms
+from .map_records import ConversationMap
 from .massive_section import ablations_section
 from .records import CandidateDirections, DirectionTrace, Selection, Stability
 from .rule import SelectionRule
-from .section import direction_section
+from .section import conversations_section, direction_section
 
 Pair = tuple[PromptSet, PromptSet]
 RULE = ("max_kl", "min_induce", "layer_cutoff")
@@ -52,6 +53,22 @@ def _trace(job: Job, selection: Selection, prompts: Pair) -> DirectionTrace:
     return trace_direction(job.model, sets, selection.chosen, job.progress)
 
 
+def _conversations(
+    job: Job, selection: Selection, prompts: Pair, completions_harmful: Completions, completions_harmless: Completions
+) -> tuple[ConversationMap, ...]:
+    """The first test prompt of each kind with its replies."""
+    from ..hooks.conditions import named_conditions
+    from .conversation import read
+
+    maps = []
+    for kind, said in zip(prompts, (completions_harmful, completions_harmless), strict=True):
+        under = named_conditions(selection.chosen, said.conditions, job.config.seed + 1)
+        replies = {name: said.of(name)[0].response for name in under}
+        text, direction = kind.test.texts[0], selection.chosen
+        maps.append(read(job.model, text, direction, reply=replies, under=under, progress=job.progress))
+    return tuple(maps)
+
+
 def _stability(job: Job, prompts: Pair, refusal_tokens: RefusalTokens) -> Stability:
     from .stability import selection_stability
 
@@ -78,6 +95,15 @@ SELECTION = Stage(
     section=_section,
 )
 TRACE = Stage("trace", {"trace": DirectionTrace}, _trace, "cosine and projection by layer, per prompt")
+CONVERSATIONS = Stage(
+    "conversations",
+    {"conversations/harmful": ConversationMap, "conversations/harmless": ConversationMap},
+    _conversations,
+    "every token of one conversation of each kind on the direction, by layer and condition",
+    uses=("seed",),
+    optional=True,
+    section=lambda study: study.conversations and conversations_section(study.conversations),
+)
 STABILITY = Stage(
     "stability",
     {"stability": Stability},

@@ -60,7 +60,8 @@ class Stage:
         uses: names of settings (fields of ``StudyConfig``).
         inputs: see ``Job.input``.
         when: setting without which the stage is left out.
-        optional: a model may not support it; then the reason is the result, and the report is made without it.
+        optional: a model may not support it; then the reason is the result, and the report is made without it, as
+            without a stage that the version which wrote the folder did not have.
         since: first schema of the result folder in which it is always present.
         folders: its own working folders in the result folder.
         command: the command that makes the files, where it is not ``refusal-lens run``.

@@ -20,6 +20,7 @@ from .interventions import NormMatchedPlacebo as NormMatchedPlacebo
 from .orthogonalize import Orthogonalize as Orthogonalize
 from .readers import Activations as Activations
 from .readers import Cache as Cache
+from .readers import EveryToken as EveryToken
 from .readers import NextLogits as NextLogits
 from .readers import Reader as Reader
 from .readers import Residual as Residual

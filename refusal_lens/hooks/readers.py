@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import PromptError
 from ..records.direction import as_direction
-from ..tensors import cosine, wide
+from ..tensors import cosine, random_units, wide
 from .base import Hooks, Model
 
 T = TypeVar("T")
@@ -317,3 +317,63 @@ class Residual(Reader[Projections]):
 
     def result(self) -> Projections:
         return Projections(**self.rows)
+
+
+@dataclass(eq=False)
+class EveryToken(Reader[dict[str, Tensor]]):
+    """The residual stream along a direction at every layer and token, each [site, prompt, token].
+
+    Prompts end at the last token, NaN before their first. The result has ``projection`` and ``cosine`` (resid_pre of
+    each layer, then resid_post of the last), and what the settings ask for.
+
+    Attributes:
+        vector: a direction, or a result that has one (its unit vector counts), or a vector.
+        writes: ``attn`` and ``mlp`` too, what each layer's attention and MLP write along r̂.
+        n_random: ``low`` and ``high`` too, the range of the projections on so many random unit vectors.
+
+    Example:
+        >>> (grids,) = model.run(data.harmful.test[:2], read=rl.hooks.EveryToken(found, n_random=19))
+        >>> sorted(grids), len(grids["high"])
+        (['cosine', 'high', 'low', 'projection'], 6)
+    """
+
+    vector: Any
+    writes: bool = False
+    n_random: int = 0
+    axis: ClassVar[int] = -2
+    fill: ClassVar[float | None] = float("nan")
+
+    def begin(self, model: Model, tokens: Any) -> None:
+        super().begin(model, tokens)
+        dtype = torch.promote_types(model.dtype, torch.float32)
+        self.r = vector_of(model, self.vector).to(model.device, dtype)
+        self.random = random_units(self.n_random, len(self.r)).T.to(self.r) if self.n_random else None
+
+    def hooks(self, model: Model, batch: Any) -> Hooks:
+        self.found: dict[str, list[Tensor]] = {}
+        hooks: Hooks = []
+        for layer, name in enumerate(resid_sites(model.n_layers)):
+            hooks.append((name, partial(self._on_stream, batch.mask)))
+            if self.writes and layer < model.n_layers:
+                written = {what: partial(self._keep, batch.mask, what) for what in ("attn", "mlp")}
+                hooks += [(f"blocks.{layer}.hook_{what}_out", keep) for what, keep in written.items()]
+        return hooks
+
+    def _on_stream(self, mask: Tensor, x: Tensor, hook: Any) -> None:
+        self._keep(mask, "projection", x, hook)
+        full = wide(x).to(self.r)
+        others = {"cosine": cosine(full, self.r)}
+        if self.random is not None:
+            others["low"], others["high"] = (full @ self.random).aminmax(dim=-1)
+        for name, values in others.items():
+            self.found.setdefault(name, []).append(values.masked_fill(~mask, float("nan")))
+
+    def _keep(self, mask: Tensor, what: str, x: Tensor, hook: Any) -> None:
+        along = wide(x).to(self.r) @ self.r
+        self.found.setdefault(what, []).append(along.masked_fill(~mask, float("nan")))
+
+    def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
+        return {what: torch.stack(layers) for what, layers in self.found.items()}
+
+    def result(self) -> dict[str, Tensor]:
+        return self.rows

@@ -67,12 +67,12 @@ def completion_tokens(
     return found
 
 
-def reply_tokens(model: HookedChatModel, prompts: PromptsLike, replies: PromptsLike) -> list[Scored]:
-    """Prompts and replies as they stood while the replies were generated: an intervention at some positions acts on
-    the same tokens. Empty replies stay, without a token that counts."""
+def reply_tokens(model: HookedChatModel, prompts: PromptsLike, replies: PromptsLike, suffix: str = "") -> list[Scored]:
+    """Prompts (with a suffix) and replies as they stood while the replies were generated: an intervention at some
+    positions acts on the same tokens. Empty replies stay, without a token that counts."""
     found = []
     for prompt, reply in zip(as_prompts(prompts), as_prompts(replies), strict=True):
-        encoded = model.chat.encode(prompt)
+        encoded = model.chat.encode(prompt, suffix)
         n, ids = len(encoded.ids), tuple(model.tokenizer(encoded.text + reply, add_special_tokens=False)["input_ids"])
         if ids[:n] != encoded.ids:  # the two merge in text, and did not while the reply was generated
             ids = encoded.ids + tuple(model.tokenizer(reply, add_special_tokens=False)["input_ids"])

@@ -3,6 +3,7 @@ from ..attribution.figures import *
 from ..attribution.views import *
 from ..behaviour.figures import *
 from ..direction.figures import *
+from ..direction.views import *
 from ..exactness.figures import *
 from ..hijacking.figures import *
 from ..hijacking.views import *

@@ -159,6 +159,22 @@ def waterfall(
     return figure.update_yaxes(title_text=unit).update_layout(showlegend=False)
 
 
+def layer_map(z: Float[Tensor, "site token"], columns: Sequence[str], unit: str) -> go.Heatmap:
+    """A heatmap of layers (the last: the end) by tokens; the columns' names go on the axis with ``name_tokens``."""
+    rows = [*map(str, range(z.shape[0] - 1)), "end"]
+    # The first token's norm is often hundreds of times the others'; its colour may saturate, theirs must not.
+    limit = float(z.nan_to_num().abs().flatten().quantile(0.98)) or 1.0
+    return go.Heatmap(
+        z=[[None if v != v else float(f"{v:.5g}") for v in row] for row in z.tolist()],
+        x=list(range(len(columns))),
+        y=rows,
+        customdata=[list(columns)] * len(rows),
+        **diverging(limit, unit),
+        hovertemplate="%{customdata}, layer %{y}<br>%{z:.3f}<extra></extra>",
+        hoverongaps=False,
+    )
+
+
 def legend_below(figure: go.Figure, y: float = -0.22) -> go.Figure:
     """Put the legend under the panels, where their titles need the room above."""
     return figure.update_layout(legend={"y": y, "yanchor": "top", "x": 0.5, "xanchor": "center"})

@@ -6,11 +6,14 @@ import base64
 import gzip
 import html
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import ResultError
+from ..records.labels import visible
+from . import style
 
 _FRAME = """<!doctype html><meta charset="utf-8"><body style="margin:0;background:#fff;color:#1b1f24">
 <div id="view"></div><script>
@@ -71,6 +74,23 @@ class View(str):
         frame = _FRAME % {"script": _packed(), "component": self.component, "props": script_json(self.props)}
         style = "width:100%;height:420px;border:0"
         return f'<iframe title="{self.component}" style="{style}" srcdoc="{html.escape(frame)}"></iframe>'
+
+
+def coloured_tokens(tokens: Sequence[str], values: Sequence[float], limit: float = 0) -> tuple[str, dict[str, Any]]:
+    """CircuitsVis's component and its properties for a text with coloured tokens.
+
+    Args:
+        limit: value of the strongest colours; the largest one if 0.
+    """
+    limit = limit or max(map(abs, values)) or 1.0
+    return "ColoredTokens", {
+        "tokens": [visible(token) for token in tokens],
+        "values": list(values),
+        "minValue": -limit,
+        "maxValue": limit,
+        "negativeColor": style.SKY,  # light enough for black text
+        "positiveColor": style.RED,
+    }
 
 
 def script_json(props: dict[str, Any]) -> str:

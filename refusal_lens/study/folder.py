@@ -123,9 +123,11 @@ class Study:
         left_out = stage.when and not (settings.get(stage.when) if isinstance(settings, dict) else None)
         if left_out or stage.name in self.missing:
             return None
-        maybe = stage.command or self.provenance["schema"] < stage.since
-        files = [[self.folder / f"{file}{ending}" for ending in (".safetensors", ".json")] for file in stage.makes]
-        if maybe and not all(any(path.is_file() for path in paths) for paths in files):
+        listed, files = self.provenance.get("files"), [(f"{file}.safetensors", f"{file}.json") for file in stage.makes]
+        # What an optional stage makes is listed, unless the version that wrote the folder did not have it.
+        named = isinstance(listed, dict) and any(name in listed for names in files for name in names)
+        maybe = stage.command or self.provenance["schema"] < stage.since or (stage.optional and not named)
+        if maybe and not all(any((self.folder / name).is_file() for name in names) for names in files):
             return None
         records = tuple(load_file(self.folder / file, kind) for file, kind in stage.makes.items())
         found: Any = records if len(records) > 1 else records[0]

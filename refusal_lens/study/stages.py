@@ -38,6 +38,7 @@ PIPELINE: tuple[Stage, ...] = (
     direction.ABLATIONS,
     behaviour.METRICS,
     *behaviour.REPLIES,
+    direction.CONVERSATIONS,
     behaviour.EVALUATION,
     direction.STABILITY,
     *attribution.STAGES,

@@ -97,11 +97,11 @@ def test_what_a_model_can_not_have_is_written_down_and_the_report_is_made(partia
     study, model = partial
     assert set(study.missing) == {"sources", "patterns"}
     assert "eager attention" in study.missing["sources"] and "takes the stage 'sources'" in study.missing["patterns"]
-    assert study.sources is None and set(study.inside) == {"heads", "causal", "logits", "propagation"}
+    assert study.sources is None and set(study.inside) == {"heads", "causal", "logits", "propagation", "lens"}
     page = study.page()
     assert any(line.startswith("Not available on this model: sources (") for line in page.missing)
     inside = next(s for s in page.sections if s.id == "inside")
-    assert {"dla", "head-map", "causal-check", "propagation"} <= {item.id for item in inside.items}
+    assert {"dla", "lens", "head-map", "causal-check", "propagation"} <= {item.id for item in inside.items}
     kept = (study.folder / "stages" / "sources.json").stat().st_mtime_ns
     assert run_study(SMALL, study.folder, model=model).missing == study.missing
     assert (study.folder / "stages" / "sources.json").stat().st_mtime_ns == kept

@@ -23,7 +23,7 @@ def test_a_folder_of_every_schema_is_kept_here():
 
 @pytest.mark.parametrize("schema", range(1, FOLDER_SCHEMA + 1))
 def test_it_loads_and_its_report_renders(schema, tmp_path):
-    """schema_1 was written by the first version that had a study, schema_3 by this one."""
+    """schema_1 was written by the first version that had a study, schema_3 before conversations were read."""
     study = Study(FOLDERS / f"schema_{schema}")
     assert study.selection.chosen.unit.shape == (96,) and len(study.harmful.test) == 4
     assert (study.certificate is None) == (schema == 1)
@@ -41,6 +41,20 @@ def test_another_schema_is_refused(schema, tmp_path):
     (tmp_path / "s" / "study.json").write_text(json.dumps({**found, "schema": schema}))
     with pytest.raises(ResultError, match="this version reads 1 to 3"):
         Study(tmp_path / "s")
+
+
+def test_a_stage_that_the_folder_s_version_did_not_have_is_left_out(tmp_path):
+    """An optional stage that the list of files does not name; one that it names must be there."""
+    shutil.copytree(FOLDERS / "schema_3", tmp_path / "s")
+    study = Study(tmp_path / "s")
+    assert study.conversations is None and study.lens is None and "lens" not in study.inside
+    assert "Where in a conversation it is" not in study.report(tmp_path / "report.html").read_text()
+    found = json.loads((tmp_path / "s" / "study.json").read_text())
+    found["files"] |= {"conversations/harmful.safetensors": "0", "inside/lens.safetensors": "0"}
+    (tmp_path / "s" / "study.json").write_text(json.dumps(found))
+    for name in ("conversations", "lens"):
+        with pytest.raises(ResultError, match="there is no record at"):
+            getattr(Study(tmp_path / "s"), name)
 
 
 def test_settings_of_now_decide_what_of_an_earlier_run_is_shown(tmp_path):
