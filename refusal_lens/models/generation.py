@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import PromptError
+from ..errors import PromptError, SettingError
 from .chat import Tokens
 from .running import running
 
@@ -23,6 +24,9 @@ def generate(
     seed: int,
 ) -> list[str]:
     """``HookedChatModel.generate`` for tokens, under the lock."""
+    for name, value, least in (("temperature", temperature, 0), ("max_new_tokens", max_new_tokens, 1)):
+        if not least <= value < math.inf:
+            raise SettingError(f"{name} is {value}; it must be at least {least}")
     if model.n_ctx and tokens.ids.shape[1] + max_new_tokens > model.n_ctx:
         raise PromptError(
             f"{tokens.ids.shape[1]} prompt tokens and {max_new_tokens} new ones exceed the context of "
