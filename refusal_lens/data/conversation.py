@@ -54,7 +54,7 @@ class Conversation(str):
 def _joined(content: Any) -> Any:
     """Text parts as one text, as templates join them; anything else as it is."""
     parts = content if isinstance(content, (list, tuple)) else [content]
-    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    texts: list[Any] = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
     return "".join(texts) if texts and all(isinstance(text, str) for text in texts) else content
 
 

@@ -245,8 +245,10 @@ class PromptPair(Record):
 
     def __post_init__(self) -> None:
         harmful = {folded(text) for split in PARTS for text in getattr(self.harmful, split)}
-        parts = {split: getattr(self.harmless, split) for split in PARTS}
-        kept = {s: Prompts(tuple(t for t in texts if folded(t) not in harmful)) for s, texts in parts.items()}
+        parts: dict[str, Any] = {split: getattr(self.harmless, split) for split in PARTS}
+        kept: dict[str, Any] = {
+            s: Prompts(tuple(t for t in texts if folded(t) not in harmful)) for s, texts in parts.items()
+        }
         lost = sum(len(parts[split]) - len(kept[split]) for split in SPLITS)
         if emptied := [split for split in SPLITS if parts[split] and not kept[split]]:
             raise PromptError(

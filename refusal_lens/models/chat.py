@@ -271,8 +271,8 @@ class ChatFormat:
                     f"the chat template drops a turn of {turn['role']!r} ({turn['content'][:60]!r}): leave it out"
                 )
         system = places.pop(0) if places and turns[0]["role"] == "system" else (0, 0)
-        known = places and (0, 0) not in (places[0], places[-1])
-        return _Frame(before, after, system, (places[0][0], places[-1][1]) if known else (0, 0))
+        unknown = not places or (0, 0) in (places[0], places[-1])
+        return _Frame(before, after, system, (0, 0) if unknown else (places[0][0], places[-1][1]))
 
     def encode(self, instruction: str, suffix: str = "") -> Encoded:
         """Token ids and spans of ``instruction`` (and ``suffix``, which brings its own leading space).
