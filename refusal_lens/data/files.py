@@ -33,8 +33,7 @@ def read_file(path: Path) -> Any:
     """
     ending = path.suffix.lower()
     if ending not in ENDINGS:
-        *others, last = ENDINGS
-        raise PromptError(f"{path} has the ending {path.suffix!r}; use {', '.join(others)} or {last}")
+        raise PromptError(f"{path} has the ending {path.suffix!r}; use .txt, .csv, .tsv, .json, .jsonl or .parquet")
     try:
         if ending == ".parquet":
             import pyarrow.parquet  # here: most files are text
