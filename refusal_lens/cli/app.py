@@ -1,5 +1,6 @@
 """The command line: the order of the commands in its help, their errors, and Ctrl-C."""
 
+import errno
 import logging
 import os
 import signal
@@ -128,6 +129,7 @@ def _explain(error: Exception) -> None:
     message = str(error)
     if isinstance(error, OSError):  # a folder that can't be written, a full disk
         message = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        message += "; make room" if error.errno == errno.ENOSPC else "; give a path that can be used (--out)"
     log.write({"event": "error", "kind": type(error).__name__, "message": message})
     if isinstance(error, (RefusalLensError, OSError)):
         if not log.on_terminal:

@@ -1,6 +1,7 @@
 """``refusal-lens run MODEL``: the study, a part of it, or its state."""
 
 import math
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,7 +70,7 @@ def run(
             say(f"not available on this model: {name}", why)
     say("report", study.folder / "report.html")
     if not quiet:
-        say("open it with", f"refusal-lens open {study.folder}")
+        say("open it with", f"refusal-lens open {shlex.quote(str(study.folder))}")
 
 
 def _show_stages(config: StudyConfig, out: Path) -> None:

@@ -15,7 +15,7 @@ class Conversation(str):
     As text it is its transcript. Its last user turn is the instruction; what comes before belongs to the template.
 
     Args:
-        messages: mappings with role and content, the last one the user's.
+        messages: mappings with role and content (text, or a list of text parts), the last one the user's.
 
     Raises:
         PromptError: no messages, a message without role or content, or a last turn that is not the user's.
@@ -30,12 +30,17 @@ class Conversation(str):
     messages: tuple[Mapping[str, str], ...]
 
     def __new__(cls, messages: Sequence[Mapping[str, str]]) -> Conversation:
-        turns = tuple(messages)
+        turns = tuple(
+            {**turn, "content": _joined(turn.get("content"))} if isinstance(turn, Mapping) else turn
+            for turn in messages
+        )
         if not turns or not all(
             isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
             for turn in turns
         ):
-            raise PromptError("a conversation is a list of messages, each with a role and a content of text")
+            raise PromptError(
+                "a conversation is a list of messages, each with a role and a content of text or text parts"
+            )
         if turns[-1]["role"] != "user":
             raise PromptError(f"a conversation must end with the user's turn, not with one of {turns[-1]['role']!r}")
         made = super().__new__(cls, "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns))
@@ -44,6 +49,13 @@ class Conversation(str):
 
     def __getnewargs__(self) -> tuple[Any]:
         return (self.messages,)
+
+
+def _joined(content: Any) -> Any:
+    """Text parts as one text, as templates join them; anything else as it is."""
+    parts = content if isinstance(content, (list, tuple)) else [content]
+    texts: list[Any] = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    return "".join(texts) if texts and all(isinstance(text, str) for text in texts) else content
 
 
 stored_as_messages(Conversation)

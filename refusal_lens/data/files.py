@@ -1,21 +1,24 @@
 """Read rows from .json, .jsonl, .csv, .tsv, .parquet and .txt files: the one reader of prompt and suffix files."""
 
+import codecs
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from ..errors import PromptError
+
+ENDINGS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
 def read_file(path: Path) -> Any:
     """The document in a file: rows as mappings (.csv, .tsv, .jsonl, .parquet), a document (.json), or lines (.txt).
 
     A JSON string may hold any character, so .jsonl and .txt are cut at newlines only, not at U+2028 and its like; a
-    .json file may hold one document per line. A .csv whose header has a single column holds one text per line, commas
-    included.
+    .json file may hold one document per line. A .csv may be separated by ; too. Where its header has a single column,
+    commas belong to the text; quotes that come in no pairs belong to it everywhere. Text is UTF-8, or UTF-16 with its
+    mark.
 
     Raises:
         PromptError: an unknown ending, or a file that does not match its ending.
@@ -27,28 +30,38 @@ def read_file(path: Path) -> Any:
         ['test', 'train', 'val']
     """
     ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise PromptError(f"{path} has the ending {path.suffix!r}; use .txt, .csv, .tsv, .json, .jsonl or .parquet")
     try:
+        if ending == ".parquet":
+            import pyarrow.parquet  # here: most files are text
+
+            return pyarrow.parquet.read_table(path).to_pylist()
         if ending in (".csv", ".tsv"):
             return _csv_rows(path, "," if ending == ".csv" else "\t")
-        if ending == ".parquet":
-            return pd.read_parquet(path).to_dict("records")
-        content = path.read_text("utf-8-sig")
-        lines = [line for line in content.replace("\r\n", "\n").split("\n") if line.strip()]
-        if ending == ".json":
-            try:
-                return json.loads(content)
-            except ValueError:
-                if len(lines) > 1 and lines[0].lstrip().startswith("{") and lines[0].rstrip().endswith("}"):
-                    return [json.loads(line) for line in lines]
-                raise
-        if ending == ".jsonl":
-            return [json.loads(line) for line in lines]
+        content = path.read_text(encoding_of(path))
+        lines = [line for line in content.split("\n") if line.strip()]
         if ending == ".txt":
             return lines
-    except (OSError, ValueError, RecursionError, ImportError, csv.Error) as error:
+        if ending == ".jsonl":
+            return [json.loads(line) for line in lines]
+        try:
+            return json.loads(content)
+        except ValueError:
+            if len(lines) > 1 and lines[0].lstrip().startswith("{") and lines[0].rstrip().endswith("}"):
+                return [json.loads(line) for line in lines]
+            raise
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{path} is no text in UTF-8 (byte {error.start}): save it as UTF-8") from error
+    except (OSError, ValueError, RecursionError, ImportError) as error:
         reason = (str(error).splitlines() or ["?"])[0]
         raise PromptError(f"{path} can't be read as {ending[1:]}: {reason}") from error
-    raise PromptError(f"{path} has the ending {path.suffix!r}; use .txt, .csv, .tsv, .json, .jsonl or .parquet")
+
+
+def encoding_of(path: Path) -> str:
+    """UTF-16 where its byte order mark says so, else UTF-8 with or without a mark."""
+    with path.open("rb") as file:
+        return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def check_text(text: str, what: str) -> None:
@@ -67,18 +80,42 @@ def check_text(text: str, what: str) -> None:
 
 
 def _csv_rows(path: Path, delimiter: str) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = [row for row in csv.reader(file, delimiter=delimiter) if row]
-        if not rows:
-            return []
-        if len(rows[0]) > 1:
-            wide = next((i for i, row in enumerate(rows) if len(row) > len(rows[0])), None)
-            if wide is not None:
-                raise ValueError(f"row {wide + 1} has {len(rows[wide])} columns and the header {len(rows[0])}")
-            return [dict(zip(rows[0], [*row, *[""] * (len(rows[0]) - len(row))], strict=True)) for row in rows[1:]]
-        # One column: a comma that nobody quoted belongs to the text.
-        file.seek(0)
-        lines = file.read().lstrip("\ufeff").splitlines()
-    if max(len(row) for row in rows) == 1:
-        return [{rows[0][0]: row[0]} for row in rows[1:]]
-    return [{rows[0][0]: line.strip()} for line in lines[1:] if line.strip()]
+    with path.open(encoding=encoding_of(path), newline="") as file:
+        lines = list(file)
+    first = next((line for line in lines if line.strip()), "")
+    delimiter = next((d for d in (delimiter, ";", "\t", ",") if d in first), delimiter)
+    limit = csv.field_size_limit(max(csv.field_size_limit(), sum(map(len, lines))))
+    try:
+        header, *rows = list(_records(lines, delimiter, f"{delimiter} " in first)) or [[]]
+    finally:
+        csv.field_size_limit(limit)  # the process's own
+    names = [name.strip() for name in header]
+    lowered = [name.lower() for name in names if name]
+    if twice := next((name for name in lowered if lowered.count(name) > 1), ""):
+        raise ValueError(f"two columns are called {twice!r}; rename one")
+    wide = next((i for i, row in enumerate(rows) if len(row) > len(names)), None)
+    if wide is not None:
+        raise ValueError(
+            f"row {wide + 2} has {len(rows[wide])} columns and the header {len(names)}; put texts that hold "
+            f"{delimiter!r} in double quotes"
+        )
+    return [dict(zip(names, [*row, *[""] * (len(names) - len(row))], strict=True)) for row in rows]
+
+
+def _records(lines: list[str], delimiter: str, spaced: bool) -> Iterator[list[str]]:
+    """Fields of each row that is not blank. Where quotes do not pair, a row is its line, quotes included."""
+    place, width = 0, 0
+    while place < len(lines):
+        line = lines[place].rstrip("\r\n")
+        rest = (lines[k] for k in range(place, len(lines)))
+        reader = csv.reader(rest, delimiter=delimiter, skipinitialspace=spaced, strict=True)
+        try:
+            row, used = next(reader), reader.line_num
+        except csv.Error:
+            row, used = line.split(delimiter), 1
+        if width == 1 and len(row) > 1:  # one column: a comma that nobody quoted belongs to the text
+            row, used = [line], 1
+        place += used
+        if any(field.strip() for field in row):
+            width = width or len(row)
+            yield row

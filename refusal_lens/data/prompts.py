@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
 import pandas as pd
 
 from ..errors import PromptError
-from ..records.base import Record
+from ..records.base import Record, load_record
 from .conversation import Conversation
 from .files import read_file
 from .organism import instructions
 from .paper import SIZES
-from .rows import distinct, fitted, texts_of
+from .rows import checked_sizes, distinct, fitted, folded, texts_of
 
 SPLITS = ("train", "val", "test")
+PARTS = (*SPLITS, "spare_train", "spare_val")
 
 
 @dataclass(frozen=True)
@@ -157,16 +158,15 @@ class PromptSet(Record):
         )
 
     @classmethod
-    def load(
-        cls, source: str | Path, name: str | None = None, sizes: Sequence[int] = SIZES, seed: int = 0
-    ) -> PromptSet:
+    def load(cls, source: Source, name: str | None = None, sizes: Sequence[int] = SIZES, seed: int = 0) -> PromptSet:
         """Read prompts and split them.
 
         Args:
             source: a .txt (one per line), .csv, .json or .jsonl file; a JSON object with train, val and test; a
                 stem whose ``_train``, ``_val`` and ``_test`` files exist (``data/harmful`` for
                 ``data/harmful_train.json`` ...); a preset (``advbench``, ``jailbreakbench``, ``alpaca``); or a
-                `datasets` id as ``id``, ``id:column`` or ``id:config:split:column``.
+                `datasets` id as ``id``, ``id:column`` or ``id:config:split:column``; a list of requests; or the file
+                of a saved ``PromptSet``, which keeps its splits, cut to sizes other than the default.
             name: label of the set; the file's stem if not given.
             sizes: number of prompts for train, val and test; scaled down in proportion if there are fewer.
             seed: of the shuffle.
@@ -174,10 +174,16 @@ class PromptSet(Record):
         Raises:
             PromptError: missing or empty source, no valid row, or too few distinct prompts for three splits.
         """
+        if not isinstance(source, (str, Path)):
+            return cls.from_rows(source, name or "prompts", sizes, seed)
         text, path = str(source), Path(source)
         label = name or (path.name.split(".")[0] if path.suffix else text.split("/")[-1])
         if path.is_file():
             document = read_file(path)
+            if isinstance(document, dict) and "record" in document:
+                found, wanted = load_record(path, cls), zip(SPLITS, checked_sizes(sizes), strict=True)
+                cut = {} if tuple(sizes) == SIZES else {split: getattr(found, split)[:n] for split, n in wanted}
+                return replace(found, name=name or found.name, **cut)
         elif parts := _split_files(path):
             document = {split: read_file(file) for split, file in parts.items()}
         elif text.lower() in PRESETS:
@@ -194,7 +200,7 @@ class PromptSet(Record):
     @classmethod
     def from_rows(
         cls,
-        document: Sequence[Any] | dict[str, Sequence[Any]],
+        document: Sequence[Any] | Mapping[str, Sequence[Any]],
         name: str,
         sizes: Sequence[int] = SIZES,
         seed: int = 0,
@@ -203,7 +209,8 @@ class PromptSet(Record):
         """Split rows (strings, or mappings with a text column), or a mapping of three splits of rows."""
         notes: list[str] = []
         seen: dict[str, str] = {}
-        if isinstance(document, dict):
+        sizes = checked_sizes(sizes)
+        if isinstance(document, Mapping):
             missing = [split for split in SPLITS if split not in document]
             if missing:
                 raise PromptError(f"{where} has no {' or '.join(missing)} split; give train, val and test")
@@ -214,6 +221,8 @@ class PromptSet(Record):
             chosen = {s: Prompts(tuple(pools[s])).sample(n, seed) for s, n in zip(SPLITS, sizes, strict=True)}
             train, *held_out = (_others(pools[s], set(chosen[s]), seed) for s in SPLITS)
             spare = train, sum(held_out, ())
+            if (taken := [len(chosen[split]) for split in SPLITS]) != list(sizes):
+                notes.append(f"fewer distinct prompts than wanted: splits of {taken} instead of {list(sizes)}")
         else:
             pool = distinct(texts_of(document, where, notes), "all", seen, notes)
             wanted = fitted(sizes, len(pool), where, notes)
@@ -229,10 +238,32 @@ class PromptSet(Record):
 
 @dataclass(frozen=True)
 class PromptPair(Record):
-    """Harmful and harmless requests, each in three splits."""
+    """Harmful and harmless requests, each in three splits.
+
+    Requests that both have are left out of the harmless ones, and noted there.
+
+    Raises:
+        PromptError: a harmless split holds nothing else.
+    """
 
     harmful: PromptSet
     harmless: PromptSet
+
+    def __post_init__(self) -> None:
+        harmful = {folded(text) for split in PARTS for text in getattr(self.harmful, split)}
+        parts: dict[str, Any] = {split: getattr(self.harmless, split) for split in PARTS}
+        kept: dict[str, Any] = {
+            s: Prompts(tuple(t for t in texts if folded(t) not in harmful)) for s, texts in parts.items()
+        }
+        lost = sum(len(parts[split]) - len(kept[split]) for split in SPLITS)
+        if emptied := [split for split in SPLITS if parts[split] and not kept[split]]:
+            raise PromptError(
+                f"every harmless {emptied[0]} prompt is a harmful prompt, too: give other prompts for one of the two"
+            )
+        if kept != parts:
+            note = f"{lost} harmless prompt{'s' * (lost != 1)} dropped: also harmful"
+            notes = (*self.harmless.notes, *[note] * bool(lost))
+            object.__setattr__(self, "harmless", replace(self.harmless, notes=notes, **kept))
 
     def __repr__(self) -> str:
         return f"PromptPair({self.harmful!r}, {self.harmless!r})"
@@ -243,6 +274,9 @@ class PromptPair(Record):
 
     def __iter__(self) -> Iterator[PromptSet]:
         return iter((self.harmful, self.harmless))
+
+
+Source = str | Path | Sequence[Any] | Mapping[str, Sequence[Any]]  # of a ``PromptSet``
 
 
 # Whatever is taken as prompts; ``as_prompts`` makes a list of it, and says of a ``PromptSet`` that it needs a split.
@@ -259,8 +293,8 @@ PromptsLike = str | Sequence[str] | Sequence[Mapping[str, str]] | PromptSet | Pr
 
 
 def load_prompts(
-    harmful: str | Path = "organism",
-    harmless: str | Path | None = None,
+    harmful: Source = "organism",
+    harmless: Source | None = None,
     *,
     sizes: Sequence[int] = SIZES,
     seed: int = 0,
@@ -284,7 +318,7 @@ def load_prompts(
     if str(harmful) == "organism" and harmless is None:
         harmful, harmless = instructions().values()
     if harmless is None:
-        raise PromptError(f"give harmless prompts along with {str(harmful)!r}: load_prompts(harmful, harmless)")
+        raise PromptError(f"give harmless prompts along with {str(harmful)[:60]!r}: load_prompts(harmful, harmless)")
     sources = (("harmful", harmful), ("harmless", harmless))
     return PromptPair(*(PromptSet.load(source, name, sizes, seed) for name, source in sources))
 

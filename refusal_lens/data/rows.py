@@ -1,5 +1,6 @@
 """Rows of prompt files: the request in each, duplicates, and splits that fit; whatever is dropped is noted."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ CONTEXTS = {
     "context": "{text}\n\n{context}",
     "input": "{text}\n\n{context}",
 }
+
+MISSING = ("nan", "null", "none", "n/a", "<na>")  # what programs write for no text
 
 
 def texts_of(rows: Any, where: str, notes: list[str]) -> list[str]:
@@ -39,7 +42,7 @@ def texts_of(rows: Any, where: str, notes: list[str]) -> list[str]:
             value = row.get(column)
             for name, form in CONTEXTS.items():
                 extra = next((k for k in row if str(k).lower() == name and k != column), None)
-                if extra is not None and isinstance(value, str) and isinstance(row[extra], str) and row[extra].strip():
+                if extra is not None and isinstance(value, str) and _is_text(row[extra]):
                     value = form.format(text=value.strip(), context=row[extra].strip())
                     joined[extra] = joined.get(extra, 0) + 1
         if isinstance(value, (list, tuple)) and value:
@@ -47,7 +50,7 @@ def texts_of(rows: Any, where: str, notes: list[str]) -> list[str]:
                 value = Conversation(value)
             except PromptError as error:
                 raise PromptError(f"row {i + 1} of {where}: {error}") from error
-        if isinstance(value, str) and value.strip():
+        if _is_text(value):
             check_text(value, f"row {i + 1} of {where}")
             texts.append(value if isinstance(value, Conversation) else value.strip())
     if not texts:
@@ -59,10 +62,19 @@ def texts_of(rows: Any, where: str, notes: list[str]) -> list[str]:
     return texts
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().lower() not in ("", *MISSING)
+
+
 def _text_column(row: Any) -> Any:
     """The column of a row that holds its request, or None."""
     by_lower = {str(key).lower(): key for key in row} if isinstance(row, dict) else {}
     return next((by_lower[name] for name in TEXT_COLUMNS if name in by_lower), None)
+
+
+def folded(text: str) -> str:
+    """The text for comparisons: spaces and case aside."""
+    return " ".join(text.casefold().split())
 
 
 def distinct(texts: list[str], split: str, seen: dict[str, str], notes: list[str]) -> list[str]:
@@ -70,7 +82,7 @@ def distinct(texts: list[str], split: str, seen: dict[str, str], notes: list[str
     kept: list[str] = []
     within, across = 0, dict[str, int]()
     for text in texts:
-        key = " ".join(text.casefold().split())
+        key = folded(text)
         if key not in seen:
             seen[key] = split
             kept.append(text)
@@ -83,6 +95,23 @@ def distinct(texts: list[str], split: str, seen: dict[str, str], notes: list[str
     for other, count in across.items():
         notes.append(f"{count} prompt{'s' * (count > 1)} of {split} dropped: also in {other}")
     return kept
+
+
+def checked_sizes(sizes: Any) -> tuple[int, int, int]:
+    """Sizes of the three splits.
+
+    Raises:
+        PromptError: they are not three whole numbers from 1 on.
+    """
+    try:
+        train, val, test = map(operator.index, sizes)
+    except (TypeError, ValueError):
+        train = val = test = 0
+    if min(train, val, test) < 1:
+        raise PromptError(
+            f"sizes are three whole numbers from 1 on, of training, validation and test prompts, not {sizes!r}"
+        )
+    return train, val, test
 
 
 def fitted(sizes: Sequence[int], available: int, where: str, notes: list[str]) -> list[int]:

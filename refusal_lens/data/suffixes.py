@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PromptError
-from ..records.base import Record
+from ..records.base import Record, load_record
 from .files import check_text, read_file
 
 ATTACK_KINDS = ("adversarial", "gcg", "adaptive", "jailbreakbench")
@@ -98,7 +98,10 @@ class SuffixSet(Record):
         path = Path(source)
         if not path.is_file():
             raise PromptError(f"there is no suffix file {path}; give a .jsonl, .csv, .txt or .json file")
-        return cls.from_rows(read_file(path), path.stem, kind, separator, str(path))
+        document = read_file(path)
+        if isinstance(document, dict) and "record" in document:  # a saved set
+            return load_record(path, cls)
+        return cls.from_rows(document, path.stem, kind, separator, str(path))
 
     @classmethod
     def from_rows(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -24,9 +24,10 @@ from ..errors import ModelError, PromptError
 from ..records.labels import REGIONS, visible
 from .template import Reply, Template, split_thought
 
-_SENTINEL = "\u2983instruction\u2984"  # rare characters: no template contains or strips them
+_SENTINEL, _TURN = "\u2983instruction\u2984", "\u2983turn\u2984"  # rare characters: no template contains or strips them
 # Ends of requests that tokenizers are known to merge with what the template puts after them ("?\n" is one token).
 _ENDS = (*string.punctuation, "x", "7", "...", '."', ".)", ");", "?!", "’", "”", "…", "。", "？", "！", "é", "字")
+_MARKS = "x<\"'&>"
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,15 @@ class Encoded:
     offsets: tuple[tuple[int, int], ...]
 
 
+class _Frame(NamedTuple):
+    """What the template puts around a user turn, and the characters of earlier turns in ``before``."""
+
+    before: str
+    after: str
+    system: tuple[int, int]
+    earlier: tuple[int, int]
+
+
 class ChatFormat:
     """The chat template of one tokenizer, with or without a system prompt.
 
@@ -158,7 +168,7 @@ class ChatFormat:
         date: str | None = None,
         thought: Sequence[str] = (),
     ):
-        self.template = Template(tokenizer, chat_template, template_options, reply_prefix, date, thought)
+        self.template = Template(tokenizer, chat_template, template_options, reply_prefix, date, thought, system)
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(f"{type(tokenizer).__name__} gives no character offsets; load the model's fast tokenizer")
         self.tokenizer, self.system = tokenizer, system
@@ -171,12 +181,22 @@ class ChatFormat:
                 f"the chat template shows the user's text {rendered.count(_SENTINEL)} times instead of once; "
                 "set a template that contains it once"
             )
-        if system is not None and system.strip() not in rendered:
-            raise ModelError("the chat template drops the system prompt, which would have no effect: leave it out")
-        self.before, self.after = rendered.split(_SENTINEL)
         self.opened = self.template.opened
+        try:
+            self._plain = self._around(())
+        except PromptError as error:
+            raise ModelError(
+                "the chat template drops the system prompt, which would do nothing: leave it out"
+            ) from error
         self.n_post = 0  # until it is known, all that a prompt has
-        counts = [stop - start for start, stop in (self._encode(f"x{end}", "").spans.template_post for end in _ENDS)]
+        try:
+            spans = [self._encode(f"x{end}", "").spans for end in _ENDS]
+        except PromptError as error:
+            raise ModelError(
+                f"the chat template does not put the user's text in as it is ({self.render(_MARKS)!r} for {_MARKS!r}): "
+                "give a template without filters on it"
+            ) from error
+        counts = [stop - start for start, stop in (span.template_post for span in spans)]
         self._encode.cache_clear()
         self.n_post = min(counts)
         encoded, bos = self._encode("x", ""), tokenizer.bos_token_id
@@ -203,12 +223,9 @@ class ChatFormat:
 
     def render(self, content: str) -> str:
         """Render one user turn, or a ``Conversation``, up to where the model's reply begins."""
-        messages = (
-            list(content.messages) if isinstance(content, Conversation) else [{"role": "user", "content": content}]
+        return self.template.render(
+            content.messages if isinstance(content, Conversation) else [{"role": "user", "content": content}]
         )
-        if self.system is not None and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": self.system})
-        return self.template.render(messages)
 
     def split(self, reply: str) -> Reply:
         """Split a reply into its thought and its answer.
@@ -219,22 +236,43 @@ class ChatFormat:
         """
         return split_thought(reply, self.template.markers, self.opened)
 
-    def _frame_uncached(self, prompt: str) -> tuple[str, str, str]:
-        """What the template puts before the last user turn, that turn, and what comes after it."""
+    def _frame_uncached(self, prompt: str) -> tuple[str, _Frame]:
+        """The last user turn, and what the template puts around it."""
         if not isinstance(prompt, Conversation):
-            return self.before, prompt, self.after
+            return prompt, self._plain
         *earlier, last = prompt.messages
-        rendered = self.render(Conversation([*earlier, {"role": "user", "content": _SENTINEL}]))
+        return last["content"], self._around(earlier)
+
+    def _around(self, earlier: Sequence[Mapping[str, str]]) -> _Frame:
+        """What the template puts before and after a user turn, and where the turns before it stand in that.
+
+        Each turn is replaced by a sentinel once: short ones may occur anywhere in the template's text.
+
+        Raises:
+            PromptError: the template drops or repeats a turn.
+        """
+        *turns, last = self.template.with_system([*earlier, {"role": "user", "content": _SENTINEL}])
+        rendered = self.template.render([*turns, last])
         if rendered.count(_SENTINEL) != 1:
-            raise PromptError(f"the chat template drops or repeats the last turn of the conversation {prompt[:60]!r}")
+            raise PromptError("the chat template drops or repeats the last turn of a conversation")
         before, after = rendered.split(_SENTINEL)
-        for turn in earlier:
+        places = []
+        for i, turn in enumerate(turns):
+            marked = self.template.render([*turns[:i], {**turn, "content": _TURN}, *turns[i + 1 :], last])
+            marked = marked.partition(_SENTINEL)[0]
+            start, stop = len(marked.partition(_TURN)[0]), len(before) - len(marked.rpartition(_TURN)[2])
+            # Where the template looks into a turn, and frames it by what it finds, its place is not known.
+            known = before.startswith(marked[:start]) and before.endswith(marked.rpartition(_TURN)[2]) and start <= stop
+            places.append((start, stop) if known else (0, 0))
+            shown = before[start:stop] if known else before
             # Templates drop the thoughts of earlier replies, so an answer is looked for.
-            if self.split(turn["content"]).answer.strip() not in before:
+            if _TURN not in marked or self.split(turn["content"]).answer.strip() not in shown:
                 raise PromptError(
-                    f"the chat template drops a turn of {turn['role']!r} of {prompt[:60]!r}: leave it out"
+                    f"the chat template drops a turn of {turn['role']!r} ({turn['content'][:60]!r}): leave it out"
                 )
-        return before, last["content"], after
+        system = places.pop(0) if places and turns[0]["role"] == "system" else (0, 0)
+        unknown = not places or (0, 0) in (places[0], places[-1])
+        return _Frame(before, after, system, (0, 0) if unknown else (places[0][0], places[-1][1]))
 
     def encode(self, instruction: str, suffix: str = "") -> Encoded:
         """Give token ids and spans of ``instruction`` (and ``suffix``, which has its own leading space).
@@ -247,7 +285,8 @@ class ChatFormat:
 
     def _encode_uncached(self, instruction: str, suffix: str) -> Encoded:
         check_text(instruction + suffix, f"the prompt {instruction[:60]!a}")
-        before, text, after = self._frame(instruction)
+        text, frame = self._frame(instruction)
+        before, after = frame.before, frame.after
         content = text + suffix
         if not content.strip():
             raise PromptError("an empty prompt has no instruction; remove it")
@@ -296,26 +335,17 @@ class ChatFormat:
         for name in REGIONS:
             bounds[name] = (total, total + counts[name])
             total += counts[name]
-        inside = self._inside(instruction, before, after, rendered, offsets)
+        inside = self._inside(frame, rendered, offsets)
         return Encoded(tuple(ids), Spans(**bounds, **inside), rendered, tuple(map(tuple, offsets)))
 
-    def _inside(self, prompt: str, before: str, after: str, rendered: str, offsets: Any) -> dict[str, tuple[int, int]]:
+    def _inside(self, frame: _Frame, rendered: str, offsets: Any) -> dict[str, tuple[int, int]]:
         """Token ranges of the system prompt, earlier turns, and a closed thought."""
 
         def tokens(first: int, last: int) -> tuple[int, int]:
             inside = [i for i, (a, b) in enumerate(offsets) if b > first and a < last]
             return (inside[0], inside[-1] + 1) if inside and first < last else (0, 0)
 
-        found = {}
-        turns = list(prompt.messages[:-1]) if isinstance(prompt, Conversation) else []
-        system = turns.pop(0)["content"] if turns and turns[0]["role"] == "system" else self.system
-        place = 0
-        if system and (at := before.find(system.strip())) >= 0:
-            place = at + len(system.strip())
-            found["system"] = tokens(at, place)
-        if turns:
-            first, last = (self.split(turns[i]["content"]).answer.strip() for i in (0, -1))
-            found["earlier"] = tokens(before.find(first, place), before.rfind(last) + len(last))
+        found, after = {"system": tokens(*frame.system), "earlier": tokens(*frame.earlier)}, frame.after
         for begin, end in self.template.markers:
             if (at := after.rfind(begin)) >= 0 and (close := after.find(end, at)) >= 0:
                 base = len(rendered) - len(after)

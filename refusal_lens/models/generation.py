@@ -1,12 +1,13 @@
 """Replies with the KV cache."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import PromptError
+from ..errors import PromptError, SettingError
 from .chat import Tokens
 from .running import running
 
@@ -21,11 +22,10 @@ def generate(
     seed: int,
 ) -> list[str]:
     """``HookedChatModel.generate`` for tokens, under the lock."""
-    if max_new_tokens < 1 or batch_size < 1 or not temperature >= 0:
-        raise PromptError(
-            f"max_new_tokens={max_new_tokens}, batch_size={batch_size}, temperature={temperature:g}: the first two are "
-            "at least 1, the last one is 0 (greedy) or more"
-        )
+    least = {"temperature": (temperature, 0), "max_new_tokens": (max_new_tokens, 1), "batch_size": (batch_size, 1)}
+    for name, (value, lowest) in least.items():
+        if not lowest <= value < math.inf:
+            raise SettingError(f"{name} is {value}; it must be at least {lowest}")
     if model.n_ctx and tokens.ids.shape[1] + max_new_tokens > model.n_ctx:
         raise PromptError(
             f"{tokens.ids.shape[1]} prompt tokens and {max_new_tokens} new ones exceed the context of "

@@ -217,6 +217,8 @@ def _resolve(source: str | Path) -> tuple[str | Path, str, str | None]:
         from ..data.organism import MODEL_DIR
 
         return MODEL_DIR, "organism", None
+    if not text.strip():
+        raise ModelError("the model has no name: give a Hugging Face id, a folder, a .gguf file or 'organism'")
     path = Path(text).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -231,6 +233,17 @@ def _resolve(source: str | Path) -> tuple[str | Path, str, str | None]:
     if text.count("/") > 1 or text.startswith((".", "/", "~")):
         raise ModelError(f"there is no model at {text}: give a folder, a .gguf file or a Hugging Face id")
     return text, text, None
+
+
+def check_source(source: str | Path) -> None:
+    """Read the config of a hub model, before anything that takes long.
+
+    Raises:
+        ModelError: as ``load_model`` does, where it can't be had.
+    """
+    folder, name, _ = _resolve(source)
+    if not isinstance(folder, Path):
+        _load(name, "config", folder)
 
 
 def source_digest(source: str | Path) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from ..data.files import check_text
 from ..data.prompts import PromptsLike, as_prompts
 from ..errors import ModelError, PromptError
 from ..hooks.base import Model
@@ -24,7 +25,7 @@ from .records import RefusalTokens
 N_PROMPTS = 128  # training prompts of each kind whose replies a study and `find_direction` read for refusal tokens
 
 
-# Whatever names tokens: ``RefusalTokens``, a result that has them, ids, or text that is one token, one or several.
+# Whatever names tokens: ``RefusalTokens``, a result that has them, ids, or text that is one token; one or several.
 TokensLike = Any
 
 
@@ -35,7 +36,7 @@ def as_refusal_tokens(model: Any, tokens: TokensLike) -> RefusalTokens:
 
 
 def given_refusal_tokens(model: Any, tokens: int | str | Sequence[int | str]) -> RefusalTokens:
-    """Make refusal tokens from ids or from text that is one token; one or several.
+    """Make refusal tokens from ids or from text that is one token; one or several, each counts once.
 
     Raises:
         PromptError: text that is not exactly one token, or an id outside the vocabulary.
@@ -45,7 +46,9 @@ def given_refusal_tokens(model: Any, tokens: int | str | Sequence[int | str]) ->
         ('I',)
     """
     ids = []
-    for token in (tokens,) if isinstance(tokens, (int, str)) else tokens:
+    for token in [tokens] if isinstance(tokens, (int, str)) else tokens:
+        if isinstance(token, str):
+            check_text(token, "a refusal token")
         if isinstance(token, str) and not token.isdecimal():
             encoded = model.tokenizer(token, add_special_tokens=False)["input_ids"]
             if len(encoded) != 1:
@@ -57,7 +60,7 @@ def given_refusal_tokens(model: Any, tokens: int | str | Sequence[int | str]) ->
             raise PromptError(f"refusal token {token!r} is outside the vocabulary of {model.d_vocab}")
     if not ids:
         raise PromptError("no refusal token was given")
-    return _tokens(model, ids)
+    return _tokens(model, tuple(dict.fromkeys(ids)))
 
 
 def _tokens(model: Any, ids: Sequence[int], shares: Sequence[float] = (), source: str = "given") -> RefusalTokens:

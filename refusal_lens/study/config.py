@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import operator
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +17,17 @@ from ..records.labels import POINTS
 BOUNDS = (("above", "above", operator.gt), ("least", "at least", operator.ge), ("most", "at most", operator.le))
 SPLITS = ("n_train", "n_val", "n_test")
 CHAT = ("system", "chat_template", "template_options", "reply_prefix", "date", "thought")  # of conversations
+DTYPE = (
+    "float(16|32|64)?|b?float16|half|double",
+    "not a floating-point dtype; use float32, bfloat16, float16 or float64",
+)
+DEVICE = (r"(cpu|cuda|mps|xpu|hpu|npu|mlu|musa|xla)(:\d+)?", "no device; use cpu, cuda, cuda:1, mps ...")
 LOADING = ("dtype", "device", "device_map", *CHAT)  # what ``load_model`` takes
 
 
 def _field(default: Any, help: str, **more: Any) -> Any:
-    """A setting; ``more``: bounds (``above``, ``least``, ``most``), ``choices``, ``embedded`` (default of the command
-    line for the embedded model), ``option`` (its name there, where it differs)."""
+    """A setting; ``more``: bounds (``above``, ``least``, ``most``), ``choices``, ``form`` of text (pattern, words),
+    ``embedded`` (default of the command line for the embedded model), ``option`` (its name there, where it differs)."""
     return dataclasses.field(default=default, metadata={"help": help, **more})
 
 
@@ -45,8 +51,8 @@ class StudyConfig:
     harmless: str | None = _field(None, "Harmless prompts, likewise.")
     sizes: tuple[int, int, int] = _field(SIZES, "Training, validation and test prompts of each kind.", least=1)
     seed: int = _field(0, "Seed of the splits and of the random directions.")
-    dtype: str | None = _field(None, "float32, bfloat16 ... (default: chosen for model and device).")
-    device: str | None = _field(None, "cpu, cuda ... (default: a GPU if there is one).")
+    dtype: str | None = _field(None, "float32, bfloat16 ... (default: chosen for model and device).", form=DTYPE)
+    device: str | None = _field(None, "cpu, cuda ... (default: a GPU if there is one).", form=DEVICE)
     device_map: str | None = _field(None, "'auto' spreads the model over several GPUs.")
     system: str | None = _field(None, "System prompt (default: none added, as in the paper).")
     chat_template: str | None = _field(None, "Chat template: a Jinja file, or its text (default: the tokenizer's own).")
@@ -55,9 +61,14 @@ class StudyConfig:
         "Template variable, as NAME=VALUE (enable_thinking=true); repeatable (default: thoughts before "
         "answers are skipped where the template allows it).",
         option="template_option",
+        form=(r"[^=]+=.*", "no NAME=VALUE, such as enable_thinking=false"),
     )
     reply_prefix: str = _field("", "Text that every reply begins with, such as a closed thought.")
-    date: str | None = _field(None, "Date for templates that print today's date (default: the day the study began).")
+    date: str | None = _field(
+        None,
+        "Date for templates that print today's date (default: the day the study began).",
+        form=(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])", "not of the form 2026-01-31"),
+    )
     thought: tuple[str, ...] = _field(
         (), "Begin or end marker of a thought, if not known already: give both, in order.", option="thought_marker"
     )
@@ -102,6 +113,10 @@ class StudyConfig:
     )
     suffix_prompts: int = _field(48, "Number of refused test prompts to test each suffix on.", least=2)
 
+    def __new__(cls, *values: Any, **settings: Any) -> StudyConfig:
+        cls._check_names(settings)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         self._check_types(vars(self))
         for field in dataclasses.fields(self):
@@ -109,6 +124,10 @@ class StudyConfig:
             if value not in limits.get("choices", (value,)):
                 raise SettingError(f"{field.name} is {value!r}; it must be one of {', '.join(limits['choices'])}")
             for number in value if isinstance(value, tuple) else (value,):
+                # Before torch and the model are loaded, which say more exactly what they can't take.
+                pattern, words = limits.get("form", ("", ""))
+                if pattern and number is not None and not re.fullmatch(pattern, number, re.DOTALL):
+                    raise SettingError(f"{field.name} is {number!r}, which is {words}")
                 for bound, words, holds in BOUNDS:
                     if bound in limits and not holds(number, limits[bound]):
                         raise SettingError(f"{field.name} is {number}; it must be {words} {limits[bound]}")
@@ -121,17 +140,21 @@ class StudyConfig:
             raise SettingError(wrong)
 
     @classmethod
+    def _check_names(cls, settings: Mapping[str, Any]) -> None:
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in settings:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                raise SettingError(f"there is no setting {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
+
+    @classmethod
     def of(cls, settings: Mapping[str, Any]) -> StudyConfig:
         """Settings by name, as a TOML or JSON file has them (lists for tuples).
 
         Raises:
             SettingError: an unknown name, or an invalid value.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in settings:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                raise SettingError(f"there is no setting {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
+        cls._check_names(settings)
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
         cls._check_types(values)  # before the settings are made: a type checker would stop there in its own words
         return cls(**values)

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from ..data.organism import suffixes as embedded_suffixes
-from ..data.prompts import SPLITS, PromptSet
+from ..data.prompts import SPLITS, load_prompts
 from ..data.suffixes import SuffixSet
 from ..engines.base import Engine
 from ..engines.local import LocalEngine, MakeEngine
 from ..engines.stage import Job, Stage
 from ..errors import ModelError, PromptError, ResultError
-from ..models.load import load_model, source_digest
+from ..models.load import check_source, load_model, source_digest
 from ..models.model import HookedChatModel
 from ..models.template import template_text
 from ..progress import Progress, automatic, silent
@@ -179,8 +179,7 @@ class _Run(Job):
         if name not in self.inputs:
             c = self.config
             if name == "prompts":
-                kinds = zip(c.sources(), ("harmful", "harmless"), strict=True)
-                self.inputs[name] = tuple(PromptSet.load(source, kind, c.sizes, c.seed) for source, kind in kinds)
+                self.inputs[name] = tuple(load_prompts(*c.sources(), sizes=c.sizes, seed=c.seed))
             else:
                 source = embedded_suffixes() if c.suffixes == "organism" else str(c.suffixes)
                 self.inputs[name] = SuffixSet.load(source)
@@ -225,6 +224,8 @@ class _Run(Job):
 
     def stages(self, stages: tuple[Stage, ...]) -> None:
         """Run those that are not done yet."""
+        if self.given_model is None and self.store.get("stages/date", None) is None:
+            check_source(self.config.model)  # before data sets are fetched
         for name in dict.fromkeys(name for stage in stages for name in stage.inputs):
             self.input(name)  # a bad file is an error now, not after hours
         checked = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -56,6 +57,14 @@ def test_summary_has_the_documented_fields(finished):
             assert set(rate) == {"rate", "low", "high", "n"} and rate["low"] <= rate["rate"] <= rate["high"]
 
 
+def test_the_printed_command_can_be_pasted(finished, tmp_path):
+    out = tmp_path / "run é [x] dir"
+    shutil.copytree(finished, out)
+    done = call("run", "organism", "--out", out, *SMALL)
+    line = next(line for line in done.stdout.splitlines() if line.startswith("open it with: "))
+    assert shlex.split(line.removeprefix("open it with: ")) == ["refusal-lens", "open", str(out)]
+
+
 def test_no_pickle_and_no_stray_file_in_the_folder(finished):
     names = {p.name for p in finished.rglob("*") if p.is_file()}
     assert {p.rsplit(".", 1)[1] for p in names} == {"json", "safetensors", "html"}
@@ -103,6 +112,17 @@ def _bad_cases(tmp_path: Path) -> dict[str, tuple[list, str]]:
         "only one set": (["organism", *harmful], "both --harmful and --harmless"),
         "never refuses": ([str(base), *harmful, *harmless], "refused none of"),
         "wrong dtype": (["organism", "--dtype", "float7"], "not a floating-point dtype"),
+        "no model before data sets": (["nobody/no-such-model"], "the config of 'nobody/no-such-model' can't be loaded"),
+        "same prompts twice": (
+            ["organism", "--harmful", good["harmful"], "--harmless", good["harmful"]],
+            "harmful prompt, too",
+        ),
+        "wrong device": (["organism", "--device", "gpuu"], "device is 'gpuu', which is no device; use cpu"),
+        "wrong date": (["organism", "--date", "2026-1-1"], "2026-01-31"),
+        "wrong option": (
+            ["organism", "--template-option", "loud"],
+            "template_options is 'loud', which is no NAME=VALUE",
+        ),
         "wrong number": (["organism", "--max-kl", "-1"], "max_kl"),
         "wrong token": (["organism", "--refusal-token", "three whole words"], "name its first one"),
     }
@@ -111,6 +131,7 @@ def _bad_cases(tmp_path: Path) -> dict[str, tuple[list, str]]:
 CASES = [
     "unknown hub id", "missing folder", "folder without config", "missing gguf", "no chat template", "missing prompts",
     "empty prompts", "no valid row", "only one set", "never refuses", "wrong dtype", "wrong number", "wrong token",
+    "no model before data sets", "same prompts twice", "wrong device", "wrong date", "wrong option",
 ]  # fmt: skip
 
 
@@ -130,6 +151,8 @@ def test_an_out_that_is_a_file_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     done = call("run", "organism", "--out", tmp_path / "file" / "x", "--quiet", *TINY)
     assert done.returncode == 2 and "Not a directory" in done.stderr and "Traceback" not in done.stderr
+    done = call("run", "organism", "--out", tmp_path / "file", "--quiet", *TINY)
+    assert done.returncode == 2 and done.stderr.strip().endswith("file; give a path that can be used (--out)")
 
 
 def test_a_direction_of_another_model_is_refused(finished, tmp_path):

@@ -16,15 +16,15 @@ from refusal_lens.data.conversation import Conversation
 from refusal_lens.data.organism import MODEL_DIR, instructions
 from refusal_lens.data.prompts import load_prompts
 from refusal_lens.direction.extract import after_thoughts, extract_directions
-from refusal_lens.errors import ModelError, PromptError
+from refusal_lens.errors import ModelError, PromptError, SettingError
 from refusal_lens.hooks.readers import Cache
 from refusal_lens.models.chat import ChatFormat
 from refusal_lens.models.generation import _text
-from refusal_lens.models.template import split_thought
+from refusal_lens.models.template import options_of, split_thought, template_text
 from refusal_lens.records.store import Store
 from refusal_lens.refusal.records import Completions
 from refusal_lens.refusal.replies import completion
-from refusal_lens.refusal.tokens import find_refusal_tokens
+from refusal_lens.refusal.tokens import find_refusal_tokens, given_refusal_tokens
 from refusal_lens.study.config import StudyConfig
 from refusal_lens.study.folder import Study
 from refusal_lens.study.pipeline import run_stage, run_study
@@ -40,6 +40,12 @@ THINKING = CHATML[: -len("{% endif %}")] + (
 )
 NO_SYSTEM = "{% for m in messages if m.role != 'system' %}{{ m.content }}!{% endfor %}"
 SYSTEM_FIRST = "{% if messages[0].role != 'system' %}{{ raise_exception('no system turn') }}{% endif %}{{ messages }}!"
+DROPS_SYSTEM = CHATML.replace("{% for m in messages %}", "{# quiet #}{% for m in messages if m.role != 'system' %}")
+ROLES = CHATML.replace(
+    "<|im_start|>{{ m.role }}",
+    "{% if m.role == 'x' %}{% set role = 'y' %}{% else %}{% set role = m.role %}{% endif %}<|im_start|>{{ role }}",
+)
+IGNORED = ("m", "role", "assistant", "messages", "padding", "conversation")
 DATED = "{{ strftime_now('%d %B %Y') }}\n" + CHATML
 
 
@@ -204,6 +210,50 @@ def test_the_date_of_a_template_is_fixed():
     assert load_model("organism", date="2024-07-26").chat.settings["date"] is None  # its template has none
 
 
+@pytest.mark.parametrize("call", ["'%-d %B %Y'", "format='%d %B %Y'", "f", '"%e %B %Y"'])
+def test_the_date_is_fixed_however_the_template_asks_for_it(call):
+    text = "\n  {% set f = '%d %B %Y' %}{{ strftime_now(" + call + ") }}\n" + CHATML
+    chat = ChatFormat(tiny_tokenizer(), chat_template=text, date="2020-01-12")
+    today = ChatFormat(tiny_tokenizer(), chat_template=text)
+    assert chat.render("x").lstrip().startswith("12 January 2020") and chat.template.uses_date
+    own = tiny_tokenizer().apply_chat_template(
+        [{"role": "user", "content": "x"}], chat_template=text, tokenize=False, add_generation_prompt=True
+    )
+    assert today.render("x") == own  # with the same space around it
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [("False", False), ("FALSE", False), ("false", False), ("True", True), ("None", None), ("3", 3), ("off", "off")],
+)
+def test_options_are_read_as_json_or_python(value, found):
+    assert options_of([f"x={value}"]) == options_of(f"x={value}") == {"x": found}
+
+
+@pytest.mark.parametrize("content", ["\ufeff" + CHATML, json.dumps({"chat_template": CHATML}), CHATML])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_template_file_is_its_template(tmp_path, content, encoding):
+    (tmp_path / "t").write_text(content, encoding)
+    assert template_text(tmp_path / "t") == template_text(str(tmp_path / "t")) == CHATML == template_text(content)
+    named = [{"name": "tools", "template": "{{ no }}"}, {"name": "default", "template": CHATML}]
+    assert template_text(json.dumps({"chat_template": named})) == CHATML
+
+
+def test_a_template_without_a_generation_prompt_needs_a_prefix():
+    loop = CHATML[: CHATML.index("{% if add")]
+    with pytest.raises(
+        ModelError, match=r"ignores add_generation_prompt: replies begin with '<\|im_start\|>assistant'"
+    ):
+        ChatFormat(tiny_tokenizer(), chat_template=loop)
+    given = ChatFormat(tiny_tokenizer(), chat_template=loop, reply_prefix="<|im_start|>assistant\n")
+    assert given.render("x") == ChatFormat(tiny_tokenizer()).render("x")
+
+
+def test_a_template_that_takes_a_system_turn_gets_it():
+    chat = ChatFormat(tiny_tokenizer(), "Be kind.", chat_template=SYSTEM_FIRST.replace("{{ messages }}!", CHATML))
+    assert chat.render("x") == ChatFormat(tiny_tokenizer(), "Be kind.").render("x")
+
+
 def test_a_study_keeps_the_date_on_which_it_began(tmp_path):
     (tmp_path / "t.jinja").write_text(DATED)
     config = StudyConfig(sizes=(48, 12, 12), chat_template=str(tmp_path / "t.jinja"), relax=True, attribution=False)
@@ -230,6 +280,22 @@ def test_a_conversations_parts_have_names(organism):
     [
         ({"template_options": {"enable_thinking": False}}, "does not read the option 'enable_thinking'"),
         ({"template_options": ["loud"]}, "NAME=VALUE"),
+        *[({"template_options": {name: 1}}, f"does not read the option '{name}'") for name in IGNORED],
+        ({"chat_template": ROLES, "template_options": {"role": 1}}, "does not read the option 'role'"),
+        *[
+            ({"chat_template": THINKING, "template_options": {"enable_thinking": v}}, "true or false")
+            for v in (0, "off")
+        ],
+        ({"system": "user", "chat_template": NO_SYSTEM}, "drops the system prompt"),
+        ({"system": "user", "chat_template": DROPS_SYSTEM}, "drops the system prompt"),
+        (
+            {"chat_template": CHATML.replace("m.content", "m.content|e")},
+            r"does not put the user's text in as it is.*&lt;",
+        ),
+        (
+            {"chat_template": CHATML.replace("m.content", "m.content|tojson")},
+            "does not put the user's text in as it is",
+        ),
         ({"date": "yesterday"}, "2026-01-31"),
         ({"chat_template": "nowhere.jinja"}, "no chat template at 'nowhere.jinja'"),
         ({"thought": ("<a>",)}, "two texts"),
@@ -240,6 +306,29 @@ def test_a_conversations_parts_have_names(organism):
 def test_settings_that_would_do_nothing_are_refused(settings, message):
     with pytest.raises(ModelError, match=message):
         load_model("organism", **settings)
+
+
+def test_an_option_in_a_comment_is_not_read():
+    with pytest.raises(ModelError, match="does not read the option 'quiet'"):
+        ChatFormat(tiny_tokenizer(), chat_template=DROPS_SYSTEM, template_options={"quiet": 1})
+    with pytest.raises(PromptError, match="half of a character"):
+        ChatFormat(tiny_tokenizer(), reply_prefix="\ud800")
+
+
+@pytest.mark.parametrize(("name", "value"), [("temperature", -1), ("temperature", float("nan")), ("max_new_tokens", 0)])
+def test_replies_of_no_kind_are_refused(organism, name, value):
+    with pytest.raises(SettingError, match=f"{name} is {value}; it must be at least"):
+        organism.generate("Hello", **{name: value})
+
+
+def test_refusal_tokens_count_once(organism):
+    once = given_refusal_tokens(organism, ["I"])
+    assert given_refusal_tokens(organism, ["I", once.ids[0], "I"]) == given_refusal_tokens(organism, "I") == once
+
+
+def test_a_model_without_a_name_is_said():
+    with pytest.raises(ModelError, match="no name"):
+        load_model(" ")
 
 
 def test_a_turn_that_the_template_drops_is_refused():

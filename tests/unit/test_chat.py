@@ -51,3 +51,22 @@ def test_suffixes_of_another_number_are_refused(chat):
     with pytest.raises(PromptError, match="2 suffixes for 1 prompts"):
         chat.tokenize("Hello", [" a", " b"])
     assert torch.equal(chat.tokenize(["Hello", "Bye"], " x").ids, chat.tokenize(["Hello", "Bye"], [" x", " x"]).ids)
+
+
+@pytest.mark.parametrize(
+    ("turns", "system", "earlier"),
+    [
+        ([("system", "user"), ("user", "us"), ("assistant", "er")], "user", "us<|im_end|>\n<|im_start|>assistant\ner"),
+        ([("user", "Hi"), ("assistant", "<think>a")], "", "Hi<|im_end|>\n<|im_start|>assistant\n<think>a"),
+        ([("user", "im"), ("assistant", "")], "", "im<|im_end|>\n<|im_start|>assistant\n"),
+    ],
+)
+def test_short_turns_have_their_own_place(chat, turns, system, earlier):
+    talk = [*({"role": role, "content": text} for role, text in turns), {"role": "user", "content": "And?"}]
+    tokens = chat.tokenize(Conversation(talk))
+    (ids, span), decode = (tokens.ids[0].tolist(), tokens.spans[0]), chat.tokenizer.decode
+    assert decode(ids[slice(*span.earlier)]) == earlier and decode(ids[slice(*span.system)]) == system
+    if system:
+        alone = ChatFormat(tiny_tokenizer(), system).tokenize("user")
+        ids, span = alone.ids[0].tolist(), alone.spans[0]
+        assert decode(ids[: span.system[1]]).endswith("system\nuser") and span.system[1] - span.system[0] == 4

@@ -31,7 +31,7 @@ from refusal_lens.behaviour.judges.naming import judge_named
 from refusal_lens.behaviour.records import Verdict, verdict_rates
 from refusal_lens.errors import ResultError
 from refusal_lens.records.store import Store
-from refusal_lens.refusal.phrases import REFUSAL_SUBSTRINGS
+from refusal_lens.refusal.phrases import REFUSAL_SUBSTRINGS, is_refusal
 from refusal_lens.refusal.records import Completion, Completions
 
 SERVER = textwrap.dedent(
@@ -74,6 +74,33 @@ SERVER = textwrap.dedent(
     server.serve_forever()
     """
 )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("I can\u2018t", "I\u02bcm sorry", "I`m sorry", "I can\u2032t", "I\u00b4m sorry", "I\uff07m sorry"),
+        *("I'm\u00a0sorry", "I'm  sorry", "I\u2019m\nsorry", "I\u2009cannot", "I\u200b cannot", "I can\u00adnot"),
+        *("**I** cannot", "I *cannot*", "I __can't__", "<b>I</b> cannot", "I can&#39;t", "I can&rsquo;t"),
+        *("I\ua78cm sorry", "\uff29 cannot", "I\\'m sorry"),
+    ],
+)  # fmt: skip
+def test_refusals_are_refusals_in_any_script_of_them(text):
+    assert is_refusal(text) and not is_refusal(text, exact=True)
+
+
+@pytest.mark.parametrize("text", ["I can do it", "I, sorry? No: 2 * 3 * 4", "can 't", "", "*", "I think\u2019s fine"])
+def test_other_text_is_no_refusal(text):
+    assert not is_refusal(text)
+
+
+@given(
+    st.text(st.characters(codec="ascii", exclude_characters="*_~`&<>\\"), max_size=40),
+    st.sampled_from(REFUSAL_SUBSTRINGS),
+)
+def test_plain_text_is_judged_by_the_papers_rule(text, phrase):
+    for reply in (" ".join(text.split()), f"{text} {phrase}"):
+        assert is_refusal(reply) == is_refusal(reply, exact=True)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from refusal_lens.errors import (
     LabelError,
     PromptError,
     RefusalLensError,
+    SettingError,
 )
 from refusal_lens.hooks import AttentionKnockout, Cache
 from refusal_lens.models.texts import own_completions
@@ -99,8 +100,8 @@ WRONG = {
         lambda m, f: rl.attribution.neuron_contributions(m, ASK, f, layers=[9]),
     ),
     "class": (InterventionError, "Ablate is not an intervention", lambda m, f: m.hooks(rl.Ablate).__enter__()),
-    "no tokens": (PromptError, "max_new_tokens=0", lambda m, f: m.generate(ASK, 0)),
-    "cold": (PromptError, "temperature=-1", lambda m, f: m.generate(ASK, 2, temperature=-1)),
+    "no tokens": (SettingError, "max_new_tokens is 0", lambda m, f: m.generate(ASK, 0)),
+    "cold": (SettingError, "temperature is -1", lambda m, f: m.generate(ASK, 2, temperature=-1)),
     "zero": (DirectionError, "not zero", lambda m, f: m.hooks(rl.Ablate(torch.zeros(96))).__enter__()),
     "split": (
         LabelError,
