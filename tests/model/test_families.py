@@ -222,7 +222,7 @@ def refuser(architecture):
 
 
 HARD = ("granite", "cohere", "deepseek_v3", "llama4", "bloom", "falcon-alibi", "qwen3_5", "lfm2")
-BY_HEAD = {"heads", "causal", "logits", "sources", "patterns", "certificate"}
+BY_HEAD = {"heads", "causal", "logits", "sources", "lens", "patterns", "certificate"}
 
 
 @pytest.mark.parametrize("architecture", [on_every_run(name, {"deepseek_v3", "qwen3_5"}) for name in HARD])
