@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.prompts import PromptsLike
 from ..errors import ConcurrentUseError, InterventionError, ModelError, PromptError
-from ..hooks.base import Intervention, Where, scopes
+from ..hooks.base import Where, scopes
 from ..hooks.readers import Cache, NextLogits, Reader, Rows
 from ..progress import Progress, silent
 from ..records.direction import Direction
@@ -158,7 +158,8 @@ class HookedChatModel:
         with ExitStack() as stack:
             hooked = []
             for item in interventions:
-                if not isinstance(item, (tuple, Intervention)):
+                known = isinstance(item, tuple) or hasattr(item, "hooks") or hasattr(item, "applied")
+                if isinstance(item, type) or not known:
                     what = item.__name__ if isinstance(item, type) else type(item).__name__
                     raise InterventionError(
                         f"{what} is not an intervention: give Ablate(direction), Add(direction) ... or (name, function)"

@@ -341,7 +341,8 @@ def test_placebos_are_of_equal_size_and_elsewhere():
     assert float(Add(vector, layers=1).placebo(0).direction.norm()) == pytest.approx(5)
     rows = torch.stack([vector, 2 * vector])
     assert Add(rows, layers=1).placebo(0).direction.norm(dim=-1).tolist() == pytest.approx([5, 10])
-    assert Orthogonalize(direction, strength=0.5).placebo(3).direction.label == direction.label
+    placebo = Orthogonalize(direction, strength=0.5).placebo(3).direction
+    assert placebo.label == f"random direction 3 for {direction.label}"
     for edit in (
         AttentionKnockout(((0, 1), (2, 3))),
         InterchangePattern(((0, 1),), {0: torch.zeros(1, 4, 2, 5)}, torch.zeros(1, 5).long()),
@@ -430,7 +431,7 @@ def test_a_scope_that_does_not_fit_is_one_clear_sentence():
         (Add(direction.unit), InterventionError, "say where to add them"),
         (Ablate(torch.ones(5)), DirectionError, "vectors of 5 entries"),
         (AttentionKnockout(((0, 7),)), InterventionError, "no head L0H7"),
-        (3, InterventionError, "a int is not an intervention"),
+        (3, InterventionError, "int is not an intervention"),
         (Interchange(torch.ones(2, 32), torch.ones(3, 1, 1, 2)), InterventionError, "must be orthonormal"),
     ):
         with pytest.raises(error, match=message), model.hooks(edit):

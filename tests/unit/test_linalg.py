@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refusal_lens.errors import DirectionError
 from refusal_lens.tensors import kl_divergence, project_out, random_unit, refusal_log_odds, unit
 
 seeds = st.integers(0, 2**20)
