@@ -89,32 +89,23 @@ def _plant(model: Any, size: float, where: int = 5) -> None:
             weight[where] = -1
 
 
+def _sizes(vocab: int) -> dict[str, Any]:
+    return {
+        "vocab_size": vocab,
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.1,
+        "tie_word_embeddings": False,
+    }
+
+
 def _gemma(vocab: int) -> Gemma3TextConfig:
-    return Gemma3TextConfig(
-        vocab_size=vocab,
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        query_pre_attn_scalar=16,
-        max_position_embeddings=512,
-        sliding_window=512,
-        initializer_range=0.1,
-        tie_word_embeddings=False,
-    )
+    return Gemma3TextConfig(**_sizes(vocab), head_dim=16, query_pre_attn_scalar=16, sliding_window=512)
 
 
 def _config(vocab: int) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=vocab,
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.1,
-        tie_word_embeddings=False,
-    )
+    return LlamaConfig(**_sizes(vocab))
