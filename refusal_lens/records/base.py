@@ -268,7 +268,9 @@ def _read(path: Path) -> tuple[Path, Any, dict[str, Tensor]]:
             return target, json.loads(target.read_text("utf-8")), {}
         with safetensors.safe_open(target, "pt") as file:
             document = json.loads((file.metadata() or {}).get("refusal_lens", "null"))
-            return target, document, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Clones: in the file's own memory tensors are aligned as its header happens to end, and sums then round
+            # otherwise than those of a run that did not load them.
+            return target, document, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise ResultError(f"{target} can't be read: {(str(error).splitlines() or ['?'])[0][:200]}") from error
 

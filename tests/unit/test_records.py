@@ -83,6 +83,13 @@ def test_kinds_and_schemas_are_checked(tmp_path):
         Direction.load(tmp_path / "n")
 
 
+@pytest.mark.parametrize("note", ["x" * n for n in range(0, 64, 8)])
+def test_loaded_tensors_are_aligned_like_those_of_a_run(tmp_path, note):
+    """Else a resumed run rounds its sums otherwise than an undisturbed one."""
+    Direction(random_unit(96, 0), 1.0, -1, 1, relaxed=note).save(tmp_path / "direction")
+    assert load_record(tmp_path / "direction", Direction).unit.data_ptr() % 64 == 0
+
+
 def test_any_record_loads_in_a_fresh_process(tmp_path):
     made = Screened(torch.zeros(2, 3).double(), torch.zeros(2, 3).double())
     made.save(tmp_path / "screened")
