@@ -32,8 +32,8 @@ def main() -> None:
     scored = {"text" if args.text else "requests as text": text_tokens(model, [t for t in texts if t.strip()])}
     if args.completions:
         rows = [json.loads(line) for line in args.completions.read_text("utf-8").splitlines() if line.strip()]
-        pairs = ([row[key] for row in rows] for key in ("instruction", "output"))
-        scored["completions"] = completion_tokens(model, *pairs)
+        requests, replies = ([row[key] for row in rows] for key in ("instruction", "output"))
+        scored["completions"] = completion_tokens(model, requests, replies)
     scored["own completions"] = own
     found = {name: losses(model, items, conditions, name) for name, items in scored.items()}
     show(pd.concat([record.to_frame() for record in found.values()]))

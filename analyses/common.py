@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from refusal_lens import HookedChatModel, load_model
+from refusal_lens.behaviour.table import read_prompts
 from refusal_lens.records.base import Record
 from refusal_lens.records.files import write_atomically
 from refusal_lens.report.page import Page, Section
@@ -48,6 +49,15 @@ def prepared(args: argparse.Namespace) -> tuple[HookedChatModel, Study]:
     note = f" (relaxed: {chosen.relaxed})" if chosen.relaxed else ""
     print(f"{model.name}: direction at {chosen.label}{note}")
     return model, study
+
+
+def prompts_of(source: str) -> tuple[str, list[str]]:
+    """(name, prompts) of a file ("file" or "name=file"); prints what was dropped on the way."""
+    notes: list[str] = []
+    found = read_prompts(source, notes)
+    for note in notes:
+        print(f"note: {note}")
+    return found
 
 
 def finish(args: argparse.Namespace, title: str, sections: Sequence[Section], **records: Record) -> None:

@@ -7,8 +7,7 @@ The other behaviour is any two prompt files; by default requests for a list agai
 
 from __future__ import annotations
 
-from analyses.common import finish, parser, prepared, show
-from refusal_lens.behaviour.table import read_prompts
+from analyses.common import finish, parser, prepared, prompts_of, show
 from refusal_lens.direction.extract import extract_directions
 from refusal_lens.direction.section import effects_section
 from refusal_lens.direction.transfer import Ground, effect_matrix
@@ -25,22 +24,21 @@ def main() -> None:
     model, study = prepared(args)
     refusal = study.selection.chosen
     if args.positive and args.negative:
-        positive, negative = (read_prompts(source)[1] for source in (args.positive, args.negative))
+        positive, negative = (prompts_of(source)[1] for source in (args.positive, args.negative))
     else:
         texts = [*study.harmless.train, *study.harmless.val, *study.harmless.test]
         positive = [t for t in texts if any(word in t.lower() for word in LIST_WORDS)]
         negative = [t for t in texts if t not in positive]
     if min(len(positive), len(negative)) < 4:
         arguments.error("the other behaviour has fewer than 4 prompts of a kind: give --positive and --negative")
-    train, test = ([p[::2] for p in (positive, negative)], [p[1::2] for p in (positive, negative)])
-    other = extract_directions(model, *train).direction(refusal.pos, refusal.layer)
-    tokens = behaviour_tokens(model, *train)
+    other = extract_directions(model, positive[::2], negative[::2]).direction(refusal.pos, refusal.layer)
+    tokens = behaviour_tokens(model, positive[::2], negative[::2])
     print(f"the other behaviour: {len(positive)} and {len(negative)} prompts, its tokens {tokens.texts}")
     grounds = {
         "refusal: harmful": Ground(study.harmful.test.texts, study.refusal_tokens),
         "refusal: harmless": Ground(study.harmless.test.texts, study.refusal_tokens),
-        "other: positive": Ground(tuple(test[0]), tokens),
-        "other: negative": Ground(tuple(test[1]), tokens),
+        "other: positive": Ground(tuple(positive[1::2]), tokens),
+        "other: negative": Ground(tuple(negative[1::2]), tokens),
     }
     directions = {"refusal": refusal, "other": other}
     records = {effect: effect_matrix(model, directions, grounds, effect) for effect in ("ablation", "addition")}

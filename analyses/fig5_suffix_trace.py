@@ -14,9 +14,9 @@ from refusal_lens.report.page import Figure, Section
 def main() -> None:
     args = with_suffixes(parser(__doc__, "fig5_suffix_trace")).parse_args()
     report = investigated(args, *prepared(args), causal="none")
-    result = report.strongest
+    result = report.result()
     site = report.direction.layer
-    for o in (report.plain, result.suffixed, result.random, report.harmless):
+    for o in filter(None, (report.plain, result.suffixed, result.random, report.harmless)):
         print(
             f"{o.condition:9} n = {o.n:3}  cosine at layer {site}: last token {float(o.cosine[site].mean()):+.3f}, "
             f"instruction's last token {float(o.instruction_cosine[site].mean()):+.3f}; refused {o.refusal_rate}"

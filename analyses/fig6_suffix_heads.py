@@ -16,10 +16,10 @@ from refusal_lens.records.labels import head_label
 def main() -> None:
     args = with_suffixes(parser(__doc__, "fig6_suffix_heads")).parse_args()
     report = investigated(args, *prepared(args), causal="none")
-    result = report.strongest
+    result = report.result()
     rows = []
     for i, head in enumerate(report.top_heads):
-        row = {"head": head_label(*head)}
+        row: dict[str, str | float] = {"head": head_label(*head)}
         for o in (report.plain, result.random, result.suffixed):
             row[f"along r, {o.condition}"] = float(o.heads[head].mean())
             row[f"to suffix, {o.condition}"] = float(o.attention_to("suffix")[i].mean())

@@ -8,8 +8,7 @@ orders. Half of each set gives its direction (against the harmless training prom
 
 from __future__ import annotations
 
-from analyses.common import finish, parser, prepared, show
-from refusal_lens.behaviour.table import read_prompts
+from analyses.common import finish, parser, prepared, prompts_of, show
 from refusal_lens.direction.extract import extract_directions
 from refusal_lens.direction.section import effects_section
 from refusal_lens.direction.transfer import Ground, effect_matrix
@@ -22,7 +21,7 @@ def main() -> None:
     model, study = prepared(args)
     chosen, tokens = study.selection.chosen, study.refusal_tokens
     if args.set:
-        sets = {name: (texts[::2], texts[1::2]) for name, texts in map(read_prompts, args.set)}
+        sets = {name: (texts[::2], texts[1::2]) for name, texts in map(prompts_of, args.set)}
     else:
         held_out = [*study.harmful.val, *study.harmful.test]
         parts = {"questions": lambda t: "?" in t, "orders": lambda t: "?" not in t}
