@@ -61,6 +61,15 @@ def test_the_command_names_the_form_that_measures_refusal(study):
         assert words in page, words
 
 
+def test_the_figure_of_massive_activations_draws_shares_that_end_at_one(study):
+    candidates, chosen = study.candidates, study.selection.chosen
+    stream, r, tokens = candidates.plot("massive", direction=chosen).data
+    energy = candidates.statistics.size[chosen.layer].square()
+    assert stream.y[0] == pytest.approx(float(energy.max() / energy.sum())) and stream.y[-1] == pytest.approx(1)
+    assert r.y[-1] == pytest.approx(1) and str((chosen.pos, chosen.layer)) in r.name
+    assert list(tokens.y) == [token.ratio for token in candidates.statistics.tokens[:10]]
+
+
 def test_selection_by_the_papers_form_says_that_its_thresholds_fail(study):
     model = load_model(str(study.folder.parent / "model"), chat_template=CHATML, dtype="float32", device="cpu")
     asked = (model, study.candidates, study.harmful, study.harmless)
