@@ -101,9 +101,7 @@ def evaluate_table(
                 kept = f"replies/{file_name(name)}.{condition}"
                 known = store.entries(kept)
                 # The direction decides every condition but the baseline, the seed only the random ones.
-                decides: list[Any] = []
-                if condition != "baseline":
-                    decides = [r, seed if condition.startswith("random_") else None]
+                decides: list[Any] = [r, seed if condition.startswith("random_") else None] * (condition != "baseline")
                 if form != "paper" and condition.endswith("ablation"):
                     decides.append(form)
                 keys = {p: content_key(shared, decides, condition, p) for p in prompts}
