@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..errors import DirectionError
 from ..records.base import figure as registered
 from ..records.direction import Direction
 from ..records.labels import visible
@@ -226,24 +225,21 @@ def plot_forms(record: AblationForms) -> go.Figure:
 @registered("massive", CandidateDirections)
 def plot_massive(candidates: CandidateDirections, direction: Direction | None = None) -> go.Figure:
     """Energy of the stream and of r by coordinate, at the direction's layer (the middle by default), and the massive
-    tokens.
-
-    Raises:
-        DirectionError: candidates of an older version, without statistics of the stream.
+    tokens; of r alone where the candidates are of an older version, without statistics of the stream.
     """
     found = candidates.statistics
-    if found is None:
-        raise DirectionError("these candidates have no statistics of the stream: extract them anew")
     pos, layer = (direction.pos, direction.layer) if direction else (-1, candidates.n_layers // 2)
-    stream = found.size[layer].square().sort(descending=True).values
     figure = style.panels(["energy in the largest coordinates", "massive tokens"], column_widths=[0.6, 0.4])
-    curves = {f"stream, layer {layer}": stream / stream.sum(), f"r at ({pos}, {layer})": candidates.energy(pos, layer)}
-    for (name, shares), tint in zip(curves.items(), (style.GREY, style.GREEN), strict=True):
+    curves = [(f"r at ({pos}, {layer})", candidates.energy(pos, layer), style.GREEN)]
+    if found is not None:
+        stream = found.size[layer].square().sort(descending=True).values
+        curves.insert(0, (f"stream, layer {layer}", stream / stream.sum(), style.GREY))
+    for name, shares, tint in curves:
         held = shares.cumsum(0).tolist()
         hover = "%{y:.1%} in %{x} coordinates<extra>" + name + "</extra>"
         look = {"mode": "lines", "line_color": tint, "hovertemplate": hover, **style.panel(1)}
         figure.add_scatter(x=list(range(1, len(held) + 1)), y=held, name=name, **look)
-    tokens = found.tokens[:10]
+    tokens = found.tokens[:10] if found else ()
     figure.add_bar(
         x=[f"{i}: {visible(token.text)}" for i, token in enumerate(tokens, start=1)],
         y=[token.ratio for token in tokens],
