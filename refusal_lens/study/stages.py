@@ -39,6 +39,7 @@ PIPELINE: tuple[Stage, ...] = (
     behaviour.METRICS,
     *behaviour.REPLIES,
     direction.CONVERSATIONS,
+    direction.HARM,
     behaviour.EVALUATION,
     direction.STABILITY,
     *attribution.STAGES,
