@@ -86,7 +86,8 @@ def placed(model: HookedChatModel, prompt: str, suffix: str, said: str = "") -> 
     (text,) = reply_tokens(model, [prompt], [said], suffix)
     if model.n_ctx and len(text.ids) > model.n_ctx:
         raise PromptError(
-            f"the conversation has {len(text.ids)} tokens with its reply and {model.name} takes {model.n_ctx}: shorten it"
+            f"the conversation has {len(text.ids)} tokens with its reply and {model.name} takes {model.n_ctx}: "
+            "shorten it"
         )
     assert text.spans is not None
     tokens = padded([text.ids], [text.spans], model.chat.pad_id).to(model.device)

@@ -69,7 +69,9 @@ def test_what_passes_through_a_pattern(architecture):
             torch.testing.assert_close(found.along[i, dest], sources.values[layer, head, 0], rtol=0, atol=EXACT)
     squares = torch.zeros_like(found.values)
     for unit in torch.eye(model.d_model, dtype=torch.float64):
-        squares += attention_patterns(model, PROMPT, heads, " now", dataclasses.replace(direction, unit=unit)).along ** 2
+        squares += (
+            attention_patterns(model, PROMPT, heads, " now", dataclasses.replace(direction, unit=unit)).along ** 2
+        )
     torch.testing.assert_close(found.length, squares.sqrt(), rtol=1e-6, atol=1e-9)
     with pytest.raises(LabelError, match="there is no head 'L9H0'"):
         attention_patterns(model, PROMPT, "L9H0")
