@@ -66,6 +66,8 @@ def as_code(
     # On replies alone an intervention leaves the prompt, of which these views are, as it is.
     early = "" if scopes(found)[change.scope].starts_late else acting
     begin, head = f"request, suffix = {seen.request!r}, {suffix!r}\n", head_label(*seen.head)
+    # The plain prompt has no token in the suffix's place, so its difference is that of the suffix.
+    compared = begin if of != "difference" else f"request, suffix = {seen.request!r}, {suffix or seen.suffix!r}\n"
     hooked, late = (f"with model.hooks({one}):\n    " if one else "" for one in (early, acting))
     on_map = acting if seen.replies else early
     under = f", under={{{condition!r}: [{on_map}]}}" if on_map else ""
@@ -88,6 +90,6 @@ def as_code(
         "map": f"{begin}seen = rl.direction.read(model, request, found, suffix{reply}{under})\n"
         f"seen.plot(conditions={shown})",
         "heads": f"{sources}\nsources.to_frame({[tuple(h) for h in seen.top_heads]})",
-        "pattern": f"{begin}{hooked}pattern = {pattern % 'suffix'}\n{by_measure}",
+        "pattern": f"{compared}{hooked}pattern = {pattern % 'suffix'}\n{by_measure}",
         "sources": f"{sources}\nsources.plot()",
     }

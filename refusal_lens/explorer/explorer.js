@@ -128,7 +128,7 @@ function render({ model, el }) {
     named("error").textContent = shown.error ?? "";
     root.classList.toggle("stale", Boolean(shown.error));
     if (!shown.rows) return;
-    named("note").textContent = [`${shown.seconds} s`, ...shown.notes].join(" · ");
+    named("note").textContent = [`read in ${shown.seconds} s`, ...shown.notes].join(" · ");
     named("rows").replaceChildren(...shown.rows.map(row));
     named("strips").replaceChildren(...shown.strips.map(strip));
     const others = shown.rows.map((row) => row.condition).filter((name) => name !== "baseline");

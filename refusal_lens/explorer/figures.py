@@ -40,7 +40,11 @@ def plot_look_heads(record: Look, conditions: Sequence[str] | None = None) -> go
         weights = record.sources[name].attention_by_region()[:, :, 0]
         values = {r: [float(weights[(*head, i)]) for head in record.top_heads] for i, r in enumerate(REGIONS)}
         labels = [head_label(*head) for head in record.top_heads]
-        style.add_regions(figure, labels, values, showlegend=col == 1, **style.panel(col))
+        style.add_regions(figure, labels, values, **style.panel(col))
+    named: set[str] = set()
+    for bar in figure.data:  # one entry per region, also where only one panel has it
+        bar.showlegend = bar.legendgroup not in named
+        named.add(bar.legendgroup)
     figure.update_layout(barmode="stack").update_yaxes(range=[0, 1.02])
     figure.update_yaxes(title_text="attention from the last token", row=1, col=1)
     return style.legend_below(style.finish(figure, height=330))
@@ -78,9 +82,10 @@ def plot_look_pattern(record: Look, of: str = "weight", conditions: Sequence[str
         hover = "%{text}<br>%{z:.4f}<extra></extra>"
         drawn = go.Heatmap(z=z, text=texts, coloraxis="coloraxis", hovertemplate=hover, hoverongaps=False)
         figure.add_trace(drawn, **style.panel(col))
-        ticks = {"tickvals": list(range(len(words))), "ticktext": words, "tickfont": {"size": 9}, "showgrid": False}
-        figure.update_xaxes(**ticks, tickangle=-60, **style.panel(col))
-        figure.update_yaxes(**ticks, autorange="reversed", **style.panel(col))
+        ticks = {"tickvals": list(range(len(words))), "ticktext": words, "tickfont": {"size": 9}}
+        plain = {"showgrid": False, "zeroline": False}
+        figure.update_xaxes(**ticks, **plain, tickangle=-60, **style.panel(col))
+        figure.update_yaxes(**ticks, **plain, autorange="reversed", **style.panel(col))
     scale = {"colorscale": style.DIVERGING, "cmin": -limit} if signed else {"colorscale": style.SEQUENTIAL, "cmin": 0}
     figure.update_layout(coloraxis={**scale, "cmax": limit})
     title = f"{head_label(*record.head)}: {MEASURES[of]}" + (f" ({notice})" if notice else "")

@@ -38,7 +38,7 @@ class Explorer(anywidget.AnyWidget):
     _css = (HERE / "explorer.css").read_text("utf-8")
     choices = traitlets.Dict().tag(sync=True)
     asked = traitlets.Dict().tag(sync=True)
-    hovered = traitlets.List([]).tag(sync=True)
+    hovered: Any = traitlets.List([]).tag(sync=True)
     shown = traitlets.Dict().tag(sync=True)
     answers = traitlets.Dict().tag(sync=True)
     map, pattern, heads, sources, token = (traitlets.Dict().tag(sync=True) for _ in FIGURES)
