@@ -139,7 +139,7 @@ def test_bad_input_is_a_sentence(organism, found, asked, error, words):
 
 
 def test_a_failing_model_is_a_sentence(organism, found):
-    broken = ("blocks.1.hook_mlp_out", lambda x, hook: x * float("nan"))
+    broken = (f"blocks.{organism.n_layers - 1}.hook_mlp_out", lambda x, hook: x * float("nan"))
     with organism.hooks(broken), pytest.raises(ModelError, match="gives no finite refusal metric under baseline"):
         look(organism, PROMPT, found)
 
