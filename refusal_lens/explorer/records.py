@@ -58,7 +58,7 @@ class Look(Record):
 
     @property
     def changed(self) -> str:
-        """The condition that is looked at beside the plain one: the first intervention, or the suffix, or none."""
+        """The condition that is looked at beside the plain one: the last intervention, or the suffix, or none."""
         others = [name for name in self.conditions if not name.startswith("random_") and name != "baseline"]
         return others[-1] if others else "baseline"
 

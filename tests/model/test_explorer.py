@@ -181,7 +181,7 @@ def test_it_stays_usable_after_errors(explorer):
     for wrong, words in (
         ({"request": ""}, "the request is empty"),
         ({"request": PROMPT, "suffix": " "}, "the suffix is empty"),
-        ({"suffix": "", "strength": "x", "kind": "addition"}, "could not convert"),
+        ({"suffix": "", "strength": float("nan"), "kind": "addition"}, "give a number"),
         ({"strength": 1.0, "scope": "prompt", "head": "L9H9"}, "there is no head"),
     ):
         assert words in ask(explorer, **wrong)
