@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.test_report import ARTEFACTS, CHROMIUM, browser  # noqa: F401
+from tests.browser.test_report import ARTEFACTS, CHROMIUM, browser, sync_api  # noqa: F401
 
 pytest.importorskip("jupyterlab")
 pytest.importorskip("anywidget")
@@ -89,8 +89,16 @@ def page(lab, browser):  # noqa: F811
     """The notebook with its cells run."""
     tab = opened(browser, lab[0])
     tab.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=120_000)
-    tab.get_by_role("menuitem", name="Run", exact=True).click()
-    tab.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    begun = tab.locator(".jp-InputPrompt", has_text=re.compile(r"\[(\*|\d+)\]")).first
+    for _ in range(8):  # the menu is there before its commands know the notebook
+        tab.locator(".jp-Cell .cm-content").first.click()
+        tab.get_by_role("menuitem", name="Run", exact=True).click()
+        tab.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        try:
+            begun.wait_for(timeout=8000)
+            break
+        except sync_api.TimeoutError:
+            continue
     tab.locator(".rl-explorer .js-plotly-plot").first.wait_for(timeout=240_000)
     yield tab
     assert tab.problems == [] and tab.outside == []  # of everything the tests below did
