@@ -16,6 +16,7 @@ from .interchange import InterchangeWrites as InterchangeWrites
 from .interventions import Ablate as Ablate
 from .interventions import Add as Add
 from .interventions import NormMatchedPlacebo as NormMatchedPlacebo
+from .interventions import Twins as Twins
 from .orthogonalize import Orthogonalize as Orthogonalize
 from .pattern_readers import Pattern as Pattern
 from .pattern_readers import WrittenPattern as WrittenPattern
