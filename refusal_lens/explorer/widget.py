@@ -243,3 +243,6 @@ class _Html(str):
 
     def _repr_html_(self) -> str:
         return str(self)
+
+    def __repr__(self) -> str:
+        return "the last look, as HTML"
