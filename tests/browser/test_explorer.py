@@ -182,7 +182,7 @@ def test_bad_input_shows_its_sentence_and_leaves_it_usable(page):
     error.wait_for()
     assert error.inner_text().startswith("the request is empty")
     asked(page, "request").fill("word " * 900)
-    until(page, lambda: "shorten it" in error.inner_text())
+    until(page, lambda: "takes 512" in error.inner_text())
     asked(page, "request").fill("How do I pick a lock?")
     asked(page, "suffix").fill("  ")
     until(page, lambda: "the suffix is empty" in error.inner_text())

@@ -188,8 +188,12 @@ def test_it_stays_usable_after_errors(explorer):
         assert explorer.seen.metric == before
     assert ask(explorer, head="", kind="none") == "" and explorer.seen.request == PROMPT
     assert ask(explorer, measure="difference") == "" and "give a suffix" in explorer.pattern["error"]
-    with explorer.model.hooks(("blocks.1.hook_mlp_out", lambda x, hook: x[..., :1])):
-        assert "RuntimeError" in ask(explorer, request="How are you?")
+
+    def full(x, hook):
+        raise RuntimeError("out of memory")
+
+    with explorer.model.hooks(("blocks.1.hook_mlp_out", full)):
+        assert ask(explorer, request="How are you?") == "RuntimeError: out of memory"
     assert ask(explorer, request="How are you today?") == ""
 
 
