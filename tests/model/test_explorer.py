@@ -18,12 +18,8 @@ from refusal_lens.records.labels import REGIONS
 
 from .cases import PROMPT, direction_of, model_of
 
-PICKS = [
-    Change("ablation", 0.5, "prompt"),
-    Change("addition", 1.0, "all"),
-    Change("none"),
-    Change("ablation", 1, "reply"),
-]
+OTHERS = (Change("addition"), Change("none"), Change("ablation", 1, "reply"))
+PICKS = [Change("ablation", 0.5, "prompt"), *(pytest.param(change, marks=pytest.mark.slow) for change in OTHERS)]
 
 
 @pytest.fixture(scope="module")
