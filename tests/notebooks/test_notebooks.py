@@ -20,8 +20,8 @@ def stored(name):
     return json.loads((FOLDER / f"{name}.ipynb").read_text("utf-8"))
 
 
-def test_there_are_five():
-    assert len(NAMES) == 5 and {p.stem for p in FOLDER.glob("*.ipynb")} == set(NAMES)
+def test_there_are_six():
+    assert len(NAMES) == 6 and {p.stem for p in FOLDER.glob("*.ipynb")} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
