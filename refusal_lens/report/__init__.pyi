@@ -1,3 +1,4 @@
+from .drawing import Drawing as Drawing
 from .page import Card as Card
 from .page import Figure as Figure
 from .page import Note as Note

@@ -21,6 +21,7 @@ import plotly.graph_objects as go
 import plotly.io
 from plotly.offline import get_plotlyjs
 
+from .drawing import TITLE
 from .frames import figure_frame, widget_frame
 from .views import circuitsvis_source, script_json
 
@@ -51,13 +52,13 @@ class Figure:
 
     @cached_property
     def json(self) -> str:
-        """Plotly JSON, safe inside a script element; without the template, which the page holds once, and the title,
-        which is text of the page."""
+        """Plotly JSON, safe inside a script element; without the template, which the page holds once, the title, which
+        is text of the page, and the ground, which is the page's."""
         found = self.figure.to_plotly_json()
-        left_out = ("template", "title")
-        found["layout"] = {key: value for key, value in found["layout"].items() if key not in left_out}
-        if self.title:
-            found["layout"]["margin"] = {**found["layout"].get("margin", {}), "t": 30}
+        layout = {key: value for key, value in found["layout"].items() if key not in ("template", "title")}
+        found["layout"] = layout | {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"}
+        if self.title and "margin" in layout:
+            found["layout"]["margin"] = {**layout["margin"], "t": layout["margin"]["t"] - TITLE}
         return _script_safe(found)
 
     @property
