@@ -94,7 +94,8 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "words.plot()",
         "rl.behaviour.evaluate_table(model, r, prompts, max_new_tokens=16).plot()",
         "rl.behaviour.refusal_proxy(model, prompts, words, 16).plot()",
-        'own = rl.models.own_completions(model, calm, 16)\nrl.behaviour.losses(model, own, edits, "own replies").plot()',
+        "own = rl.models.own_completions(model, calm, 16)\n"
+        'rl.behaviour.losses(model, own, edits, "own replies").plot()',
     ),
     "How exact it is": ("rl.certify(model, r).plot()",),
 }
@@ -136,7 +137,7 @@ def page() -> str:
     parts = ["# Gallery", "One picture per figure, and the line that draws it, all on the embedded model:"]
     parts += [f"```python\n{PREPARED}```"]
     parts += [
-        '`.save("x.svg")` behind any of them writes the file; [Reading the figures](figures.md) says how to read each.'
+        '`.save("x.svg")` after any of them writes the file; [Reading the figures](figures.md) says how to read each.'
     ]
     for section, shown in SHOWN.items():
         parts.append(f"## {section}")
