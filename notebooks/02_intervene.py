@@ -76,9 +76,9 @@ for name, (kind, sign) in effects.items():
 # %%
 with model.hooks(rl.Orthogonalize(direction)):
     print("orthogonalized refuses", rl.refusal.complete(model, harmful.test, {"now": []}, "harmful", 24).rates["now"])
-    by_weights = model.logits(harmful.test[:8])
+    by_weights = model.logits(model.tokenize(harmful.test[:8]))
 with model.hooks(rl.Ablate(direction)):
-    by_hooks = model.logits(harmful.test[:8])
+    by_hooks = model.logits(model.tokenize(harmful.test[:8]))
 print("largest difference of a logit from ablation by hooks:", float((by_weights - by_hooks).abs().max()))
 
 # %% [markdown]

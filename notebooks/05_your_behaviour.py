@@ -58,8 +58,8 @@ Ground = rl.direction.Ground
 grounds = {
     "refusal, harmful": Ground(harmful.test, refusal_tokens),
     "refusal, harmless": Ground(harmless.test, refusal_tokens),
-    "list, asked for": Ground(pos_test, tokens),
-    "list, not asked for": Ground(neg_test, tokens),
+    "list, asked for": Ground(tuple(pos_test), tokens),
+    "list, not asked for": Ground(tuple(neg_test), tokens),
 }
 directions = {"refusal": refusal, "list": other}
 rl.direction.effect_matrix(model, directions, grounds, "ablation").plot()

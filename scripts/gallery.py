@@ -97,7 +97,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "own = rl.models.own_completions(model, calm, 16)\n"
         'rl.behaviour.losses(model, own, edits, "own replies").plot()',
     ),
-    "How exact it is": ("rl.certify(model, r).plot()",),
+    "How exact it is": ("rl.certify(model, direction=r).plot()",),
 }
 
 

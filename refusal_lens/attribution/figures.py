@@ -53,7 +53,7 @@ def plot_components(record: ComponentContributions | DirectLogitAttribution, top
 
 @registered("tokens", SourceContributions)
 def plot_sources(
-    record: SourceContributions, prompt: int = 0, heads: Sequence[Head] | None = None, width: int = 14
+    record: SourceContributions, prompt: int = 0, heads: Sequence[Head] | None = None, width: int = 12
 ) -> Drawing:
     """The prompt as a strip of tokens, coloured by what each writes along r̂ at the destination.
 
@@ -192,11 +192,14 @@ def plot_lens(record: Lens) -> Drawing:
     words = [(*a, *b[::-1]) for a, b in zip(record.bottom_tokens, record.top_tokens, strict=True)]
     look = {
         **style.diverging(float(z.abs().max()) or 1.0, "logit"),
+        "textfont": {"size": 9},
         "hovertemplate": "%{y}, %{text}: %{z:.2f}<extra></extra>",
     }
-    text = [[shortened(visible(word), 12) for word in row] for row in words]
+    text = [[shortened(visible(word), 10) for word in row] for row in words]
     figure = Drawing(
-        go.Heatmap(z=z.tolist(), y=record.vectors, text=text, texttemplate="%{text}", xgap=1, ygap=2, **look)
+        go.Heatmap(
+            z=z.tolist(), y=record.vectors, text=text, texttemplate="%{text}", xgap=1, ygap=2, **look, textfont_size=9
+        )
     )
     ticks = {"tickvals": [0, 2 * k - 1], "ticktext": ["disfavoured most", "favoured most"]}
     figure.update_xaxes(**ticks, showgrid=False, title_text="token")

@@ -51,7 +51,7 @@ def plot_fine_tuning(record: FineTuning) -> Drawing:
                 style.readable(condition),
                 legendgroup=condition,
                 showlegend=col == 1 or condition != "baseline",
-                line={"color": style.colour(condition, i)},
+                line={"color": style.colour(condition, i), "dash": style.dash(condition)},
                 **style.panel(col),
             )
         figure.update_yaxes(tickformat=".0%", range=[-0.05, 1.05], row=1, col=col)

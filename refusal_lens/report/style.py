@@ -46,14 +46,14 @@ CONDITION_COLOURS = {
     "changed": BLUE,
 }
 REGION_COLOURS = {"bos": GREY, "template_pre": SKY, "instruction": BLUE, "suffix": ORANGE, "template_post": GREEN}
-_CYCLE = (BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY)
+CYCLE = (BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY)
 DIVERGING = "RdBu_r"
 SEQUENTIAL = "Viridis"
 
 
 def colour(condition: str, index: int = 0) -> str:
     """The colour of a condition, the same in every figure; others take turns."""
-    return CONDITION_COLOURS.get(condition, _CYCLE[index % len(_CYCLE)])
+    return CONDITION_COLOURS.get(condition, CYCLE[index % len(CYCLE)])
 
 
 def marker(condition: str, index: int = 0) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def token_strip(
     limit: float = 0,
     notes: Sequence[str] = (),
     *,
-    width: int = 14,
+    width: int = 12,
     unit: str = "",
 ) -> go.Heatmap:
     """Tokens in lines of ``width``, coloured by their values, the strongest colours at ``limit`` (the largest value if
@@ -211,6 +211,7 @@ def token_strip(
         text=lines(texts, ""),
         customdata=lines([f"{note}<br>" for note in notes] or [""] * len(texts), ""),
         texttemplate="%{text}",
+        textfont={"size": 10},
         xgap=1,
         ygap=4,
         **diverging(limit or max(map(abs, values)) or 1.0, unit),
@@ -333,9 +334,12 @@ def plot_refusal_rates(rates: Mapping[str, Mapping[str, Rate]], title: str = "Re
         )
     figure.update_yaxes(title_text="refusal rate", range=[0, 1.16], tickformat=".0%")
     figure.update_xaxes(title_text="condition and prompts")
-    n = sorted({r.n for by_condition in rates.values() for r in by_condition.values()})
+    n = " or ".join(map(str, sorted({r.n for by_condition in rates.values() for r in by_condition.values()})))
+    height = 400 if len(conditions) <= 5 else 520  # long names stand upright
     figure.update_layout(barmode="overlay", bargap=0.35, showlegend=False)
-    return finish(figure, f"{title} (95% intervals, n = {' or '.join(map(str, n))})", height=400)
+    return finish(
+        figure, f"{title} (95% intervals, n = {' or '.join(map(str, n))})", 400 if len(conditions) <= 5 else 520
+    )
 
 
 @registered("numbers", Record)

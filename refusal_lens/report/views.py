@@ -86,7 +86,7 @@ class View(str):
         if self.component == "ColoredTokens":
             figure = Drawing(style.token_strip(tokens, self.props["values"], self.props["maxValue"], unit="along r̂"))
             figure.update_xaxes(visible=False).update_yaxes(visible=False, autorange="reversed")
-            return style.finish(figure, "Tokens, coloured by their value along r̂", 140 + 42 * -(-len(tokens) // 14))
+            return style.finish(figure, "Tokens, coloured by their value along r̂", 140 + 42 * -(-len(tokens) // 12))
         names, wide = self.props["attentionHeadNames"], min(2, len(self.props["attention"]))
         deep, room = -(-len(names) // wide), 16 * len(tokens) + 150
         look = {"vertical_spacing": 150 / (room * deep), "horizontal_spacing": 0.15, "subplot_titles": names}
