@@ -56,8 +56,8 @@ print("cosine of the two:", round(refusal.cosine(other), 3))
 # %%
 Ground = rl.direction.Ground
 grounds = {
-    "refusal, harmful": Ground(harmful.test, refusal_tokens),
-    "refusal, harmless": Ground(harmless.test, refusal_tokens),
+    "refusal, harmful": Ground(harmful.test.texts, refusal_tokens),
+    "refusal, harmless": Ground(harmless.test.texts, refusal_tokens),
     "list, asked for": Ground(tuple(pos_test), tokens),
     "list, not asked for": Ground(tuple(neg_test), tokens),
 }
@@ -89,5 +89,5 @@ if MODEL:
     shown, absent = rl.PromptSet.load(POSITIVE), rl.PromptSet.load(NEGATIVE)
     tokens = rl.refusal.behaviour_tokens(model, shown.train, absent.train)
     mine = rl.extract_directions(model, shown.train, absent.train).direction(-1, model.n_layers // 2)
-    grounds = {"shown": Ground(shown.test, tokens), "absent": Ground(absent.test, tokens)}
+    grounds = {"shown": Ground(shown.test.texts, tokens), "absent": Ground(absent.test.texts, tokens)}
     print(rl.direction.effect_matrix(model, {"behaviour": mine}, grounds, "ablation").to_frame())

@@ -47,7 +47,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
         'rl.plots.conversation_view(seen, "adversarial", layer=3)',
         "planes = [f(model, data.harmful.train, data.harmless.train, r, 3) for f in (rl.direction.pca_subspace, "
         "rl.direction.repeated_subspace)]\nrl.direction.subspace_effects(model, planes, test, calm, words).plot()",
-        "grounds = {name: rl.direction.Ground(some, words) for name, some in prompts.items()}\n"
+        "grounds = {name: rl.direction.Ground(some.texts, words) for name, some in prompts.items()}\n"
         'rl.direction.effect_matrix(model, {"refusal": r}, grounds).plot()',
         'rl.direction.system_prompt_table(model, r, test, ["", "Answer briefly."], max_new_tokens=16).plot()',
         "benign = rl.models.own_completions(model, data.harmless.train, 16)\n"

@@ -337,9 +337,7 @@ def plot_refusal_rates(rates: Mapping[str, Mapping[str, Rate]], title: str = "Re
     n = " or ".join(map(str, sorted({r.n for by_condition in rates.values() for r in by_condition.values()})))
     height = 400 if len(conditions) <= 5 else 520  # long names stand upright
     figure.update_layout(barmode="overlay", bargap=0.35, showlegend=False)
-    return finish(
-        figure, f"{title} (95% intervals, n = {' or '.join(map(str, n))})", 400 if len(conditions) <= 5 else 520
-    )
+    return finish(figure, f"{title} (95% intervals, n = {n})", height)
 
 
 @registered("numbers", Record)
