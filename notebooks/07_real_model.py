@@ -31,13 +31,13 @@ model
 # %%
 if STUDY:
     study = rl.Study(STUDY)
-    data, found = rl.data.PromptPair(study.harmful, study.harmless), study.selection
-    direction, tokens = study.selection.chosen, study.refusal_tokens
+    data = rl.data.PromptPair(study.harmful, study.harmless)
+    found = rl.direction.FoundDirection(study.selection, study.candidates, study.refusal_tokens)
 else:
     files = (f"{PROMPTS}/harmful", f"{PROMPTS}/harmless") if PROMPTS else ("organism",)
     data = rl.load_prompts(*files, sizes=(32, 12, 16))
     found = rl.find_direction(model, data)
-    direction, tokens = found.direction, found.refusal_tokens
+direction, tokens = found.direction, found.refusal_tokens
 print("direction:", direction.label, "- relaxed:", direction.relaxed or "nothing")
 
 # %%
@@ -103,7 +103,7 @@ import dataclasses
 
 few = rl.data.PromptPair(*(dataclasses.replace(p, test=p.test[:8]) for p in (data.harmful, data.harmless)))
 doses, everywhere = {"ablation": [0.5, 1]}, {"all": rl.direction.Scope()}
-rl.direction.dose_response(model, few, direction, strengths=doses, scopes=everywhere, max_new_tokens=12).plot()
+rl.direction.dose_response(model, few, found, strengths=doses, scopes=everywhere, max_new_tokens=12).plot()
 
 # %% [markdown]
 # ## Who writes it, and what does it say in words?
