@@ -132,7 +132,7 @@ def built() -> Path:
     return BUILT
 
 
-def page() -> str:
+def gallery() -> str:
     """The gallery in Markdown."""
     parts = ["# Gallery", "One picture per figure, and the line that draws it, all on the embedded model:"]
     parts += [f"```python\n{PREPARED}```"]
@@ -148,10 +148,14 @@ def page() -> str:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """MkDocs's hook: the page and its pictures join the site."""
+    """MkDocs's hook: the pictures join the site."""
     from mkdocs.structure.files import File
 
-    files.append(File.generated(config, "gallery.md", content=page()))
     for path in sorted(built().glob("*.svg")):
         files.append(File.generated(config, f"images/gallery/{path.name}", abs_src_path=str(path)))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """MkDocs's hook: lines and pictures on their page."""
+    return gallery() if page.file.src_uri == "gallery.md" else markdown

@@ -139,7 +139,7 @@ def plot_causal_check(record: CausalCheck) -> Drawing:
         "color": [
             style.colour("random_heads" if "random" in name or name == "keep_none" else "heads") for name in conditions
         ],
-        "pattern": {"shape": ["/" if "random" in name else "" for name in conditions], "size": 7, "solidity": 0.15},
+        "pattern": {**style.bar("", "/")["pattern"], "shape": ["/" if "random" in name else "" for name in conditions]},
     }
     names, changes = [style.readable(name) for name in conditions], [record.change(name) for name in conditions]
     more = {"showlegend": False, "hovertemplate": "%{x}: %{y:.2f}<extra></extra>", **style.panel(1)}

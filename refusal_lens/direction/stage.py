@@ -6,11 +6,12 @@ from ..data.prompts import PromptSet
 from ..engines.stage import Job, Stage, made_elsewhere
 from ..refusal.records import Completions, RefusalTokens
 from .ablation_records import AblationForms
+from .dose_records import DoseResponse
 from .map_records import ConversationMap
 from .massive_section import ablations_section
 from .records import CandidateDirections, DirectionTrace, Selection, Stability
 from .rule import SelectionRule
-from .section import conversations_section, direction_section
+from .section import conversations_section, direction_section, dose_section
 
 Pair = tuple[PromptSet, PromptSet]
 RULE = ("max_kl", "min_induce", "layer_cutoff")
@@ -112,6 +113,14 @@ STABILITY = Stage(
     uses=(*RULE, "stability"),
     when="stability",
     optional=True,
+)
+DOSE = Stage(
+    "dose",
+    {"dose": DoseResponse},
+    made_elsewhere,
+    "effect and damage by strength and scope, on validation prompts",
+    command="python -m analyses.dose --study",
+    section=lambda study: study.dose and dose_section(study.dose, "dose", "How much, and where"),
 )
 ABLATIONS = Stage(
     "ablations",
