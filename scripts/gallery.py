@@ -38,6 +38,7 @@ seen = rl.direction.read(model, test[0], r, suffixes.items[0].text, reply=16)
 SHOWN: dict[str, tuple[str, ...]] = {
     "The direction": (
         "found.plot()",
+        "found.candidates.plot(direction=r)",
         "rl.direction.trace_direction(model, prompts, r).plot()",
         "rl.direction.selection_stability(model, data.harmful, data.harmless, words, resamples=10).plot()",
         "rl.direction.compare_ablations(model, r, data, words, statistics=found.candidates.statistics).plot()",

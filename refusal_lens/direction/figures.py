@@ -220,14 +220,14 @@ def plot_forms(record: AblationForms) -> Drawing:
 
 
 @registered("massive", CandidateDirections)
-def plot_massive(candidates: CandidateDirections, direction: Direction | None = None) -> go.Figure:
+def plot_massive(candidates: CandidateDirections, direction: Direction | None = None) -> Drawing:
     """Energy of the stream and of r by coordinate, at the direction's layer (the middle by default), and the massive
     tokens; of r alone where the candidates are of an older version, without statistics of the stream.
     """
     found = candidates.statistics
     pos, layer = (direction.pos, direction.layer) if direction else (-1, candidates.n_layers // 2)
     figure = style.panels(["energy in the largest coordinates", "massive tokens"], column_widths=[0.6, 0.4])
-    curves = [(f"r at ({pos}, {layer})", candidates.energy(pos, layer), style.GREEN)]
+    curves = [(f"r at ({pos}, {layer})", candidates.energy(pos, layer), style.colour("direction"))]
     if found is not None:
         stream = found.size[layer].square().sort(descending=True).values
         curves.insert(0, (f"stream, layer {layer}", stream / stream.sum(), style.GREY))
@@ -251,7 +251,7 @@ def plot_massive(candidates: CandidateDirections, direction: Direction | None = 
     figure.update_yaxes(tickformat=".0%", range=[0, 1.05], title_text="share of squared length", row=1, col=1)
     figure.update_yaxes(title_text="norm over its sequence's median", rangemode="tozero", row=1, col=2)
     figure.update_xaxes(title_text="none" if not tokens else "token", row=1, col=2)
-    return style.legend_below(style.finish(figure, height=400))
+    return style.finish(figure, f"Massive activations at layer {layer}", height=430)
 
 
 _DOSE_PANELS = {
