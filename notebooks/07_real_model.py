@@ -85,7 +85,7 @@ for kind, sign in (("harmful", -1), ("harmless", +1)):
 # lower metric counts only where KL on harmless prompts stays low.
 
 # %%
-train, test = (data.harmful.train[:24], data.harmless.train[:24]), (data.harmful.test[:12], data.harmless.test[:12])
+train, test = (data.harmful.train[:16], data.harmless.train[:16]), (data.harmful.test[:12], data.harmless.test[:12])
 planes = [make(model, *train, direction, 2) for make in (rl.direction.pca_subspace, rl.direction.repeated_subspace)]
 effects = rl.direction.subspace_effects(model, planes, *test, tokens)
 effects.plot()
@@ -101,7 +101,7 @@ effects.to_frame().round(3)
 # %%
 import dataclasses
 
-few = rl.data.PromptPair(*(dataclasses.replace(p, test=p.test[:8]) for p in (data.harmful, data.harmless)))
+few = rl.data.PromptPair(*(dataclasses.replace(p, test=p.test[:6]) for p in (data.harmful, data.harmless)))
 doses, everywhere = {"ablation": [0.5, 1]}, {"all": rl.direction.Scope()}
 rl.direction.dose_response(model, few, found, strengths=doses, scopes=everywhere, max_new_tokens=12).plot()
 
@@ -139,7 +139,7 @@ seen.plot()
 
 # %%
 suffixes = rl.SuffixSet.load(rl.organism.suffixes()).of("adversarial")
-settings = rl.hijacking.Settings(max_new_tokens=0, causal="none", shuffled=False, detail=1, prompts=8, forensics=4)
+settings = rl.hijacking.Settings(max_new_tokens=0, causal="none", shuffled=False, detail=1, prompts=6, forensics=4)
 attack = rl.hijacking.investigate(model, few, suffixes, direction, refusal_tokens=tokens, settings=settings)
 attack.results_frame().drop(columns=["suffix"]).round(3)
 
