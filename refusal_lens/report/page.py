@@ -192,10 +192,11 @@ class Page:
     """The report.
 
     Attributes:
-        summary: findings in plain words, one sentence each.
+        summary: findings in plain words, the answer first; the cards stand after it.
         sure: how certain they are.
         missing: what was not measured.
         notes: what was relaxed, and other warnings.
+        caution: what the reader has to know before the findings.
 
     Example:
         >>> table = rl.report.Table("rates", ("prompts", "refused"), (("harmful", "90%"),))
@@ -211,6 +212,7 @@ class Page:
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     sections: tuple[Section, ...] = ()
+    caution: tuple[str, ...] = ()
 
     def render(self) -> str:
         """The whole page as HTML."""
