@@ -135,15 +135,14 @@ def plot_causal_check(record: CausalCheck) -> Drawing:
     )
     figure = style.panels(titles, column_widths=[0.55, 0.45], horizontal_spacing=0.12)
     conditions = [name for name in record.conditions if name != "baseline"]
-    looks = {
-        "color": [
-            style.colour("random_heads" if "random" in name or name == "keep_none" else "heads") for name in conditions
-        ],
-        "pattern": {**style.bar("", "/")["pattern"], "shape": ["/" if "random" in name else "" for name in conditions]},
-    }
-    names, changes = [style.readable(name) for name in conditions], [record.change(name) for name in conditions]
-    more = {"showlegend": False, "hovertemplate": "%{x}: %{y:.2f}<extra></extra>", **style.panel(1)}
-    style.add_bars(figure, names, changes, "", marker=looks, **more)
+    order = [style.readable(name) for name in conditions]
+    for control in (False, True):  # one trace each: Plotly warns about a list of colours with hatches
+        names = [c for c in conditions if ("random" in c or c == "keep_none") == control]
+        look = style.bar(style.colour("random_heads" if control else "heads"), "/" if control else "")
+        more = {"showlegend": False, "hovertemplate": "%{x}: %{y:.2f}<extra></extra>", **style.panel(1)}
+        changes = [record.change(name) for name in names]
+        style.add_bars(figure, [style.readable(name) for name in names], changes, "", marker=look, **more)
+    figure.update_layout(barmode="overlay").update_xaxes(categoryorder="array", categoryarray=order, row=1, col=1)
     table = record.singles_frame()
     for named, name, kind in ((True, "top heads", "heads"), (False, "random heads", "random_heads")):
         rows = table[table["named"] == named]
