@@ -209,14 +209,14 @@ def token_strip(
     return go.Heatmap(
         z=lines(values, None),
         text=lines(texts, ""),
-        customdata=lines([f"{note}<br>" for note in notes] or [""] * len(texts), ""),
+        customdata=lines(notes, "") if notes else None,
         texttemplate="%{text}",
         textfont={"size": 10},
         xgap=1,
         ygap=4,
         **diverging(limit or max(map(abs, values)) or 1.0, unit),
         showscale=bool(unit),
-        hovertemplate="%{text}<br>%{customdata}%{z:.3f}<extra></extra>",
+        hovertemplate="%{text}<br>" + "%{customdata}<br>" * bool(notes) + "%{z:.3f}<extra></extra>",
         hoverongaps=False,
     )
 
