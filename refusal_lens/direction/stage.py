@@ -6,13 +6,14 @@ from ..data.prompts import PromptPair, PromptSet
 from ..engines.stage import Job, Stage, made_elsewhere
 from ..refusal.records import Completions, RefusalTokens
 from .ablation_records import AblationForms
+from .dose_records import DoseResponse
 from .effect_records import EffectMatrix
 from .harm_records import HarmMap
 from .map_records import ConversationMap
 from .massive_section import ablations_section
 from .records import CandidateDirections, DirectionTrace, FoundDirection, Selection, Stability
 from .rule import SelectionRule
-from .section import conversations_section, direction_section, harm_section
+from .section import conversations_section, direction_section, dose_section, harm_section
 
 Pair = tuple[PromptSet, PromptSet]
 RULE = ("max_kl", "min_induce", "layer_cutoff")
@@ -147,6 +148,14 @@ STABILITY = Stage(
     uses=(*RULE, "stability"),
     when="stability",
     optional=True,
+)
+DOSE = Stage(
+    "dose",
+    {"dose": DoseResponse},
+    made_elsewhere,
+    "effect and damage by strength and scope, on validation prompts",
+    command="python -m analyses.dose --study",
+    section=lambda study: study.dose and dose_section(study.dose, "dose", "How much, and where"),
 )
 ABLATIONS = Stage(
     "ablations",
