@@ -17,3 +17,5 @@ from .observation_records import SuffixResult as SuffixResult
 from .observation_records import TokenEffects as TokenEffects
 from .records import Investigation as Investigation
 from .screening import screen as screen
+from .shift_records import AttentionShift as AttentionShift
+from .shifts import attention_shift as attention_shift

@@ -97,8 +97,8 @@ class Row:
         error = max(float((gaps[1] - gaps[0]).abs().max()) / size, *(float(x.abs().max()) for x in own))
         if not error <= limit:
             raise ModelError(
-                f"{model.name}, layer {layer}: its scores or weights miss those of its queries and keys by {error:.2g} "
-                f"(limit {limit:g}), so they are made in a way not known here; attention by region is exact all the same"
+                f"{model.name}, layer {layer}: scores or weights made of its queries and keys miss its own by "
+                f"{error:.2g} (limit {limit:g}): it scores in a way not known here, so why attention moves is not split"
             )
         before = keys & ~both.post & ~both.suffix
         for x, y in ((rows[0].k, rows[1].k), (rows[0].v, rows[1].v)):

@@ -42,7 +42,7 @@ class AttentionShift(
         edges: by head, the mean part of its change that a sender makes through the query or through the keys after the
             instruction; all senders and both sides add up to the change.
         spread: standard deviation of ``edges`` over prompts.
-        named: the largest edges on the other prompts, as (side, receiver, sender) in ``edges[:, target]`` of the suffix.
+        named: the largest edges to the suffix on the other prompts, as (side, receiver, sender).
         gained: attention that each token of the suffix gains over the random token in its place; tokens end together.
         taken: the part of the change on the instruction that goes through the token's score.
         causality: largest change of keys and values before the suffix, relative to their size (0 but for rounding).
@@ -89,6 +89,8 @@ class AttentionShift(
     def senders(self) -> tuple[str, ...]:
         """Labels of what writes the scores: embedding, heads, MLPs, biases, and the change of norms' scales."""
         layers, heads = self.parts.shape[2:4]
+        if not self.edges.shape[-1]:
+            return ()
         return (
             "embedding",
             *(head_label(layer, head) for layer in range(layers) for head in range(heads)),

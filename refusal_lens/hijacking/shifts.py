@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..data.prompts import PromptsLike, as_prompts, as_suffixes
-from ..errors import PromptError
+from ..errors import ModelError, PromptError
 from ..hooks.scores import ScoreForm, ScoreRows, Scores, score_forms
 from ..models.model import HookedChatModel
 from ..records.labels import Head, as_heads, visible
@@ -39,8 +39,8 @@ def attention_shift(
     Before the suffix nothing can change. So a head's row at ``pos`` changes by its query, by the suffix's keys and by
     those of the template after it: Shapley values over these three (Shapley 1953) add up to the change. The scores of
     the receivers are split further: the change of a softmax is the sum over keys of its mean derivative on the straight
-    path between the two rows of scores times the score's change (Aumann and Shapley 1974; Sundararajan et al. 2017), and
-    a score's change is linear in what each component wrote, with norms' scales frozen at their mean of both runs.
+    path between the two rows of scores, times the score's change (Aumann and Shapley 1974; Sundararajan et al. 2017),
+    and a score's change is linear in what each component wrote, with norms' scales frozen at their mean of both runs.
 
     Args:
         suffixes: one per prompt, or one ``str`` for all.
@@ -67,25 +67,23 @@ def attention_shift(
     if isinstance(receivers, int) and not others:
         raise PromptError("give choosing=, other prompts that choose the receivers, or name receivers")
     if isinstance(receivers, int):
-        rise = _Job(model, forms, (), pos).measure(others, suffixes, choosing_random).parts.sum(0)
+        rise = _Job(model, forms, (), pos).measure(others, suffixes, choosing_random).rows["parts"].sum(0)
         order = rise[TARGETS.index("suffix")].mean(-1).flatten().argsort(descending=True)[:receivers].tolist()
         receivers = sorted((i // model.n_heads, i % model.n_heads) for i in order)
     heads, chosen = as_heads(receivers), None
     if others:
-        chosen = _Job(model, forms, heads, pos).measure(others, suffixes, choosing_random).written.edges()
+        chosen = _Job(model, forms, heads, pos).measure(others, suffixes, choosing_random).written
     job = _Job(model, forms, heads, pos, notes)
     found = job.measure(requests, suffixes, random, plain)
-    edges = found.written.edges()
+    edges = found.written.edges(len(heads))
+    ranked = edges if chosen is None else chosen.edges(len(heads))
+    named = largest_edges(ranked.mean[:, TARGETS.index("suffix")], NAMED)
     return AttentionShift(
-        parts=found.parts,
-        alone=found.alone,
-        from_plain=found.from_plain,
+        **{"from_plain": None, **found.rows},  # type: ignore[arg-type]
         receivers=heads,
         edges=edges.mean,
         spread=edges.spread,
-        named=largest_edges((chosen or edges).mean[:, TARGETS.index("suffix")], NAMED),
-        gained=found.gained,
-        taken=found.taken,
+        named=named,
         tokens=found.tokens,
         causality=job.causality,
         scores_error=job.scores_error,
@@ -98,13 +96,9 @@ def attention_shift(
 
 @dataclass
 class _Found:
-    """What one list of prompts gave; fields as in ``AttentionShift``."""
+    """What one list of prompts gave: values with prompts on the last axis, by field of ``AttentionShift``."""
 
-    parts: Tensor
-    alone: Tensor
-    from_plain: Tensor | None
-    gained: Tensor
-    taken: Tensor
+    rows: dict[str, Tensor]
     written: Written
     tokens: tuple[str, ...]
 
@@ -135,12 +129,10 @@ class _Job:
         if any(a.suffix != b.suffix for a, b in zip(after.spans, before.spans, strict=True)):
             raise PromptError("the random tokens are not as many as the suffix has: draw them with random_controls")
         alone = model.tokenize(prompts) if plain else None
-        if plain and any(("cos" not in form.hooks and "rot_q" in form.hooks) or form.norm_last for form in self.forms):
-            self.notes.append(
-                "the plain run was not compared: this model's rotation is not at hand, nor so the distance"
-            )
+        if plain and any("rot_q" in form.hooks or form.norm_last for form in self.forms):
+            self.notes.append("the plain run was not compared: this model's rotation is not at hand")
             alone = None
-        writers, written = Writers(model, self.forms, self.heads, self.pos), Written()
+        writers, written = self._writers(), Written()
         rows: dict[str, Tensor] = {}
 
         def put(name: str, index: list[int], x: Tensor) -> None:
@@ -149,10 +141,10 @@ class _Job:
         widest = max(span.suffix[1] - span.suffix[0] for span in after.spans)
         for batch in model.batches(after, max_tokens=CHUNK):
             index = list(batch.indices)
-            read = Scores(self.forms, self.pos, writers.names, widest + after.n_post)
+            read = Scores(self.forms, self.pos, writers.names if writers else (), widest + after.n_post)
             targets = torch.stack([batch.region(name) for name in TARGETS])
-            runs = [model.run(tokens, read=read)[read] for tokens in (before.take(index), batch)]
-            both = Pair(batch, *runs, targets, batch.region("template_post"), read.n_last)
+            random_run, run = (model.run(tokens, read=read)[read] for tokens in (before.take(index), batch))
+            both = Pair(batch, random_run, run, targets, batch.region("template_post"), read.n_last)
             rest, columns = None, None
             if alone is not None:
                 own, tokens = Scores(self.forms, self.pos), alone.take(index)
@@ -162,12 +154,20 @@ class _Job:
         first = after.ids[0][after.region("suffix")[0]].tolist()
         texts = tuple(visible(model.tokenizer.decode([token])) for token in first)
         texts = ("",) * (widest - len(texts)) + texts
-        return _Found(**{"from_plain": None, **rows}, written=written, tokens=texts)
+        return _Found(rows, written, texts)
+
+    def _writers(self) -> Writers | None:
+        """The way back to the stream, or None and a note where a model does not give its weights by head."""
+        try:
+            return Writers(self.model, self.forms, self.heads, self.pos)
+        except ModelError as error:
+            self.notes.append(f"what wrote the scores was not split: {error}")
+            return None
 
     def _batch(
         self,
         both: Pair,
-        writers: Writers,
+        writers: Writers | None,
         written: Written,
         widest: int,
         plain: ScoreRows | None,
@@ -200,10 +200,8 @@ class _Job:
             found["from_plain"] = torch.stack(from_plain, 2)
         empty = suffix.new_zeros(0, widest, len(suffix), dtype=torch.float32)
         found["gained"], found["taken"] = (torch.cat(x) if x else empty for x in (gained, taken))
-        if pulls:
+        if pulls and writers is not None:
             written.add(writers.split((both.before, both.after), pulls), torch.cat(changes, 1))
-        else:
-            written.add(empty.new_zeros(2, len(TARGETS), 0, 0, len(suffix)), empty.new_zeros(2, 0, len(suffix)))
         return found
 
 

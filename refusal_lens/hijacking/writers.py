@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import ModelError
 from ..hooks.base import Model
-from ..hooks.readout import NormWeights, through_norm
+from ..hooks.readout import through_norm
 from ..hooks.scores import Scored, ScoreForm, ScoreRows, rotated
 from ..records.labels import Head
 
@@ -39,13 +38,16 @@ class Written:
         found = found.double().cpu()
         gap = (found.sum((0, 3)) - change.double().cpu()).abs()
         self.error = max(self.error, float(gap.max()) if gap.numel() else 0.0)
-        sums = found.sum(-1), (found * found).sum(-1)
-        self.total, self.squares = sums if self.total is None else (self.total + sums[0], self.squares + sums[1])
+        total, squares = found.sum(-1), (found * found).sum(-1)
+        self.total = total if self.total is None else self.total + total
+        self.squares = squares if self.squares is None else self.squares + squares
         self.n += found.shape[-1]
 
-    def edges(self) -> Edges:
-        """The result over all batches."""
-        assert self.total is not None and self.squares is not None
+    def edges(self, receivers: int) -> Edges:
+        """The result over all batches; without senders where none were split."""
+        if self.total is None or self.squares is None:
+            none = torch.zeros(2, 2, receivers, 0)
+            return Edges(none, none, 0.0)
         mean = self.total / self.n
         variance = (self.squares / self.n - mean * mean).clamp_min(0) * self.n / max(1, self.n - 1)
         return Edges(mean.float(), variance.sqrt().float(), self.error)
@@ -84,6 +86,13 @@ class Writers:
         self.before = range(top)
         self.post = {n: backend.post_norm(n, "attn") for n in self.before}
         self.norms = {n: backend.input_norm(n) for n in self.layers}
+        self.weights = {(n, part): backend.input_weight(n, part.upper()) for n in self.layers for part in "qk"}
+        self.gains = {
+            (n, part): backend.head_norm(n, part)
+            for n in self.layers
+            for part in "qk"
+            if f"{part}_normed" in self.forms[n].hooks
+        }
 
     @property
     def names(self) -> list[str]:
@@ -167,10 +176,8 @@ class Writers:
     ) -> _Way:
         """From the effective queries or keys of a layer's receivers back to the stream."""
         model, form, norm = self.model, self.forms[layer], self.norms[layer]
-        weight, bias = (
-            None if w is None else w.detach().to(pull) for w in model.backend.input_weight(layer, part.upper())
-        )
-        assert weight is not None
+        weight, bias = self.weights[layer, part]
+        weight, bias = weight.to(pull), None if bias is None else bias.to(pull)
         group = model.n_heads // len(weight)
         index = [self.heads[i][1] // group for i in own]
         weight = weight[index]
@@ -179,7 +186,7 @@ class Writers:
         turns = [None if t is None else t.to(pull)[:, -n_last:][:, where] for t in (rows[0].cos, rows[0].sin)]
         y = pull.permute(1, 3, 0, 2, 4)  # batch, position, target, receiver, entry
         inner = [torch.ones_like(y[:, :, 0, :, 0]) for _ in rows]
-        normed = f"{part}_normed" in form.hooks
+        normed = (layer, part) in self.gains
         gain, centred, offset = self._head_norm(part, layer, index, y) if normed else (None, False, None)
 
         def weighed(x: Tensor) -> Tensor:
@@ -211,8 +218,7 @@ class Writers:
         self, part: str, layer: int, index: list[int], like: Tensor
     ) -> tuple[Tensor | None, bool, Tensor | None]:
         """Weight by receiver and entry, whether it centres, and bias, of the norm of queries or keys."""
-        norm: NormWeights = self.model.backend.head_norm(layer, part)
-        d = like.shape[-1]
+        norm, d = self.gains[layer, part], like.shape[-1]
 
         def by_head(x: Tensor | None) -> Tensor | None:
             if x is None:
@@ -220,11 +226,6 @@ class Writers:
             rows = x.to(like).reshape(-1, d)
             return rows[index] if len(rows) > 1 else rows.expand(len(index), -1)
 
-        if norm.weight is None or norm.weight.numel() % d:
-            raise ModelError(
-                f"{self.model.name}, layer {layer}: the weight of its {part}_norm is not known by head, so what wrote "
-                "its scores is not known"
-            )
         return by_head(norm.weight), norm.centred, by_head(norm.bias)
 
 

@@ -1,7 +1,7 @@
 """How a layer scores its keys: queries and keys as they are multiplied, and the linear way back to the stream.
 
-A score is scale * q · k of the rotated (and, in some models, normed) query and key, then capped; ALiBi adds a bias, and a
-sink takes part in the softmax. Which of these a layer has is found by one short pass, and everything here is compared
+A score is scale * q · k of the rotated (and, in some models, normed) query and key, then capped; ALiBi adds a bias, and
+a sink takes part in the softmax. Which of these a layer has is found by one short pass, and everything here is compared
 with the model's own scores in every pass.
 """
 
@@ -31,7 +31,7 @@ class ScoreForm(NamedTuple):
     """How one layer scores.
 
     Attributes:
-        hooks: which of ``HOOKS`` fire there.
+        hooks: which of ``HOOKS`` fire there, and "rot_q" if queries are rotated before ``hook_q``.
         norm_last: whether queries and keys are normed after they are rotated (HunYuan).
         form: one of ``FORMS``.
         scale: what q · k is multiplied by.
@@ -117,11 +117,13 @@ def _form(model: Model, layer: int, seen: dict[str, Tensor], order: list[str]) -
             f"{model.name}, layer {layer}: hook_{missing[0]} does not fire, so scores can't be split; load a "
             "TransformerBridge (transformer-lens 4.3) with eager attention"
         )
+    baked = "rot_q" in order and order.index("rot_q") < order.index("q")  # latent attention rotates a part before
     norm_last = "rot_q" in order and "q_normed" in order and order.index("q_normed") > order.index("rot_q")
+    fired = {*seen} - (set() if baked else {"rot_q"})
     scale, cap, sinks = model.backend.scoring(layer)
     gaps: dict[str, float] = {}
     for form in FORMS:
-        found = ScoreForm(frozenset(seen), norm_last, form, scale, cap, sinks)
+        found = ScoreForm(frozenset(fired), norm_last, form, scale, cap, sinks)
         try:
             q, k = (found.effective(seen[n], seen.get(f"{n}_normed"), seen.get("cos"), seen.get("sin")) for n in "qk")
         except RuntimeError:  # a form whose pairs do not fit
@@ -130,7 +132,7 @@ def _form(model: Model, layer: int, seen: dict[str, Tensor], order: list[str]) -
         # A bias by position (ALiBi) is a line; anything else shows in a later pass, where two texts are compared.
         bend = gap if gap.shape[-1] < 3 else gap.diff(dim=-1).diff(dim=-1)
         gaps[form] = float(bend.abs().max())
-    return ScoreForm(frozenset(seen), norm_last, min(gaps, key=gaps.__getitem__), scale, cap, sinks)
+    return ScoreForm(frozenset(fired), norm_last, min(gaps, key=gaps.__getitem__), scale, cap, sinks)
 
 
 def scores_of(form: ScoreForm, q: Float[Tensor, "batch head d"], k: Float[Tensor, "batch src kv d"]) -> Tensor:

@@ -247,7 +247,7 @@ class Backend:
         module = self.part(layer, "attn")[1]
         weight = optional_weight(module, f"W_{part}")
         if weight is None or weight.ndim != 3:
-            raise ModelError(f"layer {layer}: W_{part} is not available by head, so what wrote its scores is not known")
+            raise ModelError(f"layer {layer}: W_{part} is not available by head")
         return weight, optional_weight(module, f"b_{part}")
 
     def attn_bias(self, layer: int) -> Float[Tensor, "d_model"] | None:
@@ -302,7 +302,11 @@ class Backend:
 
     def head_norm(self, layer: int, part: str) -> NormWeights:
         """The norm of queries ("q") or keys ("k"); its weight is by entry, by head, or by both in one row."""
-        return self._norm(getattr(self.part(layer, "attn")[1], f"{part}_norm"), f"blocks.{layer}.attn.{part}_norm")
+        name, module = self.part(layer, "attn")
+        norm = getattr(module, f"{part}_norm")
+        if optional_weight(norm, "weight") is None or not hasattr(norm, "uses_rms_norm"):
+            raise ModelError(f"layer {layer}: the weight of its {part}_norm is not available")
+        return self._norm(norm, f"{name}.{part}_norm")
 
     def norm_after_writes(self) -> str:
         """Name of the first norm between the embedding (BLOOM) or a sublayer and the stream; "" where there is none."""

@@ -317,7 +317,7 @@ class BridgeBackend(Backend):
         return rows.unflatten(0, (self.n_heads, -1))
 
     def scoring(self, layer):
-        inner = core(self.part(layer, "attn")[1])
+        inner: Any = core(self.part(layer, "attn")[1])
         scale = next((s for n in ("scaling", "softmax_scale") if (s := getattr(inner, n, None))), None)
         sinks = getattr(inner, "sinks", None)
         width = inner.head_dim if hasattr(inner, "head_dim") else self.d_head
