@@ -17,6 +17,7 @@ from .causal_records import CausalTests
 from .detection import Detectors
 from .observation_records import Observation, SuffixResult, TokenEffects
 from .records import Investigation
+from .shift_records import PLAYERS, AttentionShift
 
 _COLOURS = dict(plain=style.RED, suffix=style.ORANGE, random=style.SKY, shuffled=style.PINK, harmless=style.BLUE)
 Which = SuffixResult | Suffix | str | None  # a suffix of the investigation; None: the strongest
@@ -267,6 +268,35 @@ def plot_causal_tests(record: CausalTests) -> go.Figure:
     return style.finish(figure, f"Causal tests (n = {len(record.plain)})", height=520)
 
 
+@registered("why attention moves", AttentionShift)
+def plot_attention_shift(record: AttentionShift, target: str = "suffix") -> go.Figure:
+    """Each receiver's change of attention on the target, by cause, beside the compositions with the largest parts."""
+    n, heads = record.parts.shape[-1], record.receiver_labels
+    figure = style.panels([f"attention on the {target}, by cause", "what wrote the scores"], horizontal_spacing=0.3)
+    for player, tint in zip(PLAYERS, (style.BLUE, style.ORANGE, style.SKY), strict=True):
+        found = [record.part(player, head, target) for head in record.receivers]
+        hover = f"%{{x}}, {player}: %{{y:+.3f}}<extra></extra>"
+        style.add_bars(figure, heads, found, player, marker_color=tint, hovertemplate=hover, **style.panel(1))
+    changes = record.to_frame(target)["change"].tolist()
+    look = {"symbol": "diamond", "size": 9, "color": style.GREY}
+    figure.add_scatter(x=list(heads), y=changes, name="whole change", mode="markers", marker=look, **style.panel(1))
+    paths = record.compositions(target)
+    if len(paths):
+        figure.add_bar(
+            x=paths["part"].tolist(),
+            y=paths["path"].tolist(),
+            orientation="h",
+            error_x=style.error_bars(style.intervals(paths, "part")),
+            marker_color=style.GREEN,
+            showlegend=False,
+            hovertemplate="%{y}: %{x:+.3f}<extra></extra>",
+            **style.panel(2),
+        )
+    figure.update_layout(barmode="relative").update_yaxes(title_text="suffix minus random tokens", row=1, col=1)
+    figure.update_yaxes(autorange="reversed", row=1, col=2)
+    return style.legend_below(style.finish(figure, f"Why attention moves (n = {n})", height=460))
+
+
 @registered("detectors", Detectors, Investigation)
 def plot_roc(record: Detectors | Investigation) -> go.Figure:
     """ROC of each detector and harmful group at r̂'s layer, and AUROC by layer with 95% bands."""
@@ -309,3 +339,4 @@ def _register_part(kind: str, draw: Callable[[Any], go.Figure], part: str) -> No
 
 _register_part("causal tests", plot_causal_tests, "causal")
 _register_part("tokens", plot_token_effects, "tokens")
+_register_part("why attention moves", plot_attention_shift, "shift")

@@ -18,6 +18,7 @@ from ..hooks.scores import TOLERANCE, Scored, ScoreForm, ScoreRows, products
 from ..models.chat import Tokens
 from .shift_records import TARGETS
 
+MASKED = -1e4  # scores below are masked: float16 has no lower ones than -65504
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(48)  # of the path between two rows
 
 
@@ -82,8 +83,7 @@ class Row:
         measured = [row.scores.to(device) for row in rows]
         upto = both.post.shape[1] + pos
         keys = both.tokens.mask & (torch.arange(both.post.shape[1], device=device) <= upto)
-        floor = torch.finfo(model.dtype).min / 4
-        seen = keys[:, None] & (measured[0] > floor) & (measured[1] > floor)
+        seen = keys[:, None] & (measured[0] > MASKED) & (measured[1] > MASKED)
         gaps = [(m - form.capped(scores[i][i])).masked_fill(~seen, 0) for i, m in enumerate(measured)]
         size = form.scale * max(float(x.norm(dim=-1).max()) for x in q) * max(float(x.norm(dim=-1).max()) for x in k)
         bias, limit = (gaps[0] + gaps[1]) / 2, TOLERANCE.get(model.dtype, 4e-2)
@@ -191,7 +191,7 @@ class PlainRow:
         bias = [torch.zeros_like(row.bias), row.bias - row.bias[..., pos : pos + 1 or None]]
         if bool(row.bias.any()):
             bias[0] = (gap - gap[..., pos : pos + 1 or None]).gather(-1, index)
-        visible = (measured > -1e4) & (alone.pattern.to(device) > 0)
+        visible = (measured > MASKED) & (alone.pattern.to(device) > 0)
         seen = visible.gather(-1, index) & (columns >= 0)[:, None]
         made = cls(row, far, near, bias, [seen, row.seen], 0.0)
         inside = row.both.targets[TARGETS.index("instruction")][:, None]

@@ -135,6 +135,28 @@ class AttentionShift(
             rows.append(found | {"share": share, "n": n})
         return pd.DataFrame(rows)
 
+    def sentence(self, target: str = "suffix") -> str:
+        """The head whose attention on the target changes most, its causes, the largest path and token."""
+        j = index_of(TARGETS, target, "target", "AttentionShift")
+        if not self.receivers:
+            return ""
+        i = max(range(len(self.receivers)), key=lambda i: abs(float(self.change[j][self.receivers[i]].mean())))
+        head, whole = self.receivers[i], mean_interval(self.change[j][self.receivers[i]].tolist())
+        causes = ", ".join(f"{player} {self.part(player, head, target).mean:+.2f}" for player in PLAYERS)
+        said = f"{self.receiver_labels[i]}'s attention on the {target} changes by {whole.mean:+.2f} "
+        said += f"[{whole.low:+.2f}, {whole.high:+.2f}] from random tokens: {causes}"
+        paths = [
+            row
+            for row in self.compositions(target).to_dict("records")
+            if row["path"].endswith(f" of {head_label(*head)}")
+        ]
+        if paths:
+            said += f"; its largest path is {paths[0]['path']} ({paths[0]['part']:+.2f})"
+        gains = self.gained[i].mean(-1)
+        if len(gains) and float(gains.max()) > 0:
+            said += f", and {self.tokens[int(gains.argmax())]!r} gains most ({float(gains.max()):+.2f})"
+        return said + "."
+
     def competitors(self) -> pd.DataFrame:
         """One row per receiver and token of the suffix: attention gained, instruction's attention taken, n."""
         n, rows = self.parts.shape[-1], []
