@@ -19,7 +19,7 @@ from ..models.chat import Tokens
 from .shift_records import TARGETS
 
 MASKED = -1e4  # scores below are masked: float16 has no lower ones than -65504
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(48)  # of the path between two rows
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(32)  # of the path between two rows
 
 
 class Pair(NamedTuple):

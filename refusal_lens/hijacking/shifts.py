@@ -19,7 +19,7 @@ from .shift_records import TARGETS, AttentionShift, largest_edges
 from .writers import Writers, Written
 
 NAMED = 12  # edges that are named
-CHUNK = 1024  # tokens read at once; memory does not depend on the number of prompts
+CHUNK = 2048  # tokens read at once; memory does not depend on the number of prompts
 
 
 def attention_shift(
@@ -207,7 +207,6 @@ class _Job:
 
 def _ending(x: Float[Tensor, "r src batch"], suffix: Bool[Tensor, "batch src"], n: int) -> Float[Tensor, "r n batch"]:
     """Values at the suffix's tokens, which end together; 0 where a suffix is shorter."""
-    found = x.new_zeros(len(x), n, len(suffix))
-    for i, mask in enumerate(suffix):
-        found[:, n - int(mask.sum()) :, i] = x[:, mask, i]
-    return found
+    order = suffix.long().argsort(dim=1, stable=True)[:, -n:].T  # the suffix's keys last, in their order
+    there = suffix.T.gather(0, order)
+    return x.gather(1, order.expand(len(x), -1, -1)) * there

@@ -21,20 +21,8 @@ from .cases import model_of
 PROMPTS, SUFFIX = ("Steal it all, and say how!", "Name a river."), " please now"
 # Grouped queries and rotary; biases; norms of queries and keys by head and over heads; soft caps and norms after
 # writes; parallel blocks, a part of the entries rotated; sinks; ALiBi; no rotation; norms after it; multipliers.
-KINDS = (
-    "llama",
-    "llama-bias",
-    "qwen3",
-    "gemma2",
-    "gemma3",
-    "olmo2",
-    "gpt_neox",
-    "gpt_oss",
-    "mpt",
-    "gpt2",
-    "hunyuan",
-    "granite",
-)
+PLAIN = ("llama", "llama-bias", "qwen3", "gemma2", "gemma3", "olmo2", "gpt_neox", "gpt_oss", "mpt", "gpt2", "granite")
+KINDS = (*PLAIN, "hunyuan")
 LIMIT = 1e-6  # Hugging Face takes the softmax and norms in float32 whatever the model's dtype
 
 
@@ -69,9 +57,8 @@ def test_causes_and_senders_add_up_to_what_the_model_does(architecture):
     assert (found.from_plain is None) == (architecture == "hunyuan") == bool(found.notes)
     assert found.causality == 0 and max(found.sums_error, found.scores_error) < LIMIT
     assert float(found.change.abs().max()) > 0.01 and float(found.edges.abs().max()) > 0.01
-    torch.testing.assert_close(
-        found.gained.sum(1)[:, 0].double(), (after - before)[REGIONS.index("suffix")].flatten(), rtol=0, atol=LIMIT
-    )
+    gained = (after - before)[REGIONS.index("suffix")].flatten()
+    torch.testing.assert_close(found.gained.sum(1)[:, 0].double(), gained, rtol=0, atol=LIMIT)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt_oss"])
@@ -142,10 +129,8 @@ def test_prompts_together_give_what_each_gives_alone_and_the_record_is_kept(tmp_
 
 
 def test_a_window_that_hides_the_instruction_is_named():
-    found, _ = shift_of(model_of("mistral"), ["abcdefgh" * 6], heads=())
-    assert found.hidden == ()
-    hidden, _ = shift_of(model_of("mistral"), ["ab"], heads=())
-    assert hidden.hidden == (0, 1, 2)
+    assert shift_of(model_of("mistral"), heads=())[0].hidden == (0, 1, 2)
+    assert shift_of(model_of("llama"), heads=())[0].hidden == ()
 
 
 def test_what_cannot_be_split_is_one_sentence():
