@@ -14,6 +14,7 @@ from ..records.labels import REGIONS, shortened, visible
 from ..report import style
 from ..stats import mean_interval
 from .causal_records import CausalTests
+from .curve_records import WAYS, HeadCurves
 from .detection import Detectors
 from .observation_records import Observation, SuffixResult, TokenEffects
 from .records import Investigation
@@ -297,6 +298,26 @@ def plot_attention_shift(record: AttentionShift, target: str = "suffix") -> go.F
     return style.legend_below(style.finish(figure, f"Why attention moves (n = {n})", height=460))
 
 
+@registered("number of heads", HeadCurves)
+def plot_head_curves(record: HeadCurves) -> go.Figure:
+    """The share of the drop that returns with the first heads of an order cut off from the suffix, and the share that
+    stays when only these see it, against random orders within layers."""
+    figure = style.panels(["heads cut off: drop that returns", "only these see it: drop that stays"], shared_yaxes=True)
+    for col, way in enumerate(WAYS, start=1):
+        for order, tint in (("greedy", style.GREEN), ("attribution", style.ORANGE), ("random", style.SKY)):
+            found = [record.share(way, order, n) for n in record.counts]
+            area = record.area(way, order)
+            look = {"line": {"color": tint, "dash": "dash" if order == "random" else "solid"}, "legendgroup": order}
+            hover = f"%{{x}} heads, {order}: %{{y:.2f}} (area {area.mean:.2f})<extra></extra>"
+            name = f"{order}, area {area.mean:.2f} [{area.low:.2f}, {area.high:.2f}]"
+            shown = [str(n) for n in record.counts]
+            style.add_line(figure, shown, found, f"{name} ({way})", hovertemplate=hover, **look, **style.panel(col))
+        figure.update_xaxes(title_text="heads", type="category", row=1, col=col)
+    figure.update_yaxes(title_text="share of the drop", row=1, col=1)
+    figure.add_hline(y=1, line_dash="dot", line_color=style.GREY)
+    return style.legend_below(style.finish(figure, f"How many heads (n = {len(record.plain)})", height=480))
+
+
 @registered("detectors", Detectors, Investigation)
 def plot_roc(record: Detectors | Investigation) -> go.Figure:
     """ROC of each detector and harmful group at r̂'s layer, and AUROC by layer with 95% bands."""
@@ -339,4 +360,5 @@ def _register_part(kind: str, draw: Callable[[Any], go.Figure], part: str) -> No
 
 _register_part("causal tests", plot_causal_tests, "causal")
 _register_part("tokens", plot_token_effects, "tokens")
+_register_part("number of heads", plot_head_curves, "curves")
 _register_part("why attention moves", plot_attention_shift, "shift")

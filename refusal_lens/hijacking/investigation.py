@@ -26,12 +26,12 @@ from ..refusal.tokens import find_refusal_tokens
 from ..stats import benjamini_hochberg, paired_p
 from .causal import causal_tests
 from .controls import check_suffix, random_controls, shuffled_controls, suffix_ids
+from .curves import head_curves
 from .detection import Detectors, detectors
 from .observation import observe, split_drop
 from .observation_records import Observation, SuffixResult
 from .records import Investigation
 from .screening import screen, token_effects
-from .shift_records import AttentionShift
 from .shifts import attention_shift
 
 LAYOUT = 2  # of a suffix's file: raise it when its meaning changes, and older files are made again
@@ -143,7 +143,7 @@ class _Job:
             if unequal := sum(len(suffix_ids(self.model.chat, *pair)) != n for *pair, n in pairs):
                 self.notes.append(f"suffix {index}: {unequal} of {mixed.n} shuffled versions differ in length")
         if settings.causal == "none" or (settings.causal == "working" and not result.works):
-            return replace(result, causal=None, tokens=None, shift=None)
+            return replace(result, causal=None, tokens=None, shift=None, curves=None)
         tested = self.key(key, "tests and shift", self.choosing, settings.n_random, settings.forensics)
         if self.store.get(name, tested, SuffixResult) is None:
             result = self.store.put(name, self._tested(result, seed), key, tested)
@@ -196,26 +196,22 @@ class _Job:
         if some:
             sources = source_contributions(model, some, self.direction, suffixes=[text] * len(some))
             tokens = token_effects(model, some, text, sources, self.heads, self.tokens)
-        return replace(result, causal=causal, tokens=tokens, shift=self._shift(result, seed))
+        return replace(result, causal=causal, tokens=tokens, **self._explained(result, seed))
 
-    def _shift(self, result: SuffixResult, seed: int) -> AttentionShift | None:
-        """Why attention moves to it; None, and a note, where the model's scores can't be split."""
-        text, chat = result.suffix.text, self.model.chat
+    def _explained(self, result: SuffixResult, seed: int) -> dict[str, Any]:
+        """Why attention moves and how many heads are needed; a note where this model or suffix does not allow it."""
+        model, text, found = self.model, result.suffix.text, dict[str, Any]()
+        inputs = (model, self.prompts, text, result.random.suffixes)
         try:
-            check_suffix(chat, self.choosing, text, self.model.n_ctx)
-            drawn = random_controls(chat, self.choosing, text, seed + 1)
-            return attention_shift(
-                self.model,
-                self.prompts,
-                text,
-                result.random.suffixes,
-                receivers=len(self.heads),
-                choosing=self.choosing,
-                choosing_random=drawn.texts,
-            )
+            check_suffix(model.chat, self.choosing, text, model.n_ctx)
+            drawn = random_controls(model.chat, self.choosing, text, seed + 1).texts
+            others: dict[str, Any] = {"choosing": self.choosing, "choosing_random": drawn}
+            n_random = self.settings.n_random
+            found["curves"] = head_curves(*inputs, self.direction, self.tokens, **others, n_random=n_random, seed=seed)
+            found["shift"] = attention_shift(*inputs, receivers=len(self.heads), **others)
         except (ModelError, PromptError) as error:
-            self.notes.append(f"why attention moves to {shortened(text.strip())!r} was not measured: {error}")
-            return None
+            self.notes.append(f"{shortened(text.strip())!r}: not all was measured: {error}")
+        return found
 
     def _detectors(self, quiet: Observation, edge: Observation | None, results: list[SuffixResult]) -> Detectors:
         """Detectors on plain, suffixed, benign-suffixed and over-refusal-like prompts."""

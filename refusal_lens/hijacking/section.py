@@ -199,6 +199,15 @@ def _details(attack: Investigation, result: SuffixResult, name: str, shown: int 
         )
         control = "random heads of the same layers; random changes of equal norm"
         yield Figure(f"{name}-causal", result.causal.plot(), caption, n, control, result.causal.to_frame())
+    if result.curves is not None:
+        curves = result.curves
+        caption = (
+            f"{curves.sentence()} Left: the share of the refusal metric's drop that returns with the first heads of "
+            "an order cut off from the suffix (necessity); right: the share that stays when only these see it "
+            "(sufficiency). The area is the curve's mean height between none and all. Bars: 95% intervals."
+        )
+        n = f"{attack.plain.n} prompts; orders from {curves.n_chosen} others"
+        yield Figure(f"{name}-curves", curves.plot(), caption, n, "random orders within layers", curves.to_frame())
     if result.shift is not None:
         yield from _shift_items(result.shift, name)
     if result.tokens is not None:
