@@ -106,6 +106,7 @@ def effect_section(
     completions: Mapping[str, Completions],
     metric_harmful: Mapping[str, Interval],
     metric_harmless: Mapping[str, Interval],
+    form: str = "paper",
 ) -> Section:
     """Necessity and sufficiency: rates, the refusal metric, and the replies side by side."""
     rates = {name: replies.rates for name, replies in completions.items()}
@@ -125,7 +126,8 @@ def effect_section(
         "Necessity and sufficiency",
         (
             "Necessary: does the model stop refusing harmful prompts when the direction is ablated at every write to "
-            "the residual stream? Sufficient: does it refuse harmless ones when the direction is added at its layer?",
+            "the residual stream? Sufficient: does it refuse harmless ones when the direction is added at its layer?"
+            + ("" if form == "paper" else f" Here ablation has the form {form!r} (docs/how-to/nothing_passes.md)."),
         ),
         (
             Figure(

@@ -11,18 +11,21 @@ from .records import EvaluationTable
 from .section import effect_section, evaluation_section
 
 
-def _conditions(job: Job, selection: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Conditions for harmful prompts, and for harmless ones."""
+def _conditions(job: Job, selection: Any, candidates: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Conditions for harmful prompts, and for harmless ones; ablation in the form that selected."""
     from ..hooks.conditions import NECESSITY, SUFFICIENCY, named_conditions
 
     direction, seed = selection.chosen, job.config.seed + 1
-    return named_conditions(direction, NECESSITY, seed), named_conditions(direction, SUFFICIENCY, seed)
+    how: Any = {"form": selection.form, "statistics": candidates.statistics}
+    return named_conditions(direction, NECESSITY, seed, **how), named_conditions(direction, SUFFICIENCY, seed)
 
 
-def _metrics(job: Job, prompts: tuple[PromptSet, PromptSet], refusal_tokens: RefusalTokens, selection: Any) -> Metrics:
+def _metrics(
+    job: Job, prompts: tuple[PromptSet, PromptSet], refusal_tokens: RefusalTokens, selection: Any, candidates: Any
+) -> Metrics:
     from ..refusal.metric import refusal_metric
 
-    both = list(zip(prompts, _conditions(job, selection), strict=True))
+    both = list(zip(prompts, _conditions(job, selection, candidates), strict=True))
     with job.progress("measure the refusal metric", sum(len(p.test) * len(named) for p, named in both)) as advance:
         how: Any = {"engine": job.engine, "on_batch": advance}
         harmful, harmless = (
@@ -41,10 +44,10 @@ def _replies(kind: int) -> Stage:
     """Replies of the harmful (0) or the harmless (1) test prompts."""
     name = ("harmful", "harmless")[kind]
 
-    def run(job: Job, prompts: tuple[PromptSet, PromptSet], selection: Any) -> Completions:
+    def run(job: Job, prompts: tuple[PromptSet, PromptSet], selection: Any, candidates: Any) -> Completions:
         from ..refusal.replies import complete
 
-        conditions, limit = _conditions(job, selection)[kind], job.config.max_new_tokens
+        conditions, limit = _conditions(job, selection, candidates)[kind], job.config.max_new_tokens
         texts = prompts[kind].test
         return complete(job.model, texts, conditions, name, limit, engine=job.engine, progress=job.progress)
 
@@ -59,7 +62,7 @@ def _replies(kind: int) -> Stage:
 
 
 def _effects(study: Any) -> Any:
-    return effect_section(study.completions, study.metrics.harmful, study.metrics.harmless)
+    return effect_section(study.completions, study.metrics.harmful, study.metrics.harmless, study.selection.form)
 
 
 METRICS = Stage("metrics", {"metrics": Metrics}, _metrics, "refusal metric by condition", uses=("seed",))

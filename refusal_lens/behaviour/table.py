@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..data.files import read_file
 from ..data.prompts import PromptsLike, as_prompt_sets
@@ -12,6 +13,7 @@ from ..models.model import HookedChatModel
 from ..progress import Progress, automatic
 from ..records.direction import DirectionLike, as_direction
 from ..records.store import Store, content_key
+from ..records.stream import StreamStatistics
 from ..refusal.records import Completion, Completions
 from ..refusal.replies import check_finite, completion
 from .judges.base import Judge, SubstringJudge, file_name, judge_completions
@@ -53,6 +55,8 @@ def evaluate_table(
     judges: Sequence[Judge] | None = None,
     max_new_tokens: int = 64,
     seed: int = 0,
+    form: str = "paper",
+    statistics: StreamStatistics | None = None,
     allow_gap: bool = False,
     batch_size: int = 32,
     progress: Progress = automatic,
@@ -67,6 +71,7 @@ def evaluate_table(
         judges: the paper's substrings if None.
         max_new_tokens: length limit of replies (the paper: 512).
         seed: of the random directions.
+        form, statistics: of the conditions of ablation, as in ``Ablate``.
         allow_gap: run ``orthogonalized`` on a model with post-norms, where it is not equivalent to ablation.
         batch_size: replies decoded together, and the most that a kill can cost.
         progress: see ``progress.Progress``.
@@ -83,7 +88,7 @@ def evaluate_table(
     direction = as_direction(direction)
     model.check_direction(direction)
     store = Store(folder)
-    edits = named_conditions(direction, conditions, seed, allow_gap)
+    edits = named_conditions(direction, conditions, seed, allow_gap, form=form, statistics=statistics)
     r = [round(x, 7) for x in direction.vector.tolist()]
     shared = [model.fingerprint, model.chat.settings, direction.layer, direction.coeff, max_new_tokens]
     completions = []
@@ -96,7 +101,9 @@ def evaluate_table(
                 kept = f"replies/{file_name(name)}.{condition}"
                 known = store.entries(kept)
                 # The direction decides every condition but the baseline, the seed only the random ones.
-                decides = [] if condition == "baseline" else [r, seed if condition.startswith("random_") else None]
+                decides: list[Any] = [r, seed if condition.startswith("random_") else None] * (condition != "baseline")
+                if form != "paper" and condition.endswith("ablation"):
+                    decides.append(form)
                 keys = {p: content_key(shared, decides, condition, p) for p in prompts}
                 todo = [p for p in dict.fromkeys(prompts) if keys[p] not in known]
                 advance(sum(keys[p] in known for p in prompts))

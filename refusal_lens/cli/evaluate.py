@@ -77,6 +77,8 @@ def evaluate(
             judges=judges,
             max_new_tokens=max_new_tokens,
             seed=seed,
+            form=study.selection.form,
+            statistics=study.candidates.statistics,
             allow_gap=allow_gap,
             progress=progress,
         )

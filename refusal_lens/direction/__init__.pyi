@@ -28,7 +28,6 @@ from .select import choose as choose
 from .select import select_direction as select_direction
 from .stability import selection_stability as selection_stability
 from .subspace import pca_subspace as pca_subspace
-from .subspace import random_subspace as random_subspace
 from .subspace import repeated_subspace as repeated_subspace
 from .subspace import subspace_effects as subspace_effects
 from .trace import trace_direction as trace_direction

@@ -6,13 +6,15 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ..records.base import figure as registered
+from ..records.direction import Direction
 from ..records.labels import visible
+from ..records.stream import MASSIVE
 from ..report import style
 from .ablation_records import ALONG, AblationForms
 from .dose_records import DoseResponse
 from .effect_records import EffectMatrix, FineTuning, SubspaceEffects, SystemPrompts
 from .map_records import ConversationMap
-from .records import DirectionTrace, FoundDirection, Selection, Stability
+from .records import CandidateDirections, DirectionTrace, FoundDirection, Selection, Stability
 
 
 @registered("resamples won", Stability)
@@ -218,6 +220,41 @@ def plot_forms(record: AblationForms) -> go.Figure:
     style.finish(figure, height=420)
     figure.update_annotations(font_size=12)
     return style.legend_below(figure.update_layout(margin_t=60))
+
+
+@registered("massive", CandidateDirections)
+def plot_massive(candidates: CandidateDirections, direction: Direction | None = None) -> go.Figure:
+    """Energy of the stream and of r by coordinate, at the direction's layer (the middle by default), and the massive
+    tokens; of r alone where the candidates are of an older version, without statistics of the stream.
+    """
+    found = candidates.statistics
+    pos, layer = (direction.pos, direction.layer) if direction else (-1, candidates.n_layers // 2)
+    figure = style.panels(["energy in the largest coordinates", "massive tokens"], column_widths=[0.6, 0.4])
+    curves = [(f"r at ({pos}, {layer})", candidates.energy(pos, layer), style.GREEN)]
+    if found is not None:
+        stream = found.size[layer].square().sort(descending=True).values
+        curves.insert(0, (f"stream, layer {layer}", stream / stream.sum(), style.GREY))
+    for name, shares, tint in curves:
+        held = shares.cumsum(0).tolist()
+        hover = "%{y:.1%} in %{x} coordinates<extra>" + name + "</extra>"
+        look = {"mode": "lines", "line_color": tint, "hovertemplate": hover, **style.panel(1)}
+        figure.add_scatter(x=list(range(1, len(held) + 1)), y=held, name=name, **look)
+    tokens = found.tokens[:10] if found else ()
+    figure.add_bar(
+        x=[f"{i}: {visible(token.text)}" for i, token in enumerate(tokens, start=1)],
+        y=[token.ratio for token in tokens],
+        customdata=[[token.layer, token.id] for token in tokens],
+        hovertemplate="%{x} (id %{customdata[1]}), layer %{customdata[0]}: %{y:.3g} medians<extra></extra>",
+        marker_color=style.GREY,
+        showlegend=False,
+        **style.panel(2),
+    )
+    figure.add_hline(y=MASSIVE, line_dash="dash", line_color=style.GREY, row=1, col=2)
+    figure.update_xaxes(type="log", title_text="number of coordinates, largest first", row=1, col=1)
+    figure.update_yaxes(tickformat=".0%", range=[0, 1.05], title_text="share of squared length", row=1, col=1)
+    figure.update_yaxes(title_text="norm over its sequence's median", rangemode="tozero", row=1, col=2)
+    figure.update_xaxes(title_text="none" if not tokens else "token", row=1, col=2)
+    return style.legend_below(style.finish(figure, height=400))
 
 
 _DOSE_PANELS = {

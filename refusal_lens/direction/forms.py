@@ -13,15 +13,16 @@ from ..data.paper import MAX_KL
 from ..data.prompts import PromptPair, PromptsLike, as_prompts
 from ..errors import InterventionError, ModelError
 from ..hooks.base import Intervention
+from ..hooks.conditions import Conditions
 from ..hooks.forms import FORMS
-from ..hooks.interventions import Ablate
+from ..hooks.interventions import Ablate, Twins
 from ..models.model import HookedChatModel
 from ..progress import Progress, silent
 from ..records.direction import DirectionLike, as_direction
 from ..records.stream import StreamStatistics
-from ..refusal.records import RefusalTokens
-from ..refusal.replies import complete
-from ..stats import mean_interval
+from ..refusal.records import Completions, RefusalTokens
+from ..refusal.replies import complete, completion, replies
+from ..stats import Rate, mean_interval
 from ..tensors import kl_divergence, refusal_log_odds
 from .ablation_records import AblationForms, FormEffect
 from .massive import stream_statistics
@@ -97,13 +98,6 @@ class _Splits:
     def __init__(self, model: HookedChatModel, tokens: RefusalTokens, seeds: tuple[int, ...], progress: Progress):
         self.model, self.tokens, self.seeds, self.progress = model, tokens, seeds, progress
 
-    def _kinds(self, edit: Ablate) -> dict[str, list[Ablate]]:
-        return {
-            "direction": [edit],
-            "random": [edit.placebo(seed) for seed in self.seeds],
-            "matched": [edit.matched(seed) for seed in self.seeds],
-        }
-
     def measure(
         self, edits: dict[str, Ablate], harmful: PromptsLike, harmless: PromptsLike
     ) -> tuple[list[FormEffect], tuple[Any, Any]]:
@@ -111,17 +105,20 @@ class _Splits:
         before = self.model.last_logits(harmless)
         metric = self._metric(self.model.last_logits(harmful)), self._metric(before)
         found = []
-        with self.progress("measure the forms of ablation", len(edits) * (1 + 2 * len(self.seeds))) as advance:
+        with self.progress("measure the forms of ablation", len(edits) * (1 + len(self.seeds))) as advance:
             for form, edit in edits.items():
-                for along, some in self._kinds(edit).items():
-                    values = []
-                    for one in some:
-                        with self.model.hooks(one):
-                            after = self.model.last_logits(harmless)
-                            refusal = self._metric(self.model.last_logits(harmful))
-                        values.append((refusal, self._metric(after), kl_divergence(before, after)))
-                        advance(1)
-                    means = (torch.stack(column).mean(0) for column in zip(*values, strict=True))
+                refused = self._twins(edit, harmful)
+                calm, far = self._twins(edit, harmless, before)
+                both = list(zip(refused[0], calm, far, strict=True))
+                values = {"direction": both[:1], "random": [], "matched": both[1:]}
+                advance(1)
+                for seed in self.seeds:
+                    with self.model.hooks(edit.placebo(seed)):
+                        after, refusal = self.model.last_logits(harmless), self.model.last_logits(harmful)
+                    values["random"].append((self._metric(refusal), self._metric(after), kl_divergence(before, after)))
+                    advance(1)
+                for along, some in values.items():
+                    means = (torch.stack(column).mean(0) for column in zip(*some, strict=True))
                     bypass, other, kl = (mean_interval(mean.tolist()) for mean in means)
                     found.append(FormEffect(form, along, bypass, other, kl))
         return found, (mean_interval(metric[0].tolist()), mean_interval(metric[1].tolist()))
@@ -129,9 +126,32 @@ class _Splits:
     def _metric(self, logits: Tensor) -> Tensor:
         return refusal_log_odds(logits, self.tokens.ids)
 
-    def replies(self, edits: dict[str, Ablate], prompts: PromptsLike, max_new_tokens: int) -> dict[str, Any]:
+    def _twins(self, edit: Ablate, prompts: PromptsLike, before: Tensor | None = None) -> list[Tensor]:
+        """Metric, and KL from ``before``, under the edit and its twins: [1 + seed, prompt] each."""
+        n, tokens = 1 + len(self.seeds), self.model.tokenize(prompts)
+        found = torch.empty(1 if before is None else 2, n, len(tokens), dtype=torch.float64)
+        with self.model.hooks(Twins(edit, self.seeds)):
+            for batch in self.model.batches(tokens, max_tokens=2048 // n):
+                logits = self.model.logits(batch.take([row for row in range(len(batch)) for _ in range(n)]))[:, -1]
+                rows = list(batch.indices)
+                found[0][:, rows] = self._metric(logits).reshape(-1, n).T.cpu().double()
+                if before is not None:
+                    kl = kl_divergence(before[rows].repeat_interleave(n, 0), logits)
+                    found[1][:, rows] = kl.reshape(-1, n).T.cpu().double()
+        return list(found)
+
+    def replies(self, edits: dict[str, Ablate], prompts: Sequence[str], max_new_tokens: int) -> dict[str, Rate]:
         """Rates of refusal by "form along", placebos with their first seed, and without intervention."""
-        conditions: dict[str, list[Intervention]] = {"baseline": []}
-        for form, edit in edits.items():
-            conditions |= {f"{form} {along}": list(some[:1]) for along, some in self._kinds(edit).items()}
-        return complete(self.model, prompts, conditions, "harmful", max_new_tokens, progress=self.progress).rates
+        under: dict[str, Intervention] = {f"{form} random": edit.placebo(self.seeds[0]) for form, edit in edits.items()}
+        plain: Conditions = {"baseline": [], **{name: [edit] for name, edit in under.items()}}
+        found = complete(self.model, prompts, plain, "harmful", max_new_tokens, progress=self.progress).rates
+        pairs = [prompt for prompt in prompts for _ in range(2)]
+        with self.progress("answer beside placebos of the same moves", len(pairs) * len(edits)) as advance:
+            for form, edit in edits.items():
+                twins = Twins(edit, self.seeds[:1])
+                said = replies(self.model, pairs, max_new_tokens, under=[twins], on_batch=advance)
+                both = enumerate(zip(pairs, said, strict=True))
+                names = (f"{form} direction", f"{form} matched")
+                items = [completion(self.model, prompt, reply, names[i % 2]) for i, (prompt, reply) in both]
+                found |= Completions(tuple(items), "harmful", max_new_tokens).rates
+        return found

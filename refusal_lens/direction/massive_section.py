@@ -6,7 +6,7 @@ from ..records.direction import Direction
 from ..records.stream import MASSIVE
 from ..report.page import Figure, Item, Section, Table, frame_table, plain
 from .ablation_records import AblationForms
-from .figures import FORM_NAMES, plot_forms
+from .figures import FORM_NAMES, plot_forms, plot_massive
 from .records import CandidateDirections, Selection
 
 CONCENTRATED = 0.5  # share of the squared length of r on one coordinate from which the report warns
@@ -60,12 +60,19 @@ def placebo_sentences(selection: Selection, ablations: AblationForms | None) -> 
     return found
 
 
-def massive_items(candidates: CandidateDirections) -> list[Item]:
-    """The massive tokens as a table, and sizes by layer."""
+def massive_items(candidates: CandidateDirections, direction: Direction) -> list[Item]:
+    """Energy by coordinate, the massive tokens as a table, and sizes by layer."""
     statistics = candidates.statistics
     if statistics is None:
         return []
-    found: list[Item] = []
+    layer = direction.layer
+    caption = (
+        f"Share of the squared length that the k largest coordinates hold: of the stream at layer {layer}, massive "
+        f"tokens left out, and of r at {direction.label}. Tokens of the training prompts whose norm is above "
+        f"{MASSIVE:g} medians of their sequence (dashed)."
+    )
+    n = f"{statistics.n_tokens[layer]} tokens of {statistics.n_prompts} prompts"
+    found: list[Item] = [Figure("massive", plot_massive(candidates, direction), caption, n)]
     if statistics.tokens:
         rows = tuple((repr(t.text), str(t.id), str(t.layer), plain(t.ratio), str(t.times)) for t in statistics.tokens)
         columns = ("token", "id", "layer where largest", "norm over the median", "times")

@@ -193,7 +193,7 @@ def direction_section(
         columns = ("candidate", "bypass", "induce", "KL", "needs")
         items.append(Table("near-misses", columns, rows, "The candidates nearest to passing, nearest first."))
     items.append(_candidates(selection, frame))
-    items += massive_items(candidates)
+    items += massive_items(candidates, selection.chosen)
     if stability is None:
         text.append("Stability over resampled training prompts was not measured; `--stability 20` measures it.")
     else:

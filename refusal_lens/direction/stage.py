@@ -54,15 +54,21 @@ def _trace(job: Job, selection: Selection, prompts: Pair) -> DirectionTrace:
 
 
 def _conversations(
-    job: Job, selection: Selection, prompts: Pair, completions_harmful: Completions, completions_harmless: Completions
+    job: Job,
+    selection: Selection,
+    candidates: CandidateDirections,
+    prompts: Pair,
+    completions_harmful: Completions,
+    completions_harmless: Completions,
 ) -> tuple[ConversationMap, ...]:
     """The first test prompt of each kind with its replies."""
     from ..hooks.conditions import named_conditions
     from .conversation import read
 
+    how: Any = {"form": selection.form, "statistics": candidates.statistics}
     maps = []
     for kind, said in zip(prompts, (completions_harmful, completions_harmless), strict=True):
-        under = named_conditions(selection.chosen, said.conditions, job.config.seed + 1)
+        under = named_conditions(selection.chosen, said.conditions, job.config.seed + 1, **how)
         replies = {name: said.of(name)[0].response for name in under}
         text, direction = kind.test.texts[0], selection.chosen
         maps.append(read(job.model, text, direction, reply=replies, under=under, progress=job.progress))

@@ -17,6 +17,7 @@ from .interchange import InterchangeWrites as InterchangeWrites
 from .interventions import Ablate as Ablate
 from .interventions import Add as Add
 from .interventions import NormMatchedPlacebo as NormMatchedPlacebo
+from .interventions import Twins as Twins
 from .orthogonalize import Orthogonalize as Orthogonalize
 from .readers import Activations as Activations
 from .readers import Cache as Cache

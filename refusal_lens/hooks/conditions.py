@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from ..errors import RefusalLensError
 from ..records.direction import DirectionLike
 from ..records.labels import CONDITIONS
+from ..records.stream import StreamStatistics
 from .base import Intervention
+from .forms import Form
 from .interventions import Ablate, Add
 from .orthogonalize import Orthogonalize
 
@@ -15,7 +17,13 @@ SUFFICIENCY = ("baseline", "addition", "random_addition")  # on harmless prompts
 
 
 def named_conditions(
-    direction: DirectionLike, names: Sequence[str] = CONDITIONS, seed: int = 0, allow_gap: bool = False
+    direction: DirectionLike,
+    names: Sequence[str] = CONDITIONS,
+    seed: int = 0,
+    allow_gap: bool = False,
+    *,
+    form: Form | str = "paper",
+    statistics: StreamStatistics | None = None,
 ) -> dict[str, list[Intervention]]:
     """Give interventions by condition; each ``random_`` one is a placebo of equal norm (paper sections 2.4, 3, I.1).
 
@@ -23,6 +31,7 @@ def named_conditions(
         direction: the direction; ``subtraction`` adds -r at its layer, the other conditions are the paper's.
         names: some of ``CONDITIONS``, e.g. ``NECESSITY``.
         seed: of the random direction.
+        form, statistics: of the two conditions of ablation, as in ``Ablate``; weights know the paper's form only.
         allow_gap: let ``orthogonalized`` run on a model with post-norms (see ``Orthogonalize``).
 
     Raises:
@@ -34,7 +43,7 @@ def named_conditions(
         ['baseline', 'ablation', 'random_ablation']
     """
     effects: dict[str, Intervention] = {
-        "ablation": Ablate(direction),
+        "ablation": Ablate(direction, form=form, statistics=statistics),
         "addition": Add(direction),
         "subtraction": Add(direction, -1.0),
         "orthogonalized": Orthogonalize(direction, allow_gap),

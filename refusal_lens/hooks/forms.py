@@ -140,7 +140,7 @@ class LayerEdit:
 
     Attributes:
         along: V, the directions along which x moves.
-        measure: W, with W Vᵀ = 1 unless V points elsewhere (a placebo).
+        measure: W, with W Vᵀ = 1.
         offset: W μ; None where μ is 0.
         limit: norm above which a token is left alone; infinite where none is.
         note: told which tokens were left alone.
@@ -161,7 +161,6 @@ class LayerEdit:
         layer: int,
         apart: bool,
         device: torch.device,
-        along: Float[Tensor, "k d_model"] | None = None,
         note: Callable[[Tensor], None] | None = None,
     ) -> LayerEdit:
         """Prepare a layer.
@@ -170,7 +169,6 @@ class LayerEdit:
             rows: directions, float64.
             apart: each row is an edit of its own (candidates); else the edit removes all of them.
             device: where the activations will be.
-            along: others of equal length to move along instead.
         """
         measure = weighted(rows, form, statistics, layer)
         if form.metric == "plain":  # rows of length 1, at right angles where they act together
@@ -183,7 +181,7 @@ class LayerEdit:
         if form.reference == "mean" and statistics is not None:
             offset = (measure @ statistics.mean[layer].to(rows)).to(device)
         limit = float(statistics.limit[layer]) if form.spare and statistics is not None else float("inf")
-        return cls((rows if along is None else along).to(device), measure.to(device), offset, limit, note)
+        return cls(rows.to(device), measure.to(device), offset, limit, note)
 
     def __call__(self, x: Float[Tensor, "*batch d_model"], share: float) -> Float[Tensor, "*batch d_model"]:
         """Edit activations in float32 or better: all rows at once."""

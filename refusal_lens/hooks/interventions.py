@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import DirectionError, InterventionError
-from ..records.direction import Direction, DirectionLike, Subspace, as_direction
+from ..records.direction import Direction, Subspace, as_direction
 from ..records.stream import StreamStatistics
 from ..tensors import orthonormal, random_unit, unit, wide
 from .base import HookIntervention, Hooks, Model, Scoped, Where, check_size, layers_of, write_sites
@@ -30,19 +31,11 @@ def random_like(vectors: Float[Tensor, "*rows d_model"], seed: int) -> Float[Ten
     return vectors.norm(dim=-1, keepdim=True) * drawn.to(vectors)
 
 
-def random_subspace(direction: DirectionLike, k: int, seed: int) -> Subspace:
-    """``k`` random orthonormal directions: the placebo of a subspace."""
-    generator = torch.Generator().manual_seed(seed)
-    direction = as_direction(direction)
-    shape = (k, len(direction.unit))
-    return Subspace(orthonormal(torch.randn(shape, generator=generator, dtype=torch.float64)), "random", direction)
-
-
 def _placebo_of(what: Direction | Subspace | Tensor, seed: int) -> Any:
     if isinstance(what, Direction):
         return what.random_control(seed)
     if isinstance(what, Subspace):
-        return random_subspace(what.reference, len(what), seed)
+        return Subspace.random(what.reference, len(what), seed)
     return random_like(what, seed)
 
 
@@ -80,8 +73,6 @@ class Ablate(HookIntervention):
             own part only.
         form: a ``Form``, or the name of one: "paper", "stream", "affine", "scaled", "oblique".
         statistics: of the stream, for the last three (``candidates.statistics``).
-        elsewhere: seed of random directions along which every token is moved as far as the ablation would move it
-            (see ``matched``).
 
     Raises:
         DirectionError: a direction, or statistics, of another model, basis or size (when it is applied).
@@ -98,7 +89,6 @@ class Ablate(HookIntervention):
     per_candidate: bool = False
     form: Form | str = field(default="paper", kw_only=True)
     statistics: StreamStatistics | None = field(default=None, kw_only=True, repr=False)
-    elsewhere: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,7 +98,7 @@ class Ablate(HookIntervention):
     def hooks(self, model: Model) -> Hooks:
         """One hook per write site of the chosen layers, or per block's input."""
         where, form = Where(model, self), as_form(self.form)
-        vectors = self._vectors(model)
+        vectors = self.vectors(model)
         check_statistics(form, self.statistics, model)
         if form.site == "writes":
             edit = Scoped(self._change(vectors, 0, where), where)
@@ -118,7 +108,8 @@ class Ablate(HookIntervention):
             for layer in layers_of(self.layers, model.n_layers)
         ]
 
-    def _vectors(self, model: Model) -> Tensor:
+    def vectors(self, model: Model) -> Tensor:
+        """The direction's unit vector, or the subspace's vectors, checked against the model."""
         what = self.direction
         if isinstance(what, Tensor):
             check_size(what, model)
@@ -126,13 +117,15 @@ class Ablate(HookIntervention):
             model.check_direction(what.reference if isinstance(what, Subspace) else what)
         return what.unit if isinstance(what, Direction) else what.vectors if isinstance(what, Subspace) else what
 
+    def rows(self, vectors: Tensor) -> Float[Tensor, "k d_model"]:
+        """Unit vectors along which tokens move, at right angles unless each is ablated apart; float64."""
+        rows = vectors.double().cpu().reshape(-1, vectors.shape[-1])
+        return unit(rows) if self.per_candidate or len(rows) == 1 else orthonormal(rows)
+
     def _change(self, vectors: Tensor, layer: int, where: Where) -> Change:
         """The form at one layer, prepared in float64: float32 storage leaves 1e-8 of the component there."""
-        rows = vectors.double().cpu().reshape(-1, vectors.shape[-1])
-        rows = unit(rows) if self.per_candidate or len(rows) == 1 else orthonormal(rows)
-        along = None if self.elsewhere is None else random_like(rows, self.elsewhere)
-        form, device = as_form(self.form), where.model.device
-        edit = LayerEdit.of(rows, form, self.statistics, layer, self.per_candidate, device, along, where.spared)
+        rows, form, device = self.rows(vectors), as_form(self.form), where.model.device
+        edit = LayerEdit.of(rows, form, self.statistics, layer, self.per_candidate, device, where.spared)
 
         def change(x: Tensor) -> Tensor:
             full = wide(x)
@@ -146,14 +139,9 @@ class Ablate(HookIntervention):
         """Ablation of a random direction (or of a random subspace of equal size, or of random directions)."""
         return replace(self, direction=_placebo_of(self.direction, seed))
 
-    def matched(self, seed: int) -> Ablate:
-        """A second placebo: every token is moved as far as the ablation would move it, along a random direction."""
-        return replace(self, elsewhere=seed)
-
     def _subject(self) -> str:
         form = form_name(as_form(self.form))
-        parts = (subject_of(self.direction), "" if form == "paper" else form)
-        return ", ".join(filter(None, (*parts, "" if self.elsewhere is None else "moved elsewhere")))
+        return subject_of(self.direction) + ("" if form == "paper" else f", {form}")
 
 
 @dataclass(frozen=True)
@@ -213,6 +201,54 @@ class Add(HookIntervention):
     def _subject(self) -> str:
         times = "" if self.coeff is None or isinstance(self.direction, Tensor) else f"{self.coeff:g} x "
         return times + subject_of(self.direction)
+
+
+@dataclass(frozen=True)
+class Twins(HookIntervention):
+    """An ablation beside placebos of the same moves: each moves every token as far as the ablation does, elsewhere.
+
+    A batch holds each prompt 1 + len(seeds) times in succession. The first row of a prompt is ablated; at every site
+    its twins make the moves that were just made there, along random directions. A placebo that measured its own
+    distance at every block would move again and again, since it removes nothing.
+
+    Attributes:
+        edit: the ablation, of one direction or one subspace.
+        seeds: of the twins' directions.
+
+    Raises:
+        InterventionError: an edit with positions, or one per candidate; a batch without the twins.
+
+    Example:
+        >>> with model.hooks(rl.hooks.Twins(rl.Ablate(found), seeds=(1,))):
+        ...     ablated, placebo = model.last_logits(["How do I pick a lock?"] * 2)
+    """
+
+    edit: Ablate
+    seeds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.edit.counts_positions or self.edit.per_candidate:
+            raise InterventionError("twins follow an ablation at all positions, of one direction or subspace")
+
+    def hooks(self, model: Model) -> Hooks:
+        """Those of the edit, with the twins' moves."""
+        rows = self.edit.rows(self.edit.vectors(model))
+        others = torch.stack([random_like(rows, seed) for seed in self.seeds])
+        return [(name, partial(self._both, edit, rows, others)) for name, edit in self.edit.hooks(model)]
+
+    def _both(self, edit: Callable, rows: Tensor, others: Tensor, x: Tensor, hook: Any) -> Tensor:
+        n = 1 + len(others)
+        if len(x) % n:
+            raise InterventionError(f"a batch of {len(x)} rows does not hold every prompt {n} times in succession")
+        first, twins = x.reshape(-1, n, *x.shape[1:]).split([1, n - 1], dim=1)
+        new = edit(first[:, 0], hook)
+        moves = wide(new) - wide(first[:, 0])
+        elsewhere = torch.einsum("bpk,skd->bspd", moves @ rows.to(moves).mT, others.to(moves))
+        return torch.cat([new[:, None], (wide(twins) + elsewhere).to(x.dtype)], dim=1).reshape(x.shape)
+
+    def _subject(self) -> str:
+        return f"{self.edit.label} and {len(self.seeds)} placebos of the same moves"
 
 
 @dataclass(frozen=True)

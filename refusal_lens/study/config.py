@@ -15,7 +15,7 @@ from ..errors import PromptError, SettingError
 from ..records.labels import POINTS
 
 BOUNDS = (("above", "above", operator.gt), ("least", "at least", operator.ge), ("most", "at most", operator.le))
-SPLITS = ("n_train", "n_val", "n_test")
+SIZE_FIELDS = ("n_train", "n_val", "n_test")
 CHAT = ("system", "chat_template", "template_options", "reply_prefix", "date", "thought")  # of conversations
 DTYPE = (
     "float(16|32|64)?|b?float16|half|double",
@@ -78,7 +78,7 @@ class StudyConfig:
     layer_cutoff: float = _field(LAYER_CUTOFF, "Selection: share of the layers to search.", above=0, most=1)
     ablation: str = _field(
         "paper",
-        "Selection: form of ablation that bypass and KL are of: paper, stream, affine or scaled.",
+        "Form of ablation, for selection and rates: paper, stream, affine or scaled.",
         choices=("paper", "stream", "affine", "scaled"),
     )
     relax: bool = _field(False, "If no candidate passes, take the nearest one and say so.")

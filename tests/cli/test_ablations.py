@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from html import unescape
+
 import pytest
 
 from refusal_lens import load_model
@@ -46,14 +48,26 @@ def test_the_command_names_the_form_that_measures_refusal(study):
     for along in ("random", "matched"):
         assert found.effect("scaled", along).refused.low > 0.7
         assert found.effect("scaled").harmful.high < found.effect("scaled", along).harmful.low - 5
+    rates = study.completions["harmful"].rates  # a run's ablation has the form that selected
+    assert rates["ablation"] == found.effect("scaled").refused != rates["baseline"] == rates["random_ablation"]
     assert found.effect("affine").refused.high < found.refused.low
     assert found.recommended == "affine"
     assert "do not measure refusal on this model" in found.warning and "the form 'affine' does" in found.warning
     for words in ("refused in replies", "100% [74%, 100%]", "does not measure refusal", "recommended: affine"):
         assert words in done.stdout, done.stdout
     assert call("report", study.folder).returncode == 0
-    page = (study.folder / "report.html").read_text("utf-8")
-    assert "Forms of ablation" in page and "thresholds do not measure refusal on this model" in page
+    page = unescape((study.folder / "report.html").read_text("utf-8"))
+    for words in ("Forms of ablation", "Here ablation has the form 'scaled'", "do not measure refusal on this model"):
+        assert words in page, words
+
+
+def test_the_figure_of_massive_activations_draws_shares_that_end_at_one(study):
+    candidates, chosen = study.candidates, study.selection.chosen
+    stream, r, tokens = candidates.plot("massive", direction=chosen).data
+    energy = candidates.statistics.size[chosen.layer].square()
+    assert stream.y[0] == pytest.approx(float(energy.max() / energy.sum())) and stream.y[-1] == pytest.approx(1)
+    assert r.y[-1] == pytest.approx(1) and str((chosen.pos, chosen.layer)) in r.name
+    assert list(tokens.y) == [token.ratio for token in candidates.statistics.tokens[:10]]
 
 
 def test_selection_by_the_papers_form_says_that_its_thresholds_fail(study):

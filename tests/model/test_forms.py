@@ -13,6 +13,7 @@ from refusal_lens.direction.massive import Moments, statistics_of, stream_statis
 from refusal_lens.direction.scores import _Packed
 from refusal_lens.errors import DirectionError, InterventionError
 from refusal_lens.hooks.forms import FORMS, Form
+from refusal_lens.hooks.interventions import Twins
 from refusal_lens.models.packing import packing_holds
 from refusal_lens.records.direction import Subspace
 from refusal_lens.records.stream import MASSIVE
@@ -131,13 +132,11 @@ def test_candidates_together_give_what_each_gives_alone(model, name):
     vectors = torch.stack([random_unit(model.d_model, seed, torch.float64) for seed in range(3)])
     tokens = model.tokenize([PROMPTS[0]] * 3)
     options = {"form": name, "statistics": statistics}
-    for elsewhere in (None, 5):
-        with model.hooks(Ablate(vectors, per_candidate=True, elsewhere=elsewhere, **options)):
-            together = model.logits(tokens)[:, -1]
-        if elsewhere is None:
-            for row, vector in zip(together, vectors, strict=True):
-                with model.hooks(Ablate(vector, **options)):
-                    torch.testing.assert_close(row, model.logits(tokens.take([0]))[0, -1], rtol=1e-9, atol=1e-9)
+    with model.hooks(Ablate(vectors, per_candidate=True, **options)):
+        together = model.logits(tokens)[:, -1]
+    for row, vector in zip(together, vectors, strict=True):
+        with model.hooks(Ablate(vector, **options)):
+            torch.testing.assert_close(row, model.logits(tokens.take([0]))[0, -1], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["stream", "affine", "scaled", "oblique"])
@@ -158,15 +157,38 @@ def test_a_subspace_is_removed_whole(model, name):
     assert float(left.abs().max()) < 1e-10 * float(y.abs().max() * metric.abs().max())
 
 
-def test_the_second_placebo_moves_every_token_as_far_and_elsewhere(model):
-    statistics, site = of(model), "blocks.0.hook_resid_pre"
-    edit = Ablate(direction_of(model), form="scaled", statistics=statistics)
-    (x, y), (_, z) = (
-        (found[0][site], found[1][site])
-        for found in (before_and_after(model, [site], e) for e in (edit, edit.matched(4)))
-    )
-    torch.testing.assert_close((y - x).norm(dim=-1), (z - x).norm(dim=-1), rtol=1e-9, atol=1e-9)
-    assert abs(float(torch.cosine_similarity((y - x).flatten(), (z - x).flatten(), dim=0))) < 0.7
+@pytest.mark.parametrize("name", ["paper", "scaled"])
+def test_a_twin_makes_the_moves_that_the_edit_made_along_another_direction(model, name):
+    edit = Ablate(direction_of(model), form=name, statistics=of(model), strength=0.9)
+    r, other = (d.double() for d in (direction_of(model).unit, random_unit(model.d_model, 4, torch.float64)))
+    sites = list(dict.fromkeys(site for site, _ in edit.hooks(model)))
+    before, after = before_and_after(model, sites, edit)
+    replayed = [
+        (site, lambda x, hook, amount=(after[site] - before[site]) @ r: x + amount[..., None] * other) for site in sites
+    ]
+    with model.hooks(*replayed):
+        wanted = model.last_logits(PROMPTS[0])[0]
+    with model.hooks(edit):
+        edited = model.last_logits(PROMPTS[0])[0]
+    with model.hooks(Twins(edit, (3, 4))):
+        first, _, twin = model.last_logits([PROMPTS[0]] * 3)
+    torch.testing.assert_close(first, edited, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(twin, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_twins_decode_beside_the_edit_and_say_what_they_need():
+    model = model_of("llama", torch.float32)
+    edit = Ablate(direction_of(model), form="scaled", statistics=of(model), strength=4)
+    pairs = [prompt for prompt in PROMPTS for _ in range(2)]
+    with model.hooks(edit):
+        alone = model.generate(PROMPTS, 6)
+    with model.hooks(Twins(edit, (5,))):
+        together = model.generate(pairs, 6, batch_size=4)
+        with pytest.raises(InterventionError, match="every prompt 2 times in succession"):
+            model.last_logits(PROMPTS[:3])
+    assert together[::2] == alone and together[1::2] != alone
+    with pytest.raises(InterventionError, match="at all positions"):
+        Twins(dataclasses.replace(edit, positions="prompt"), (1,))
 
 
 def test_fully_shrunk_oblique_is_scaled(model):
