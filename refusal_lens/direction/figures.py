@@ -256,7 +256,7 @@ def plot_massive(candidates: CandidateDirections, direction: Direction | None = 
 
 
 @registered("harm", HarmMap)
-def plot_harm(record: HarmMap) -> go.Figure:
+def plot_harm(record: HarmMap) -> Drawing:
     """Test prompts on harm and refusal, and both directions by layer: their cosine, and the AUROC on validation."""
     figure = style.panels(["test prompts", "by layer"], column_widths=[0.6, 0.4])
     tints = {"harmful": (style.RED, style.ORANGE), "harmless": (style.SKY, style.BLUE)}
@@ -277,7 +277,7 @@ def plot_harm(record: HarmMap) -> go.Figure:
     for col, (across, up) in enumerate(titles, start=1):
         figure.update_xaxes(title_text=across, row=1, col=col)
         figure.update_yaxes(title_text=up, row=1, col=col)
-    return style.legend_below(style.finish(figure, height=460))
+    return style.finish(figure, f"Harmfulness and refusal (n = {len(record.sets)} prompts)", height=500)
 
 
 _DOSE_PANELS = {
