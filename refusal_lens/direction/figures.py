@@ -264,7 +264,7 @@ def plot_harm(record: HarmMap) -> Drawing:
     for name in ("harmful", "harmless", *record.suffixes):
         pair = tints[name] if name in tints else (tint := next(spare), tint)
         for refused, tint, word in zip((True, False), pair, ("refused", "answered"), strict=True):
-            x, y = (record.values(reading, name, refused) for reading in READINGS)
+            x, y = (record.values(reading, name, refused) for reading in READINGS[:2])
             look = {"mode": "markers", "marker": {"color": tint, "size": 7, "symbol": "x" if refused else "circle"}}
             if x:
                 figure.add_scatter(x=x, y=y, name=f"{name}, {word}", **look, **style.panel(1))

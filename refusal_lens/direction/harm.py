@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..data.prompts import PromptPair, PromptsLike, as_prompts, check_pair
-from ..hooks.readers import Activations, Reader, Residual
+from ..hooks.readers import Activations, Residual
 from ..models.model import HookedChatModel
 from ..progress import Progress, silent
 from ..refusal.metric import RefusalMetric
@@ -32,6 +32,7 @@ def harm_map(
     found: FoundDirection,
     suffixes: Mapping[str, str | Sequence[str]] | None = None,
     refused: Mapping[str, Sequence[bool]] | None = None,
+    seed: int = 1,
     progress: Progress = silent,
 ) -> HarmMap:
     """Find a direction of harmfulness, and read it and the refusal direction on test prompts (Zhao et al. 2025).
@@ -46,6 +47,7 @@ def harm_map(
             and its control, random tokens of equal length (``hijacking.random_controls``).
         refused: "harmful" and "harmless" -> whether each test prompt was refused in the reply; by the refusal metric's
             point if None.
+        seed: of the random direction.
 
     Example:
         >>> found_harm = rl.direction.harm_map(model, data, found)
@@ -67,14 +69,15 @@ def harm_map(
         ("harmless", data.harmless.test, None),
         *((name, data.harmful.test, suffix) for name, suffix in (suffixes or {}).items()),
     ]
-    sets, flags, points = [], [], []
+    sets, flags, points, read_metric = [], [], [], RefusalMetric(tokens)
     with progress("read harm and refusal", len(asked)) as advance:
         for name, prompts, suffix in asked:
-            reads: list[Reader] = [Residual(harm, place), Residual(refusal, refusal.pos), RefusalMetric(tokens)]
-            at_request, at_end, metric = model.run(as_prompts(prompts), suffix, read=reads)
+            along = (Residual(harm, place), Residual(refusal, refusal.pos), Residual(harm.random_control(seed), place))
+            at_request, at_end, random, metric = model.run(as_prompts(prompts), suffix, read=[*along, read_metric])
             sets += [name] * len(metric)
             flags += list((refused or {}).get(name, (metric > tokens.threshold).tolist()))
-            points.append(torch.stack([at_request.projection[harm.layer], at_end.projection[refusal.layer]]))
+            layers = ((at_request, harm), (at_end, refusal), (random, harm))
+            points.append(torch.stack([found.projection[direction.layer] for found, direction in layers]))
             advance(1)
     cosines = torch.cosine_similarity(both.mean_diff[0], both.mean_diff[refusal.pos], dim=-1)
     return HarmMap(refusal, harm, cosines, tuple(areas), tuple(sets), tuple(flags), torch.cat(points, 1).double())

@@ -12,7 +12,7 @@ from ..records.base import Record
 from ..records.direction import Direction
 from ..stats import Interval, auroc, mean_interval
 
-READINGS = ("harm", "refusal")
+READINGS = ("harm", "refusal", "random")
 ASKED = "says it is harmful"  # the column of effect matrices for the question that inverts refusal
 
 
@@ -28,7 +28,7 @@ class HarmMap(Record, axes={"reading": READINGS}):
         validation: AUROC of the harm direction of each layer on validation prompts.
         sets: set of each point: "harmful", "harmless", or the name of a suffix; in prompt order within a set.
         refused: whether the prompt of a point was refused without suffix, or, for a suffix, is by the refusal metric.
-        projections: residual-stream units.
+        projections: on harm, on refusal, and on a random direction at the place of harm; residual-stream units.
     """
 
     refusal: Direction
@@ -40,7 +40,7 @@ class HarmMap(Record, axes={"reading": READINGS}):
     projections: Float[Tensor, "reading point"]
 
     def values(self, reading: str, name: str, refused: bool | None = None) -> list[float]:
-        """Projections of a set's points ("harm" or "refusal"), of the refused or the answered ones alone if asked."""
+        """Projections of a set's points on one of ``READINGS``, of the refused or the answered ones alone if asked."""
         row = self.projections[READINGS.index(reading)].tolist()
         points = zip(row, self.sets, self.refused, strict=True)
         return [x for x, own, flag in points if own == name and refused in (None, flag)]
@@ -66,17 +66,14 @@ class HarmMap(Record, axes={"reading": READINGS}):
         cosine = float(self.cosines[self.refusal.layer])
         said = [
             f"Cosine of both directions at layer {self.refusal.layer}: {cosine:.2f}. AUROC of harmful against harmless "
-            f"test prompts: harm {self.separation('harm')}, refusal {self.separation('refusal')}."
+            f"test prompts: {', '.join(f'{reading} {self.separation(reading)}' for reading in READINGS)}."
         ]
         refused, answered = (len(self.values("harm", "harmful", flag)) for flag in (True, False))
         if min(refused, answered) < 5:
             said.append(f"Of the harmful prompts {refused} are refused, {answered} answered: too few to compare them.")
         else:
-            areas = [self.separation(reading, True) for reading in READINGS]
-            said.append(
-                f"Within the harmful prompts, {refused} refused against {answered} answered: AUROC of harm {areas[0]}, "
-                f"of refusal {areas[1]}."
-            )
+            areas = ", ".join(f"{reading} {self.separation(reading, True)}" for reading in READINGS)
+            said.append(f"Within the harmful prompts, {refused} refused against {answered} answered: AUROC {areas}.")
         for name in self.suffixes:
             moved = [f"{reading} {self.shift(reading, name, 'harmful')}" for reading in READINGS]
             said.append(f"Mean change by the suffix {name!r}: {', '.join(moved)}.")

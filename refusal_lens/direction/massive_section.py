@@ -72,7 +72,7 @@ def massive_items(candidates: CandidateDirections, direction: Direction) -> list
         f"{MASSIVE:g} medians of their sequence (dashed)."
     )
     n = f"{statistics.n_tokens[layer]} tokens of {statistics.n_prompts} prompts"
-    found: list[Item] = [Figure("massive", plot_massive(candidates, direction), caption, n)]
+    found: list[Item] = [Figure("massive", plot_massive(candidates, direction), caption, n, "none: a description")]
     if statistics.tokens:
         rows = tuple((repr(t.text), str(t.id), str(t.layer), plain(t.ratio), str(t.times)) for t in statistics.tokens)
         columns = ("token", "id", "layer where largest", "norm over the median", "times")

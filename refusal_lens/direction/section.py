@@ -102,7 +102,7 @@ def harm_section(record: HarmMap, ablation: EffectMatrix, addition: EffectMatrix
         f"{record.refusal.label}; crosses are refused. By layer: AUROC of the harm direction on validation prompts "
         "(DeLong's 95% intervals), cosine of the two differences in means.",
         n,
-        "",
+        f"a random direction, AUROC {record.separation('random')} on test prompts",
         record.to_frame(),
     )
     effects = []
