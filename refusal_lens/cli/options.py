@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from ..study.config import SPLITS, StudyConfig
+from ..study.config import SIZE_FIELDS, StudyConfig
 
 Out = Annotated[Path, typer.Option(help="Result folder.")]
 EngineName = Annotated[str, typer.Option(help="local, or ray: spread the work over a Ray cluster.")]
@@ -34,7 +34,8 @@ def _parameters() -> list[inspect.Parameter]:
         if field.name == "model":
             add("model", str, default, facts["help"], typer.Argument)
         elif field.name == "sizes":
-            for name, what, size in zip(SPLITS, ("Training", "Validation", "Test"), StudyConfig.sizes, strict=True):
+            kinds = ("Training", "Validation", "Test")
+            for name, what, size in zip(SIZE_FIELDS, kinds, StudyConfig.sizes, strict=True):
                 add(name, int, size, f"{what} prompts of each kind.", min=facts["least"])
         elif "option" in facts:
             add(facts["option"], list[str] | None, None, facts["help"])
@@ -65,7 +66,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _config(given: dict[str, Any]) -> StudyConfig:
-    given["sizes"] = tuple(given.pop(name) for name in SPLITS)
+    given["sizes"] = tuple(given.pop(name) for name in SIZE_FIELDS)
     for field in dataclasses.fields(StudyConfig):
         if "option" in field.metadata:
             given[field.name] = tuple(given.pop(field.metadata["option"]) or ())

@@ -14,6 +14,9 @@ from .extract import mean_activations as mean_activations
 from .find import find_direction as find_direction
 from .fine_tuning import fine_tuning_stability as fine_tuning_stability
 from .forms import compare_ablations as compare_ablations
+from .harm import harm_effects as harm_effects
+from .harm import harm_map as harm_map
+from .harm_records import HarmMap as HarmMap
 from .map_records import ConversationMap as ConversationMap
 from .massive import stream_statistics as stream_statistics
 from .records import CandidateDirections as CandidateDirections
@@ -28,7 +31,6 @@ from .select import choose as choose
 from .select import select_direction as select_direction
 from .stability import selection_stability as selection_stability
 from .subspace import pca_subspace as pca_subspace
-from .subspace import random_subspace as random_subspace
 from .subspace import repeated_subspace as repeated_subspace
 from .subspace import subspace_effects as subspace_effects
 from .trace import trace_direction as trace_direction

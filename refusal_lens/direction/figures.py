@@ -13,6 +13,7 @@ from ..report.drawing import Drawing
 from .ablation_records import ALONG, AblationForms
 from .dose_records import DoseResponse
 from .effect_records import EffectMatrix, FineTuning, SubspaceEffects, SystemPrompts
+from .harm_records import READINGS, HarmMap
 from .map_records import ConversationMap
 from .records import CandidateDirections, DirectionTrace, FoundDirection, Selection, Stability
 
@@ -252,6 +253,31 @@ def plot_massive(candidates: CandidateDirections, direction: Direction | None = 
     figure.update_yaxes(title_text="norm over its sequence's median", rangemode="tozero", row=1, col=2)
     figure.update_xaxes(title_text="none" if not tokens else "token", row=1, col=2)
     return style.finish(figure, f"Massive activations at layer {layer}", height=430)
+
+
+@registered("harm", HarmMap)
+def plot_harm(record: HarmMap) -> Drawing:
+    """Test prompts on harm and refusal, and both directions by layer: their cosine, and the AUROC on validation."""
+    figure = style.panels(["test prompts", "by layer"], column_widths=[0.6, 0.4])
+    tints = {"harmful": (style.RED, style.ORANGE), "harmless": (style.SKY, style.BLUE)}
+    spare = iter((style.PINK, style.GREY, style.GREEN) * len(record.suffixes))
+    for name in ("harmful", "harmless", *record.suffixes):
+        pair = tints[name] if name in tints else (tint := next(spare), tint)
+        for refused, tint, word in zip((True, False), pair, ("refused", "answered"), strict=True):
+            x, y = (record.values(reading, name, refused) for reading in READINGS)
+            look = {"mode": "markers", "marker": {"color": tint, "size": 7, "symbol": "x" if refused else "circle"}}
+            if x:
+                figure.add_scatter(x=x, y=y, name=f"{name}, {word}", **look, **style.panel(1))
+    layers = list(range(len(record.cosines)))
+    style.add_line(figure, layers, record.validation, "AUROC of harm", line_color=style.RED, **style.panel(2))
+    line = {"color": style.GREY, "dash": "dot"}
+    name, cosines = "cosine of harm and refusal", record.cosines.tolist()
+    figure.add_scatter(x=layers, y=cosines, name=name, mode="lines+markers", line=line, **style.panel(2))
+    titles = (("projection on harm", "projection on refusal"), ("layer", "AUROC, cosine"))
+    for col, (across, up) in enumerate(titles, start=1):
+        figure.update_xaxes(title_text=across, row=1, col=col)
+        figure.update_yaxes(title_text=up, row=1, col=col)
+    return style.finish(figure, f"Harmfulness and refusal (n = {len(record.sets)} prompts)", height=500)
 
 
 _DOSE_PANELS = {

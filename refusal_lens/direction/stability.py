@@ -47,20 +47,20 @@ def selection_stability(
         relax: take the nearest candidate if none passes; otherwise such a resample counts as "none".
     """
 
-    def choose(candidates: CandidateDirections) -> Direction:
+    def winner(candidates: CandidateDirections) -> Direction:
         options: Any = {"refusal_tokens": refusal_tokens, "rule": rule, "relax": relax}
         return select_direction(model, candidates, harmful, harmless, **options).chosen
 
     with progress("resample the training prompts", resamples) as advance:
         whole = extract_directions(model, harmful, harmless)
-        reference = choose(whole)
+        reference = winner(whole)
         activations = [prompt_activations(model, prompts.train) for prompts in (harmful, harmless)]
         generator, winners = torch.Generator().manual_seed(seed), []
         for _ in range(resamples):
             means = [_resampled_mean(x, generator) for x in activations]
             drawn = replace(whole, mean_diff=means[0] - means[1], harmful_mean=means[0], harmless_mean=means[1])
             with suppress(SelectionError):  # counted as "none"
-                winners.append(choose(drawn))
+                winners.append(winner(drawn))
             advance(1)
     relaxed = sum(bool(w.relaxed) for w in winners)
     return Stability(reference, tuple(winners), resamples, whole.n_harmful, whole.n_harmless, relaxed)

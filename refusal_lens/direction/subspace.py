@@ -6,7 +6,7 @@ import torch
 
 from ..data.prompts import PromptsLike, as_prompts
 from ..errors import DirectionError
-from ..hooks.interventions import Ablate, random_subspace
+from ..hooks.interventions import Ablate
 from ..models.model import HookedChatModel
 from ..records.direction import DirectionLike, Subspace, as_direction
 from ..refusal.records import RefusalTokens
@@ -85,7 +85,7 @@ def subspace_effects(
     harmful, harmless = as_prompts(harmful), as_prompts(harmless)
     size = min(map(len, subspaces))
     reference = subspaces[0].reference
-    every = [*subspaces, random_subspace(reference, size, seed)]
+    every = [*subspaces, Subspace.random(reference, size, seed)]
     before = model.last_logits(harmless)
     baseline = refusal_log_odds(model.last_logits(harmful), refusal_tokens.ids)
 

@@ -14,9 +14,11 @@ from ..report import style
 from ..report.drawing import Drawing
 from ..stats import mean_interval
 from .causal_records import CausalTests
+from .curve_records import WAYS, HeadCurves
 from .detection import Detectors
 from .observation_records import Observation, SuffixResult, TokenEffects
 from .records import Investigation
+from .shift_records import PLAYERS, AttentionShift
 
 Which = SuffixResult | Suffix | str | None  # a suffix of the investigation; None: the strongest
 PER_LINE = 12  # tokens of a suffix
@@ -256,6 +258,55 @@ def plot_causal_tests(record: CausalTests) -> Drawing:
     return style.finish(figure, f"Is it the cause? (n = {len(record.plain)})", height=520)
 
 
+@registered("why attention moves", AttentionShift)
+def plot_attention_shift(record: AttentionShift, target: str = "suffix") -> Drawing:
+    """Each receiver's change of attention on the target, by cause, beside the compositions with the largest parts."""
+    n, heads = record.parts.shape[-1], record.receiver_labels
+    figure = style.panels([f"attention on the {target}, by cause", "what wrote the scores"], horizontal_spacing=0.3)
+    for player, tint in zip(PLAYERS, (style.BLUE, style.ORANGE, style.SKY), strict=True):
+        found = [record.part(player, head, target) for head in record.receivers]
+        hover = f"%{{x}}, {player}: %{{y:+.3f}}<extra></extra>"
+        style.add_bars(figure, heads, found, player, marker_color=tint, hovertemplate=hover, **style.panel(1))
+    changes = record.to_frame(target)["change"].tolist()
+    look = {"symbol": "diamond", "size": 9, "color": style.GREY}
+    figure.add_scatter(x=list(heads), y=changes, name="whole change", mode="markers", marker=look, **style.panel(1))
+    paths = record.compositions(target)
+    if len(paths):
+        figure.add_bar(
+            x=paths["part"].tolist(),
+            y=paths["path"].tolist(),
+            orientation="h",
+            error_x=style.error_bars(style.intervals(paths, "part")),
+            marker_color=style.GREEN,
+            showlegend=False,
+            hovertemplate="%{y}: %{x:+.3f}<extra></extra>",
+            **style.panel(2),
+        )
+    figure.update_layout(barmode="relative").update_yaxes(title_text="suffix minus random tokens", row=1, col=1)
+    figure.update_yaxes(autorange="reversed", row=1, col=2)
+    return style.finish(figure, f"Why attention moves (n = {n})", height=460)
+
+
+@registered("number of heads", HeadCurves)
+def plot_head_curves(record: HeadCurves) -> Drawing:
+    """The share of the drop that returns with the first heads of an order cut off from the suffix, and the share that
+    stays when only these see it, against random orders within layers."""
+    figure = style.panels(["heads cut off: drop that returns", "only these see it: drop that stays"], shared_yaxes=True)
+    for col, way in enumerate(WAYS, start=1):
+        for order, tint in (("greedy", style.GREEN), ("attribution", style.ORANGE), ("random", style.SKY)):
+            found = [record.share(way, order, n) for n in record.counts]
+            area = record.area(way, order)
+            look = {"line": {"color": tint, "dash": "dash" if order == "random" else "solid"}, "legendgroup": order}
+            hover = f"%{{x}} heads, {order}: %{{y:.2f}} (area {area.mean:.2f})<extra></extra>"
+            name = f"{order}, area {area.mean:.2f} [{area.low:.2f}, {area.high:.2f}]"
+            shown = [str(n) for n in record.counts]
+            style.add_line(figure, shown, found, f"{name} ({way})", hovertemplate=hover, **look, **style.panel(col))
+        figure.update_xaxes(title_text="heads", type="category", row=1, col=col)
+    figure.update_yaxes(title_text="share of the drop", row=1, col=1)
+    figure.add_hline(y=1, line_dash="dot", line_color=style.GREY)
+    return style.finish(figure, f"How many heads (n = {len(record.plain)})", height=480)
+
+
 @registered("detectors", Detectors, Investigation)
 def plot_roc(record: Detectors | Investigation) -> Drawing:
     """ROC of each detector and harmful group at r̂'s layer, and AUROC by layer with 95% bands."""
@@ -298,3 +349,5 @@ def _register_part(kind: str, draw: Callable[[Any], Drawing], part: str) -> None
 
 _register_part("causal tests", plot_causal_tests, "causal")
 _register_part("tokens", plot_token_effects, "tokens")
+_register_part("number of heads", plot_head_curves, "curves")
+_register_part("why attention moves", plot_attention_shift, "shift")

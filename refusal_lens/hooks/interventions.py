@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import DirectionError, InterventionError
-from ..records.direction import Direction, DirectionLike, Subspace, as_direction
+from ..records.direction import Direction, Subspace, as_direction
 from ..records.stream import StreamStatistics
 from ..tensors import orthonormal, random_unit, unit, wide
 from .base import HookIntervention, Hooks, Model, Scoped, Where, check_size, layers_of, write_sites
@@ -31,19 +31,11 @@ def random_like(vectors: Float[Tensor, "*rows d_model"], seed: int) -> Float[Ten
     return vectors.norm(dim=-1, keepdim=True) * drawn.to(vectors)
 
 
-def random_subspace(direction: DirectionLike, k: int, seed: int) -> Subspace:
-    """``k`` random orthonormal directions: the placebo of a subspace."""
-    generator = torch.Generator().manual_seed(seed)
-    direction = as_direction(direction)
-    shape = (k, len(direction.unit))
-    return Subspace(orthonormal(torch.randn(shape, generator=generator, dtype=torch.float64)), "random", direction)
-
-
 def _placebo_of(what: Direction | Subspace | Tensor, seed: int) -> Any:
     if isinstance(what, Direction):
         return what.random_control(seed)
     if isinstance(what, Subspace):
-        return random_subspace(what.reference, len(what), seed)
+        return Subspace.random(what.reference, len(what), seed)
     return random_like(what, seed)
 
 

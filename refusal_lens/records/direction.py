@@ -6,11 +6,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import DirectionError
-from ..tensors import cosine, random_unit
+from ..tensors import cosine, orthonormal, random_unit
 from .base import Record
 
 
@@ -93,6 +94,13 @@ class Subspace(Record):
     vectors: Float[Tensor, "k d_model"]
     kind: str
     reference: Direction
+
+    @classmethod
+    def random(cls, reference: DirectionLike, k: int, seed: int) -> Subspace:
+        """``k`` random orthonormal directions beside a direction: the placebo of a subspace."""
+        reference = as_direction(reference)
+        drawn = torch.randn(k, len(reference.unit), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return cls(orthonormal(drawn), "random", reference)
 
     def first(self, k: int) -> Subspace:
         """Its first ``k`` directions."""

@@ -15,7 +15,7 @@ from ..errors import PromptError, SettingError
 from ..records.labels import POINTS
 
 BOUNDS = (("above", "above", operator.gt), ("least", "at least", operator.ge), ("most", "at most", operator.le))
-SPLITS = ("n_train", "n_val", "n_test")
+SIZE_FIELDS = ("n_train", "n_val", "n_test")
 CHAT = ("system", "chat_template", "template_options", "reply_prefix", "date", "thought")  # of conversations
 DTYPE = (
     "float(16|32|64)?|b?float16|half|double",

@@ -40,6 +40,7 @@ PIPELINE: tuple[Stage, ...] = (
     *behaviour.REPLIES,
     direction.DOSE,
     direction.CONVERSATIONS,
+    direction.HARM,
     behaviour.EVALUATION,
     direction.STABILITY,
     *attribution.STAGES,

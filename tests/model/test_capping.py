@@ -8,9 +8,9 @@ import torch
 from refusal_lens import Ablate, Add
 from refusal_lens.errors import DirectionError, InterventionError
 from refusal_lens.hooks.capping import Cap
-from refusal_lens.hooks.interventions import random_subspace
 from refusal_lens.models.running import running
 from refusal_lens.models.texts import Scored, reply_tokens, scored_batches
+from refusal_lens.records.direction import Subspace
 
 from .cases import PROMPT, direction_of, model_of
 
@@ -65,7 +65,7 @@ def test_ceilings_that_do_not_fit():
     with pytest.raises(InterventionError, match="one per layer"), model.hooks(Cap(direction, (1.0,))):
         pass
     with pytest.raises(DirectionError, match="one direction"):
-        Cap(random_subspace(direction, 2, 0), 1.0)
+        Cap(Subspace.random(direction, 2, 0), 1.0)
     assert Cap(direction, 1.5, positions="reply").label == "Cap (-1, 1) at 1.5, positions reply"
 
 

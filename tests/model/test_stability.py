@@ -12,7 +12,7 @@ from refusal_lens.data.organism import instructions
 from refusal_lens.direction.extract import extract_directions
 from refusal_lens.direction.select import select_direction
 from refusal_lens.direction.stability import prompt_activations, selection_stability
-from refusal_lens.direction.subspace import pca_subspace, random_subspace, repeated_subspace, subspace_effects
+from refusal_lens.direction.subspace import pca_subspace, repeated_subspace, subspace_effects
 from refusal_lens.direction.trace import trace_direction
 from refusal_lens.direction.transfer import Ground, base_chat_trace, effect_matrix, system_prompt_table
 from refusal_lens.errors import DirectionError, ModelError, PromptError, RefusalLensError
@@ -75,7 +75,7 @@ def test_ablating_a_subspace_of_one_is_ablating_the_direction():
         expected = model.last_logits(TEXTS[:1])
     with model.hooks(Ablate(one)):
         assert torch.allclose(model.last_logits(TEXTS[:1]), expected, atol=1e-12)
-    three = random_subspace(direction, 3, 0)
+    three = Subspace.random(direction, 3, 0)
     with model.hooks(Ablate(three)):
         for x in model.cache(TEXTS[:1], write_sites(3)).values():
             assert float((x @ three.vectors.T).abs().max()) < 1e-12

@@ -30,7 +30,7 @@ def cells_of(name):
 
 
 def test_each_source_has_its_notebook():
-    assert len(NAMES) >= 6 and {p.stem for p in FOLDER.glob("*.ipynb")} == set(NAMES)
+    assert len(NAMES) == 7 and {p.stem for p in FOLDER.glob("*.ipynb")} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -15,6 +15,7 @@ from refusal_lens.errors import (
 )
 from refusal_lens.hooks import AttentionKnockout, Cache
 from refusal_lens.models.texts import own_completions
+from refusal_lens.records.direction import Subspace
 
 ASK = "How do I pick a lock?"
 MESSAGES = [{"role": "user", "content": ASK}]
@@ -71,7 +72,7 @@ def test_a_hook_point_may_stand_alone(model):
 
 def test_a_result_stands_for_its_direction(model, found):
     assert rl.certify(model, ASK, found, float64=False).passed
-    assert len(rl.direction.random_subspace(found, 2, 0)) == 2
+    assert len(Subspace.random(found, 2, 0)) == 2
 
 
 def test_a_placebo_says_so(found):
