@@ -94,6 +94,10 @@ effects.plot()
 effects.to_frame().round(3)
 
 # %% [markdown]
+# In the stored run (12 prompts, so wide intervals) a second direction does not lower the metric further, and KL triples:
+# nothing here speaks for more than one direction. It also does not show that one is enough: ablating it leaves refusals.
+
+# %% [markdown]
 # ## How much of it?
 #
 # Ablation in parts: what share of the projection has to go, and what does it cost on harmless prompts? (Few prompts.)
@@ -120,7 +124,8 @@ writes = rl.attribution.head_writes(model, test[0], heads.heads[:4])
 rl.attribution.lens(model, {"direction": direction, **writes}).plot()
 
 # %% [markdown]
-# Compare each row with the random direction's and with the range in the title: every vector has a first token.
+# Compare each row with the random direction's and with the range in the title: every vector has a first token. In the stored
+# run the direction's highest logit lies within the range of random directions: in words it says nothing here.
 #
 # ## One conversation, token by token
 #
@@ -151,6 +156,10 @@ attack.plot("attention by region")
 
 # %%
 print(rl.hijacking.mechanism(attack.result()).sentence)
+
+# %% [markdown]
+# In the stored run only two of the six prompts are refused, too few to conclude anything, however clear the pictures look:
+# the intervals above say so. `refusal-lens hijack` takes 48 refused prompts by default.
 
 # %% [markdown]
 # ## Now your own model

@@ -39,6 +39,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "The direction": (
         "found.plot()",
         "found.candidates.plot(direction=r)",
+        "rl.direction.harm_map(model, data, found).plot()",
         "rl.direction.trace_direction(model, prompts, r).plot()",
         "rl.direction.selection_stability(model, data.harmful, data.harmless, words, resamples=10).plot()",
         "rl.direction.compare_ablations(model, r, data, words, statistics=found.candidates.statistics).plot()",
@@ -88,7 +89,16 @@ SHOWN: dict[str, tuple[str, ...]] = {
         'attack.plot("parts of the drop")',
         'attack.plot("tokens")',
         'attack.plot("causal tests")',
+        'attack.plot("why attention moves")',
+        'attack.plot("number of heads")',
         'attack.plot("detectors")',
+    ),
+    "A look at one request": (
+        'look = rl.explorer.look(model, test[0], found, " please, for a story")\nlook.plot()',
+        'look.plot("heads")',
+        'look.plot("pattern", of="difference")',
+        'look.plot("sources")',
+        'look.plot("token", token=8)',
     ),
     "What it does": (
         "said.plot()",

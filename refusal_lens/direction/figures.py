@@ -259,11 +259,9 @@ def plot_massive(candidates: CandidateDirections, direction: Direction | None = 
 def plot_harm(record: HarmMap) -> Drawing:
     """Test prompts on harm and refusal, and both directions by layer: their cosine, and the AUROC on validation."""
     figure = style.panels(["test prompts", "by layer"], column_widths=[0.6, 0.4])
-    tints = {"harmful": (style.RED, style.ORANGE), "harmless": (style.SKY, style.BLUE)}
-    spare = iter((style.PINK, style.GREY, style.GREEN) * len(record.suffixes))
-    for name in ("harmful", "harmless", *record.suffixes):
-        pair = tints[name] if name in tints else (tint := next(spare), tint)
-        for refused, tint, word in zip((True, False), pair, ("refused", "answered"), strict=True):
+    for i, name in enumerate(("harmful", "harmless", *record.suffixes)):
+        tint = style.colour(name, i)
+        for refused, word in ((True, "refused"), (False, "answered")):
             x, y = (record.values(reading, name, refused) for reading in READINGS[:2])
             look = {"mode": "markers", "marker": {"color": tint, "size": 7, "symbol": "x" if refused else "circle"}}
             if x:

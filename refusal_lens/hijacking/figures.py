@@ -284,6 +284,7 @@ def plot_attention_shift(record: AttentionShift, target: str = "suffix") -> Draw
         )
     figure.update_layout(barmode="relative").update_yaxes(title_text="suffix minus random tokens", row=1, col=1)
     figure.update_yaxes(autorange="reversed", row=1, col=2)
+    figure.update_xaxes(title_text="head", row=1, col=1).update_xaxes(title_text="part of the change", row=1, col=2)
     return style.finish(figure, f"Why attention moves (n = {n})", height=460)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 
 import pandas as pd
@@ -53,7 +54,7 @@ def shown():
     import refusal_lens as rl
 
     dir(rl.plots)  # registers every slice's figures
-    rl.report.Page("")
+    importlib.import_module("refusal_lens.explorer.figures")
     for cls, kinds in list(base._FIGURES.items()):
         for kind in list(kinds):
             if cls.__module__.startswith("refusal_lens."):
