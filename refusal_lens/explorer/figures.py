@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,6 +14,7 @@ from ..errors import LabelError
 from ..records.base import figure as registered
 from ..records.labels import REGIONS, head_label, index_of, visible
 from ..report import style
+from ..report.drawing import Drawing
 from .records import Look
 
 MEASURES = {
@@ -26,13 +26,13 @@ MEASURES = {
 
 
 @registered("map", Look)
-def plot_look_map(record: Look, conditions: Sequence[str] | None = None, value: str = "projection") -> go.Figure:
+def plot_look_map(record: Look, conditions: Sequence[str] | None = None, value: str = "projection") -> Drawing:
     """Every token by layer, plain and changed (or as given), white inside the range of random directions."""
     return plot_conversation(record.map, _pair(record, conditions), value)
 
 
 @registered("heads", Look)
-def plot_look_heads(record: Look, conditions: Sequence[str] | None = None) -> go.Figure:
+def plot_look_heads(record: Look, conditions: Sequence[str] | None = None) -> Drawing:
     """Attention of the top heads from the last token to each region, one panel per condition."""
     shown = _pair(record, conditions)
     figure = style.panels([style.readable(name) for name in shown], shared_yaxes=True, horizontal_spacing=0.04)
@@ -41,17 +41,18 @@ def plot_look_heads(record: Look, conditions: Sequence[str] | None = None) -> go
         values = {r: [float(weights[(*head, i)]) for head in record.top_heads] for i, r in enumerate(REGIONS)}
         labels = [head_label(*head) for head in record.top_heads]
         style.add_regions(figure, labels, values, **style.panel(col))
+        figure.update_xaxes(title_text="head", row=1, col=col)
     named: set[str] = set()
     for bar in figure.data:  # one entry per region, also where only one panel has it
         bar.showlegend = bar.legendgroup not in named
         named.add(bar.legendgroup)
     figure.update_layout(barmode="stack").update_yaxes(range=[0, 1.02])
     figure.update_yaxes(title_text="attention from the last token", row=1, col=1)
-    return style.legend_below(style.finish(figure, height=330))
+    return style.finish(figure, "Attention of the top heads by region", height=380)
 
 
 @registered("pattern", Look)
-def plot_look_pattern(record: Look, of: str = "weight", conditions: Sequence[str] | None = None) -> go.Figure:
+def plot_look_pattern(record: Look, of: str = "weight", conditions: Sequence[str] | None = None) -> Drawing:
     """The picked head's pattern under two conditions on the same tokens (the plain request has no suffix: blank there).
 
     Args:
@@ -80,12 +81,13 @@ def plot_look_pattern(record: Look, of: str = "weight", conditions: Sequence[str
         z = [[None if v != v else float(f"{v:.4g}") for v in row] for row in small.tolist()]
         texts = [[f"{reader} ← {source}" for source in words] for reader in words]
         hover = "%{text}<br>%{z:.4f}<extra></extra>"
-        drawn = go.Heatmap(z=z, text=texts, coloraxis="coloraxis", hovertemplate=hover, hoverongaps=False)
-        figure.add_trace(drawn, **style.panel(col))
+        look = {"coloraxis": "coloraxis", "hovertemplate": hover, "hoverongaps": False}
+        figure.add_heatmap(z=z, text=texts, **look, **style.panel(col))
         ticks = {"tickvals": list(range(len(words))), "ticktext": words, "tickfont": {"size": 9}}
         plain = {"showgrid": False, "zeroline": False}
-        figure.update_xaxes(**ticks, **plain, tickangle=-60, **style.panel(col))
+        figure.update_xaxes(**ticks, **plain, tickangle=-60, title_text="from", **style.panel(col))
         figure.update_yaxes(**ticks, **plain, autorange="reversed", **style.panel(col))
+    figure.update_yaxes(title_text="read at", row=1, col=1)
     scale = {"colorscale": style.DIVERGING, "cmin": -limit} if signed else {"colorscale": style.SEQUENTIAL, "cmin": 0}
     figure.update_layout(coloraxis={**scale, "cmax": limit})
     title = f"{head_label(*record.head)}: {MEASURES[of]}" + (f" ({notice})" if notice else "")
@@ -93,9 +95,9 @@ def plot_look_pattern(record: Look, of: str = "weight", conditions: Sequence[str
 
 
 @registered("sources", Look)
-def plot_look_sources(record: Look, conditions: Sequence[str] | None = None) -> go.Figure:
+def plot_look_sources(record: Look, conditions: Sequence[str] | None = None) -> Drawing:
     """What each token writes along r̂ at the last token through all heads, by condition, on the same tokens."""
-    shown, figure = _pair(record, conditions), go.Figure()
+    shown, figure = _pair(record, conditions), Drawing()
     words = [visible(token) for token in max((record.sources[name].tokens[0] for name in shown), key=len)]
     for i, name in enumerate(shown):
         values = record.sources[name].of_prompt(0)
@@ -104,12 +106,14 @@ def plot_look_sources(record: Look, conditions: Sequence[str] | None = None) -> 
         texts = [words[place] for place in places]
         figure.add_bar(x=places, y=values.tolist(), text=texts, textposition="none", name=style.readable(name), **look)
     ticks = {"tickvals": list(range(len(words))), "ticktext": words, "tickfont": {"size": 10}}
-    figure.update_xaxes(**ticks, tickangle=-60).update_yaxes(title_text="written along r̂")
-    return style.finish(figure.update_layout(barmode="group", bargap=0.15), height=330)
+    figure.update_xaxes(**ticks, tickangle=-60, title_text="token").update_yaxes(title_text="written along r̂")
+    return style.finish(
+        figure.update_layout(barmode="group", bargap=0.15), "What each token writes along r̂", height=380
+    )
 
 
 @registered("token", Look)
-def plot_look_token(record: Look, token: int = -1, condition: str | None = None, top: int = 10) -> go.Figure:
+def plot_look_token(record: Look, token: int = -1, condition: str | None = None, top: int = 10) -> Drawing:
     """Through which heads one token writes along r̂ at the last token: the ``top`` ones by size.
 
     Args:
@@ -125,8 +129,8 @@ def plot_look_token(record: Look, token: int = -1, condition: str | None = None,
     heads = [divmod(i, values.shape[1]) for i in best]
     heights = [float(values[head]) for head in heads]
     tints = [style.RED if height > 0 else style.BLUE for height in heights]
-    figure = go.Figure(go.Bar(x=[head_label(*head) for head in heads], y=heights, marker_color=tints))
-    figure.update_yaxes(title_text="written along r̂")
+    figure = Drawing().add_bar(x=[head_label(*head) for head in heads], y=heights, marker_color=tints)
+    figure.update_xaxes(title_text="head").update_yaxes(title_text="written along r̂")
     return style.finish(figure, f"{visible(words[index])}: through which heads ({style.readable(name)})", height=330)
 
 

@@ -145,7 +145,6 @@ def answered(model: HookedChatModel, seen: Look, rows: Rows, max_new_tokens: int
     """The look with more and more of its replies: first words of every condition, then whole replies, then the map of
     the conversation with them. Greedy replies begin alike, whatever their length."""
     request = seen.request
-    request = seen.request
     for length in sorted({min(FIRST_WORDS, max_new_tokens), max_new_tokens}):
         for name, (after, acting) in rows.items():
 

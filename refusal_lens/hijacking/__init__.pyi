@@ -3,6 +3,8 @@ from .causal_records import CausalTest as CausalTest
 from .causal_records import CausalTests as CausalTests
 from .controls import random_controls as random_controls
 from .controls import shuffled_controls as shuffled_controls
+from .curve_records import HeadCurves as HeadCurves
+from .curves import head_curves as head_curves
 from .detection import Detectors as Detectors
 from .detection import detectors as detectors
 from .investigation import Settings as Settings
@@ -17,3 +19,5 @@ from .observation_records import SuffixResult as SuffixResult
 from .observation_records import TokenEffects as TokenEffects
 from .records import Investigation as Investigation
 from .screening import screen as screen
+from .shift_records import AttentionShift as AttentionShift
+from .shifts import attention_shift as attention_shift

@@ -61,7 +61,7 @@ def causal_tests(
     draws = tuple(draw for _ in range(n_random) if (draw := random_heads(model, named, rng)))
     firsts = [tuple(head for head in draw if head[0] == named[0][0])[:1] for draw in draws]
     others = tuple(head for head in every if head not in named)
-    bench = _Bench(model, plain, suffixed, direction, refusal_tokens, seed)
+    bench = Bench(model, plain.prompts, plain.suffixes, suffixed.suffixes, direction, refusal_tokens, seed)
     tests = [
         bench.test("cut top heads", "cut", named, draws, max_new_tokens=max_new_tokens),
         bench.test("cut the first top head", "cut", named[:1], tuple(filter(None, firsts))),
@@ -130,22 +130,22 @@ class _Pair:
     dirty: _Run
 
 
-class _Bench:
+class Bench:
     """The prompts in batches, in the clean and in the suffixed run."""
 
     def __init__(
         self,
         model: HookedChatModel,
-        plain: Observation,
-        suffixed: Observation,
+        prompts: Sequence[str],
+        before: Sequence[str] | None,
+        suffixes: str | Sequence[str],
         direction: Direction,
         refusal_tokens: RefusalTokens,
         seed: int,
     ):
         self.model, self.ids, self.seed = model, refusal_tokens.ids, seed
         self.readout = Readout.of(model, direction.unit)
-        clean = model.tokenize(plain.prompts, plain.suffixes)
-        dirty = model.tokenize(suffixed.prompts, suffixed.suffixes)
+        clean, dirty = model.tokenize(prompts, before), model.tokenize(prompts, suffixes)
         self.n, self.n_post = len(dirty), dirty.n_post
         self.pairs = [
             _Pair(list(batch.indices), _Run.of(model, clean.take(list(batch.indices))), _Run.of(model, batch))
@@ -179,6 +179,20 @@ class _Bench:
                 for row, reply in zip(pair.rows, replies, strict=True):
                     refused[row] = is_refusal(reply)
         return CausalTest(name, reverse, metric, controls, placebo, tuple(refused) if max_new_tokens else ())
+
+    def under(self, *interventions: Intervention) -> Float[Tensor, "prompt"]:
+        """Metric of the suffixed run."""
+        found = torch.empty(self.n, dtype=torch.float64)
+        for pair in self.pairs:
+            found[pair.rows] = self._metric(pair.dirty, *interventions)
+        return found
+
+    def clean(self) -> Float[Tensor, "prompt"]:
+        """Metric of the clean run."""
+        found = torch.empty(self.n, dtype=torch.float64)
+        for pair in self.pairs:
+            found[pair.rows] = self._metric(pair.clean)
+        return found
 
     def _metric(self, run: _Run, *interventions: Intervention | tuple[str, Callable]) -> Float[Tensor, "batch"]:
         with self.model.hooks(*interventions):
@@ -240,12 +254,14 @@ def _keep_last(kept: dict[str, Tensor], name: str, n: int, x: Tensor, hook: obje
 
 def matching_columns(into: Tokens, source: Tokens) -> Int[Tensor, "batch src"]:
     """Which column of ``source`` holds the token that stands at each column of ``into``; -1 for tokens that only
-    ``into`` has (a suffix) and for padding. Both hold the same instructions."""
+    ``into`` has (a suffix) and for padding. Both hold the same instructions; suffixes of one length are matched."""
     columns = torch.full(into.ids.shape, -1, dtype=torch.long, device=into.ids.device)
     ends = into.ids.shape[1], source.ids.shape[1]
     for i, (a, b) in enumerate(zip(into.spans, source.spans, strict=True)):
         starts = ends[0] - int(into.lengths[i]), ends[1] - int(source.lengths[i])
         head, tail = min(a.instruction[1], b.instruction[1]), a.template_post[1] - a.template_post[0]
         columns[i, starts[0] : starts[0] + head] = torch.arange(starts[1], starts[1] + head)
+        if a.suffix == b.suffix:
+            tail += a.suffix[1] - a.suffix[0]
         columns[i, ends[0] - tail :] = torch.arange(ends[1] - tail, ends[1])
     return columns

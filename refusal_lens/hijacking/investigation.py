@@ -14,7 +14,7 @@ from ..attribution.sources import attention_patterns, source_contributions
 from ..attribution.token_records import SourceContributions
 from ..data.prompts import PromptPair, PromptSet, PromptsLike, as_prompts
 from ..data.suffixes import Suffix, SuffixSet
-from ..errors import PromptError
+from ..errors import ModelError, PromptError
 from ..models.model import HookedChatModel
 from ..progress import Progress, automatic
 from ..records.direction import Direction, DirectionLike, as_direction
@@ -26,11 +26,13 @@ from ..refusal.tokens import find_refusal_tokens
 from ..stats import benjamini_hochberg, paired_p
 from .causal import causal_tests
 from .controls import check_suffix, random_controls, shuffled_controls, suffix_ids
+from .curves import head_curves
 from .detection import Detectors, detectors
 from .observation import observe, split_drop
 from .observation_records import Observation, SuffixResult
 from .records import Investigation
 from .screening import screen, token_effects
+from .shifts import attention_shift
 
 LAYOUT = 2  # of a suffix's file: raise it when its meaning changes, and older files are made again
 
@@ -74,6 +76,7 @@ class _Job:
     tokens: RefusalTokens
     heads: tuple[Head, ...]
     prompts: list[str]
+    choosing: list[str]
     settings: Settings
     store: Store
     notes: list[str]
@@ -140,8 +143,8 @@ class _Job:
             if unequal := sum(len(suffix_ids(self.model.chat, *pair)) != n for *pair, n in pairs):
                 self.notes.append(f"suffix {index}: {unequal} of {mixed.n} shuffled versions differ in length")
         if settings.causal == "none" or (settings.causal == "working" and not result.works):
-            return replace(result, causal=None, tokens=None)
-        tested = self.key(key, "tests", settings.n_random, settings.forensics)
+            return replace(result, causal=None, tokens=None, shift=None, curves=None)
+        tested = self.key(key, "tests and shift", self.choosing, settings.n_random, settings.forensics)
         if self.store.get(name, tested, SuffixResult) is None:
             result = self.store.put(name, self._tested(result, seed), key, tested)
         return result
@@ -193,7 +196,22 @@ class _Job:
         if some:
             sources = source_contributions(model, some, self.direction, suffixes=[text] * len(some))
             tokens = token_effects(model, some, text, sources, self.heads, self.tokens)
-        return replace(result, causal=causal, tokens=tokens)
+        return replace(result, causal=causal, tokens=tokens, **self._explained(result, seed))
+
+    def _explained(self, result: SuffixResult, seed: int) -> dict[str, Any]:
+        """Why attention moves and how many heads are needed; a note where this model or suffix does not allow it."""
+        model, text, found = self.model, result.suffix.text, dict[str, Any]()
+        inputs = (model, self.prompts, text, result.random.suffixes)
+        try:
+            check_suffix(model.chat, self.choosing, text, model.n_ctx)
+            drawn = random_controls(model.chat, self.choosing, text, seed + 1).texts
+            others: dict[str, Any] = {"choosing": self.choosing, "choosing_random": drawn}
+            n_random = self.settings.n_random
+            found["curves"] = head_curves(*inputs, self.direction, self.tokens, **others, n_random=n_random, seed=seed)
+            found["shift"] = attention_shift(*inputs, receivers=len(self.heads), **others)
+        except (ModelError, PromptError) as error:
+            self.notes.append(f"{shortened(text.strip())!r}: not all was measured: {error}")
+        return found
 
     def _detectors(self, quiet: Observation, edge: Observation | None, results: list[SuffixResult]) -> Detectors:
         """Detectors on plain, suffixed, benign-suffixed and over-refusal-like prompts."""
@@ -266,7 +284,7 @@ def investigate(
         notes.append(f"{n_read - len(refused)} of {n_read} prompts left out: not refused without a suffix")
     suffixes = _fitting(model, refused, suffixes, settings.max_new_tokens, notes)
     heads = choose_heads(head_contributions(model, choosing, direction), settings.top or min(8, model.n_heads))
-    job = _Job(model, direction, refusal_tokens, heads, refused, settings, Store(folder), notes)
+    job = _Job(model, direction, refusal_tokens, heads, refused, choosing, settings, Store(folder), notes)
     found = job.measure(suffixes, harmless, borderline, progress)
     return job.store.put(
         "report",

@@ -14,6 +14,8 @@ from ..records.base import Record
 from ..records.labels import REGIONS, Head, head_label, index_of
 from ..stats import Interval, Rate, benjamini_hochberg, columns, mean_interval, paired_p, rate
 from .causal_records import CausalTests
+from .curve_records import HeadCurves
+from .shift_records import AttentionShift
 
 
 def departure_site(
@@ -168,6 +170,8 @@ class SuffixResult(Record):
             over suffixes.
         causal: the causal tests; None for a suffix that does not work (or if not measured).
         tokens: token forensics, or None likewise.
+        shift: why the heads' attention moves to it from random tokens, or None likewise.
+        curves: how many heads it needs, or None likewise.
         patterns: attention of one head on some prompts, each plain and then suffixed: of the top heads, the one whose
             attention to the suffix rises most above that to random tokens.
     """
@@ -184,6 +188,8 @@ class SuffixResult(Record):
     causal: CausalTests | None = None
     tokens: TokenEffects | None = None
     patterns: tuple[AttentionPatterns, ...] = ()
+    shift: AttentionShift | None = None
+    curves: HeadCurves | None = None
 
     @property
     def metric_drop(self) -> Interval:

@@ -18,6 +18,7 @@ from .figures import suffix_label
 from .mechanisms import MECHANISMS, mechanism
 from .observation_records import SuffixResult
 from .records import Investigation
+from .shift_records import AttentionShift
 from .views import paired_attention
 
 MAX_SUFFIXES = 16  # suffixes whose figures are in the page: the strongest, so that it stays small
@@ -56,7 +57,8 @@ def hijacking_cards(attack: Investigation) -> tuple[Card, ...]:
 def hijacking_page(attack: Investigation) -> Page:
     """The section as a page of its own."""
     few = tuple(filter(None, [few_refused(attack)]))
-    return Page(f"Suffixes and {attack.model}", few, hijacking_cards(attack), sections=(hijacking_section(attack),))
+    section = hijacking_section(attack)
+    return Page(f"Suffixes and {attack.model}", cards=hijacking_cards(attack), sections=(section,), caution=few)
 
 
 def few_refused(attack: Investigation) -> str:
@@ -198,6 +200,17 @@ def _details(attack: Investigation, result: SuffixResult, name: str, shown: int 
         )
         control = "random heads of the same layers; random changes of equal norm"
         yield Figure(f"{name}-causal", result.causal.plot(), caption, n, control, result.causal.to_frame())
+    if result.curves is not None:
+        curves = result.curves
+        caption = (
+            f"{curves.sentence()} Left: the share of the refusal metric's drop that returns with the first heads of "
+            "an order cut off from the suffix (necessity); right: the share that stays when only these see it "
+            "(sufficiency). The area is the curve's mean height between none and all. Bars: 95% intervals."
+        )
+        n = f"{attack.plain.n} prompts; orders from {curves.n_chosen} others"
+        yield Figure(f"{name}-curves", curves.plot(), caption, n, "random orders within layers", curves.to_frame())
+    if result.shift is not None:
+        yield from _shift_items(result.shift, name)
     if result.tokens is not None:
         caption = (
             "Above: how much of the refusal metric returns when this token is left out. Below: what the top heads take "
@@ -207,6 +220,32 @@ def _details(attack: Investigation, result: SuffixResult, name: str, shown: int 
         yield Figure(f"{name}-tokens", result.tokens.plot(), caption, n, "the other tokens", frame)
     if result.patterns:
         yield _pattern_picker(result, name, shown)
+
+
+def _shift_items(shift: AttentionShift, name: str) -> Iterator[Item]:
+    """Why attention moves: causes and senders, and the tokens that compete."""
+    caption = (
+        f"{shift.sentence()} Left: each head's change of attention on the suffix at the last position, by Shapley "
+        "values of what differs from the random run; what stands before the suffix cannot differ. Right: the "
+        "components that wrote the scores; all of them add up to the changes (largest gap "
+        f"{shift.sums_error:.1g}). Keys and values before the suffix differ by {shift.causality:.1g} of their size. "
+        f"{' '.join(shift.notes)}"
+    )
+    n = f"{shift.parts.shape[-1]} prompts; heads and paths chosen on {shift.n_chosen} others"
+    yield Figure(f"{name}-shift", shift.plot(), caption, n, RANDOM, shift.to_frame())
+    found = shift.competitors()
+    first = found.loc[found["gained"].abs().sort_values(ascending=False).index].head(12)
+    rows = tuple(
+        (row["head"], row["token"], f"{row['gained']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]", f"{taken:+.3f}")
+        for row, taken in zip(first.to_dict("records"), first["on the instruction"], strict=True)
+    )
+    caption = (
+        "Which of the suffix's tokens compete: attention gained over the random token in the same place, and what the "
+        "token's score changes of the head's attention on the instruction."
+    )
+    yield Table(
+        f"{name}-competitors", ("head", "token", "attention gained", "on the instruction"), rows, caption, data=found
+    )
 
 
 def _pattern_picker(result: SuffixResult, name: str, shown: int | None) -> Picker:

@@ -29,10 +29,10 @@ class NormWeights:
     centred: bool
 
 
-def through_norm(vector: Float[Tensor, "d_model"], norm: NormWeights) -> Float[Tensor, "d_model"]:
+def through_norm(vector: Float[Tensor, "*batch d_model"], norm: NormWeights) -> Float[Tensor, "*batch d_model"]:
     """``u`` such that norm(x) · vector = x · u / scale + bias · vector."""
     u = vector if norm.weight is None else vector * norm.weight.to(vector)
-    return u - u.mean() if norm.centred else u
+    return u - u.mean(-1, keepdim=True) if norm.centred else u
 
 
 class BeforeWrite(NamedTuple):

@@ -227,6 +227,10 @@ class Backend:
         """W_O of one layer, by query head."""
         return self.tl.blocks[layer].attn.W_O
 
+    def scoring(self, layer: int) -> tuple[float, float, Float[Tensor, "head"] | None]:
+        """What one layer multiplies q · k by, its cap of scores (0 for none), and its sinks' logits or None."""
+        raise ModelError(f"{self.kind} does not say how it scores; load a TransformerBridge (transformer-lens 4.3)")
+
     def some_heads(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         """W_O of ``layer``, or of the next one that has heads."""
         for other in range(layer, self.n_layers):
@@ -235,6 +239,16 @@ class Backend:
             except ModelError:
                 continue
         return self.output_weight(layer)
+
+    def input_weight(
+        self, layer: int, part: str
+    ) -> tuple[Float[Tensor, "head d_model d"], Float[Tensor, "head d"] | None]:
+        """Weight and bias of the queries ("Q") or keys ("K") of one layer, by query or key head."""
+        module = self.part(layer, "attn")[1]
+        weight = optional_weight(module, f"W_{part}")
+        if weight is None or weight.ndim != 3:
+            raise ModelError(f"layer {layer}: W_{part} is not available by head")
+        return weight, optional_weight(module, f"b_{part}")
 
     def attn_bias(self, layer: int) -> Float[Tensor, "d_model"] | None:
         """b_O of one layer, or None where the checkpoint has none."""
@@ -280,6 +294,19 @@ class Backend:
         name = {"attn": "ln1_post", "mlp": "ln2_post"}[part]
         module = getattr(self.tl.blocks[layer], name, None)
         return None if module is None else self._norm(module, f"blocks.{layer}.{name}")
+
+    def input_norm(self, layer: int) -> NormWeights | None:
+        """The norm between the stream and attention's input; None where there is none (OLMo 2)."""
+        module = getattr(self.tl.blocks[layer], "ln1", None)
+        return None if module is None else self._norm(module, f"blocks.{layer}.ln1")
+
+    def head_norm(self, layer: int, part: str) -> NormWeights:
+        """The norm of queries ("q") or keys ("k"); its weight is by entry, by head, or by both in one row."""
+        name, module = self.part(layer, "attn")
+        norm = getattr(module, f"{part}_norm")
+        if optional_weight(norm, "weight") is None or not hasattr(norm, "uses_rms_norm"):
+            raise ModelError(f"layer {layer}: the weight of its {part}_norm is not available")
+        return self._norm(norm, f"{name}.{part}_norm")
 
     def norm_after_writes(self) -> str:
         """Name of the first norm between the embedding (BLOOM) or a sublayer and the stream; "" where there is none."""

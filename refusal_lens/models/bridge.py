@@ -316,6 +316,14 @@ class BridgeBackend(Backend):
             )
         return rows.unflatten(0, (self.n_heads, -1))
 
+    def scoring(self, layer):
+        inner: Any = core(self.part(layer, "attn")[1])
+        scale = next((s for n in ("scaling", "softmax_scale") if (s := getattr(inner, n, None))), None)
+        sinks = getattr(inner, "sinks", None)
+        width = inner.head_dim if hasattr(inner, "head_dim") else self.d_head
+        cap = float(getattr(inner, "attn_logit_softcapping", None) or 0.0)
+        return float(scale or width**-0.5), cap, None if sinks is None else sinks.detach()
+
     @property
     def write_scale(self):
         return float(getattr(self.tl.blocks[0], "residual_contribution_scale", 1.0))

@@ -28,6 +28,7 @@ SCRIPTS = {
     "subspace": (["--k", "2"], ["effects", "subspace_pca", "subspace_repeated"], ["random"]),
     "cross_behaviour": ([], ["ablation", "addition"], ["Cross-effects"]),
     "transfer": ([], ["ablation", "addition"], ["Transfer"]),
+    "harm": ([], ["map", "ablation", "addition"], ["AUROC of harmful against harmless", "against its random tokens"]),
     "dose": (
         ["--n", "4", "--strength", "ablation=1", "--strength", "addition=1,2", "--place", "last=-1"],
         ["compared", "test_ablation", "test_addition"],
@@ -35,6 +36,7 @@ SCRIPTS = {
     ),
     "fig5_suffix_trace": (["--limit", "1"], ["report"], ["cosine with the direction by layer"]),
     "fig6_suffix_heads": (["--limit", "1"], ["report"], ["attention moved", "random tokens of equal length"]),
+    "suffix_attention": (["--limit", "1"], ["report"], ["query of", "area under the curve"]),
     "causal_table": (["--limit", "1"], ["report"], ["cut top heads", "placebo"]),
     "top_heads": ([], ["heads", "causal", "patching", "sources"], ["rank correlation"]),
     "dla_refusal_tokens": ([], ["dla_harmful", "dla_harmless"], ["TransformerLens's logit_attrs"]),

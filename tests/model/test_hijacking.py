@@ -10,7 +10,7 @@ import torch
 
 from refusal_lens.attribution.sources import source_contributions
 from refusal_lens.errors import PromptError
-from refusal_lens.hijacking.causal import _Bench, causal_tests, matching_columns
+from refusal_lens.hijacking.causal import Bench, causal_tests, matching_columns
 from refusal_lens.hijacking.investigation import Settings, investigate
 from refusal_lens.hijacking.observation import observe, split_drop
 from refusal_lens.hijacking.screening import screen, without_token
@@ -178,7 +178,7 @@ def test_patches_reproduce_the_run_they_come_from(architecture):
     model = model_of(architecture)
     direction, limit = direction_of(model), 1e-5
     plain, suffixed = see(model, condition="plain")[0], see(model, SUFFIX)[0]
-    bench = _Bench(model, plain, suffixed, direction, TOKENS, 0)
+    bench = Bench(model, plain.prompts, plain.suffixes, suffixed.suffixes, direction, TOKENS, 0)
     (pair,) = bench.pairs
     layer_0 = tuple((0, head) for head in range(4))
     for into, source in ((pair.dirty, pair.clean), (pair.clean, pair.dirty)):
@@ -228,7 +228,7 @@ def test_restoring_the_direction_sets_it_and_the_placebo_makes_the_same_moves():
         found = model.cache(dirty, names[1:], last)
     for layer, name in enumerate(names[1:], start=1):
         torch.testing.assert_close(found[name] @ r, wanted[layer], rtol=0, atol=1e-9)
-    test = _Bench(model, plain, suffixed, direction_of(model), TOKENS, 0).restore()
+    test = Bench(model, plain.prompts, plain.suffixes, suffixed.suffixes, direction_of(model), TOKENS, 0).restore()
     with model.hooks(Interchange(r, wanted)):
         metric = refusal_metric(model, [PROMPT], TOKENS, [SUFFIX])
     assert float(test.metric[0]) == pytest.approx(float(metric[0]), abs=1e-9)

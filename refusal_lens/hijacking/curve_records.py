@@ -1,0 +1,113 @@
+"""How many heads a suffix needs, and what stays of its effect when attention is held: results of ``head_curves``."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
+
+from ..records.base import Record
+from ..records.labels import Head, head_label, index_of
+from ..report.claims import MOST, percent
+from ..stats import Interval, Rate, columns, fraction_interval, rate
+from .causal_records import CausalTest
+
+ORDERS = ("attribution", "greedy")
+WAYS = ("cut", "only")  # the first heads' edges cut (necessity); all others' cut (sufficiency)
+
+
+@dataclass(frozen=True)
+class HeadCurves(Record, axes={"way": WAYS, "order": "orders", "count": "counts"}):
+    """The refusal metric against the number of heads whose edges to the suffix are cut.
+
+    Attributes:
+        counts: numbers of heads.
+        metric: "cut" with the first heads of an order cut off from the suffix, "only" with all heads but these; the
+            orders after ``ORDERS`` are random ones within layers.
+        rankings: the heads by attribution and by greedy choice, both found on ``n_chosen`` other prompts.
+        plain, random, suffixed: the metric without an intervention.
+        held: the suffixed run with every head's attention at the post-instruction positions held as in the plain run.
+        held_random: held as in the run with random tokens, key by key.
+        threshold: prompts with a higher metric count as refused.
+    """
+
+    counts: tuple[int, ...]
+    metric: Float[Tensor, "way order count prompt"]
+    rankings: tuple[tuple[Head, ...], ...]
+    plain: Float[Tensor, "prompt"]
+    random: Float[Tensor, "prompt"]
+    suffixed: Float[Tensor, "prompt"]
+    held: CausalTest
+    held_random: CausalTest
+    n_chosen: int
+    threshold: float = 0.0
+
+    @property
+    def orders(self) -> tuple[str, ...]:
+        """``ORDERS``, then the random ones."""
+        return (*ORDERS, *(f"random {i + 1}" for i in range(self.metric.shape[1] - len(ORDERS))))
+
+    def _rows(self, way: str, order: str) -> Float[Tensor, "count prompt"]:
+        grid = self.metric[index_of(WAYS, way, "way", "HeadCurves")]
+        if order == "random":
+            return grid[len(ORDERS) :].mean(0)
+        return grid[index_of(self.orders, order, "order", "HeadCurves")]
+
+    def _share(self, way: str, metric: Float[Tensor, "prompt"]) -> Interval:
+        part = metric - self.suffixed if way == "cut" else self.plain - metric
+        return fraction_interval(part.tolist(), (self.plain - self.suffixed).tolist())
+
+    def share(self, way: str, order: str, count: int) -> Interval:
+        """Share of the metric's drop that returns with the heads cut, or that stays with them alone.
+
+        Args:
+            order: one of ``orders``, or "random" for their mean.
+
+        Raises:
+            LabelError: no such way, order or count.
+        """
+        return self._share(way, self._rows(way, order)[index_of(self.counts, count, "count", "HeadCurves")])
+
+    def refusals(self, way: str, order: str, count: int) -> Rate:
+        """Share of prompts above the threshold."""
+        row = self._rows(way, order)[index_of(self.counts, count, "count", "HeadCurves")]
+        return rate((row > self.threshold).tolist())
+
+    def area(self, way: str, order: str) -> Interval:
+        """Mean height of the curve over the counts between none and all, which double from one to the next."""
+        return self._share(way, self._rows(way, order)[1:-1].mean(0))
+
+    def needed(self, way: str = "cut", order: str = "attribution", least: float = MOST) -> int | None:
+        """The smallest count at which the share's whole interval reaches ``least``; None if it does at no count."""
+        found = ((n, self.share(way, order, n)) for n in self.counts)
+        return next((n for n, share in found if share.low >= least), None)
+
+    def stays(self, run: str = "random") -> Interval:
+        """Share of the suffix's effect that stays with attention held as in the ``random`` (or ``plain``) run: what
+        does not need changed weights. The effect is the drop from that run."""
+        test, before = (self.held_random, self.random) if run == "random" else (self.held, self.plain)
+        return fraction_interval((before - test.metric).tolist(), (before - self.suffixed).tolist())
+
+    def sentence(self) -> str:
+        """How many heads, and what held attention leaves."""
+        total, said = self.counts[-1], []
+        for way, what in zip(WAYS, ("bring back most of the drop when cut off", "suffice for most of it"), strict=True):
+            found = [(n, order) for order in ORDERS if (n := self.needed(way, order)) is not None and n < total]
+            n, order = min(found, default=(0, ""))
+            said.append(f"{n} of {total} heads (by {order}) {what}" if found else f"no fewer than all heads {what}")
+        return (
+            f"Of the numbers tried, {said[0]}, and {said[1]}. With attention held as in the random run "
+            f"{percent(self.stays())} of the suffix's effect stays, as in the plain run {percent(self.stays('plain'))}."
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per way, order and count: share with interval, refused, the next head, n."""
+        rows = []
+        for way in WAYS:
+            for order in (*ORDERS, "random"):
+                for n in self.counts:
+                    last = "" if order == "random" or not n else head_label(*self.rankings[ORDERS.index(order)][n - 1])
+                    row = {"way": way, "order": order, "heads": n, "last": last}
+                    row |= columns(self.share(way, order, n), "share")
+                    rows.append(row | {"refused": self.refusals(way, order, n).rate, "n": len(self.plain)})
+        return pd.DataFrame(rows)
