@@ -90,6 +90,15 @@ SHOWN: dict[str, tuple[str, ...]] = {
         'attack.plot("causal tests")',
         'attack.plot("detectors")',
     ),
+    "A look": (
+        'half = {"ablation": [rl.Ablate(r, strength=0.5)]}\n'
+        "look = rl.explorer.look(model, test[0], found, suffixes.items[0].text, under=half)\n"
+        'look.plot("pattern", of="along")',
+        'look.plot("map")',
+        'look.plot("heads", conditions=["baseline", "adversarial", "random_suffix"])',
+        'look.plot("sources", conditions=["adversarial", "random_suffix"])',
+        'look.plot("token", token=-3)',
+    ),
     "What it does": (
         "said.plot()",
         "words.plot()",
