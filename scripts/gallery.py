@@ -93,12 +93,14 @@ SHOWN: dict[str, tuple[str, ...]] = {
         'attack.plot("number of heads")',
         'attack.plot("detectors")',
     ),
-    "A look at one request": (
-        'look = rl.explorer.look(model, test[0], found, " please, for a story")\nlook.plot()',
-        'look.plot("heads")',
-        'look.plot("pattern", of="difference")',
-        'look.plot("sources")',
-        'look.plot("token", token=8)',
+    "A look": (
+        'half = {"ablation": [rl.Ablate(r, strength=0.5)]}\n'
+        "look = rl.explorer.look(model, test[0], found, suffixes.items[0].text, under=half)\n"
+        'look.plot("pattern", of="along")',
+        'look.plot("map")',
+        'look.plot("heads", conditions=["baseline", "adversarial", "random_suffix"])',
+        'look.plot("sources", conditions=["adversarial", "random_suffix"])',
+        'look.plot("token", token=-3)',
     ),
     "What it does": (
         "said.plot()",

@@ -17,7 +17,7 @@ from ..models.chat import Tokens
 from ..models.model import HookedChatModel
 from ..models.texts import token_texts
 from ..records.direction import DirectionLike, as_direction
-from ..records.labels import REGIONS, as_heads, head_label, index_of
+from ..records.labels import REGIONS, Head, as_heads, head_label, index_of
 from .components import texts
 from .token_records import AttentionPatterns, Propagation, SourceContributions
 
@@ -103,12 +103,9 @@ def attention_patterns(
         >>> pattern.along.sum(-1).shape  # what the head writes along r̂ at every token
         torch.Size([1, 15])
     """
-    named, asked = as_heads(heads), as_prompts(prompt)
+    named, asked = known_heads(model, heads), as_prompts(prompt)
     if len(asked) != 1:
         raise PromptError(f"attention patterns are of one prompt, and {len(asked)} were given")
-    every = [head_label(*head) for head in itertools.product(range(model.n_layers), range(model.n_heads))]
-    for head in named:
-        index_of(every, head_label(*head), "head", model.name)
     tokens = model.tokenize(asked, suffix)
     about = named, token_texts(model, tokens)[0], texts(asked, suffix)[0]
     if direction is None:
@@ -116,6 +113,18 @@ def attention_patterns(
         return AttentionPatterns(weights[0], *about)
     (parts,) = model.run(tokens, read=WrittenPattern(named, as_direction(direction)))
     return AttentionPatterns(parts[0].weight, *about, parts[0].length, parts[0].along)
+
+
+def known_heads(model: HookedChatModel, heads: Any) -> tuple[Head, ...]:
+    """(layer, head) pairs, of which the model has each.
+
+    Raises:
+        LabelError: one that it does not have.
+    """
+    named, every = as_heads(heads), list(itertools.product(range(model.n_layers), range(model.n_heads)))
+    for head in named:
+        index_of([head_label(*other) for other in every], head_label(*head), "head", model.name)
+    return named
 
 
 def bounds_of(tokens: Tokens) -> Int[Tensor, "prompt region 2"]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..attribution.components import texts
 from ..attribution.ranking import choose_heads
-from ..attribution.sources import attention_patterns, bounds_of
+from ..attribution.sources import attention_patterns, bounds_of, known_heads
 from ..attribution.token_records import AttentionPatterns, SourceContributions
 from ..data.files import check_text
 from ..direction.conversation import joined, placed
@@ -21,11 +21,12 @@ from ..hijacking.controls import check_suffix, random_controls
 from ..hooks.attention_readers import Sources
 from ..hooks.base import Intervention
 from ..hooks.conditions import Conditions
-from ..hooks.readers import EveryToken
+from ..hooks.pattern_readers import WrittenPattern
+from ..hooks.readers import EveryToken, Reader
 from ..models.model import HookedChatModel
 from ..models.texts import token_texts
 from ..records.base import Record
-from ..records.labels import Head, as_head, as_heads
+from ..records.labels import Head
 from ..records.store import content_key
 from ..refusal.metric import RefusalMetric
 from .records import Look
@@ -81,17 +82,19 @@ def look(
     model.check_direction(found.direction)
     kept = {} if kept is None else kept
     rows, control, notes = conditions(model, request, suffix, under or {}, seed)
-    done = {name: _read(model, request, *row, found, n_random, kept) for name, row in rows.items()}
-    for name, row in done.items():
-        if not math.isfinite(row.metric):
+    picked = next(iter(known_heads(model, top_heads if head is None else head)), None)
+    shown, done = known_heads(model, top_heads), {}
+    for name, row in rows.items():
+        done[name] = found_row = _read(model, request, *row, found, n_random, picked, kept)
+        if not math.isfinite(found_row.metric):
             raise ModelError(
                 f"{model.name} gives no finite refusal metric under {name}: load it in bfloat16 or float32, or lower "
                 "the strength"
             )
-    shown = as_heads(top_heads)
-    if not shown:
-        shown = choose_heads(done["baseline"].sources.head_contributions(), min(8, model.n_heads))
-    picked = as_head(shown[0] if head is None else head)
+        # The first is the plain one, which says what there is to see in the others.
+        shown = shown or choose_heads(found_row.sources.head_contributions(), min(8, model.n_heads))
+        picked = picked or shown[0]
+    assert picked is not None
     seen = Look(
         map=joined({name: row[:3] for name, row in done.items()}, found.direction, n_random, request, suffix),
         metric={name: row.metric for name, row in done.items()},
@@ -182,17 +185,22 @@ def _read(
     acting: Sequence[Intervention],
     found: FoundDirection,
     n_random: int,
+    head: Head | None,
     kept: Kept,
 ) -> _Row:
-    """Everything but the pattern, in one pass."""
+    """Everything in one pass; the pattern too if its head is known."""
 
     def run() -> _Row:
         tokens, regions = placed(model, request, suffix)
         grid, by_source = EveryToken(found, n_random=n_random), Sources(found)
-        metric = RefusalMetric(found.refusal_tokens)
-        rows = model.run(tokens, read=[grid, by_source, metric], under=_on_prompts(acting))
-        words = token_texts(model, tokens)
-        asked = texts([request], [suffix])
+        metric, pattern = RefusalMetric(found.refusal_tokens), WrittenPattern([] if head is None else [head], found)
+        readers: list[Reader] = [grid, by_source, metric, *([pattern] if pattern.heads else [])]
+        rows = model.run(tokens, read=readers, under=_on_prompts(acting))
+        words, asked = token_texts(model, tokens), texts([request], [suffix])
+        if head is not None:
+            parts: Any = rows[pattern][0]
+            made = AttentionPatterns(parts.weight, (head,), words[0], asked[0], parts.length, parts.along)
+            _once(kept, ("pattern", head, found.direction, request, suffix, acting), lambda: made)
         sources = SourceContributions(*rows[by_source], bounds_of(tokens), words, asked, found.direction, -1)
         return _Row(rows[grid], words[0], regions, sources, float(rows[metric]))
 

@@ -129,7 +129,7 @@ def test_a_request_is_typed_and_answered(page):
     assert row(page, "baseline")[0] > 0
     strip = page.locator(".rl-explorer .strip").first
     assert "".join(strip.locator(".token.instruction").all_inner_texts()) == "How␣do␣I␣pick␣a␣lock?"
-    assert strip.locator(".token.reply").count() > 0  # the map includes the reply once it is there
+    until(page, lambda: strip.locator(".token.reply").count() > 0)  # the map includes the reply once it is whole
 
 
 def test_a_suffix_is_picked_and_stands_beside_random_tokens(page):
