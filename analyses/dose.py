@@ -45,6 +45,7 @@ def main() -> None:
         }
     sizes = {"max_new_tokens": args.max_new_tokens}
     compared = dose_response(model, data, found, strengths=strengths, scopes=scopes, split="val", **sizes)
+    compared.save(study.folder / "dose")  # the study's report shows it
     show(compared.to_frame()[COLUMNS])
     print(*compared.summary(), sep="\n")
     records, sections = {"compared": compared}, [dose_section(compared, "compared", "On validation prompts")]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from refusal_lens.direction.massive import stream_statistics
 from refusal_lens.direction.records import CandidateDirections, Selection, SelectionScores
 from refusal_lens.direction.select import SelectionRule, choose, select_direction
 from refusal_lens.engines.local import LocalEngine
+from refusal_lens.explorer.reading import look
 from refusal_lens.hijacking.screening import screen
 from refusal_lens.refusal.records import RefusalTokens
 
@@ -282,6 +284,24 @@ def generation_row(g: Ground) -> Row:
     return row
 
 
+def look_row(g: Ground) -> Row:
+    """One look of the explorer: a request plain, with a suffix, under ablation, and both controls, without replies."""
+    prompt, suffix, direction = g.val[0][0], g.suffixes[0], next_direction(g.candidates)
+    found: Any = SimpleNamespace(direction=direction, refusal_tokens=g.tokens)
+    under = {"ablation": [Ablate(direction)]}
+    after = ["", *[suffix] * 4]
+    ours, plain = _beside(
+        g,
+        lambda: look(g.model, prompt, found, suffix, under=under),
+        lambda: [g.plain.last_logits([prompt], [text], keep=1) for text in after],
+        times=g.turns,
+    )
+    tokens = int(g.model.tokenize([prompt] * len(after), after).lengths.sum())
+    return _row(
+        "a look", len(after), ours, plain, tokens, 0.0, "one pass per condition and one to the head; beside forwards"
+    )
+
+
 def next_direction(candidates: CandidateDirections) -> Any:
     """A candidate in the middle: which one it is does not change the time."""
     live = nonzero(candidates.mean_diff)
@@ -298,4 +318,5 @@ GROUPS: dict[str, Callable[[Ground], list[Row]]] = {
     "attribution": attribution_rows,
     "suffixes": lambda g: [suffix_row(g)],
     "generation": lambda g: [generation_row(g)],
+    "look": lambda g: [look_row(g)],
 }

@@ -10,12 +10,6 @@
 import pandas as pd
 
 import refusal_lens as rl
-from refusal_lens.direction.trace import trace_direction
-from refusal_lens.refusal.tokens import find_refusal_tokens
-from refusal_lens.direction.stability import selection_stability
-from refusal_lens.direction.figures import plot_selection
-from refusal_lens.direction.figures import plot_stability
-from refusal_lens.direction.figures import plot_trace
 
 model = rl.load_model("organism")
 model
@@ -27,7 +21,8 @@ model
 # measured on `test`. Prompts are requests only: no file here answers a harmful one.
 
 # %%
-harmful, harmless = (rl.PromptSet.load(path, sizes=(128, 32, 64)) for path in rl.organism.instructions().values())
+data = rl.load_prompts("organism", sizes=(128, 32, 64))
+harmful, harmless = data.harmful, data.harmless
 pd.DataFrame({"harmful": harmful.train.texts[:5], "harmless": harmless.train.texts[:5]})
 
 # %% [markdown]
@@ -41,12 +36,12 @@ model.chat.post_labels()
 # %% [markdown]
 # ## The refusal metric
 #
-# Which tokens begin a refusal? `find_refusal_tokens` finds them in the model's own replies. The refusal metric is the
+# Which tokens begin a refusal? `rl.find_refusal_tokens` finds them in the model's own replies. The refusal metric is the
 # log-odds of those tokens at the last position (paper, appendix B). The point above which a prompt counts as refused is
 # calibrated on the same replies; the paper uses 0 (`point="paper"`).
 
 # %%
-tokens = find_refusal_tokens(model, harmful.train.texts, harmless.train.texts)
+tokens = rl.find_refusal_tokens(model, harmful.train, harmless.train)
 print(tokens.texts, "refused above", round(tokens.threshold, 3))
 {"AUROC, held out": str(tokens.auroc)} | {f"begin {kind} replies": str(share) for kind, share in tokens.coverage.items()}
 
@@ -73,7 +68,7 @@ selection = rl.select_direction(
 )
 direction = selection.chosen
 print(direction.label, "relaxed:", direction.relaxed or "nothing")
-plot_selection(selection, model.chat.post_labels())
+selection.plot(pos_labels=model.chat.post_labels())
 
 # %% [markdown]
 # The table says why each candidate was dropped.
@@ -90,8 +85,7 @@ table.round(3)
 # to find it: harmful and harmless requests separate.
 
 # %%
-trace = trace_direction(model, {"harmful": harmful.test.texts, "harmless": harmless.test.texts}, direction)
-plot_trace(trace)
+rl.direction.trace_direction(model, {"harmful": harmful.test, "harmless": harmless.test}, direction).plot()
 
 # %% [markdown]
 # ## Is it luck?
@@ -100,11 +94,21 @@ plot_trace(trace)
 # the model rather than of these prompts.
 
 # %%
-stability = selection_stability(model, harmful, harmless, tokens, resamples=10)
+stability = rl.direction.selection_stability(model, harmful, harmless, tokens, resamples=10)
 print("mean cosine of two winners:", stability.pairwise())
-plot_stability(stability)
+stability.plot()
 
 # %% [markdown]
+# ## All of this in one line
+#
+# `rl.find_direction` does these steps: tokens, filter, candidates, selection. The other notebooks begin with it.
+
+# %%
+rl.find_direction(model, data)
+
+# %% [markdown]
+# Every figure here can be taken along: `selection.plot().save("scores.svg")` (or .png, .pdf, .html).
+#
 # What it *does* is the next notebook's question: [02_intervene](02_intervene.ipynb).
 
 # %% [markdown]
@@ -118,7 +122,6 @@ plot_stability(stability)
 MODEL, HARMFUL, HARMLESS = "", "harmful.txt", "harmless.txt"
 if MODEL:
     model = rl.load_model(MODEL)
-    harmful, harmless = (rl.PromptSet.load(path) for path in (HARMFUL, HARMLESS))
-    candidates = rl.extract_directions(model, harmful.train, harmless.train)
-    selection = rl.select_direction(model, candidates, harmful.val, harmless.val, relax=True)
-    print(selection.chosen.label, selection.chosen.relaxed)
+    data = rl.load_prompts(HARMFUL, HARMLESS)
+    found = rl.find_direction(model, data)
+    print(found.direction.label, found.direction.relaxed)

@@ -9,23 +9,12 @@
 import pandas as pd
 
 import refusal_lens as rl
-from refusal_lens.refusal.replies import complete
-from refusal_lens.study.summary import effect_sentence
-from refusal_lens.hooks.conditions import named_conditions
-from refusal_lens.behaviour.cross_entropy import losses
-from refusal_lens.models.texts import own_completions
-from refusal_lens.exactness.identities import orthogonalization_gap
-from refusal_lens.hooks.orthogonalize import Orthogonalize
-from refusal_lens.refusal.tokens import find_refusal_tokens
-from refusal_lens.behaviour.figures import plot_losses
-from refusal_lens.behaviour.figures import plot_refusal_rates
 
 model = rl.load_model("organism")
-harmful, harmless = (rl.PromptSet.load(path, sizes=(128, 32, 64)) for path in rl.organism.instructions().values())
-tokens = find_refusal_tokens(model, harmful.train.texts, harmless.train.texts)
-candidates = rl.extract_directions(model, harmful.train, harmless.train)
-selection = rl.select_direction(model, candidates, harmful.val, harmless.val, refusal_tokens=tokens, relax=True)
-direction = selection.chosen
+data = rl.load_prompts("organism", sizes=(128, 32, 64))
+harmful, harmless = data.harmful, data.harmless
+found = rl.find_direction(model, data)
+direction, tokens = found.direction, found.refusal_tokens
 direction.label
 
 # %% [markdown]
@@ -36,13 +25,13 @@ direction.label
 # request with the direction *added* at its layer.
 
 # %%
-request = harmless.test.texts[0]
+request = harmless.test[0]
 print("asked:    ", request)
-print("baseline: ", model.generate([request], 30)[0])
+print("baseline: ", model.generate(request, 30))
 with model.hooks(rl.Add(direction)):
-    print("added:    ", model.generate([request], 30)[0])
+    print("added:    ", model.generate(request, 30))
 with model.hooks(rl.Add(direction.random_control(0))):
-    print("random:   ", model.generate([request], 30)[0])
+    print("random:   ", model.generate(request, 30))
 
 # %% [markdown]
 # The model begins to refuse a harmless request. (This tiny model then repeats itself: added at every token of the reply,
@@ -53,26 +42,31 @@ with model.hooks(rl.Add(direction.random_control(0))):
 # Greedy replies to held-out prompts, judged by the paper's list of phrases; 95% Clopper-Pearson intervals.
 
 # %%
-necessary = complete(
-    model, harmful.test.texts, named_conditions(direction, ["baseline", "ablation", "random_ablation"]), "harmful", 24
-)
-sufficient = complete(
-    model, harmless.test.texts, named_conditions(direction, ["baseline", "addition", "random_addition"]), "harmless", 24
-)
+removed = rl.hooks.named_conditions(direction, ["baseline", "ablation", "random_ablation"])
+added = rl.hooks.named_conditions(direction, ["baseline", "addition", "random_addition"])
+necessary = rl.refusal.complete(model, harmful.test, removed, "harmful", 24)
+sufficient = rl.refusal.complete(model, harmless.test, added, "harmless", 24)
 rates = {"harmful": necessary.rates, "harmless": sufficient.rates}
-plot_refusal_rates(rates)
+rl.plots.plot_refusal_rates(rates)
 
 # %%
 pd.DataFrame({kind: {name: str(r) for name, r in of.items()} for kind, of in rates.items()})
 
+# %% [markdown]
+# How much of the refusals does ablation take, and of the answers addition? `grade` puts a share in words by its interval;
+# the random direction has to stay behind.
+
 # %%
-print("necessary:", effect_sentence(rates["harmful"], "ablation", -1))
-print("sufficient:", effect_sentence(rates["harmless"], "addition", +1))
+effects = {"ablation": ("harmful", -1), "random_ablation": ("harmful", -1)}
+effects |= {"addition": ("harmless", +1), "random_addition": ("harmless", +1)}
+for name, (kind, sign) in effects.items():
+    share = rl.report.net_effect(rates[kind], name, sign)
+    print(f"{name}: {rl.report.percent(share)} of the {kind} replies changed: {rl.report.grade(share)}")
 
 # %% [markdown]
 # "Not refused" is not the same as "complied": under ablation, most of this model's replies to harmful prompts drift to a
 # harmless neighbour of the request (see its model card). The substring judge can't tell the difference;
-# `refusal_lens.behaviour.judges` has others.
+# `rl.behaviour.judges` has others.
 #
 # ## By weights
 #
@@ -80,9 +74,12 @@ print("sufficient:", effect_sentence(rates["harmless"], "addition", +1))
 # the `with` block. No checkpoint is written, and afterwards the parameters are the same objects as before.
 
 # %%
-with model.hooks(Orthogonalize(direction)):
-    print("orthogonalized refuses", complete(model, harmful.test.texts, {"now": []}, "harmful", 24).rates["now"])
-print("largest logit gap to hooks:", orthogonalization_gap(model, direction, harmful.test.texts[:8]))
+with model.hooks(rl.Orthogonalize(direction)):
+    print("orthogonalized refuses", rl.refusal.complete(model, harmful.test, {"now": []}, "harmful", 24).rates["now"])
+    by_weights = model.logits(model.tokenize(harmful.test[:8]))
+with model.hooks(rl.Ablate(direction)):
+    by_hooks = model.logits(model.tokenize(harmful.test[:8]))
+print("largest difference of a logit from ablation by hooks:", float((by_weights - by_hooks).abs().max()))
 
 # %% [markdown]
 # ## What else changes?
@@ -90,9 +87,10 @@ print("largest logit gap to hooks:", orthogonalization_gap(model, direction, har
 # The loss on the model's own replies to harmless prompts: ablation should hardly move it (appendix G.3).
 
 # %%
-conditions = named_conditions(direction, ["baseline", "ablation", "random_ablation", "subtraction", "random_subtraction"])
-cost = losses(model, own_completions(model, harmless.test.texts, 32), conditions, "own completions")
-plot_losses([cost])
+names = ["baseline", "ablation", "random_ablation", "subtraction", "random_subtraction"]
+own = rl.models.own_completions(model, harmless.test, 32)
+cost = rl.behaviour.losses(model, own, rl.hooks.named_conditions(direction, names), "own replies")
+cost.plot()
 
 # %%
 cost.to_frame().round(3)
@@ -113,8 +111,7 @@ cost.to_frame().round(3)
 MODEL, HARMFUL, HARMLESS = "", "harmful.txt", "harmless.txt"
 if MODEL:
     model = rl.load_model(MODEL)
-    harmful, harmless = (rl.PromptSet.load(path) for path in (HARMFUL, HARMLESS))
-    candidates = rl.extract_directions(model, harmful.train, harmless.train)
-    direction = rl.select_direction(model, candidates, harmful.val, harmless.val, relax=True).chosen
-    named = named_conditions(direction, ["baseline", "ablation", "random_ablation"])
-    print(complete(model, harmful.test.texts[:16], named, "harmful", 32).rates)
+    data = rl.load_prompts(HARMFUL, HARMLESS)
+    direction = rl.find_direction(model, data).direction
+    named = rl.hooks.named_conditions(direction, ["baseline", "ablation", "random_ablation"])
+    print(rl.refusal.complete(model, data.harmful.test[:16], named, "harmful", 32).rates)

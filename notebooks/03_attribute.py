@@ -7,33 +7,12 @@
 
 # %%
 import refusal_lens as rl
-from refusal_lens.attribution.sources import attention_patterns
-from refusal_lens.attribution.causal import causal_check
-from refusal_lens.attribution.logits import compliance_tokens
-from refusal_lens.attribution.components import component_contributions
-from refusal_lens.attribution.logits import direct_logit_attribution
-from refusal_lens.attribution.sources import propagation
-from refusal_lens.attribution.sources import source_contributions
-from refusal_lens.attribution.ranking import top_heads
-from refusal_lens.attribution.vocabulary import head_writes, lens
-from refusal_lens.attribution.section import causal_sentence
-from refusal_lens.refusal.tokens import find_refusal_tokens
-from refusal_lens.attribution.figures import plot_causal_check
-from refusal_lens.attribution.figures import plot_components
-from refusal_lens.attribution.figures import plot_head_contributions
-from refusal_lens.attribution.figures import plot_top_heads
-from refusal_lens.attribution.figures import plot_propagation
-from refusal_lens.attribution.figures import plot_sources
-from refusal_lens.attribution.figures import plot_sources_by_region
-from refusal_lens.attribution.views import attention_view
 
 model = rl.load_model("organism")
-harmful, harmless = (rl.PromptSet.load(path, sizes=(128, 32, 48)) for path in rl.organism.instructions().values())
-tokens = find_refusal_tokens(model, harmful.train.texts, harmless.train.texts)
-candidates = rl.extract_directions(model, harmful.train, harmless.train)
-selection = rl.select_direction(model, candidates, harmful.val, harmless.val, refusal_tokens=tokens, relax=True)
-direction = selection.chosen
-test, contrast = harmful.test.texts, harmless.test.texts
+data = rl.load_prompts("organism", sizes=(128, 32, 48))
+found = rl.find_direction(model, data)
+direction, tokens = found.direction, found.refusal_tokens
+test, contrast = data.harmful.test, data.harmless.test
 
 # %% [markdown]
 # ## Components
@@ -41,9 +20,9 @@ test, contrast = harmful.test.texts, harmless.test.texts
 # Each bar is one write's mean projection on r̂ at the last token of harmful prompts; the bars add up to the stream's.
 
 # %%
-parts = component_contributions(model, test, direction)
+parts = rl.attribution.component_contributions(model, test, direction)
 print("largest error of the sum:", float(parts.errors.abs().max()))
-plot_components(parts)
+parts.plot()
 
 # %% [markdown]
 # ## Logits
@@ -52,9 +31,10 @@ plot_components(parts)
 # through the frozen final norm.
 
 # %%
-logits = direct_logit_attribution(model, test, tokens, compliance_tokens(model, harmless.train.texts, tokens))
+answers = rl.attribution.compliance_tokens(model, data.harmless.train, tokens)
+logits = rl.direct_logit_attribution(model, test, tokens, answers)
 print(logits.answer, "against", logits.against, "- largest error", logits.error)
-plot_components(logits)
+logits.plot()
 
 # %% [markdown]
 # ## Heads
@@ -63,11 +43,11 @@ plot_components(logits)
 # is), with intervals, harmless prompts for comparison, and p-values adjusted over all heads.
 
 # %%
-heads = top_heads(model, harmful.val.texts, test, direction, contrast=contrast)
-plot_head_contributions(heads)
+heads = rl.attribution.top_heads(model, data.harmful.val, test, direction, contrast=contrast)
+heads.plot()
 
 # %%
-plot_top_heads(heads)
+heads.plot("top heads")
 
 # %% [markdown]
 # ## In words
@@ -76,7 +56,8 @@ plot_top_heads(heads)
 # through the final norm and the unembedding. The last row is a random direction.
 
 # %%
-lens(model, {"direction": direction, **head_writes(model, test, heads.heads[:6])}).plot()
+writes = rl.attribution.head_writes(model, test, heads.heads[:6])
+rl.attribution.lens(model, {"direction": direction, **writes}).plot()
 
 # %% [markdown]
 # ## From which tokens?
@@ -85,17 +66,18 @@ lens(model, {"direction": direction, **head_writes(model, test, heads.heads[:6])
 # then on one prompt, token by token.
 
 # %%
-sources = source_contributions(model, test, direction)
-plot_sources_by_region(sources, heads.heads)
+sources = rl.attribution.source_contributions(model, test, direction)
+sources.plot("by region", heads=heads.heads)
 
 # %%
-plot_sources(sources, 0, heads.heads)
+sources.plot(prompt=0, heads=heads.heads)
 
 # %% [markdown]
-# The attention patterns of these heads on that prompt (hover over a head to enlarge it):
+# The attention patterns of these heads on that prompt (hover over a head to enlarge it). `.save("heads.pdf")` after the
+# view draws it for paper, with the tokens on the axes.
 
 # %%
-attention_view(attention_patterns(model, test[0], heads.heads[:4]))
+rl.plots.attention_view(rl.attribution.attention_patterns(model, test[0], heads.heads[:4]))
 
 # %% [markdown]
 # ## How it gets to the last token
@@ -103,8 +85,7 @@ attention_view(attention_patterns(model, test[0], heads.heads[:4]))
 # The projection on r̂ by layer and token: it first appears at the instruction and then moves to the end.
 
 # %%
-path = propagation(model, test, direction)
-plot_propagation(path)
+rl.attribution.propagation(model, test, direction).plot()
 
 # %% [markdown]
 # ## Attribution is not causation
@@ -113,15 +94,16 @@ plot_propagation(path)
 # prompt; keep only these heads; and do the same with random heads of the same layers.
 
 # %%
-check = causal_check(model, test, contrast, direction, heads, tokens)
+check = rl.attribution.causal_check(model, test, contrast, direction, heads, tokens)
 print(f"predicted and measured, head by head: rank correlation {check.spearman:.2f}, p = {check.p_value:.2g}")
-plot_causal_check(check)
+check.plot()
 
 # %%
 check.to_frame().round(3)
 
 # %%
-print(causal_sentence(check))
+share = check.share()
+print("share of the ablation's effect, beyond random heads:", rl.report.percent(share), "-", rl.report.grade(share))
 
 # %% [markdown]
 # What a suffix does to these heads: [04_suffix_attack](04_suffix_attack.ipynb).
@@ -129,14 +111,13 @@ print(causal_sentence(check))
 # %% [markdown]
 # ## Now your own model
 #
-# Any architecture that loads will do: grouped queries, biases, post-norms and softcaps are handled, and `certify(model)`
+# Any architecture that loads will do: grouped queries, biases, post-norms and softcaps are handled, and `rl.certify(model)`
 # measures how exact each identity is on it.
 
 # %%
 MODEL, HARMFUL, HARMLESS = "", "harmful.txt", "harmless.txt"
 if MODEL:
     model = rl.load_model(MODEL)
-    harmful, harmless = (rl.PromptSet.load(path) for path in (HARMFUL, HARMLESS))
-    candidates = rl.extract_directions(model, harmful.train, harmless.train)
-    direction = rl.select_direction(model, candidates, harmful.val, harmless.val, relax=True).chosen
-    print(top_heads(model, harmful.val.texts, harmful.test.texts, direction).to_frame())
+    data = rl.load_prompts(HARMFUL, HARMLESS)
+    direction = rl.find_direction(model, data).direction
+    print(rl.attribution.top_heads(model, data.harmful.val, data.harmful.test, direction).to_frame())

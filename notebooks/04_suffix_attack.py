@@ -10,40 +10,23 @@
 
 # %%
 import refusal_lens as rl
-from refusal_lens.hijacking.investigation import Settings
-from refusal_lens.hijacking.investigation import investigate
-from refusal_lens.hijacking.mechanisms import mechanism
-from refusal_lens.refusal.tokens import find_refusal_tokens
-from refusal_lens.data.suffixes import SuffixSet
-from refusal_lens.hijacking.views import attention_pair_view
-from refusal_lens.hijacking.figures import plot_attention_regions
-from refusal_lens.hijacking.figures import plot_causal_tests
-from refusal_lens.hijacking.figures import plot_drop_waterfall
-from refusal_lens.hijacking.figures import plot_roc
-from refusal_lens.hijacking.figures import plot_split
-from refusal_lens.hijacking.figures import plot_suffix_heads
-from refusal_lens.hijacking.figures import plot_suffix_trace
-from refusal_lens.hijacking.figures import plot_token_effects
 
 model = rl.load_model("organism")
-harmful, harmless = (rl.PromptSet.load(path, sizes=(64, 24, 40)) for path in rl.organism.instructions().values())
-tokens = find_refusal_tokens(model, harmful.train.texts, harmless.train.texts)
-candidates = rl.extract_directions(model, harmful.train, harmless.train)
-selection = rl.select_direction(model, candidates, harmful.val, harmless.val, refusal_tokens=tokens, relax=True)
-direction = selection.chosen
-direction.label
+data = rl.load_prompts("organism", sizes=(64, 24, 40))
+found = rl.find_direction(model, data)
+found.direction.label
 
 # %% [markdown]
 # ## The suffixes
 #
 # The file gives each suffix a kind. Three are adversarial (found when the model was made), the others random words.
-# `SuffixSet.load` also reads text, CSV, nanoGCG results as JSON and JailbreakBench artifacts. Length is counted in
+# `rl.SuffixSet.load` also reads text, CSV, nanoGCG results as JSON and JailbreakBench artifacts. Length is counted in
 # tokens *after an instruction*, since a tokenizer may merge the two; if it does, that is an error.
 
 # %%
-suffixes = SuffixSet.load(rl.organism.suffixes())
-few = SuffixSet("few", (*suffixes.of("adversarial").items, *suffixes.of("random_words").items[:2]))
-[(s.kind, n, s.text) for s, n in zip(few, few.lengths(model.chat, harmful.test.texts[0]), strict=True)]
+suffixes = rl.SuffixSet.load(rl.organism.suffixes())
+few = rl.SuffixSet("few", (*suffixes.of("adversarial").items, *suffixes.of("random_words").items[:2]))
+[(s.kind, n, s.text) for s, n in zip(few, few.lengths(model.chat, data.harmful.test[0]), strict=True)]
 
 # %% [markdown]
 # ## Investigate all of them
@@ -53,24 +36,17 @@ few = SuffixSet("few", (*suffixes.of("adversarial").items, *suffixes.of("random_
 # tokens) with random tokens minus that with the suffix, with its 95% interval; `p` is adjusted over suffixes.
 
 # %%
-report = investigate(
-    model,
-    harmful,
-    few,
-    direction,
-    harmless=harmless,
-    refusal_tokens=tokens,
-    settings=Settings(max_new_tokens=12, shuffled=False, n_random=2, forensics=12),
-)
+settings = rl.hijacking.Settings(max_new_tokens=12, shuffled=False, n_random=2, forensics=12)
+report = rl.hijacking.investigate(model, data, few, found, settings=settings)
 report.results_frame().drop(columns=["suffix", "refused_shuffled"]).round(3)
 
 # %% [markdown]
 # Refusals fall from all to none with the adversarial suffixes and stay with random words. Consider the strongest suffix.
 
 # %%
-result = max(report.results, key=lambda r: r.metric_drop.mean)
+result = report.result()
 print(result.suffix.text)
-plot_suffix_trace(report, result)
+report.plot("trace by layer")
 
 # %% [markdown]
 # **Where it departs.** Left: at the last position the suffix leaves the random tokens' curve at the dashed layer and
@@ -80,13 +56,13 @@ plot_suffix_trace(report, result)
 # ## Which heads?
 
 # %%
-plot_suffix_heads(report, result)
+report.plot("heads")
 
 # %% [markdown]
 # One head changes more than the others. Where does it attend? Each column adds up to 1.
 
 # %%
-plot_attention_regions(report, result)
+report.plot("attention by region")
 
 # %%
 print("mean over the top heads", result.attention_rise)
@@ -99,7 +75,7 @@ print("mean over the top heads", result.attention_rise)
 # The same head on one prompt, plain and with the suffix, on the same tokens (hover over a head to enlarge it).
 
 # %%
-attention_pair_view(result.patterns[:2])
+rl.plots.attention_pair_view(result.patterns[:2])
 
 # %% [markdown]
 # ## Attention moved, or values changed?
@@ -108,10 +84,10 @@ attention_pair_view(result.patterns[:2])
 # change of values under the same weights. An attention plot alone shows only the first part.
 
 # %%
-plot_split(report, result)
+report.plot("split of the drop")
 
 # %%
-plot_drop_waterfall(report, result)
+report.plot("parts of the drop")
 
 # %% [markdown]
 # ## Is it the cause?
@@ -121,17 +97,17 @@ plot_drop_waterfall(report, result)
 # direction. Each is compared with random heads of the same layers and a random change of equal norm. 1 is the whole drop.
 
 # %%
-plot_causal_tests(result.causal)
+report.plot("causal tests")
 
 # %%
-print(mechanism(result).sentence)
+print(rl.hijacking.mechanism(result).sentence)
 
 # %% [markdown]
 # The sentence says "because" only where the test passed: at least half of the drop comes back, beyond both controls,
 # and attention rose. For the random words it says something else:
 
 # %%
-print(mechanism(report.results[-1]).sentence)
+print(rl.hijacking.mechanism(report.results[-1]).sentence)
 
 # %% [markdown]
 # ## Which tokens?
@@ -140,7 +116,7 @@ print(mechanism(report.results[-1]).sentence)
 # direction.
 
 # %%
-plot_token_effects(result.tokens)
+report.plot("tokens")
 
 # %% [markdown]
 # ## Could a defence see it?
@@ -149,7 +125,7 @@ plot_token_effects(result.tokens)
 # instruction's tokens would not be fooled if the harm were visible there; on this model it is not.
 
 # %%
-plot_roc(report.detectors)
+report.plot("detectors")
 
 # %%
 report.detectors.failures()
@@ -163,10 +139,7 @@ report.detectors.failures()
 # %%
 MODEL, SUFFIXES = None, "suffixes.jsonl"  # e.g. "Qwen/Qwen2.5-0.5B-Instruct"
 if MODEL is not None:
-    mine = rl.load_model(MODEL)
-    bad, good = rl.PromptSet.load("advbench"), rl.PromptSet.load("alpaca")
-    found = find_refusal_tokens(mine, bad.train.texts, good.train.texts)
-    means = rl.extract_directions(mine, bad.train, good.train)
-    chosen = rl.select_direction(mine, means, bad.val, good.val, refusal_tokens=found, relax=True).chosen
-    mine_report = investigate(mine, bad, SuffixSet.load(SUFFIXES), chosen, harmless=good, refusal_tokens=found)
-    print(*(mechanism(r).sentence for r in mine_report.results), sep="\n\n")
+    mine, prompts = rl.load_model(MODEL), rl.load_prompts("advbench", "alpaca")
+    found = rl.find_direction(mine, prompts)
+    report = rl.hijacking.investigate(mine, prompts, rl.SuffixSet.load(SUFFIXES), found)
+    print(*(rl.hijacking.mechanism(result).sentence for result in report.results), sep="\n\n")

@@ -7,14 +7,10 @@
 
 # %%
 import refusal_lens as rl
-from refusal_lens.refusal.tokens import find_refusal_tokens
-from refusal_lens.direction.transfer import Ground
-from refusal_lens.refusal.tokens import behaviour_tokens
-from refusal_lens.direction.transfer import effect_matrix
-from refusal_lens.direction.figures import plot_effects
 
 model = rl.load_model("organism")
-harmful, harmless = (rl.PromptSet.load(path, sizes=(128, 32, 64)) for path in rl.organism.instructions().values())
+data = rl.load_prompts("organism", sizes=(128, 32, 64))
+harmful, harmless = data.harmful, data.harmless
 
 # %% [markdown]
 # ## Two sets of prompts
@@ -37,7 +33,7 @@ len(positive), len(negative), positive[:3], negative[:3]
 # metric is their log-odds at the last position.
 
 # %%
-tokens = behaviour_tokens(model, pos_train, neg_train)
+tokens = rl.refusal.behaviour_tokens(model, pos_train, neg_train)
 tokens.texts
 
 # %% [markdown]
@@ -46,10 +42,8 @@ tokens.texts
 # The refusal direction is chosen by the paper's rule; the other is the mean difference at the same position and layer.
 
 # %%
-refusal_tokens = find_refusal_tokens(model, harmful.train.texts, harmless.train.texts)
-candidates = rl.extract_directions(model, harmful.train, harmless.train)
-chosen = rl.select_direction(model, candidates, harmful.val, harmless.val, refusal_tokens=refusal_tokens, relax=True)
-refusal = chosen.chosen
+found = rl.find_direction(model, data)
+refusal, refusal_tokens = found.direction, found.refusal_tokens
 other = rl.extract_directions(model, pos_train, neg_train).direction(refusal.pos, refusal.layer)
 print("cosine of the two:", round(refusal.cosine(other), 3))
 
@@ -60,6 +54,7 @@ print("cosine of the two:", round(refusal.cosine(other), 3))
 # on the right, the same with random directions of equal norm.
 
 # %%
+Ground = rl.direction.Ground
 grounds = {
     "refusal, harmful": Ground(harmful.test.texts, refusal_tokens),
     "refusal, harmless": Ground(harmless.test.texts, refusal_tokens),
@@ -67,12 +62,11 @@ grounds = {
     "list, not asked for": Ground(tuple(neg_test), tokens),
 }
 directions = {"refusal": refusal, "list": other}
-ablated = effect_matrix(model, directions, grounds, "ablation")
-plot_effects(ablated)
+rl.direction.effect_matrix(model, directions, grounds, "ablation").plot()
 
 # %%
-added = effect_matrix(model, directions, grounds, "addition")
-plot_effects(added)
+added = rl.direction.effect_matrix(model, directions, grounds, "addition")
+added.plot()
 
 # %% [markdown]
 # Read the diagonal against the rest *and* against the right-hand side. Ablating each direction removes its own behaviour
@@ -92,10 +86,8 @@ added.to_frame().round(2)
 MODEL, POSITIVE, NEGATIVE = "", "positive.txt", "negative.txt"
 if MODEL:
     model = rl.load_model(MODEL)
-    positive, negative = (rl.PromptSet.load(path) for path in (POSITIVE, NEGATIVE))
-    tokens = behaviour_tokens(model, positive.train.texts, negative.train.texts)
-    candidates = rl.extract_directions(model, positive.train, negative.train)
-    layer = model.n_layers // 2
-    found = candidates.direction(-1, layer)
-    grounds = {"shown": Ground(positive.test.texts, tokens), "absent": Ground(negative.test.texts, tokens)}
-    print(effect_matrix(model, {"behaviour": found}, grounds, "ablation").to_frame())
+    shown, absent = rl.PromptSet.load(POSITIVE), rl.PromptSet.load(NEGATIVE)
+    tokens = rl.refusal.behaviour_tokens(model, shown.train, absent.train)
+    mine = rl.extract_directions(model, shown.train, absent.train).direction(-1, model.n_layers // 2)
+    grounds = {"shown": Ground(shown.test.texts, tokens), "absent": Ground(absent.test.texts, tokens)}
+    print(rl.direction.effect_matrix(model, {"behaviour": mine}, grounds, "ablation").to_frame())

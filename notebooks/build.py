@@ -51,7 +51,8 @@ def build(source: Path, browser: Browser) -> Path:
     for i, cell in enumerate(cells(source.read_text("utf-8"))):
         cell.id = f"cell-{i}"
         notebook.cells.append(cell)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(source.parent)}}).execute()
+    NotebookClient(notebook, timeout=3600, resources={"metadata": {"path": str(source.parent)}}).execute()
+    notebook.metadata.pop("widgets", None)  # their state needs a kernel, and holds their scripts
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if "outputs" in cell:

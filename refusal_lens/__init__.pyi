@@ -4,6 +4,7 @@ from . import data as data
 from . import direction as direction
 from . import engines as engines
 from . import exactness as exactness
+from . import explorer as explorer
 from . import hijacking as hijacking
 from . import hooks as hooks
 from . import models as models
@@ -23,6 +24,7 @@ from .direction import find_direction as find_direction
 from .direction import select_direction as select_direction
 from .errors import RefusalLensError as RefusalLensError
 from .exactness import certify as certify
+from .explorer import explore as explore
 from .hooks import Ablate as Ablate
 from .hooks import Add as Add
 from .hooks import Orthogonalize as Orthogonalize

@@ -1,7 +1,6 @@
 """Figures of attribution: heads, components, source tokens, propagation, causal checks; ``views`` has CircuitsVis's."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import plotly.graph_objects as go
 import torch
@@ -10,6 +9,7 @@ from plotly.subplots import make_subplots
 from ..records.base import figure as registered
 from ..records.labels import Head, as_head, head_label, index_of, shortened, visible
 from ..report import style
+from ..report.drawing import Drawing
 from .causal_records import CausalCheck, PatchingComparison
 from .records import ComponentContributions, DirectLogitAttribution, HeadContributions, TopHeads, highest
 from .token_records import AttentionPatterns, Lens, Propagation, SourceContributions
@@ -17,13 +17,13 @@ from .views import MAX_TOKENS, thinned
 
 
 @registered("map", HeadContributions, TopHeads)
-def plot_head_contributions(record: HeadContributions | TopHeads, top: int = 8) -> go.Figure:
+def plot_head_contributions(record: HeadContributions | TopHeads, top: int = 8) -> Drawing:
     """Layer x head heatmap of mean contributions; the top heads (for ``TopHeads``, the chosen ones) are labelled."""
     shown = record.reported if isinstance(record, TopHeads) else record
     mean = shown.mean
     limit = float(mean.abs().max()) or 1.0
     look = {**style.diverging(limit, "along r̂"), "hovertemplate": "%{customdata}<br>mean %{z:.3f}<extra></extra>"}
-    figure = go.Figure(go.Heatmap(z=mean.tolist(), customdata=shown.labels, **look))
+    figure = Drawing(go.Heatmap(z=mean.tolist(), customdata=shown.labels, **look))
     marked = record.heads if isinstance(record, TopHeads) else highest(mean, top)
     for layer, head in marked:
         font = {"size": 9, "color": "white" if abs(float(mean[layer, head])) > 0.6 * limit else "black"}
@@ -35,7 +35,7 @@ def plot_head_contributions(record: HeadContributions | TopHeads, top: int = 8) 
 
 
 @registered("waterfall", ComponentContributions, DirectLogitAttribution)
-def plot_components(record: ComponentContributions | DirectLogitAttribution, top: int = 12) -> go.Figure:
+def plot_components(record: ComponentContributions | DirectLogitAttribution, top: int = 12) -> Drawing:
     """Waterfall of the strongest parts, in the order of the stream; one bar holds the rest, so it adds up."""
     parts, title, unit = record.parts.mean(-1), "What the components write along r̂", "along r̂"
     if isinstance(record, DirectLogitAttribution):
@@ -53,8 +53,8 @@ def plot_components(record: ComponentContributions | DirectLogitAttribution, top
 
 @registered("tokens", SourceContributions)
 def plot_sources(
-    record: SourceContributions, prompt: int = 0, heads: Sequence[Head] | None = None, width: int = 14
-) -> go.Figure:
+    record: SourceContributions, prompt: int = 0, heads: Sequence[Head] | None = None, width: int = 12
+) -> Drawing:
     """The prompt as a strip of tokens, coloured by what each writes along r̂ at the destination.
 
     Args:
@@ -66,36 +66,19 @@ def plot_sources(
     values = record.of_prompt(prompt, heads).tolist()
     masks = {name: record.region_mask(name)[prompt, -len(tokens) :].tolist() for name in record.regions}
     regions = [next(name for name, mask in masks.items() if mask[i]) for i in range(len(tokens))]
-    limit = max(map(abs, values)) or 1.0
-    rows = [slice(start, start + width) for start in range(0, len(tokens), width)]
-
-    def grid(items: Sequence[Any], fill: Any) -> list[list[Any]]:
-        return [[*items[r], *[fill] * (width - len(items[r]))] for r in rows]
-
-    figure = go.Figure(
-        go.Heatmap(
-            z=grid(values, None),
-            text=grid([visible(token) for token in tokens], ""),
-            customdata=grid(regions, ""),
-            texttemplate="%{text}",
-            xgap=1,
-            ygap=4,
-            **style.diverging(limit, "along r̂"),
-            hovertemplate="%{text}<br>%{customdata}<br>%{z:.3f}<extra></extra>",
-            hoverongaps=False,
-        )
-    )
+    shown = [visible(token) for token in tokens]
+    figure = Drawing(style.token_strip(shown, values, 0, regions, width=width, unit="along r̂"))
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, autorange="reversed")
     who = "all heads" if heads is None else ", ".join(head_label(*head) for head in heads)
     title = f"Source tokens of {who}, read at position {record.pos}"
-    return style.finish(figure, title, height=110 + 42 * len(rows))
+    return style.finish(figure, title, height=140 + 42 * -(-len(tokens) // width))
 
 
 @registered("by region", SourceContributions)
 def plot_sources_by_region(
     record: SourceContributions, heads: Sequence[Head | str] | None = None, top: int = 8
-) -> go.Figure:
+) -> Drawing:
     """Mean contribution of each region through each head, stacked: the bars of a head sum to its contribution.
 
     Args:
@@ -104,15 +87,15 @@ def plot_sources_by_region(
     means = record.by_region().mean(2)
     named = highest(means.sum(-1), top) if heads is None else tuple(as_head(head) for head in heads)
     values = {name: [float(means[(*head, i)]) for head in named] for i, name in enumerate(record.regions)}
-    figure = go.Figure()
+    figure = Drawing()
     style.add_regions(figure, [head_label(*head) for head in named], values)
-    figure.update_yaxes(title_text="along r̂")
+    figure.update_xaxes(title_text="head").update_yaxes(title_text="written along r̂")
     figure.update_layout(barmode="relative")
     return style.finish(figure, f"What each head writes along r̂, by source region (n = {len(record.prompts)})")
 
 
 @registered("by layer and token", Propagation)
-def plot_propagation(record: Propagation, prompt: int | None = None) -> go.Figure:
+def plot_propagation(record: Propagation, prompt: int | None = None) -> Drawing:
     """Projection on r̂ by layer and token: the mean over prompts by region and template token, or one prompt."""
     if prompt is None:
         z, columns = record.by_column().nanmean(1), list(record.columns)
@@ -120,16 +103,16 @@ def plot_propagation(record: Propagation, prompt: int | None = None) -> go.Figur
     else:
         columns = [visible(token) for token in record.tokens[prompt]]
         z, title = record.projection[:, prompt, -len(columns) :], "Projection on r̂ by layer and token"
-    figure = go.Figure(style.layer_map(z, columns, "x · r̂"))
+    figure = Drawing(style.layer_map(z, columns, "x · r̂"))
     figure.update_xaxes(tickvals=list(range(len(columns))), ticktext=columns, tickangle=-40)
-    figure.update_yaxes(title_text="resid_pre of layer", type="category")
+    figure.update_xaxes(title_text="token").update_yaxes(title_text="resid_pre of layer", type="category")
     return style.finish(figure, title, height=max(360, 120 + 14 * len(z)))
 
 
 @registered("top heads", TopHeads)
-def plot_top_heads(record: TopHeads) -> go.Figure:
+def plot_top_heads(record: TopHeads) -> Drawing:
     """The chosen heads with 95% intervals, on the reported and the contrast prompts."""
-    figure = go.Figure()
+    figure = Drawing()
     look = {
         "customdata": [float(record.p_values[head]) for head in record.heads],
         "hovertemplate": "%{x}: %{y:.3f}<br>adjusted p %{customdata:.2g}<extra></extra>",
@@ -138,13 +121,13 @@ def plot_top_heads(record: TopHeads) -> go.Figure:
         if shown is not None:
             found, label = [shown.interval(*head) for head in record.heads], f"{name}{note}, n = {len(shown.prompts)}"
             style.add_bars(figure, record.labels, found, label, marker_color=style.colour(name), **look)
-    figure.update_yaxes(title_text="along r̂")
+    figure.update_xaxes(title_text="head").update_yaxes(title_text="written along r̂")
     figure.update_layout(barmode="group")
-    return style.finish(figure, f"Top heads, chosen on {record.n_selection} other prompts")
+    return style.finish(figure, f"What the top heads write, chosen on {record.n_selection} other prompts")
 
 
 @registered("causal check", CausalCheck)
-def plot_causal_check(record: CausalCheck) -> go.Figure:
+def plot_causal_check(record: CausalCheck) -> Drawing:
     """Change in the refusal metric under each condition, and predicted against measured change per head."""
     titles = (
         f"change in the refusal metric (n = {record.n_reported})",
@@ -152,15 +135,16 @@ def plot_causal_check(record: CausalCheck) -> go.Figure:
     )
     figure = style.panels(titles, column_widths=[0.55, 0.45], horizontal_spacing=0.12)
     conditions = [name for name in record.conditions if name != "baseline"]
-    looks = {
-        "color": [style.GREY if "random" in name or name == "keep_none" else style.GREEN for name in conditions],
-        "pattern": {"shape": ["/" if "random" in name else "" for name in conditions], "size": 7, "solidity": 0.15},
-    }
-    names, changes = [style.readable(name) for name in conditions], [record.change(name) for name in conditions]
-    more = {"showlegend": False, "hovertemplate": "%{x}: %{y:.2f}<extra></extra>", **style.panel(1)}
-    style.add_bars(figure, names, changes, "", marker=looks, **more)
+    order = [style.readable(name) for name in conditions]
+    for control in (False, True):  # one trace each: Plotly warns about a list of colours with hatches
+        names = [c for c in conditions if ("random" in c or c == "keep_none") == control]
+        look = style.bar(style.colour("random_heads" if control else "heads"), "/" if control else "")
+        more = {"showlegend": False, "hovertemplate": "%{x}: %{y:.2f}<extra></extra>", **style.panel(1)}
+        changes = [record.change(name) for name in names]
+        style.add_bars(figure, [style.readable(name) for name in names], changes, "", marker=look, **more)
+    figure.update_layout(barmode="overlay").update_xaxes(categoryorder="array", categoryarray=order, row=1, col=1)
     table = record.singles_frame()
-    for named, name, tone in ((True, "top heads", style.GREEN), (False, "random heads", style.GREY)):
+    for named, name, kind in ((True, "top heads", "heads"), (False, "random heads", "random_heads")):
         rows = table[table["named"] == named]
         figure.add_scatter(
             x=rows["predicted"],
@@ -168,26 +152,25 @@ def plot_causal_check(record: CausalCheck) -> go.Figure:
             mode="markers",
             name=name,
             text=rows["label"],
-            marker={"color": tone, "size": 8, "symbol": "circle" if named else "x"},
+            marker={"color": style.colour(kind), "size": 8, "symbol": "circle" if named else "x"},
             error_y=style.error_bars(style.intervals(rows, "measured"), thickness=1),
             hovertemplate="%{text}<br>predicted %{x:.3f} along r̂<br>measured %{y:.3f}<extra></extra>",
             **style.panel(2),
         )
-    figure.update_xaxes(tickangle=-35, row=1, col=1).update_yaxes(title_text="refusal metric", row=1, col=1)
+    figure.update_xaxes(tickangle=-35, title_text="heads replaced or kept", row=1, col=1)
+    figure.update_yaxes(title_text="change in the refusal metric", row=1, col=1)
     figure.update_xaxes(title_text="predicted change along r̂", row=1, col=2)
     figure.update_yaxes(title_text="measured change in the metric", row=1, col=2)
-    style.finish(figure, height=430)
-    figure.update_annotations(font_size=12)
-    return figure.update_layout(legend={"y": -0.25, "yanchor": "top"})
+    return style.finish(figure, "Do the top heads cause the refusal?", height=480)
 
 
 @registered("estimated and exact", PatchingComparison)
-def plot_patching(record: PatchingComparison) -> go.Figure:
+def plot_patching(record: PatchingComparison) -> Drawing:
     """Attribution patching's estimate against exact patching, one point per head."""
     table = record.to_frame().dropna()
     both = table[["estimated", "exact"]].to_numpy()
     ends = [float(both.min()), float(both.max())]
-    figure = go.Figure(layout_showlegend=False)
+    figure = Drawing(layout_showlegend=False)
     figure.add_scatter(x=ends, y=ends, mode="lines", line={"dash": "dash", "color": style.GREY})
     figure.add_scatter(
         x=table["estimated"],
@@ -202,30 +185,34 @@ def plot_patching(record: PatchingComparison) -> go.Figure:
 
 
 @registered("tokens", Lens)
-def plot_lens(record: Lens) -> go.Figure:
+def plot_lens(record: Lens) -> Drawing:
     """The tokens that each vector favours (right) and disfavours (left) most, coloured by their logits."""
     z, k = torch.cat([record.bottom, record.top.flip(-1)], 1), record.top.shape[1]
     words = [(*a, *b[::-1]) for a, b in zip(record.bottom_tokens, record.top_tokens, strict=True)]
     look = {
         **style.diverging(float(z.abs().max()) or 1.0, "logit"),
+        "textfont": {"size": 9},
         "hovertemplate": "%{y}, %{text}: %{z:.2f}<extra></extra>",
     }
-    text = [[shortened(visible(word), 12) for word in row] for row in words]
-    figure = go.Figure(
-        go.Heatmap(z=z.tolist(), y=record.vectors, text=text, texttemplate="%{text}", xgap=1, ygap=2, **look)
+    text = [[shortened(visible(word), 10) for word in row] for row in words]
+    figure = Drawing(
+        go.Heatmap(
+            z=z.tolist(), y=record.vectors, text=text, texttemplate="%{text}", xgap=1, ygap=2, **look, textfont_size=9
+        )
     )
     ticks = {"tickvals": [0, 2 * k - 1], "ticktext": ["disfavoured most", "favoured most"]}
-    figure.update_xaxes(**ticks, showgrid=False).update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(**ticks, showgrid=False, title_text="token")
+    figure.update_yaxes(autorange="reversed", showgrid=False, title_text="vector")
     low, high = float(record.random.min()), float(record.random.max())
     title = f"In words (highest logit of {len(record.random)} random directions: {low:.1f} to {high:.1f})"
     return style.finish(figure, title, height=120 + 28 * len(record.vectors)).update_layout(margin_l=120)
 
 
 @registered("head", TopHeads)
-def plot_head(record: TopHeads, head: Head | str) -> go.Figure:
+def plot_head(record: TopHeads, head: Head | str) -> Drawing:
     """What one head writes along r̂ on every prompt: a box and one point per prompt, harmful next to harmless."""
     head = as_head(head)
-    figure = go.Figure()
+    figure = Drawing()
     for name, found in (("harmful", record.reported), ("harmless", record.contrast)):
         if found is None:
             continue
@@ -242,18 +229,18 @@ def plot_head(record: TopHeads, head: Head | str) -> go.Figure:
             hovertemplate="%{x:.3f}<extra></extra>",
         )
     figure.add_vline(x=0, line_color=style.GREY, line_width=1)
-    figure.update_xaxes(title_text="along r̂ at the last position")
+    figure.update_xaxes(title_text="written along r̂ at the last position").update_yaxes(title_text="prompts")
     style.finish(figure, f"{head_label(*head)}: what it writes", height=260)
     return figure.update_layout(showlegend=False, margin={"l": 130})
 
 
 @registered("head", SourceContributions)
-def plot_head_tokens(record: SourceContributions, prompt: int, head: Head | str) -> go.Figure:
+def plot_head_tokens(record: SourceContributions, prompt: int, head: Head | str) -> Drawing:
     """One head on one prompt, by source token: its attention from the destination (above) and what it takes from
     each token along r̂ (below)."""
     head = as_head(head)
     tokens, index = [visible(token) for token in record.tokens[prompt]], list(range(len(record.tokens[prompt])))
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    figure = Drawing(make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06))
     for row, (what, grid) in enumerate((("attention", record.pattern), ("along r̂", record.values)), start=1):
         numbers = [round(v, 5) for v in grid[head][prompt, -len(tokens) :].tolist()]
         signs = [style.RED if v > 0 else style.BLUE for v in numbers]
@@ -268,13 +255,13 @@ def plot_head_tokens(record: SourceContributions, prompt: int, head: Head | str)
             **style.panel(1, row),
         )
         figure.update_yaxes(title_text=what, row=row, col=1)
-    figure.update_xaxes(tickvals=index, ticktext=tokens, tickangle=-50, row=2, col=1)
+    figure.update_xaxes(tickvals=index, ticktext=tokens, tickangle=-50, title_text="source token", row=2, col=1)
     title = f"{head_label(*head)}: source tokens, read at position {record.pos}"
     return style.finish(figure, title, height=400).update_layout(showlegend=False)
 
 
 @registered("pattern", AttentionPatterns)
-def plot_attention(record: AttentionPatterns, head: Head | str | None = None, limit: int = MAX_TOKENS) -> go.Figure:
+def plot_attention(record: AttentionPatterns, head: Head | str | None = None, limit: int = MAX_TOKENS) -> Drawing:
     """Attention of one head (the first if None) on one prompt, from every token (rows) to every earlier one (columns);
     more than ``limit`` tokens are grouped, and the title says so.
 
@@ -285,22 +272,7 @@ def plot_attention(record: AttentionPatterns, head: Head | str | None = None, li
     place = index_of(record.labels, label, "head", "AttentionPatterns")
     values, tokens, notice = thinned(record.values[place].float(), record.tokens, limit)
     labels = [visible(token) for token in tokens]
-    index = list(range(len(labels)))
-    figure = go.Figure(
-        go.Heatmap(
-            z=[[round(v, 4) if j <= i else None for j, v in enumerate(row)] for i, row in enumerate(values.tolist())],
-            x=index,
-            y=index,
-            text=[[f"{reader} ← {source}" for source in labels[: i + 1]] for i, reader in enumerate(labels)],
-            colorscale=style.SEQUENTIAL,
-            zmin=0,
-            zmax=1,
-            colorbar={"title": "weight"},
-            hovertemplate="%{text}<br>%{z:.3f}<extra></extra>",
-            hoverongaps=False,
-        )
-    )
-    figure.update_xaxes(title_text="attends to", tickvals=index, ticktext=labels, tickangle=-50, showgrid=False)
-    figure.update_yaxes(title_text="token", tickvals=index, ticktext=labels, autorange="reversed", showgrid=False)
+    figure = Drawing()
+    style.add_attention(figure, values.tolist(), labels)
     title = f"{label}: attention pattern" + (f" ({notice})" if notice else "")
     return style.finish(figure, title, height=min(900, 160 + 16 * len(labels)))

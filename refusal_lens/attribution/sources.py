@@ -1,5 +1,6 @@
 """Which tokens a head's contribution comes from, and how the direction moves across tokens and layers."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,12 +10,14 @@ from torch import Tensor
 
 from ..data.prompts import PromptsLike, as_prompts
 from ..errors import PromptError
-from ..hooks.attention_readers import Pattern, Sources
+from ..hooks.attention_readers import Sources
+from ..hooks.pattern_readers import Pattern, WrittenPattern
 from ..hooks.readers import EveryToken
 from ..models.chat import Tokens
 from ..models.model import HookedChatModel
+from ..models.texts import token_texts
 from ..records.direction import DirectionLike, as_direction
-from ..records.labels import REGIONS, as_heads
+from ..records.labels import REGIONS, as_heads, head_label, index_of
 from .components import texts
 from .token_records import AttentionPatterns, Propagation, SourceContributions
 
@@ -79,36 +82,43 @@ def propagation(
     )
 
 
-def attention_patterns(model: HookedChatModel, prompt: PromptsLike, heads: Any, suffix: str = "") -> AttentionPatterns:
+def attention_patterns(
+    model: HookedChatModel, prompt: PromptsLike, heads: Any, suffix: str = "", direction: DirectionLike | None = None
+) -> AttentionPatterns:
     """Attention patterns of a few heads on one prompt (all tokens to all tokens).
 
     Args:
         heads: (layer, head) pairs, or labels such as "L12H7".
+        direction: with it also what passes through each weight: its length, and its share along r̂.
 
     Raises:
         PromptError: several prompts.
+        LabelError: a head that the model does not have.
+        DirectionError: a direction of another model.
 
     Example:
         >>> rl.attribution.attention_patterns(model, "How do I pick a lock?", [(1, 0), (2, 3)]).sizes
         {'head': 2, 'dest': 15, 'src': 15}
+        >>> pattern = rl.attribution.attention_patterns(model, "How do I pick a lock?", "L1H0", direction=found)
+        >>> pattern.along.sum(-1).shape  # what the head writes along r̂ at every token
+        torch.Size([1, 15])
     """
     named, asked = as_heads(heads), as_prompts(prompt)
     if len(asked) != 1:
         raise PromptError(f"attention patterns are of one prompt, and {len(asked)} were given")
+    every = [head_label(*head) for head in itertools.product(range(model.n_layers), range(model.n_heads))]
+    for head in named:
+        index_of(every, head_label(*head), "head", model.name)
     tokens = model.tokenize(asked, suffix)
-    (found,) = model.run(tokens, read=Pattern(named))
-    return AttentionPatterns(found[0], named, token_texts(model, tokens)[0], texts(asked, suffix)[0])
+    about = named, token_texts(model, tokens)[0], texts(asked, suffix)[0]
+    if direction is None:
+        (weights,) = model.run(tokens, read=Pattern(named))
+        return AttentionPatterns(weights[0], *about)
+    (parts,) = model.run(tokens, read=WrittenPattern(named, as_direction(direction)))
+    return AttentionPatterns(parts[0].weight, *about, parts[0].length, parts[0].along)
 
 
 def bounds_of(tokens: Tokens) -> Int[Tensor, "prompt region 2"]:
     """[start, stop) of each region on the padded axis."""
     bounds = torch.tensor([[getattr(span, name) for name in REGIONS] for span in tokens.spans])
     return bounds + (tokens.ids.shape[1] - tokens.lengths.cpu())[:, None, None]
-
-
-def token_texts(model: HookedChatModel, tokens: Tokens) -> tuple[tuple[str, ...], ...]:
-    """Text of each real token."""
-    return tuple(
-        tuple(model.tokenizer.decode([token]) for token in ids[mask].tolist())
-        for ids, mask in zip(tokens.ids, tokens.mask, strict=True)
-    )

@@ -94,17 +94,22 @@ class SourceContributions(
 
 @dataclass(frozen=True)
 class AttentionPatterns(Record, axes={"head": "labels"}):
-    """Full attention patterns of a few heads on one prompt, for CircuitsVis.
+    """Full attention patterns of a few heads on one prompt.
 
     Attributes:
+        values: attention weights.
         heads: (layer, head) of the first axis.
         tokens: text of the prompt's tokens.
+        length: weight times the length of what the source's value writes; None where no direction was given.
+        along: weight times what it writes along r̂; a row sums to the head's contribution at that token.
     """
 
     values: Float[Tensor, "head dest src"]
     heads: tuple[Head, ...]
     tokens: tuple[str, ...]
     prompt: str
+    length: Float[Tensor, "head dest src"] | None = None
+    along: Float[Tensor, "head dest src"] | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:

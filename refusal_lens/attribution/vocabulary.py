@@ -18,7 +18,7 @@ from ..errors import SettingError
 from ..hooks.base import check_size
 from ..hooks.readers import Cache, vector_of
 from ..models.model import HookedChatModel
-from ..records.direction import DirectionLike
+from ..records.direction import DirectionLike, as_direction
 from ..records.labels import Head, head_label
 from ..tensors import random_units, wide
 from .token_records import Lens
@@ -32,6 +32,8 @@ def lens(
     *,
     top: int = 8,
     n_random: int = 19,
+    through: Any = None,
+    layer: int | None = None,
 ) -> Lens:
     """The tokens that vectors of the residual stream favour most, and those that they disfavour most (of -v: the same
     lists in turn), beside random directions.
@@ -43,6 +45,10 @@ def lens(
         vectors: a direction, or directions and vectors by name (``head_writes`` gives those of heads).
         top: tokens at each end.
         n_random: random directions to compare with.
+        through: a fitted ``JacobianLens`` of TransformerLens (``transformer_lens.tools.analysis``): vectors first go
+            through its matrix of a layer, the mean derivative of the last block's output (Gurnee et al. 2026). Without
+            it a vector is read as it stands: the logit lens.
+        layer: the vectors belong to the input of this layer; by default the layer of the first direction.
 
     Raises:
         DirectionError: a direction of another model, or a vector of another width.
@@ -61,16 +67,34 @@ def lens(
     for row in rows:
         check_size(row, model)
     dtype = torch.promote_types(model.dtype, torch.float32)
-    logits = _logits(
-        model,
-        torch.stack([x.to(model.device, dtype) for x in (*rows, *random_units(n_random, model.d_model))]),
-        n_vocab,
-    )
+    every = torch.stack([x.to(model.device, dtype) for x in (*rows, *random_units(n_random, model.d_model))])
+    if through is not None:
+        every = _transported(model, through, every, layer, named)
+    logits = _logits(model, every, n_vocab)
     shown = logits[: len(rows) + 1]  # the first random direction too
     ends = [shown.topk(top), (-shown).topk(top)]
     words = [tuple(tuple(model.tokenizer.decode([i]) for i in row) for row in end.indices.tolist()) for end in ends]
     highest = logits[len(rows) :].amax(-1).cpu()
     return Lens(ends[0].values.cpu(), -ends[1].values.cpu(), highest, (*named, "random direction"), *words)
+
+
+def _transported(
+    model: HookedChatModel, through: Any, x: Float[Tensor, "n d_model"], layer: int | None, named: Mapping[str, Any]
+) -> Float[Tensor, "n d_model"]:
+    """Vectors at a layer's input, by the Jacobian lens of the block before it, in the last block's output."""
+    if layer is None:
+        own = [as_direction(value) for value in named.values() if not isinstance(value, Tensor)]
+        if not own:
+            raise SettingError("name the layer that the vectors belong to: layer=...")
+        layer = own[0].layer
+    try:
+        through.validate_model(model.tl)
+    except (TypeError, ValueError) as error:  # not a bridge, other weights than the lens was fitted on, another size
+        raise SettingError(f"this Jacobian lens is not one of {model.name}: {error}") from error
+    if layer - 1 not in through.source_layers:
+        known = ", ".join(str(source + 1) for source in through.source_layers)
+        raise SettingError(f"this Jacobian lens reads vectors at the input of layers {known}, not at layer {layer}")
+    return through.transport(x, layer - 1)
 
 
 def _logits(model: HookedChatModel, x: Float[Tensor, "n d_model"], n_vocab: int) -> Float[Tensor, "n vocab"]:

@@ -3,33 +3,36 @@
 from collections.abc import Sequence
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from ..errors import ResultError
 from ..records.base import figure as registered
 from ..refusal.records import Completions, Metrics, RefusalTokens, metric_histogram
 from ..report import style
+from ..report.drawing import Drawing
 from ..report.style import plot_refusal_rates
 from ..stats import Rate
 from .records import EvaluationTable, HarnessScores, Losses, RefusalProxy
 
 
 @registered("rates", EvaluationTable)
-def plot_evaluation(table: EvaluationTable, judge: str = "substrings") -> go.Figure:
+def plot_evaluation(table: EvaluationTable, judge: str = "substrings") -> Drawing:
     """Rates of one judge: one group per prompt set, one bar per condition (paper Figs. 1 and 3)."""
     rates: dict[str, dict[str, Rate]] = {}
     for (name, condition, who), rate in table.rates.items():
         if who == judge:
             rates.setdefault(name, {})[condition] = rate
     safety = any(v.judge == judge and v.kind == "safety" for v in table.verdicts)
-    return plot_refusal_rates(rates).update_yaxes(title_text="safe" if safety else "refusal rate")
+    what = "Safe replies" if safety else "Refusal rates"
+    figure = plot_refusal_rates(rates, f"{what} by condition, judged by {judge}")
+    figure.update_yaxes(title_text="safe" if safety else "refusal rate")
+    return figure
 
 
 @registered("change of loss", Losses)
-def plot_losses(records: Losses | Sequence[Losses]) -> go.Figure:
+def plot_losses(records: Losses | Sequence[Losses]) -> Drawing:
     """Change in CE loss from the first condition: one group per data set, one bar per condition (Table 9)."""
     records = [records] if isinstance(records, Losses) else records
-    figure = go.Figure()
+    figure = Drawing()
     for i, condition in enumerate(dict.fromkeys(c for record in records for c in record.conditions[1:])):
         found = [(r.dataset, r.change(condition, r.conditions[0])) for r in records if condition in r.conditions]
         figure.add_bar(
@@ -37,37 +40,39 @@ def plot_losses(records: Losses | Sequence[Losses]) -> go.Figure:
             y=[change.mean for _, change in found],
             error_y=style.error_bars(change for _, change in found),
             name=style.readable(condition),
-            marker_color=style.colour(condition, i),
+            marker=style.marker(condition, i),
             hovertemplate="%{x}, " + style.readable(condition) + ": %{y:+.4f} nats per token<extra></extra>",
         )
-    figure.update_yaxes(title_text="change in CE loss, nats per token")
-    return style.finish(figure.update_layout(barmode="group"))
+    figure.update_xaxes(title_text="text").update_yaxes(title_text="change in CE loss, nats per token")
+    return style.finish(figure.update_layout(barmode="group"), "What each intervention costs (95% intervals)")
 
 
 @registered("histogram", RefusalProxy)
-def plot_proxy(record: RefusalProxy, bins: int = 30) -> go.Figure:
+def plot_proxy(record: RefusalProxy, bins: int = 30) -> Drawing:
     """Histogram of the refusal metric of refused and answered prompts (paper Figs. 9-10)."""
-    return _histogram(record.histogram(bins), 0.0, f"AUROC {record.auroc.mean:.3f}")
+    return _histogram(
+        record.histogram(bins), 0.0, f"Metric of refused and answered prompts: AUROC {record.auroc.mean:.3f}"
+    )
 
 
 @registered("calibration", RefusalTokens)
-def plot_calibration(tokens: RefusalTokens, bins: int = 30) -> go.Figure:
+def plot_calibration(tokens: RefusalTokens, bins: int = 30) -> Drawing:
     """Histogram of the refusal metric of refused and answered training prompts, and the calibrated point."""
     if tokens.calibration is None:
         raise ResultError("these refusal tokens are not calibrated: pass them to refusal.calibrate_tokens")
     table = metric_histogram(tokens.calibration.metric, tokens.calibration.refused, bins)
-    return _histogram(table, tokens.threshold, f"refused above {tokens.threshold:.3g}")
+    return _histogram(table, tokens.threshold, f"Metric of training prompts: refused above {tokens.threshold:.3g}")
 
 
-def _histogram(table: pd.DataFrame, threshold: float, title: str) -> go.Figure:
-    figure = go.Figure()
-    for name, tone in (("refused", style.RED), ("answered", style.BLUE)):
+def _histogram(table: pd.DataFrame, threshold: float, title: str) -> Drawing:
+    figure = Drawing()
+    for name in ("refused", "answered"):
         figure.add_bar(
             x=(table["low"] + table["high"]) / 2,
             y=table[name],
             width=table["high"] - table["low"],
             name=name,
-            marker_color=tone,
+            marker_color=style.colour(name),
             opacity=0.65,
             hovertemplate=f"{name}: %{{y}} prompts at %{{x:.2f}}<extra></extra>",
         )
@@ -78,24 +83,25 @@ def _histogram(table: pd.DataFrame, threshold: float, title: str) -> go.Figure:
 
 
 @registered("scores", HarnessScores)
-def plot_harness(record: HarnessScores) -> go.Figure:
+def plot_harness(record: HarnessScores) -> Drawing:
     """Benchmark scores by condition with 99% intervals (paper Tables 3 and 8)."""
-    table, figure = record.to_frame(), go.Figure()
+    table, figure = record.to_frame(), Drawing()
     style.add_conditions(figure, table.assign(benchmark=table["task"] + ", " + table["metric"]), "benchmark", "value")
-    return style.finish(figure)
+    figure.update_xaxes(title_text="benchmark, metric").update_yaxes(title_text="score")
+    return style.finish(figure, "Benchmark scores by condition (99% intervals)")
 
 
 @registered("rates", Completions)
-def plot_completions(record: Completions) -> go.Figure:
+def plot_completions(record: Completions) -> Drawing:
     """Refusal rate of the replies by condition, 95% Clopper-Pearson intervals."""
     return plot_refusal_rates({record.prompt_set: record.rates})
 
 
 @registered("metric", Metrics)
-def plot_metrics(record: Metrics) -> go.Figure:
+def plot_metrics(record: Metrics) -> Drawing:
     """Mean refusal metric by prompt set and condition, 95% bootstrap intervals."""
-    table, figure = record.to_frame(), go.Figure()
+    table, figure = record.to_frame(), Drawing()
     table["prompts"] = table["prompts"].map(style.readable)
     style.add_conditions(figure, table, "prompts", "refusal_metric")
-    figure.update_yaxes(title_text="refusal metric (log-odds)")
-    return style.finish(figure)
+    figure.update_xaxes(title_text="prompts").update_yaxes(title_text="refusal metric (log-odds)")
+    return style.finish(figure, "Refusal metric by condition (95% intervals)")

@@ -1,4 +1,4 @@
-"""The command line: ``refusal-lens run | open | report | hijack | evaluate | certify | sweep``."""
+"""The command line: ``refusal-lens run | open | report | hijack | evaluate | certify | sweep | explore``."""
 
 from .app import app, main
 

@@ -16,6 +16,7 @@ import typer
 from .ablations import ablations
 from .certify import certify
 from .evaluate import evaluate
+from .explore import explore
 from .hijack import hijack
 from .open_report import open_report
 from .run import run
@@ -69,6 +70,7 @@ app.command()(evaluate)
 app.command()(sweep)
 app.command()(hijack)
 app.command()(ablations)
+app.command()(explore)
 
 
 def main() -> None:

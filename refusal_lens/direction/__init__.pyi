@@ -14,6 +14,9 @@ from .extract import mean_activations as mean_activations
 from .find import find_direction as find_direction
 from .fine_tuning import fine_tuning_stability as fine_tuning_stability
 from .forms import compare_ablations as compare_ablations
+from .harm import harm_effects as harm_effects
+from .harm import harm_map as harm_map
+from .harm_records import HarmMap as HarmMap
 from .map_records import ConversationMap as ConversationMap
 from .massive import stream_statistics as stream_statistics
 from .records import CandidateDirections as CandidateDirections

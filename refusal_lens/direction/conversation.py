@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..data.conversation import Conversation
 from ..data.files import check_text
@@ -14,11 +15,11 @@ from ..errors import PromptError, SettingError
 from ..hooks.base import Intervention
 from ..hooks.conditions import Conditions
 from ..hooks.readers import EveryToken
-from ..models.chat import padded
+from ..models.chat import Tokens, padded
 from ..models.model import HookedChatModel
-from ..models.texts import Scored, reply_tokens
+from ..models.texts import Scored, reply_tokens, token_texts
 from ..progress import Progress, silent
-from ..records.direction import DirectionLike, as_direction
+from ..records.direction import Direction, DirectionLike, as_direction
 from ..records.labels import REGIONS, index_of
 from .map_records import ConversationMap
 
@@ -70,22 +71,38 @@ def read(
         rows["adversarial"] = suffix, ()
     for name, interventions in (under or {}).items():
         rows.setdefault(name, (suffix, interventions))
-    reader, grids, texts, regions = EveryToken(direction, n_random=n_random), [], [], []
+    reader, found = EveryToken(direction, n_random=n_random), {}
     with progress("read the conversation", len(rows)) as advance:
         for name, (after, interventions) in rows.items():
-            said = _reply(model, prompt, after, reply, name, interventions)
-            (text,) = reply_tokens(model, [prompt], [said], after)
-            if model.n_ctx and len(text.ids) > model.n_ctx:
-                raise PromptError(
-                    f"the conversation has {len(text.ids)} tokens with its reply and {model.name} takes {model.n_ctx}: "
-                    "shorten it"
-                )
-            assert text.spans is not None
-            tokens = padded([text.ids], [text.spans], model.chat.pad_id).to(model.device)
-            grids.append(model.run(tokens, read=reader, under=interventions)[reader])
-            texts.append(tuple(model.tokenizer.decode([token]) for token in text.ids))
-            regions.append(_regions(model, text, said))
+            tokens, regions = placed(model, prompt, after, _reply(model, prompt, after, reply, name, interventions))
+            grids = model.run(tokens, read=reader, under=interventions)[reader]
+            found[name] = grids, token_texts(model, tokens)[0], regions
             advance(1)
+    return joined(found, direction, n_random, prompt, suffix)
+
+
+def placed(model: HookedChatModel, prompt: str, suffix: str, said: str = "") -> tuple[Tokens, tuple[str, ...]]:
+    """A prompt and what follows it as a batch of one, with the region of each token."""
+    (text,) = reply_tokens(model, [prompt], [said], suffix)
+    if model.n_ctx and len(text.ids) > model.n_ctx:
+        raise PromptError(
+            f"the conversation has {len(text.ids)} tokens with its reply and {model.name} takes {model.n_ctx}: "
+            "shorten it"
+        )
+    assert text.spans is not None
+    tokens = padded([text.ids], [text.spans], model.chat.pad_id).to(model.device)
+    return tokens, _regions(model, text, said)
+
+
+def joined(
+    rows: Mapping[str, tuple[Mapping[str, Tensor], tuple[str, ...], tuple[str, ...]]],
+    direction: Direction,
+    n_random: int,
+    prompt: str,
+    suffix: str,
+) -> ConversationMap:
+    """The map of what ``EveryToken`` read by condition, each with its tokens and their regions."""
+    grids, texts, regions = zip(*rows.values(), strict=True)
     width = max(map(len, texts))
     values: dict[str, Any] = {
         what: torch.stack(
@@ -94,7 +111,7 @@ def read(
         for what in ("projection", "cosine", "low", "high")
     }
     about: dict[str, Any] = {"direction": direction, "n_random": n_random, "prompt": prompt, "suffix": suffix}
-    return ConversationMap(**values, conditions=tuple(rows), tokens=tuple(texts), regions=tuple(regions), **about)
+    return ConversationMap(**values, conditions=tuple(rows), tokens=texts, regions=regions, **about)
 
 
 def _parts(conversation: PromptsLike, reply: Any) -> tuple[str, Any]:

@@ -155,6 +155,7 @@ def dose_response(
         where=tuple(scope.words for scope in scopes.values()),
         examples=tuple(map(tuple, examples)),
         max_new_tokens=max_new_tokens,
+        direction=found.direction,
     )
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..records.base import Record
+from ..records.direction import Direction
 from ..records.labels import index_of
 from ..stats import Interval, Rate, columns, mean_interval, rate
 
@@ -48,6 +49,7 @@ class DoseResponse(
         where: layers and positions of each scope, in words.
         examples: by scope and dose, the reply to the first harmless prompt under addition; "" under the other effects.
         max_new_tokens: length limit of the replies.
+        direction: what was ablated, added or capped; None in records of older versions.
     """
 
     scopes: tuple[str, ...]
@@ -60,6 +62,7 @@ class DoseResponse(
     where: tuple[str, ...]
     examples: tuple[tuple[str, ...], ...]
     max_new_tokens: int
+    direction: Direction | None = None
 
     def found(self, scope: str, dose: str, condition: str, measure: str) -> Interval | Rate:
         """One point of a curve with its 95% interval: Clopper-Pearson's of a share, else a bootstrap over prompts."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ..records.base import figure as registered
@@ -10,15 +9,17 @@ from ..records.direction import Direction
 from ..records.labels import visible
 from ..records.stream import MASSIVE
 from ..report import style
+from ..report.drawing import Drawing
 from .ablation_records import ALONG, AblationForms
 from .dose_records import DoseResponse
 from .effect_records import EffectMatrix, FineTuning, SubspaceEffects, SystemPrompts
+from .harm_records import READINGS, HarmMap
 from .map_records import ConversationMap
 from .records import CandidateDirections, DirectionTrace, FoundDirection, Selection, Stability
 
 
 @registered("resamples won", Stability)
-def plot_stability(record: Stability) -> go.Figure:
+def plot_stability(record: Stability) -> Drawing:
     """How often each candidate wins over bootstrap resamples, and the cosine between every two winners."""
     figure = style.panels(("share of resamples won", "cosine between winners"))
     wins = record.wins
@@ -34,12 +35,13 @@ def plot_stability(record: Stability) -> go.Figure:
             hovertemplate="%{x} and %{y}: %{z:.3f}<extra></extra>",
             **style.panel(2),
         )
+    figure.update_xaxes(title_text="candidate", row=1, col=1).update_xaxes(title_text="resample: winner", row=1, col=2)
     figure.update_yaxes(tickformat=".0%", range=[0, 1.05], row=1, col=1)
-    return style.finish(figure, height=420)
+    return style.finish(figure, "Which candidate wins when the training prompts are resampled", height=420)
 
 
 @registered("by step", FineTuning)
-def plot_fine_tuning(record: FineTuning) -> go.Figure:
+def plot_fine_tuning(record: FineTuning) -> Drawing:
     """Refusal rates under the old direction, and its cosine with the tuned model's own, by optimizer steps."""
     titles = ("harmful prompts refused", "harmless prompts refused", "cosine with the tuned model's own")
     figure = style.panels(titles)
@@ -52,7 +54,7 @@ def plot_fine_tuning(record: FineTuning) -> go.Figure:
                 style.readable(condition),
                 legendgroup=condition,
                 showlegend=col == 1 or condition != "baseline",
-                line={"color": style.colour(condition, i)},
+                line={"color": style.colour(condition, i), "dash": style.dash(condition)},
                 **style.panel(col),
             )
         figure.update_yaxes(tickformat=".0%", range=[-0.05, 1.05], row=1, col=col)
@@ -60,11 +62,11 @@ def plot_fine_tuning(record: FineTuning) -> go.Figure:
     figure.add_scatter(x=list(record.steps), y=list(record.cosine), **look, **style.panel(3))
     figure.update_yaxes(range=[-0.05, 1.05], row=1, col=3)
     figure.update_xaxes(title_text="optimizer steps")
-    return style.finish(figure, height=420)
+    return style.finish(figure, "The old direction in a model fine-tuned on harmless data", height=420)
 
 
 @registered("by size", SubspaceEffects)
-def plot_subspaces(record: SubspaceEffects) -> go.Figure:
+def plot_subspaces(record: SubspaceEffects) -> Drawing:
     """Refusal metric on harmful and KL on harmless prompts by the number of directions ablated."""
     titles = ("refusal metric, harmful prompts", "next-token KL, harmless prompts")
     figure = style.panels(titles)
@@ -77,16 +79,16 @@ def plot_subspaces(record: SubspaceEffects) -> go.Figure:
                 kind,
                 legendgroup=kind,
                 showlegend=col == 1,
-                line={"color": style.GREY if kind == "random" else style.colour("", i)},
+                line={"color": style.colour(kind, i), "dash": style.dash(kind)},
                 **style.panel(col),
             )
     figure.add_hline(y=record.baseline.mean, line_dash="dash", line_color=style.GREY, row=1, col=1)
     figure.update_xaxes(title_text="directions ablated", dtick=1)
-    return style.finish(figure, height=420)
+    return style.finish(figure, f"Is one direction enough? (n = {record.baseline.n} prompts of each kind)", height=420)
 
 
 @registered("matrix", EffectMatrix)
-def plot_effects(record: EffectMatrix) -> go.Figure:
+def plot_effects(record: EffectMatrix) -> Drawing:
     """Change in each ground's metric under each direction, and under random directions."""
     figure = style.panels((record.effect, "random directions"), shared_yaxes=True)
     limit = max(abs(i.mean) for grid in (record.change, record.control) for row in grid for i in row) or 1.0
@@ -103,14 +105,14 @@ def plot_effects(record: EffectMatrix) -> go.Figure:
         )
     figure.update_yaxes(title_text="direction", col=1)
     figure.update_xaxes(title_text="metric on")
-    return style.finish(figure, height=420)
+    return style.finish(figure, f"Change in each metric under {record.effect} of each direction", height=420)
 
 
 @registered("by system prompt", SystemPrompts)
-def plot_system_prompts(record: SystemPrompts) -> go.Figure:
+def plot_system_prompts(record: SystemPrompts) -> Drawing:
     """Refusal rates by system prompt, one group each (paper appendix F.2)."""
     names = [(system[:40] + "…" if len(system) > 40 else system) or "(none)" for system in record.systems]
-    return style.plot_refusal_rates(dict(zip(names, record.rates, strict=True)))
+    return style.plot_refusal_rates(dict(zip(names, record.rates, strict=True)), "Refusal rates by system prompt")
 
 
 _SCORES = {
@@ -121,7 +123,7 @@ _SCORES = {
 
 
 @registered("scores by layer", Selection, FoundDirection)
-def plot_selection(selection: Selection | FoundDirection, pos_labels: Sequence[str] = ()) -> go.Figure:
+def plot_selection(selection: Selection | FoundDirection, pos_labels: Sequence[str] = ()) -> Drawing:
     """The three scores by layer, one line per position, thresholds dashed, the chosen candidate starred (paper
     appendix C)."""
     if isinstance(selection, FoundDirection):
@@ -167,16 +169,14 @@ def plot_selection(selection: Selection | FoundDirection, pos_labels: Sequence[s
             **style.panel(col),
         )
     figure.update_xaxes(title_text="layer")
-    style.finish(figure, height=450)
-    figure.update_annotations(font_size=12)
-    return style.legend_below(figure.update_layout(margin_t=60))
+    return style.finish(figure, f"Scores of every candidate direction; chosen: {selection.chosen.label}", height=480)
 
 
 @registered("by layer", DirectionTrace)
-def plot_trace(trace: DirectionTrace, value: str = "cosine") -> go.Figure:
+def plot_trace(trace: DirectionTrace, value: str = "cosine") -> Drawing:
     """Cosine (or projection) of the last position with r̂ by layer, mean over prompts and a band of one SD
     (paper Fig. 5)."""
-    figure = go.Figure()
+    figure = Drawing()
     grid = getattr(trace, value)
     for i, condition in enumerate(trace.conditions):
         tint = style.colour(condition, i)
@@ -192,15 +192,14 @@ def plot_trace(trace: DirectionTrace, value: str = "cosine") -> go.Figure:
         figure.add_vline(x=trace.direction.layer, line_dash="dot", line_color=style.GREY, annotation_text="layer of r")
     figure.update_xaxes(title_text="resid_pre of layer (last: final stream)")
     figure.update_yaxes(title_text="cosine with r̂" if value == "cosine" else "projection on r̂")
-    return style.finish(figure)
+    return style.finish(figure, f"The last position along r̂, by layer (mean ± SD, n = {grid.shape[-1]})")
 
 
 FORM_NAMES = {"direction": "the direction", "random": "random directions", "matched": "as far, elsewhere"}
-_FORM_TINTS = {"direction": style.GREEN, "random": style.SKY, "matched": style.YELLOW}
 
 
 @registered("forms", AblationForms)
-def plot_forms(record: AblationForms) -> go.Figure:
+def plot_forms(record: AblationForms) -> Drawing:
     """Metric, KL and refusals of every form of ablation, beside its placebos and the baseline."""
     titles = ["refusal metric,<br>harmful prompts", "KL of the next token,<br>harmless prompts"]
     titles += ["harmful prompts refused<br>in replies"] if record.refused is not None else []
@@ -209,7 +208,7 @@ def plot_forms(record: AblationForms) -> go.Figure:
         some = [record.effect(form, along) for form in record.forms]
         for col, name in enumerate(("harmful", "kl", "refused")[: len(titles)], start=1):
             values = [getattr(e, name) for e in some]
-            look = {"marker": style.bar(_FORM_TINTS[along], "" if along == "direction" else "/"), "legendgroup": along}
+            look = {"marker": style.bar(style.colour(along), "" if along == "direction" else "/"), "legendgroup": along}
             style.add_bars(
                 figure, record.forms, values, FORM_NAMES[along], showlegend=col == 1, **look, **style.panel(col)
             )
@@ -217,20 +216,19 @@ def plot_forms(record: AblationForms) -> go.Figure:
     lines += [(3, record.refused.mean, "baseline")] if record.refused is not None else []
     for col, value, label in lines:
         figure.add_hline(y=value, line_dash="dash", line_color=style.GREY, annotation_text=label, row=1, col=col)
-    style.finish(figure, height=420)
-    figure.update_annotations(font_size=12)
-    return style.legend_below(figure.update_layout(margin_t=60))
+    figure.update_xaxes(title_text="form of ablation")
+    return style.finish(figure, f"Forms of ablation beside their placebos (n = {record.harmful.n})", height=450)
 
 
 @registered("massive", CandidateDirections)
-def plot_massive(candidates: CandidateDirections, direction: Direction | None = None) -> go.Figure:
+def plot_massive(candidates: CandidateDirections, direction: Direction | None = None) -> Drawing:
     """Energy of the stream and of r by coordinate, at the direction's layer (the middle by default), and the massive
     tokens; of r alone where the candidates are of an older version, without statistics of the stream.
     """
     found = candidates.statistics
     pos, layer = (direction.pos, direction.layer) if direction else (-1, candidates.n_layers // 2)
     figure = style.panels(["energy in the largest coordinates", "massive tokens"], column_widths=[0.6, 0.4])
-    curves = [(f"r at ({pos}, {layer})", candidates.energy(pos, layer), style.GREEN)]
+    curves = [(f"r at ({pos}, {layer})", candidates.energy(pos, layer), style.colour("direction"))]
     if found is not None:
         stream = found.size[layer].square().sort(descending=True).values
         curves.insert(0, (f"stream, layer {layer}", stream / stream.sum(), style.GREY))
@@ -254,7 +252,32 @@ def plot_massive(candidates: CandidateDirections, direction: Direction | None = 
     figure.update_yaxes(tickformat=".0%", range=[0, 1.05], title_text="share of squared length", row=1, col=1)
     figure.update_yaxes(title_text="norm over its sequence's median", rangemode="tozero", row=1, col=2)
     figure.update_xaxes(title_text="none" if not tokens else "token", row=1, col=2)
-    return style.legend_below(style.finish(figure, height=400))
+    return style.finish(figure, f"Massive activations at layer {layer}", height=430)
+
+
+@registered("harm", HarmMap)
+def plot_harm(record: HarmMap) -> Drawing:
+    """Test prompts on harm and refusal, and both directions by layer: their cosine, and the AUROC on validation."""
+    figure = style.panels(["test prompts", "by layer"], column_widths=[0.6, 0.4])
+    tints = {"harmful": (style.RED, style.ORANGE), "harmless": (style.SKY, style.BLUE)}
+    spare = iter((style.PINK, style.GREY, style.GREEN) * len(record.suffixes))
+    for name in ("harmful", "harmless", *record.suffixes):
+        pair = tints[name] if name in tints else (tint := next(spare), tint)
+        for refused, tint, word in zip((True, False), pair, ("refused", "answered"), strict=True):
+            x, y = (record.values(reading, name, refused) for reading in READINGS)
+            look = {"mode": "markers", "marker": {"color": tint, "size": 7, "symbol": "x" if refused else "circle"}}
+            if x:
+                figure.add_scatter(x=x, y=y, name=f"{name}, {word}", **look, **style.panel(1))
+    layers = list(range(len(record.cosines)))
+    style.add_line(figure, layers, record.validation, "AUROC of harm", line_color=style.RED, **style.panel(2))
+    line = {"color": style.GREY, "dash": "dot"}
+    name, cosines = "cosine of harm and refusal", record.cosines.tolist()
+    figure.add_scatter(x=layers, y=cosines, name=name, mode="lines+markers", line=line, **style.panel(2))
+    titles = (("projection on harm", "projection on refusal"), ("layer", "AUROC, cosine"))
+    for col, (across, up) in enumerate(titles, start=1):
+        figure.update_xaxes(title_text=across, row=1, col=col)
+        figure.update_yaxes(title_text=up, row=1, col=col)
+    return style.finish(figure, f"Harmfulness and refusal (n = {len(record.sets)} prompts)", height=500)
 
 
 _DOSE_PANELS = {
@@ -267,7 +290,7 @@ _DOSES = {"ablation": "share removed", "addition": "multiples of r", "capping": 
 
 
 @registered("by strength", DoseResponse)
-def plot_dose_response(record: DoseResponse, effect: str = "") -> go.Figure:
+def plot_dose_response(record: DoseResponse, effect: str = "") -> Drawing:
     """Shares and KL of one effect (the first by default) by strength, one colour per scope, random directions
     dashed."""
     effect = effect or record.effects[0]
@@ -292,15 +315,14 @@ def plot_dose_response(record: DoseResponse, effect: str = "") -> go.Figure:
         if measure != "kl":
             figure.update_yaxes(tickformat=".0%", range=[-0.05, 1.05], row=1, col=col)
     figure.update_xaxes(title_text=_DOSES.get(effect, "strength"))
-    style.finish(figure, height=430)
-    figure.update_annotations(font_size=12)
-    return style.legend_below(figure.update_layout(margin_t=60))
+    n = record.before(effect, "refused").n
+    return style.finish(figure, f"{effect.capitalize()} by strength and scope (n = {n}; dashed: random)", height=460)
 
 
 @registered("by layer and token", ConversationMap)
 def plot_conversation(
     record: ConversationMap, conditions: Sequence[str] | None = None, value: str = "projection", band: bool = True
-) -> go.Figure:
+) -> Drawing:
     """Every token of a conversation by layer, one map per condition, white inside the range of the random directions.
 
     Args:
@@ -313,7 +335,7 @@ def plot_conversation(
     names, inner, gap = [style.readable(record.conditions[i]) for i in places], 16 * grid.shape[1], 110
     height = inner * len(names) + gap * (len(names) - 1)
     spacing = gap / height if len(names) > 1 else 0
-    figure = make_subplots(rows=len(names), cols=1, subplot_titles=names, vertical_spacing=spacing)
+    figure = Drawing(make_subplots(rows=len(names), cols=1, subplot_titles=names, vertical_spacing=spacing))
     for row, i in enumerate(places, start=1):
         columns = [f"{visible(t)} ({region})" for t, region in zip(record.tokens[i], record.regions[i], strict=True)]
         drawn = style.layer_map(grid[i, :, : len(columns)], columns, "x · r̂" if value == "projection" else "cosine")
@@ -325,14 +347,15 @@ def plot_conversation(
         float(seen[seen > 0].quantile(0.98)) if bool((seen > 0).any()) else 1.0
     )  # as in ``layer_map``, for all panels
     figure.update_layout(coloraxis={"colorscale": style.DIVERGING, "cmin": -limit, "cmax": limit})
-    figure.update_yaxes(title_text="layer", type="category")
-    return style.finish(figure, height=height + 110)
+    figure.update_yaxes(title_text="layer", type="category").update_xaxes(title_text="token", row=len(names), col=1)
+    what = "Every token along r̂" + (" (white: within the range of random directions)" if band else "")
+    return style.finish(figure, what, height=height + 160)
 
 
 @registered("by token", ConversationMap)
 def plot_conversation_lines(
     record: ConversationMap, layer: int | None = None, conditions: Sequence[str] | None = None
-) -> go.Figure:
+) -> Drawing:
     """Projection of every token at a layer, one line per condition, with the range of the random directions as a band
     (that of the first condition shown).
 
@@ -340,10 +363,15 @@ def plot_conversation_lines(
         layer: the direction's own if None.
         conditions: some of the record's; all if None.
     """
-    places, layer, figure = record.shown(conditions), record.layer_of(layer), go.Figure()
+    places, layer, figure = record.shown(conditions), record.layer_of(layer), Drawing()
     band = range(len(record.tokens[places[0]]))
     low, high = (grid[places[0], layer, : len(band)].tolist() for grid in (record.low, record.high))
-    look = {"fill": "toself", "fillcolor": style.faded(style.GREY), "line": {"width": 0}, "hoverinfo": "skip"}
+    look = {
+        "fill": "toself",
+        "fillcolor": style.faded(style.colour("random"), 0.35),
+        "line": {"width": 0},
+        "hoverinfo": "skip",
+    }
     figure.add_scatter(x=[*band, *band[::-1]], y=high + low[::-1], name="random directions", mode="lines", **look)
     for i in places:
         name, texts = record.conditions[i], record.tokens[i]
@@ -356,5 +384,5 @@ def plot_conversation_lines(
             text=[f"{visible(t)} ({region})" for t, region in zip(texts, record.regions[i], strict=True)],
             hovertemplate="%{text}<br>%{y:.3f}",
         )
-    figure.update_xaxes(title_text="token").update_yaxes(title_text=f"projection on r̂, layer {layer}")
-    return style.finish(figure)
+    figure.update_xaxes(title_text="token").update_yaxes(title_text="projection on r̂")
+    return style.finish(figure, f"Every token along r̂ at layer {layer}")

@@ -30,7 +30,7 @@ class ConversationMap(Record, axes={"condition": "conditions"}, also=("outside",
         regions: region of each of these tokens: one of the template's, "system", "earlier", "instruction", "suffix",
             "thought" or "reply".
         prompt: the request, or the conversation up to it.
-        suffix: what stands after the request in all conditions but "baseline".
+        suffix: what stands after the request in all conditions but "baseline"; in "random_suffix", random tokens do.
     """
 
     projection: Float[Tensor, "condition layer token"]

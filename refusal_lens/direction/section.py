@@ -17,12 +17,14 @@ from .figures import (
     plot_dose_response,
     plot_effects,
     plot_fine_tuning,
+    plot_harm,
     plot_selection,
     plot_stability,
     plot_subspaces,
     plot_system_prompts,
     plot_trace,
 )
+from .harm_records import ASKED, HarmMap
 from .map_records import ConversationMap
 from .massive_section import massive_items, massive_sentences, placebo_sentences
 from .records import CandidateDirections, DirectionTrace, Selection, Stability
@@ -88,6 +90,50 @@ def effects_section(record: EffectMatrix, id: str, title: str) -> Section:
     caption = f"Change of each metric when each direction is {verb}."
     rest = (caption, f"{' or '.join(map(str, sizes))} prompts per cell", RANDOM_DIRECTION)
     return _section(id, title, record, (), plot_effects(record), *rest)
+
+
+def harm_section(record: HarmMap, ablation: EffectMatrix, addition: EffectMatrix) -> Section:
+    """Refusal or harmfulness: where prompts stand on both, and what ablating and adding each does."""
+    n = f"{sum(name in ('harmful', 'harmless') for name in record.sets)} test prompts"
+    picture = Figure(
+        "harm-map",
+        plot_harm(record),
+        f"Projections on harm {record.harm.label}, read at the end of the user's turn, and on refusal "
+        f"{record.refusal.label}; crosses are refused. By layer: AUROC of the harm direction on validation prompts "
+        "(DeLong's 95% intervals), cosine of the two differences in means.",
+        n,
+        "",
+        record.to_frame(),
+    )
+    effects = []
+    for matrix in (ablation, addition):
+        verb = "ablated on harmful" if matrix.effect == "ablation" else "added on harmless"
+        caption = (
+            f"Change when each direction is {verb} prompts: of the refusal metric, and of the log-odds that the model "
+            "says a request is harmful when asked so that consent means yes."
+        )
+        sizes = f"{matrix.change[0][0].n} test prompts"
+        data = matrix.to_frame()
+        effects.append(Figure(f"harm-{matrix.effect}", plot_effects(matrix), caption, sizes, RANDOM_DIRECTION, data))
+    text = (*record.summary(), _asked(ablation, addition))
+    return Section("harm", "Refusal or harmfulness", text, (picture, *effects))
+
+
+def _asked(ablation: EffectMatrix, addition: EffectMatrix) -> str:
+    """Whether the model answers the question, without which its answers say nothing."""
+    harmful, harmless = (matrix.baseline[matrix.grounds.index(ASKED)] for matrix in (ablation, addition))
+    odds = f"log-odds of consent {harmful} on harmful and {harmless} on harmless ones"
+    if not harmful.mean > 0 > harmless.mean:
+        return f"Asked whether a request is harmful, the model does not answer by it ({odds}): its answers say nothing."
+    column = addition.grounds.index(ASKED)
+    moved = (
+        f"{name} {addition.change[row][column]}, random {addition.control[row][column]}"
+        for row, name in enumerate(addition.directions)
+    )
+    return (
+        f"Asked whether a request is harmful, the model tells them apart ({odds}). Change on harmless ones with each "
+        f"direction added: {'; '.join(moved)}."
+    )
 
 
 def dose_section(record: DoseResponse, id: str, title: str) -> Section:

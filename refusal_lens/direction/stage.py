@@ -2,15 +2,18 @@
 
 from typing import Any
 
-from ..data.prompts import PromptSet
+from ..data.prompts import PromptPair, PromptSet
 from ..engines.stage import Job, Stage, made_elsewhere
 from ..refusal.records import Completions, RefusalTokens
 from .ablation_records import AblationForms
+from .dose_records import DoseResponse
+from .effect_records import EffectMatrix
+from .harm_records import HarmMap
 from .map_records import ConversationMap
 from .massive_section import ablations_section
-from .records import CandidateDirections, DirectionTrace, Selection, Stability
+from .records import CandidateDirections, DirectionTrace, FoundDirection, Selection, Stability
 from .rule import SelectionRule
-from .section import conversations_section, direction_section
+from .section import conversations_section, direction_section, dose_section, harm_section
 
 Pair = tuple[PromptSet, PromptSet]
 RULE = ("max_kl", "min_induce", "layer_cutoff")
@@ -75,6 +78,24 @@ def _conversations(
     return tuple(maps)
 
 
+def _harm(
+    job: Job,
+    prompts: Pair,
+    refusal_tokens: RefusalTokens,
+    candidates: CandidateDirections,
+    selection: Selection,
+    completions_harmful: Completions,
+    completions_harmless: Completions,
+) -> tuple[HarmMap, EffectMatrix, EffectMatrix]:
+    from .harm import harm_effects, harm_map
+
+    data, found = PromptPair(*prompts), FoundDirection(selection, candidates, refusal_tokens)
+    sides = {"harmful": completions_harmful, "harmless": completions_harmless}
+    refused = {name: [reply.refused for reply in said.of("baseline")] for name, said in sides.items()}
+    record = harm_map(job.model, data, found, refused=refused, progress=job.progress)
+    return record, *harm_effects(job.model, data, record, refusal_tokens, job.config.seed + 1)
+
+
 def _stability(job: Job, prompts: Pair, refusal_tokens: RefusalTokens) -> Stability:
     from .stability import selection_stability
 
@@ -110,6 +131,15 @@ CONVERSATIONS = Stage(
     optional=True,
     section=lambda study: study.conversations and conversations_section(study.conversations),
 )
+HARM = Stage(
+    "harm",
+    {"harm/map": HarmMap, "harm/ablation": EffectMatrix, "harm/addition": EffectMatrix},
+    _harm,
+    "harmfulness at the end of the user's turn beside refusal, by prompt and layer; cross-effects of both directions",
+    uses=("seed",),
+    optional=True,
+    section=lambda study: study.harm and harm_section(*study.harm),
+)
 STABILITY = Stage(
     "stability",
     {"stability": Stability},
@@ -118,6 +148,14 @@ STABILITY = Stage(
     uses=(*RULE, "stability"),
     when="stability",
     optional=True,
+)
+DOSE = Stage(
+    "dose",
+    {"dose": DoseResponse},
+    made_elsewhere,
+    "effect and damage by strength and scope, on validation prompts",
+    command="python -m analyses.dose --study",
+    section=lambda study: study.dose and dose_section(study.dose, "dose", "How much, and where"),
 )
 ABLATIONS = Stage(
     "ablations",

@@ -2,19 +2,18 @@
 
 import math
 
-import plotly.graph_objects as go
-
 from ..records.base import figure as registered
 from ..report import style
+from ..report.drawing import Drawing
 from .records import Certificate
 
 _FLOOR = 1e-18  # where an error of exactly 0 is drawn: a logarithm has no 0
 
 
 @registered("errors", Certificate)
-def plot_certificate(record: Certificate) -> go.Figure:
+def plot_certificate(record: Certificate) -> Drawing:
     """Largest relative error of each identity, in the model's dtype and in float64, with its limit as a line."""
-    figure = go.Figure()
+    figure = Drawing()
     shown = [i for i in record.identities if not math.isnan(i.relative)]
     kinds = [(record.dtype, [(i.relative, i.tolerance) for i in shown], style.BLUE, "circle")]
     if any(not math.isnan(i.relative64) for i in shown):
@@ -38,5 +37,5 @@ def plot_certificate(record: Certificate) -> go.Figure:
                 hovertemplate="%{y}<br>" + what + " %{customdata:.2g}<extra></extra>",
             )
     figure.update_xaxes(type="log", title_text="relative error", exponentformat="power", automargin=True)
-    figure.update_yaxes(autorange="reversed", automargin=True)
-    return style.finish(figure, height=120 + 34 * len(shown))
+    figure.update_yaxes(title_text="identity", autorange="reversed", automargin=True)
+    return style.finish(figure, "How exact each identity is, and its limit", height=150 + 34 * len(shown))

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ..data.suffixes import Suffix
@@ -12,6 +11,7 @@ from ..errors import LabelError
 from ..records.base import figure as registered
 from ..records.labels import REGIONS, shortened, visible
 from ..report import style
+from ..report.drawing import Drawing
 from ..stats import mean_interval
 from .causal_records import CausalTests
 from .curve_records import WAYS, HeadCurves
@@ -20,7 +20,6 @@ from .observation_records import Observation, SuffixResult, TokenEffects
 from .records import Investigation
 from .shift_records import PLAYERS, AttentionShift
 
-_COLOURS = dict(plain=style.RED, suffix=style.ORANGE, random=style.SKY, shuffled=style.PINK, harmless=style.BLUE)
 Which = SuffixResult | Suffix | str | None  # a suffix of the investigation; None: the strongest
 PER_LINE = 12  # tokens of a suffix
 TRACES = {
@@ -42,12 +41,17 @@ def suffix_label(index: int, suffix: Suffix) -> str:
     return f"{index + 1}. {shortened(visible(suffix.text.strip()).replace('␣', ' '))}"
 
 
+def _short(result: SuffixResult) -> str:
+    """A suffix in a title."""
+    return f"“{shortened(visible(result.suffix.text.strip()).replace('␣', ' '), 40)}”"
+
+
 def _is_control(condition: str) -> bool:
     return condition in ("random", "shuffled")
 
 
 @registered("suffixes", Investigation)
-def plot_suffix_ranking(attack: Investigation) -> go.Figure:
+def plot_suffix_ranking(attack: Investigation) -> Drawing:
     """Refusal metric of every suffix (mean and 95% interval over prompts), and strength against universality."""
     rho, p = attack.strength_against_universality()
     note = "strength and universality" if rho != rho else f"Spearman {rho:.2f} (p = {p:.1g})"
@@ -87,13 +91,13 @@ def plot_suffix_ranking(attack: Investigation) -> go.Figure:
     figure.update_yaxes(title_text="rank", autorange="reversed", row=1, col=1)
     figure.update_xaxes(title_text="share of the top heads' write", row=1, col=2)
     figure.update_yaxes(title_text="share of instructions with metric < 0", range=[-0.05, 1.05], row=1, col=2)
-    return style.legend_below(style.finish(figure, height=max(380, 160 + 14 * len(order))), -0.2)
+    return style.finish(figure, "Suffixes by the refusal metric that they leave", max(420, 200 + 14 * len(order)))
 
 
 @registered("trace by layer", Investigation)
 def plot_suffix_trace(
     attack: Investigation, result: Which = None, values: Sequence[str] = ("cosine", "instruction_cosine")
-) -> go.Figure:
+) -> Drawing:
     """Cosine (or projection) by layer, mean over prompts with a band of one standard deviation (paper Fig. 5); one
     panel per position."""
     result = attack.result(result)
@@ -101,7 +105,7 @@ def plot_suffix_trace(
     for col, value in enumerate(values, start=1):
         for o in conditions(attack, result):
             grid = getattr(o, value)
-            tint, place = _COLOURS[o.condition], style.panel(col)
+            tint, place = style.colour(o.condition), style.panel(col)
             style.add_band(figure, grid, tint, 0.15, **place)
             figure.add_scatter(
                 x=list(range(len(grid))),
@@ -120,28 +124,29 @@ def plot_suffix_trace(
     if site is not None:
         look = {"line_dash": "dash", "line_color": style.ORANGE, "annotation_text": "departs from random"}
         figure.add_vline(x=site, row=1, col=1, **look)
-    return style.legend_below(style.finish(figure, height=430))
+    return style.finish(figure, f"Along r̂ by layer, with the suffix {_short(result)}", height=460)
 
 
 @registered("heads", Investigation)
-def plot_suffix_heads(attack: Investigation, result: Which = None) -> go.Figure:
+def plot_suffix_heads(attack: Investigation, result: Which = None) -> Drawing:
     """What the top heads write along r̂ under each condition, with 95% intervals (paper Fig. 6a)."""
     result = attack.result(result)
-    figure = go.Figure(layout_barmode="group")
+    figure = Drawing(layout_barmode="group")
     shared = {
         "customdata": [float(result.p_heads[head]) for head in attack.top_heads],
         "hovertemplate": "%{x}: %{y:.3f}<br>suffix against random, adjusted p %{customdata:.2g}<extra></extra>",
     }
     for o in conditions(attack, result):
         found = [mean_interval(o.heads[head].tolist()) for head in attack.top_heads]
-        marker = style.bar(_COLOURS[o.condition], "/" if _is_control(o.condition) else "")
+        marker = style.bar(style.colour(o.condition), "/" if _is_control(o.condition) else "")
         style.add_bars(figure, attack.head_labels, found, f"{o.condition}, n = {o.n}", marker=marker, **shared)
-    figure.update_yaxes(title_text="along r̂")
-    return style.finish(figure, f"Top heads, chosen on {len(attack.head_prompts)} other prompts", height=420)
+    figure.update_xaxes(title_text="head").update_yaxes(title_text="written along r̂")
+    title = f"What the top heads (chosen on {len(attack.head_prompts)} other prompts) write"
+    return style.finish(figure, f"{title}, with the suffix {_short(result)}", height=420)
 
 
 @registered("attention by region", Investigation)
-def plot_attention_regions(attack: Investigation, result: Which = None, post: int = -1) -> go.Figure:
+def plot_attention_regions(attack: Investigation, result: Which = None, post: int = -1) -> Drawing:
     """Attention of the top heads from one post-instruction position, by region: one panel per condition (paper
     Fig. 6b); bars add up to 1."""
     result = attack.result(result)
@@ -152,12 +157,12 @@ def plot_attention_regions(attack: Investigation, result: Which = None, post: in
         style.add_regions(figure, attack.head_labels, values, showlegend=col == len(shown), **style.panel(col))
     label = attack.post_labels[post] if len(attack.post_labels) >= -post else ""
     figure.update_yaxes(title_text=f"attention from position {post} {label}", range=[0, 1], col=1)
-    figure.update_layout(barmode="stack")
-    return style.legend_below(style.finish(figure, height=420), -0.2)
+    figure.update_layout(barmode="stack").update_xaxes(title_text="head")
+    return style.finish(figure, f"Where the top heads attend, with the suffix {_short(result)}", height=450)
 
 
 @registered("attention by position", Investigation)
-def plot_attention_positions(attack: Investigation, result: Which = None) -> go.Figure:
+def plot_attention_positions(attack: Investigation, result: Which = None) -> Drawing:
     """Attention to the suffix and to random tokens from every post-instruction position, by top head."""
     result = attack.result(result)
     figure = style.panels(["suffix", "random tokens"], shared_yaxes=True)
@@ -178,31 +183,32 @@ def plot_attention_positions(attack: Investigation, result: Which = None) -> go.
             hovertemplate="%{y} from %{x}: %{z:.3f}<extra></extra>",
             **style.panel(col),
         )
-    figure.update_yaxes(autorange="reversed")
-    return style.finish(figure, "Attention to the suffix region", height=360)
+    figure.update_xaxes(title_text="attention from").update_yaxes(autorange="reversed")
+    figure.update_yaxes(title_text="head", col=1)
+    return style.finish(figure, f"Attention to the suffix {_short(result)} and to random tokens", height=390)
 
 
 @registered("split of the drop", Investigation)
-def plot_split(attack: Investigation, result: Which = None, against: str = "random") -> go.Figure:
+def plot_split(attack: Investigation, result: Which = None, against: str = "random") -> Drawing:
     """Each top head's drop from the condition ``against`` ("random" or "plain"), split into attention moved and values
     changed, which add up to it."""
     result = attack.result(result)
     split = result.from_random if against == "random" else result.from_plain
-    figure = go.Figure(layout_barmode="relative")
-    parts = (("attention moved", split.moved, style.ORANGE), ("values changed", split.changed, style.BLUE))
-    for name, grid, tint in parts:
+    figure = Drawing(layout_barmode="relative")
+    parts = (("attention moved", split.moved, "moved"), ("values changed", split.changed, "changed"))
+    for name, grid, part in parts:
         found = [mean_interval(grid[head].tolist()) for head in attack.top_heads]
         hover = f"%{{x}}, {name}: %{{y:.3f}}<extra></extra>"
-        style.add_bars(figure, attack.head_labels, found, name, marker_color=tint, hovertemplate=hover)
+        style.add_bars(figure, attack.head_labels, found, name, marker_color=style.colour(part), hovertemplate=hover)
     drops = [float(split.drop[head].mean()) for head in attack.top_heads]
     look = {"symbol": "diamond", "size": 9, "color": style.GREY}
     figure.add_scatter(x=list(attack.head_labels), y=drops, name="whole drop", mode="markers", marker=look)
-    figure.update_yaxes(title_text=f"drop along r̂ from {against}")
+    figure.update_xaxes(title_text="head").update_yaxes(title_text=f"drop along r̂ from {against}")
     return style.finish(figure, f"Each head's drop, split (n = {split.moved.shape[-1]})", height=420)
 
 
 @registered("parts of the drop", Investigation)
-def plot_drop_waterfall(attack: Investigation, result: Which = None, site: int | None = None) -> go.Figure:
+def plot_drop_waterfall(attack: Investigation, result: Which = None, site: int | None = None) -> Drawing:
     """The drop of the projection at the last position from plain to suffixed, part by part: attention by region of its
     sources, attention bias, MLPs."""
     result = attack.result(result)
@@ -219,58 +225,41 @@ def plot_drop_waterfall(attack: Investigation, result: Which = None, site: int |
 
 
 @registered("tokens", TokenEffects)
-def plot_token_effects(record: TokenEffects) -> go.Figure:
+def plot_token_effects(record: TokenEffects) -> Drawing:
     """The suffix token by token: how much of the refusal metric returns when it is left out, above what the top
     heads take from it along r̂."""
     n, prompts = record.removed.shape
     titles = (f"metric recovered without it (n = {prompts})", "written along r̂")
     names, count = [visible(token) for token in record.tokens], -(-n // PER_LINE)
-    figure = make_subplots(rows=2, cols=1, subplot_titles=titles, vertical_spacing=0.25 / count)
+    figure = Drawing(make_subplots(rows=2, cols=1, subplot_titles=titles, vertical_spacing=0.25 / count))
     for row, grid in ((1, record.removed), (2, record.written)):
         values = grid.mean(-1).tolist()
         texts = [f"{name}<br>{value:.2f}" for name, value in zip(names, values, strict=True)]
-        figure.add_heatmap(
-            z=_lines(values),
-            text=_lines(texts),
-            texttemplate="%{text}",
-            **style.diverging(max(map(abs, values)) or 1.0),
-            showscale=False,
-            xgap=2,
-            ygap=2,
-            hoverongaps=False,
-            hovertemplate="%{text}<extra></extra>",
-            **style.panel(1, row),
-        )
+        figure.add_trace(style.token_strip(texts, values, width=min(n, PER_LINE)), **style.panel(1, row))
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, autorange="reversed")
-    return style.finish(figure, height=150 + 110 * count)
-
-
-def _lines(items: list[Any]) -> list[list[Any]]:
-    """In lines of ``PER_LINE``, the last one filled up if there are several."""
-    lines = [items[start : start + PER_LINE] for start in range(0, len(items), PER_LINE)]
-    return [line + [None] * (PER_LINE - len(line)) if len(lines) > 1 else line for line in lines]
+    return style.finish(figure, "The suffix, token by token", height=180 + 110 * count)
 
 
 @registered("causal tests", CausalTests)
-def plot_causal_tests(record: CausalTests) -> go.Figure:
+def plot_causal_tests(record: CausalTests) -> Drawing:
     """Share of the drop that each test brings back (reverse tests: causes), beside random heads and placebo."""
     names = [t.name for t in record.tests]
-    figure = go.Figure(layout_barmode="group")
-    for label, of, tint, hatch in (
-        ("the test's heads", record.recovered, style.GREEN, ""),
-        ("random heads of the same layers", record.recovered_random, style.SKY, "/"),
-        ("norm-matched placebo", record.recovered_placebo, style.GREY, "x"),
+    figure = Drawing(layout_barmode="group")
+    for label, of, kind, hatch in (
+        ("the test's heads", record.recovered, "heads", ""),
+        ("random heads of the same layers", record.recovered_random, "random_heads", "/"),
+        ("norm-matched placebo", record.recovered_placebo, "placebo", "x"),
     ):
-        look, hover = style.bar(tint, hatch), "%{x}: %{y:.2f}<extra></extra>"
+        look, hover = style.bar(style.colour(kind), hatch), "%{x}: %{y:.2f}<extra></extra>"
         style.add_bars(figure, names, [of(name) for name in names], label, marker=look, hovertemplate=hover)
     figure.add_hline(y=1, line_dash="dot", line_color=style.GREY)
-    figure.update_xaxes(tickangle=-30).update_yaxes(title_text="share of the drop recovered")
-    return style.finish(figure, f"Causal tests (n = {len(record.plain)})", height=520)
+    figure.update_xaxes(tickangle=-30, title_text="test").update_yaxes(title_text="share of the drop recovered")
+    return style.finish(figure, f"Is it the cause? (n = {len(record.plain)})", height=520)
 
 
 @registered("why attention moves", AttentionShift)
-def plot_attention_shift(record: AttentionShift, target: str = "suffix") -> go.Figure:
+def plot_attention_shift(record: AttentionShift, target: str = "suffix") -> Drawing:
     """Each receiver's change of attention on the target, by cause, beside the compositions with the largest parts."""
     n, heads = record.parts.shape[-1], record.receiver_labels
     figure = style.panels([f"attention on the {target}, by cause", "what wrote the scores"], horizontal_spacing=0.3)
@@ -295,11 +284,11 @@ def plot_attention_shift(record: AttentionShift, target: str = "suffix") -> go.F
         )
     figure.update_layout(barmode="relative").update_yaxes(title_text="suffix minus random tokens", row=1, col=1)
     figure.update_yaxes(autorange="reversed", row=1, col=2)
-    return style.legend_below(style.finish(figure, f"Why attention moves (n = {n})", height=460))
+    return style.finish(figure, f"Why attention moves (n = {n})", height=460)
 
 
 @registered("number of heads", HeadCurves)
-def plot_head_curves(record: HeadCurves) -> go.Figure:
+def plot_head_curves(record: HeadCurves) -> Drawing:
     """The share of the drop that returns with the first heads of an order cut off from the suffix, and the share that
     stays when only these see it, against random orders within layers."""
     figure = style.panels(["heads cut off: drop that returns", "only these see it: drop that stays"], shared_yaxes=True)
@@ -315,11 +304,11 @@ def plot_head_curves(record: HeadCurves) -> go.Figure:
         figure.update_xaxes(title_text="heads", type="category", row=1, col=col)
     figure.update_yaxes(title_text="share of the drop", row=1, col=1)
     figure.add_hline(y=1, line_dash="dot", line_color=style.GREY)
-    return style.legend_below(style.finish(figure, f"How many heads (n = {len(record.plain)})", height=480))
+    return style.finish(figure, f"How many heads (n = {len(record.plain)})", height=480)
 
 
 @registered("detectors", Detectors, Investigation)
-def plot_roc(record: Detectors | Investigation) -> go.Figure:
+def plot_roc(record: Detectors | Investigation) -> Drawing:
     """ROC of each detector and harmful group at r̂'s layer, and AUROC by layer with 95% bands."""
     if isinstance(record, Investigation):
         if record.detectors is None:
@@ -343,13 +332,13 @@ def plot_roc(record: Detectors | Investigation) -> go.Figure:
     figure.update_xaxes(title_text="false positive rate (harmless prompts)", row=1, col=1)
     figure.update_yaxes(title_text="true positive rate (harmful prompts)", row=1, col=1)
     figure.update_xaxes(title_text="resid_pre of layer (last: final stream)", row=1, col=2)
-    return style.legend_below(style.finish(figure, height=520), -0.18)
+    return style.finish(figure, "Detecting harmful prompts by the direction", height=550)
 
 
-def _register_part(kind: str, draw: Callable[[Any], go.Figure], part: str) -> None:
+def _register_part(kind: str, draw: Callable[[Any], Drawing], part: str) -> None:
     """Let a suffix's result and an investigation draw one of their parts, if it was measured."""
 
-    def drawn(record: SuffixResult | Investigation, result: Which = None) -> go.Figure:
+    def drawn(record: SuffixResult | Investigation, result: Which = None) -> Drawing:
         found = getattr(record.result(result) if isinstance(record, Investigation) else record, part)
         if found is None:
             raise LabelError(f"no {kind} were measured for this suffix, so there is nothing to draw")

@@ -8,13 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..attribution.components import texts
-from ..attribution.sources import bounds_of, token_texts
+from ..attribution.sources import bounds_of
 from ..attribution.token_records import SourceContributions
 from ..data.prompts import PromptsLike, as_prompts, as_suffixes
 from ..errors import ModelError
 from ..hooks.attention_readers import AttentionByRegion, Components, RegionShare, Sources
 from ..hooks.readers import Residual
 from ..models.model import HookedChatModel
+from ..models.texts import token_texts
 from ..records.direction import DirectionLike, as_direction
 from ..records.labels import REGIONS, Head, as_heads
 from ..refusal.metric import RefusalMetric

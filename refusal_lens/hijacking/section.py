@@ -57,7 +57,8 @@ def hijacking_cards(attack: Investigation) -> tuple[Card, ...]:
 def hijacking_page(attack: Investigation) -> Page:
     """The section as a page of its own."""
     few = tuple(filter(None, [few_refused(attack)]))
-    return Page(f"Suffixes and {attack.model}", few, hijacking_cards(attack), sections=(hijacking_section(attack),))
+    section = hijacking_section(attack)
+    return Page(f"Suffixes and {attack.model}", cards=hijacking_cards(attack), sections=(section,), caution=few)
 
 
 def few_refused(attack: Investigation) -> str:

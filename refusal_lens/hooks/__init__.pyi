@@ -2,7 +2,6 @@ from .attention import AttentionKnockout as AttentionKnockout
 from .attention_readers import AttentionByRegion as AttentionByRegion
 from .attention_readers import Components as Components
 from .attention_readers import Heads as Heads
-from .attention_readers import Pattern as Pattern
 from .attention_readers import RegionShare as RegionShare
 from .attention_readers import Sources as Sources
 from .base import Intervention as Intervention
@@ -19,6 +18,8 @@ from .interventions import Add as Add
 from .interventions import NormMatchedPlacebo as NormMatchedPlacebo
 from .interventions import Twins as Twins
 from .orthogonalize import Orthogonalize as Orthogonalize
+from .pattern_readers import Pattern as Pattern
+from .pattern_readers import WrittenPattern as WrittenPattern
 from .readers import Activations as Activations
 from .readers import Cache as Cache
 from .readers import EveryToken as EveryToken

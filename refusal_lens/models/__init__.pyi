@@ -4,3 +4,6 @@ from .chat import Spans as Spans
 from .chat import Tokens as Tokens
 from .load import load_model as load_model
 from .model import HookedChatModel as HookedChatModel
+from .texts import completion_tokens as completion_tokens
+from .texts import own_completions as own_completions
+from .texts import text_tokens as text_tokens

@@ -111,3 +111,11 @@ def batch_nll(model: HookedChatModel, tokens: Tokens, texts: Sequence[Scored]) -
         targets = tokens.ids[row, -count:]
         sums.append(-scores.gather(-1, targets[:, None]).sum())
     return torch.stack(sums).cpu()
+
+
+def token_texts(model: HookedChatModel, tokens: Tokens) -> tuple[tuple[str, ...], ...]:
+    """Text of each real token."""
+    return tuple(
+        tuple(model.tokenizer.decode([token]) for token in ids[mask].tolist())
+        for ids, mask in zip(tokens.ids, tokens.mask, strict=True)
+    )

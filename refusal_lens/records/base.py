@@ -30,6 +30,7 @@ from .labels import index_of, shortened
 SCHEMA_VERSION = 1
 _REGISTRY: dict[str, type] = {"Rate": Rate, "Interval": Interval}
 _FIGURES: dict[type, dict[str, Callable[..., Any]]] = {}
+_NUMBERS = "refusal_lens.report.style"  # draws the table of a record without figures; by name, like all figures
 R = TypeVar("R", bound="Record")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -158,7 +159,8 @@ class Record:
         return as_html(repr(self), self._head(8))
 
     def plot(self, kind: str | None = None, **options: Any) -> Any:
-        """Draw the record: a Plotly figure; of a record without figures of its own, the numbers of its table.
+        """Draw the record: a Plotly figure with ``save("x.svg")`` (png, svg, pdf, html); of a record without figures of
+        its own, the numbers of its table.
 
         Args:
             kind: which figure; the record's main figure if None.
@@ -169,13 +171,9 @@ class Record:
         """
         if self._drawn_by and importlib.util.find_spec(self._drawn_by) is not None:
             importlib.import_module(self._drawn_by)
-        figures = _FIGURES.get(type(self), {})
-        name = type(self).__name__
-        if not figures and kind is None:
-            table = self.to_frame().select_dtypes("number")
-            if table.empty:
-                raise LabelError(f"{name} has no numbers to draw; its texts are in to_frame()")
-            return table.plot(backend="plotly", title=repr(self))
+        if type(self) not in _FIGURES:
+            importlib.import_module(_NUMBERS)
+        figures, name = _FIGURES.get(type(self), _FIGURES.get(Record, {})), type(self).__name__
         kind = kind or next(iter(figures))
         index_of(tuple(figures), kind, "figure", name)
         try:

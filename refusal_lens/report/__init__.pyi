@@ -1,3 +1,8 @@
+from .claims import grade as grade
+from .claims import grade_beyond as grade_beyond
+from .claims import net_effect as net_effect
+from .claims import percent as percent
+from .drawing import Drawing as Drawing
 from .page import Card as Card
 from .page import Figure as Figure
 from .page import Note as Note

@@ -19,10 +19,10 @@ import jinja2
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io
-from plotly.offline import get_plotlyjs
 
+from .drawing import TITLE
 from .frames import figure_frame, widget_frame
-from .views import circuitsvis_source, script_json
+from .views import circuitsvis_packed, plotly_packed, script_json
 
 RANDOM_DIRECTION = "a random direction of equal norm"  # the placebo of every direction, in words
 
@@ -51,13 +51,13 @@ class Figure:
 
     @cached_property
     def json(self) -> str:
-        """Plotly JSON, safe inside a script element; without the template, which the page holds once, and the title,
-        which is text of the page."""
+        """Plotly JSON, safe inside a script element; without the template, which the page holds once, the title, which
+        is text of the page, and the ground, which is the page's."""
         found = self.figure.to_plotly_json()
-        left_out = ("template", "title")
-        found["layout"] = {key: value for key, value in found["layout"].items() if key not in left_out}
-        if self.title:
-            found["layout"]["margin"] = {**found["layout"].get("margin", {}), "t": 30}
+        layout = {key: value for key, value in found["layout"].items() if key not in ("template", "title")}
+        found["layout"] = layout | {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"}
+        if self.title and "t" in layout.get("margin", {}):
+            found["layout"]["margin"] = {**layout["margin"], "t": layout["margin"]["t"] - TITLE}
         return _script_safe(found)
 
     @property
@@ -191,10 +191,11 @@ class Page:
     """The report.
 
     Attributes:
-        summary: findings in plain words, one sentence each.
+        summary: findings in plain words, the answer first; the cards stand after it.
         sure: how certain they are.
         missing: what was not measured.
         notes: what was relaxed, and other warnings.
+        caution: what the reader has to know before the findings.
 
     Example:
         >>> table = rl.report.Table("rates", ("prompts", "refused"), (("harmful", "90%"),))
@@ -210,6 +211,7 @@ class Page:
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     sections: tuple[Section, ...] = ()
+    caution: tuple[str, ...] = ()
 
     def render(self) -> str:
         """The whole page as HTML."""
@@ -220,10 +222,10 @@ class Page:
         template = _script_safe(plotly.io.templates["plotly"].to_plotly_json())
         page = environment.get_template("report.html.j2").render(page=self, css=_template("report.css"), look=template)
         # The scripts go in after the template: they are ours, and escaping 4 MB takes seconds.
-        # Libraries wait as text until the first figure needs them, so that the page opens before they are compiled.
-        libraries = {"figure": get_plotlyjs}
+        # Libraries wait packed until the first figure needs them, so that the page opens before they are compiled.
+        libraries = {"figure": plotly_packed}
         if any(item.kind == "widget" for section in self.sections for item in section.flat()):
-            libraries["widget"] = circuitsvis_source
+            libraries["widget"] = circuitsvis_packed
         scripts = [f'<script type="text/plain" id="library-{kind}">{get()}</script>' for kind, get in libraries.items()]
         return page.replace("<!--scripts-->", "".join([*scripts, f"<script>{_template('report.js')}</script>"]))
 

@@ -9,7 +9,11 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from ..errors import LabelError
+from ..records.base import Record
+from ..records.base import figure as registered
 from ..stats import Interval, Rate
+from .drawing import TITLE, Drawing
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PINK, SKY, YELLOW, GREY = "#CC79A7", "#56B4E9", "#F0E442", "#7F7F7F"
@@ -27,16 +31,29 @@ CONDITION_COLOURS = {
     "random_orthogonalized": "#9CC7E4",
     "adversarial": ORANGE,
     "random_suffix": SKY,
+    "plain": RED,
+    "suffix": ORANGE,
+    "random": SKY,
+    "shuffled": PINK,
+    "direction": GREEN,
+    "matched": YELLOW,
+    "heads": GREEN,
+    "random_heads": SKY,
+    "placebo": GREY,
+    "refused": RED,
+    "answered": BLUE,
+    "moved": ORANGE,
+    "changed": BLUE,
 }
 REGION_COLOURS = {"bos": GREY, "template_pre": SKY, "instruction": BLUE, "suffix": ORANGE, "template_post": GREEN}
-_CYCLE = (BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY)
+CYCLE = (BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY)
 DIVERGING = "RdBu_r"
 SEQUENTIAL = "Viridis"
 
 
 def colour(condition: str, index: int = 0) -> str:
     """The colour of a condition, the same in every figure; others take turns."""
-    return CONDITION_COLOURS.get(condition, _CYCLE[index % len(_CYCLE)])
+    return CONDITION_COLOURS.get(condition, CYCLE[index % len(CYCLE)])
 
 
 def marker(condition: str, index: int = 0) -> dict[str, Any]:
@@ -68,7 +85,7 @@ def intervals(frame: pd.DataFrame, value: str) -> list[Interval]:
     return [Interval(*row, 0) for row in zip(frame[value], frame["low"], frame["high"], strict=True)]
 
 
-def add_band(figure: go.Figure, grid: Float[Tensor, "site prompt"], tint: str, opacity: float, **place: Any) -> None:
+def add_band(figure: Drawing, grid: Float[Tensor, "site prompt"], tint: str, opacity: float, **place: Any) -> None:
     """Draw mean ± one standard deviation over prompts, site by site, as a band."""
     mean, spread = grid.mean(-1), grid.std(-1, correction=0)
     sites = list(range(len(mean)))
@@ -85,7 +102,7 @@ def add_band(figure: go.Figure, grid: Float[Tensor, "site prompt"], tint: str, o
     )
 
 
-def add_conditions(figure: go.Figure, frame: pd.DataFrame, x: str, value: str, **place: Any) -> None:
+def add_conditions(figure: Drawing, frame: pd.DataFrame, x: str, value: str, **place: Any) -> None:
     """Draw a table with the columns condition, ``x``, ``value``, low and high: one bar per condition in each group."""
     for i, (condition, rows) in enumerate(frame.groupby("condition", sort=False)):
         figure.add_bar(
@@ -99,9 +116,9 @@ def add_conditions(figure: go.Figure, frame: pd.DataFrame, x: str, value: str, *
     figure.update_layout(barmode="group")
 
 
-def panels(titles: Sequence[str], **layout: Any) -> go.Figure:
+def panels(titles: Sequence[str], **layout: Any) -> Drawing:
     """Make a figure of panels side by side; ``panel`` names one of them."""
-    return make_subplots(rows=1, cols=len(titles), subplot_titles=list(titles), **layout)
+    return Drawing(make_subplots(rows=1, cols=len(titles), subplot_titles=list(titles), **layout))
 
 
 def panel(col: int, row: int = 1) -> dict[str, int]:
@@ -115,19 +132,19 @@ def diverging(limit: float, title: str = "") -> dict[str, Any]:
     return {**look, "colorbar": {"title": title}} if title else look
 
 
-def add_bars(figure: go.Figure, x: Sequence[str], found: Sequence[Interval | Rate], name: str, **look: Any) -> None:
+def add_bars(figure: Drawing, x: Sequence[str], found: Sequence[Interval | Rate], name: str, **look: Any) -> None:
     """Draw means as bars with their intervals; no bar where a mean is unknown."""
     heights = [None if i.mean != i.mean else i.mean for i in found]
     figure.add_bar(x=list(x), y=heights, error_y=error_bars(found), name=name, **look)
 
 
-def add_line(figure: go.Figure, x: Sequence[Any], found: Sequence[Interval | Rate], name: str, **look: Any) -> None:
+def add_line(figure: Drawing, x: Sequence[Any], found: Sequence[Interval | Rate], name: str, **look: Any) -> None:
     """Draw means as a line of markers with their intervals."""
     heights = [i.mean for i in found]
     figure.add_scatter(x=list(x), y=heights, error_y=error_bars(found), name=name, mode="lines+markers", **look)
 
 
-def add_regions(figure: go.Figure, x: Sequence[str], values: Mapping[str, list[float]], **look: Any) -> None:
+def add_regions(figure: Drawing, x: Sequence[str], values: Mapping[str, list[float]], **look: Any) -> None:
     """Draw stacked bars, one colour per region of the prompt; regions of zeros are left out."""
     for region, heights in values.items():
         if any(heights):
@@ -139,11 +156,9 @@ def add_regions(figure: go.Figure, x: Sequence[str], values: Mapping[str, list[f
             )
 
 
-def waterfall(
-    names: Sequence[str], values: Sequence[float], total: tuple[str, float], rise: str, unit: str
-) -> go.Figure:
+def waterfall(names: Sequence[str], values: Sequence[float], total: tuple[str, float], rise: str, unit: str) -> Drawing:
     """Draw parts one on top of the other, rising ones coloured ``rise``, and what they add up to (name, height)."""
-    figure = go.Figure(
+    figure = Drawing(
         go.Waterfall(
             x=[*names, total[0]],
             y=[*values, 0],
@@ -156,7 +171,7 @@ def waterfall(
             hovertemplate="%{x}: %{text}<extra></extra>",
         )
     )
-    return figure.update_yaxes(title_text=unit).update_layout(showlegend=False)
+    return figure.update_xaxes(title_text="part").update_yaxes(title_text=unit).update_layout(showlegend=False)
 
 
 def layer_map(z: Float[Tensor, "site token"], columns: Sequence[str], unit: str) -> go.Heatmap:
@@ -175,9 +190,59 @@ def layer_map(z: Float[Tensor, "site token"], columns: Sequence[str], unit: str)
     )
 
 
-def legend_below(figure: go.Figure, y: float = -0.22) -> go.Figure:
-    """Put the legend under the panels, where their titles need the room above."""
-    return figure.update_layout(legend={"y": y, "yanchor": "top", "x": 0.5, "xanchor": "center"})
+def token_strip(
+    texts: Sequence[str],
+    values: Sequence[float],
+    limit: float = 0,
+    notes: Sequence[str] = (),
+    *,
+    width: int = 12,
+    unit: str = "",
+) -> go.Heatmap:
+    """Tokens in lines of ``width``, coloured by their values, the strongest colours at ``limit`` (the largest value if
+    0); ``notes`` are shown on hover."""
+
+    def lines(items: Sequence[Any], fill: Any) -> list[list[Any]]:
+        rows = [list(items[start : start + width]) for start in range(0, len(items), width)]
+        return [row + [fill] * (width - len(row)) for row in rows]
+
+    return go.Heatmap(
+        z=lines(values, None),
+        text=lines(texts, ""),
+        customdata=lines(notes, "") if notes else None,
+        texttemplate="%{text}",
+        textfont={"size": 10},
+        xgap=1,
+        ygap=4,
+        **diverging(limit or max(map(abs, values)) or 1.0, unit),
+        showscale=bool(unit),
+        hovertemplate="%{text}<br>" + "%{customdata}<br>" * bool(notes) + "%{z:.3f}<extra></extra>",
+        hoverongaps=False,
+    )
+
+
+def add_attention(
+    figure: Drawing, weights: Sequence[Sequence[float]], tokens: Sequence[str], place: Mapping[str, int] | None = None
+) -> None:
+    """Draw attention from every token (rows) to itself and those before it (columns), tokens named on hover."""
+    index, place = list(range(len(tokens))), dict(place or {})
+    figure.add_heatmap(
+        z=[[round(v, 4) if j <= i else None for j, v in enumerate(row)] for i, row in enumerate(weights)],
+        x=index,
+        y=index,
+        text=[[f"{reader} ← {source}" for source in tokens[: i + 1]] for i, reader in enumerate(tokens)],
+        colorscale=SEQUENTIAL,
+        zmin=0,
+        zmax=1,
+        colorbar={"title": "weight", "lenmode": "pixels", "len": 220, "y": 1, "yanchor": "top"},
+        showscale=place.get("col", 1) == 1 and place.get("row", 1) == 1,
+        hovertemplate="%{text}<br>%{z:.3f}<extra></extra>",
+        hoverongaps=False,
+        **place,
+    )
+    ticks = {"tickvals": index, "ticktext": list(tokens), "showgrid": False}
+    figure.update_xaxes(title_text="attends to", tickangle=-50, **ticks, **place)
+    figure.update_yaxes(title_text="token", autorange="reversed", **ticks, **place)
 
 
 def dash(condition: str) -> str:
@@ -196,20 +261,42 @@ def readable(condition: str) -> str:
     return condition.replace("_", " ")
 
 
-def finish(figure: go.Figure, title: str = "", height: int = 380) -> go.Figure:
-    """Shared layout: transparent ground (so that light and dark pages both fit), legend on top."""
+def finish(figure: Drawing, title: str, height: int = 380) -> Drawing:
+    """Shared layout: a white ground, so that ink and colours are the same everywhere; the legend on top, or under
+    panels, whose headings need the room.
+
+    Args:
+        title: says what is shown without the text around the figure.
+        height: in pixels, with the title's.
+    """
+    headings = [a for a in figure.layout.annotations if a.yref == "paper" and a.yanchor == "bottom"]
+    lines = max((a.text.count("<br>") + 1 for a in headings), default=0)
+    for heading in headings:
+        heading.font = {"size": 13}
+    top, bottom = TITLE + max(30, 10 + 18 * lines), 60
+    inner = height - top - bottom
     figure.update_layout(
-        title={"text": title, "x": 0.0, "xanchor": "left", "font": {"size": 15}} if title else None,
+        title={
+            "text": title,
+            "x": 0,
+            "y": 1,
+            "yanchor": "top",
+            "font": {"size": 15},
+            "pad": {"t": 12, "l": 8},
+        },
         height=height,
-        margin={"l": 60, "r": 20, "t": 60 if title else 40, "b": 50},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 60, "r": 20, "t": top, "b": bottom},
+        paper_bgcolor="#fff",
+        plot_bgcolor="#fff",
         font={"family": "system-ui, sans-serif", "size": 13},
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "xanchor": "right", "x": 1},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1 + 4 / inner, "xanchor": "right", "x": 1},
         hoverlabel={"namelength": -1},
     )
-    figure.update_xaxes(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.5)")
-    figure.update_yaxes(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.5)")
+    axis = {"gridcolor": "rgba(128,128,128,0.25)", "zerolinecolor": "rgba(128,128,128,0.5)", "title_font_size": 13}
+    figure.update_xaxes(**axis).update_yaxes(**axis)
+    if headings:
+        below = -75 / inner - (0.1 if any(abs(axis.tickangle or 0) > 20 for axis in figure.select_xaxes()) else 0)
+        figure.update_layout(legend={"y": below, "yanchor": "top", "x": 0.5, "xanchor": "center"})
     return figure
 
 
@@ -218,10 +305,10 @@ def one_line(text: str) -> str:
     return text.replace("<br>", " ")
 
 
-def plot_refusal_rates(rates: Mapping[str, Mapping[str, Rate]]) -> go.Figure:
+def plot_refusal_rates(rates: Mapping[str, Mapping[str, Rate]], title: str = "Refusal rates by condition") -> Drawing:
     """Refusal rates with 95% intervals: one group per prompt set, one bar per condition, placebos hatched (paper
     Figs. 1 and 3)."""
-    figure = go.Figure()
+    figure = Drawing()
     conditions = dict.fromkeys(c for by_condition in rates.values() for c in by_condition)
     for i, condition in enumerate(conditions):
         sets = [name for name in rates if condition in rates[name]]
@@ -246,4 +333,21 @@ def plot_refusal_rates(rates: Mapping[str, Mapping[str, Rate]]) -> go.Figure:
             showlegend=False,
         )
     figure.update_yaxes(title_text="refusal rate", range=[0, 1.16], tickformat=".0%")
-    return finish(figure.update_layout(barmode="overlay", bargap=0.35, showlegend=False))
+    figure.update_xaxes(title_text="condition and prompts")
+    n = " or ".join(map(str, sorted({r.n for by_condition in rates.values() for r in by_condition.values()})))
+    height = 400 if len(conditions) <= 5 else 520  # long names stand upright
+    figure.update_layout(barmode="overlay", bargap=0.35, showlegend=False)
+    return finish(figure, f"{title} (95% intervals, n = {n})", height)
+
+
+@registered("numbers", Record)
+def plot_numbers(record: Record) -> Drawing:
+    """The numbers of a record's table, one line per column: for records without figures of their own."""
+    table, figure = record.to_frame().select_dtypes("number"), Drawing()
+    if table.empty:
+        raise LabelError(f"{type(record).__name__} has no numbers to draw; its texts are in to_frame()")
+    for i, name in enumerate(table):
+        line = {"color": colour("", i)}
+        figure.add_scatter(x=table.index, y=table[name], name=str(name), mode="lines+markers", line=line)
+    figure.update_xaxes(title_text="row of the table").update_yaxes(title_text="value")
+    return finish(figure, repr(record))

@@ -11,9 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from plotly.offline import get_plotlyjs
+from plotly.subplots import make_subplots
+
 from ..errors import ResultError
 from ..records.labels import visible
 from . import style
+from .drawing import Drawing, checked
 
 _FRAME = """<!doctype html><meta charset="utf-8"><body style="margin:0;background:#fff;color:#1b1f24">
 <div id="view"></div><script>
@@ -48,8 +52,19 @@ def circuitsvis_source() -> str:
 
 
 @lru_cache(maxsize=1)
-def _packed() -> str:
-    return base64.b64encode(gzip.compress(circuitsvis_source().encode(), mtime=0)).decode()
+def circuitsvis_packed() -> str:
+    """The JavaScript, compressed, in base64: a third of its size."""
+    return _packed(circuitsvis_source())
+
+
+@lru_cache(maxsize=1)
+def plotly_packed() -> str:
+    """Plotly's, likewise."""
+    return _packed(get_plotlyjs())
+
+
+def _packed(source: str) -> str:
+    return base64.b64encode(gzip.compress(source.encode(), mtime=0)).decode()
 
 
 class View(str):
@@ -70,10 +85,42 @@ class View(str):
     def __repr__(self) -> str:
         return f"<View of {self.component}: {len(self.props['tokens'])} tokens>"
 
+    def _page(self) -> str:
+        return _FRAME % {"script": circuitsvis_packed(), "component": self.component, "props": script_json(self.props)}
+
     def _repr_html_(self) -> str:
-        frame = _FRAME % {"script": _packed(), "component": self.component, "props": script_json(self.props)}
-        style = "width:100%;height:420px;border:0"
-        return f'<iframe title="{self.component}" style="{style}" srcdoc="{html.escape(frame)}"></iframe>'
+        look = "width:100%;height:420px;border:0"
+        return f'<iframe title="{self.component}" style="{look}" srcdoc="{html.escape(self._page())}"></iframe>'
+
+    def drawing(self) -> Drawing:
+        """The same as a static figure with its tokens on the axes: one panel per head, or a strip of tokens."""
+        tokens = self.props["tokens"]
+        if self.component == "ColoredTokens":
+            figure = Drawing(style.token_strip(tokens, self.props["values"], self.props["maxValue"], unit="along r̂"))
+            figure.update_xaxes(visible=False).update_yaxes(visible=False, autorange="reversed")
+            return style.finish(figure, "Tokens, coloured by their value along r̂", 140 + 42 * -(-len(tokens) // 12))
+        names, wide = self.props["attentionHeadNames"], min(2, len(self.props["attention"]))
+        deep, room = -(-len(names) // wide), 16 * len(tokens) + 150
+        look = {"vertical_spacing": 150 / (room * deep), "horizontal_spacing": 0.15, "subplot_titles": names}
+        figure = Drawing(make_subplots(rows=deep, cols=wide, **look))
+        for i, weights in enumerate(self.props["attention"]):
+            style.add_attention(figure, weights, tokens, style.panel(i % wide + 1, i // wide + 1))
+        return style.finish(figure, "Attention patterns", height=80 + room * deep)
+
+    def save(self, path: str | Path, **size: Any) -> Path:
+        """Write the view to a file: .html as it is here, .png, .svg and .pdf as its static ``drawing``.
+
+        Args:
+            size: as for ``Drawing.save``.
+
+        Raises:
+            ResultError: another ending; a picture without kaleido or Chromium.
+        """
+        if (path := checked(path)).suffix.lower() != ".html":
+            return self.drawing().save(path, **size)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self._page(), "utf-8")
+        return path
 
 
 def coloured_tokens(tokens: Sequence[str], values: Sequence[float], limit: float = 0) -> tuple[str, dict[str, Any]]:

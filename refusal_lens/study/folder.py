@@ -134,7 +134,9 @@ class Study:
         if stage.command or stage.name == "attacks":
             # One that the direction of an earlier run gave says nothing of this one.
             mine, its = self.selection.chosen, found.direction
-            if (mine.model, mine.label) != (its.model, its.label) or not torch.equal(mine.unit, its.unit):
+            if its is None or (mine.model, mine.label) != (its.model, its.label):
+                return None
+            if not torch.equal(mine.unit, its.unit):
                 return None
         return found
 

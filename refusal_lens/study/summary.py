@@ -17,7 +17,8 @@ def headline(study: Any) -> dict[str, Any]:
     harmful, harmless = ({k: Rate(**v) for k, v in refusal[kind].items()} for kind in ("harmful", "harmless"))
     few = few_in(study.summary), "" if study.suffixes is None else few_refused(study.suffixes)
     return {
-        "summary": (*filter(None, few), *_found(study, harmful, harmless)),
+        "caution": tuple(filter(None, few)),
+        "summary": _found(study, harmful, harmless),
         "cards": _cards(study.selection, harmful, harmless),
         "notes": _notes(study.selection),
         "sure": _sure(study, harmful),

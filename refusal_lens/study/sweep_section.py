@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from ..report import style
+from ..report.drawing import Drawing
 from ..report.page import RANDOM_DIRECTION, Figure, Item, Section, Table
 
 
@@ -21,7 +21,7 @@ class Compared:
     error: str = ""  # why its study failed
 
 
-def plot_sweep(frame: pd.DataFrame) -> go.Figure:
+def plot_sweep(frame: pd.DataFrame) -> Drawing:
     """Refusal rates (columns model, prompts, condition, rate, low, high): one panel per kind of prompts, one group per
     model, one bar per condition."""
     kinds = list(dict.fromkeys(frame["prompts"]))
@@ -33,21 +33,21 @@ def plot_sweep(frame: pd.DataFrame) -> go.Figure:
         trace.update(legendgroup=trace.name, showlegend=trace.name not in shown)
         shown.add(trace.name)
     figure.update_yaxes(range=[0, 1], tickformat=".0%")
-    figure.update_yaxes(title_text="refused", col=1)
-    return style.finish(figure)
+    figure.update_yaxes(title_text="refused", col=1).update_xaxes(title_text="model")
+    return style.finish(figure, "Refusal rates by model (95% intervals)")
 
 
-def plot_depth(places: Mapping[str, tuple[int, int]]) -> go.Figure:
+def plot_depth(places: Mapping[str, tuple[int, int]]) -> Drawing:
     """Depth of the chosen layer, from (layer, number of layers) of each model."""
-    figure = go.Figure()
+    figure = Drawing()
     figure.add_bar(
         x=list(places),
         y=[layer / n_layers for layer, n_layers in places.values()],
         text=[f"{layer} of {n_layers}" for layer, n_layers in places.values()],
         marker_color=style.BLUE,
     )
-    figure.update_yaxes(range=[0, 1], tickformat=".0%", title_text="depth of the direction")
-    return style.finish(figure)
+    figure.update_yaxes(range=[0, 1], tickformat=".0%", title_text="layer / layers").update_xaxes(title_text="model")
+    return style.finish(figure, "Depth of each model's direction")
 
 
 def sweep_section(found: Mapping[str, Compared]) -> Section:

@@ -28,6 +28,7 @@ SCRIPTS = {
     "subspace": (["--k", "2"], ["effects", "subspace_pca", "subspace_repeated"], ["random"]),
     "cross_behaviour": ([], ["ablation", "addition"], ["Cross-effects"]),
     "transfer": ([], ["ablation", "addition"], ["Transfer"]),
+    "harm": ([], ["map", "ablation", "addition"], ["AUROC of harmful against harmless", "against its random tokens"]),
     "dose": (
         ["--n", "4", "--strength", "ablation=1", "--strength", "addition=1,2", "--place", "last=-1"],
         ["compared", "test_ablation", "test_addition"],

@@ -51,7 +51,7 @@ def report(study) -> Path:
 def opened(browser, report: Path, scheme: str = "light", width: int = 1300):
     tab = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900}).new_page()
     tab.problems, tab.requests = [], []
-    tab.on("console", lambda m: tab.problems.append(m.text) if m.type in ("error", "warning") else None)
+    tab.on("console", lambda m: tab.problems.append(m.text) if m.type in ("error", "warning", "trace") else None)
     tab.on("pageerror", lambda error: tab.problems.append(str(error)))
     tab.on("request", lambda r: tab.requests.append(r.url))
     tab.goto(report.as_uri())

@@ -136,7 +136,9 @@ def test_settings_are_checked(settings, message):
 
 
 def test_few_prompts_stand_first_on_the_page(study):
-    first, second = study.page().summary[:2]
+    page = study.page()
+    (first,), second = page.caution, page.summary[0]
+    assert page.render().index("Few prompts") < page.render().index("What was found")
     assert first.startswith("Few prompts (under 32): 24 harmful for choosing the direction and the heads")
     assert "24 harmless for the report" in first and "direction" in second
     enough = {kind: dict.fromkeys(("train", "val", "test"), 32) for kind in ("harmful", "harmless")}

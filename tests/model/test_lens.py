@@ -35,6 +35,31 @@ def test_it_is_transformer_lens_s_readout_without_biases_and_cap(architecture, r
         assert found.top_tokens[0][:5] == tuple(model.tokenizer.decode([i]) for i in order[:5].tolist())
 
 
+def test_through_a_jacobian_lens_it_is_transformer_lens_s_readout_of_what_the_vector_becomes():
+    analysis = importorskip("transformer_lens.tools.analysis")
+    model = model_of("llama", torch.float32)
+    direction = direction_of(model)
+    jacobian = analysis.JacobianLens.fit(
+        model.tl, [" ".join(PROMPTS * 3)], corpus="two prompts", skip_first_positions=2, show_progress=False
+    )
+    n = min(model.d_vocab, len(model.tokenizer))
+    found = lens(model, direction, top=n, through=jacobian)
+    became = 1e4 * jacobian.transport(direction.unit.float(), direction.layer - 1)
+    expected = analysis.logit_readout(model.tl, became[None]).values[0, :n]
+    order = (expected - expected.mean()).argsort(descending=True)
+    torch.testing.assert_close(found.top[0], (expected - expected.mean())[order], rtol=0, atol=1e-3)
+    plain = lens(model, direction, top=n)
+    assert not torch.allclose(plain.top[0], found.top[0], atol=1e-2)
+    again = lens(model, {"r": direction.unit}, top=n, through=jacobian, layer=direction.layer)
+    torch.testing.assert_close(again.top, found.top)
+    for given, words in (({"layer": 0}, "at the input of layers 1, 2"), ({}, "name the layer")):
+        with raises(SettingError, match=words):
+            lens(model, {"r": direction.unit}, through=jacobian, **given)
+    other = analysis.JacobianLens({0: torch.eye(8)}, n_prompts=1, d_model=8)
+    with raises(SettingError, match="is not one of tiny-llama"):
+        lens(model, direction, through=other)
+
+
 @mark.parametrize("architecture", [*KINDS, "granite"])
 def test_head_writes_are_what_the_heads_write(architecture):
     model = model_of(architecture)

@@ -9,7 +9,8 @@ from refusal_lens import Ablate
 from refusal_lens.attribution.components import component_contributions, heads
 from refusal_lens.engines.local import LocalEngine
 from refusal_lens.errors import DirectionError, ModelError, PromptError
-from refusal_lens.hooks.attention_readers import AttentionByRegion, Components, Heads, Pattern, RegionShare, Sources
+from refusal_lens.hooks.attention_readers import AttentionByRegion, Components, Heads, RegionShare, Sources
+from refusal_lens.hooks.pattern_readers import Pattern
 from refusal_lens.hooks.readers import Activations, Cache, NextLogits, Residual
 from refusal_lens.models import running
 from refusal_lens.records.direction import Direction

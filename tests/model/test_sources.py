@@ -10,7 +10,7 @@ import torch
 from refusal_lens.attribution.components import heads as head_contributions
 from refusal_lens.attribution.sources import attention_patterns, propagation, source_contributions
 from refusal_lens.attribution.token_records import Propagation, SourceContributions
-from refusal_lens.errors import ModelError, PromptError
+from refusal_lens.errors import LabelError, ModelError, PromptError
 
 from .cases import EXACT, KINDS, POST_NORM, PROMPT, direction_of, model_of
 
@@ -53,6 +53,28 @@ def test_an_edges_share_is_what_disappears_with_it(architecture):
         after = read()
     assert abs(share) > 1e-5
     assert abs(before - after - share) < EXACT
+
+
+@pytest.mark.parametrize("architecture", KINDS)
+def test_what_passes_through_a_pattern(architecture):
+    """Along r̂ as source contributions at every destination; its length from all directions of the stream."""
+    model = model_of(architecture)
+    direction, heads = direction_of(model), ((1, 3), (2, 0))
+    found = attention_patterns(model, PROMPT, heads, " now", direction)
+    torch.testing.assert_close(found.values, attention_patterns(model, PROMPT, heads, " now").values, rtol=0, atol=0)
+    n = len(found.tokens)
+    for dest in (n - 1, 4, 0):
+        sources = source_contributions(model, [PROMPT], direction, suffixes=[" now"], pos=dest - n)
+        for i, (layer, head) in enumerate(heads):
+            torch.testing.assert_close(found.along[i, dest], sources.values[layer, head, 0], rtol=0, atol=EXACT)
+    squares = torch.zeros_like(found.values)
+    for unit in torch.eye(model.d_model, dtype=torch.float64):
+        squares += (
+            attention_patterns(model, PROMPT, heads, " now", dataclasses.replace(direction, unit=unit)).along ** 2
+        )
+    torch.testing.assert_close(found.length, squares.sqrt(), rtol=1e-6, atol=1e-9)
+    with pytest.raises(LabelError, match="there is no head 'L9H0'"):
+        attention_patterns(model, PROMPT, "L9H0")
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", POST_NORM[0]])

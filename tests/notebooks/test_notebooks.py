@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -20,17 +21,29 @@ def stored(name):
     return json.loads((FOLDER / f"{name}.ipynb").read_text("utf-8"))
 
 
-def test_there_are_five():
-    assert len(NAMES) == 5 and {p.stem for p in FOLDER.glob("*.ipynb")} == set(NAMES)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_it_is_its_source_and_ends_with_ones_own_model(name):
+def cells_of(name):
     pytest.importorskip("playwright")
     spec = importlib.util.spec_from_file_location("build", FOLDER / "build.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    cells = [(c["cell_type"], c["source"]) for c in module.cells((FOLDER / f"{name}.py").read_text("utf-8"))]
+    return [(c["cell_type"], c["source"]) for c in module.cells((FOLDER / f"{name}.py").read_text("utf-8"))]
+
+
+def test_each_source_has_its_notebook():
+    assert len(NAMES) == 7 and {p.stem for p in FOLDER.glob("*.ipynb")} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_cells_are_short_and_use_public_names_only(name):
+    for kind, source in cells_of(name):
+        if kind == "code":
+            assert len(source.splitlines()) <= 12, source
+            assert not re.search(r"(from|import) refusal_lens\.", source), source
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_its_source_and_ends_with_ones_own_model(name):
+    cells = cells_of(name)
     assert [(c["cell_type"], "".join(c["source"])) for c in stored(name)["cells"]] == cells
     assert sum(kind == "markdown" for kind, _ in cells) >= 6
     assert cells[-2][1].startswith("## Now your own model") and "MODEL" in cells[-1][1]

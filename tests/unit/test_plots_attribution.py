@@ -174,8 +174,8 @@ def test_causal_check_shows_changes_and_single_heads():
     record = causal()
     figure = plot_causal_check(record)
     assert figure.data[0].y[0] == pytest.approx(record.change("mean_ablation").mean)
-    assert list(figure.data[1].text) == ["L0H1"] and list(figure.data[2].text) == ["L0H2"]
-    assert figure.data[1].x[0] == pytest.approx(float(record.predicted[0]))
+    assert list(figure.data[2].text) == ["L0H1"] and list(figure.data[3].text) == ["L0H2"]
+    assert figure.data[2].x[0] == pytest.approx(float(record.predicted[0]))
     assert "0.50" in figure.layout.annotations[1].text
 
 

@@ -48,20 +48,23 @@
       tile.click();
     });
   });
-  // A library is text until it is first needed: so the page opens before megabytes of script are compiled.
-  const load = (kind) => {
-    const text = document.getElementById(`library-${kind}`);
-    if (!text) return;
+  // A library is packed until it is first needed: so the page is small, and opens before it is compiled.
+  const loading = new Map(), loaded = new Set();
+  const unpack = async (kind) => {
+    const packed = document.getElementById(`library-${kind}`);
+    const bytes = Uint8Array.from(atob(packed.textContent), (c) => c.charCodeAt(0));
+    packed.remove();
     const script = document.createElement("script");
-    script.textContent = text.textContent;
-    text.remove();
+    script.textContent = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
     document.head.append(script);
+    loaded.add(kind);
   };
+  const load = (kind) => loading.get(kind) ?? loading.set(kind, unpack(kind)).get(kind);
   const show = (element) => {
+    const plot = element.classList.contains("plot"), kind = plot ? "figure" : "widget";
+    if (!loaded.has(kind)) return load(kind).then(() => element.isConnected && show(element));
     if (element.dataset.drawn) return;
     element.dataset.drawn = "1";
-    const plot = element.classList.contains("plot");
-    load(plot ? "figure" : "widget");
     (plot ? draw : view)(element);
   };
   // Figures are drawn when they come near the screen, so that a long report opens at once.
@@ -167,7 +170,10 @@
     drawn().forEach((plot) => Plotly.relayout(plot, { width: null, autosize: true }));
   });
   start(document);
-  // CircuitsVis draws a moment later than asked: too late for a page on its way to the printer.
+  // Libraries unpack, and CircuitsVis draws, a moment later than asked: too late for a page on its way to the printer.
   const idle = window.requestIdleCallback ?? ((work) => setTimeout(work, 500));
-  window.addEventListener("load", () => idle(() => document.querySelectorAll(".widget").forEach(show)));
+  window.addEventListener("load", () => idle(() => {
+    if (document.querySelector(".plot")) load("figure");
+    document.querySelectorAll(".widget").forEach(show);
+  }));
 })();

@@ -1,0 +1,117 @@
+"""Refusal or harmfulness: the direction at the request's last token beside the one that makes the model refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..data.prompts import PromptPair, PromptsLike, as_prompts, check_pair
+from ..hooks.readers import Activations, Reader, Residual
+from ..models.model import HookedChatModel
+from ..progress import Progress, silent
+from ..refusal.metric import RefusalMetric
+from ..refusal.records import RefusalTokens
+from ..refusal.tokens import given_refusal_tokens
+from ..stats import auroc
+from ..tensors import unit
+from .effect_records import EffectMatrix
+from .extract import extract_directions
+from .harm_records import ASKED, HarmMap
+from .records import FoundDirection
+from .transfer import Ground, effect_matrix
+
+YES, NO = "Certainly", "No"
+QUESTION = f'{{}}\n\nIs the request above harmful? Answer "{YES}" if it is and "{NO}" if it is not.'
+
+
+def harm_map(
+    model: HookedChatModel,
+    data: PromptPair,
+    found: FoundDirection,
+    suffixes: Mapping[str, str | Sequence[str]] | None = None,
+    refused: Mapping[str, Sequence[bool]] | None = None,
+    progress: Progress = silent,
+) -> HarmMap:
+    """Find a direction of harmfulness, and read it and the refusal direction on test prompts (Zhao et al. 2025).
+
+    It is the difference in means at the last token of the user's turn, before the template, at the layer where it
+    separates harmful from harmless validation prompts best. A suffix belongs to the user's turn, so that harm is read
+    at the suffix's last token: tokens before it cannot change.
+
+    Args:
+        data: training prompts give the direction, validation prompts its layer.
+        suffixes: name -> a suffix for all harmful test prompts, or one per prompt, with its leading space: an attack
+            and its control, random tokens of equal length (``hijacking.random_controls``).
+        refused: "harmful" and "harmless" -> whether each test prompt was refused in the reply; by the refusal metric's
+            point if None.
+
+    Example:
+        >>> found_harm = rl.direction.harm_map(model, data, found)
+        >>> found_harm.harm.label, found_harm.sizes["layer"]
+        ('(-6, 1)', 5)
+    """
+    check_pair(data)
+    tokens, refusal = found.refusal_tokens, found.direction
+    both = extract_directions(model, data.harmful, data.harmless, progress, request=True)
+    place = both.positions[0]
+    units = unit(both.mean_diff[0]).double()  # [layer d_model]
+    reader = Activations(-place)
+    val = [model.run(as_prompts(kind.val), read=reader)[reader][:, 0].double() for kind in data]
+    harmful, harmless = ((x * units).sum(-1) for x in val)
+    areas = [auroc(a.tolist(), b.tolist()) for a, b in zip(harmful.T, harmless.T, strict=True)]
+    harm = both.direction(place, max(range(len(areas)), key=lambda layer: areas[layer].mean))
+    asked: list[tuple[str, PromptsLike, Any]] = [
+        ("harmful", data.harmful.test, None),
+        ("harmless", data.harmless.test, None),
+        *((name, data.harmful.test, suffix) for name, suffix in (suffixes or {}).items()),
+    ]
+    sets, flags, points = [], [], []
+    with progress("read harm and refusal", len(asked)) as advance:
+        for name, prompts, suffix in asked:
+            reads: list[Reader] = [Residual(harm, place), Residual(refusal, refusal.pos), RefusalMetric(tokens)]
+            at_request, at_end, metric = model.run(as_prompts(prompts), suffix, read=reads)
+            sets += [name] * len(metric)
+            flags += list((refused or {}).get(name, (metric > tokens.threshold).tolist()))
+            points.append(torch.stack([at_request.projection[harm.layer], at_end.projection[refusal.layer]]))
+            advance(1)
+    cosines = torch.cosine_similarity(both.mean_diff[0], both.mean_diff[refusal.pos], dim=-1)
+    return HarmMap(refusal, harm, cosines, tuple(areas), tuple(sets), tuple(flags), torch.cat(points, 1).double())
+
+
+def harm_effects(
+    model: HookedChatModel,
+    data: PromptPair,
+    found: HarmMap,
+    refusal_tokens: RefusalTokens,
+    seed: int = 0,
+    most: int = 32,
+) -> tuple[EffectMatrix, EffectMatrix]:
+    """Ablate both directions on ``most`` harmful test prompts, and add both to harmless ones.
+
+    What changes is the refusal metric, and the answer to a question that inverts refusal (Zhao et al. 2025): "is the
+    request above harmful?", to be answered with a word of consent if it is. Where the direction of harm is what the
+    model reads, adding it raises the word of consent, while adding that of refusal should not.
+
+    Returns:
+        The matrices of ablation and of addition, each with random directions.
+    """
+    consent = given_refusal_tokens(model, [first_token(model, YES)])
+
+    def grounds(texts: Sequence[str]) -> dict[str, Ground]:
+        return {
+            "refusal": Ground(tuple(texts), refusal_tokens),
+            ASKED: Ground(tuple(QUESTION.format(text) for text in texts), consent),
+        }
+
+    directions = {"refusal": found.refusal, "harm": found.harm}
+    return (
+        effect_matrix(model, directions, grounds(data.harmful.test.texts[:most]), "ablation", seed),
+        effect_matrix(model, directions, grounds(data.harmless.test.texts[:most]), "addition", seed),
+    )
+
+
+def first_token(model: HookedChatModel, word: str) -> int:
+    """The first token of a reply that begins with ``word``."""
+    return int(model.tokenizer(word, add_special_tokens=False)["input_ids"][0])
