@@ -97,7 +97,7 @@ class HeadCurves(Record, axes={"way": WAYS, "order": "orders", "count": "counts"
             said.append(f"{n} of {total} heads (by {order}) {what}" if found else f"no fewer than all heads {what}")
         return (
             f"Of the numbers tried, {said[0]}, and {said[1]}. With attention held as in the random run "
-            f"{percent(self.stays())} of the suffix's effect stays, as in the plain run {percent(self.stays('plain'))}."
+            f"{percent(self.stays())} of the suffix's effect stays."
         )
 
     def to_frame(self) -> pd.DataFrame:

@@ -153,7 +153,7 @@ class AttentionShift(
         if paths:
             said += f"; its largest path is {paths[0]['path']} ({paths[0]['part']:+.2f})"
         gains = self.gained[i].mean(-1)
-        if len(gains) and float(gains.max()) > 0:
+        if target == "suffix" and len(gains) and float(gains.max()) > 0:
             said += f", and {self.tokens[int(gains.argmax())]!r} gains most ({float(gains.max()):+.2f})"
         return said + "."
 
