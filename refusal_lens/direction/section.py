@@ -125,8 +125,8 @@ def _asked(ablation: EffectMatrix, addition: EffectMatrix) -> str:
     odds = f"log-odds of consent {harmful} on harmful and {harmless} on harmless ones"
     if not harmful.mean > 0 > harmless.mean:
         return (
-            f"Asked whether a request is harmful, the model does not say so of harmful ones alone ({odds}): its answers "
-            "say nothing."
+            f"Asked whether a request is harmful, the model does not say so of harmful ones alone ({odds}): its "
+            "answers say nothing."
         )
     column = addition.grounds.index(ASKED)
     moved = (
