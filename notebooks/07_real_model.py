@@ -8,7 +8,7 @@
 #
 # `REFUSAL_LENS_REAL_MODEL` names the model (a hub id, a folder, a .gguf file), `REFUSAL_LENS_INSTRUCTIONS` a folder with the
 # prompt files harmful_train.json, harmful_val.json ... and harmless_... in it. Without them the embedded model is used. From
-# nothing, a model of this size takes about 20 minutes on two cores; with `REFUSAL_LENS_STUDY`, the folder of a finished
+# nothing, a model of this size takes some 20 minutes on two cores (estimated, not timed); with `REFUSAL_LENS_STUDY`, the folder of a finished
 # `refusal-lens run`, the direction and the replies are read from there, with more prompts.
 
 # %%
