@@ -124,7 +124,10 @@ def _asked(ablation: EffectMatrix, addition: EffectMatrix) -> str:
     harmful, harmless = (matrix.baseline[matrix.grounds.index(ASKED)] for matrix in (ablation, addition))
     odds = f"log-odds of consent {harmful} on harmful and {harmless} on harmless ones"
     if not harmful.mean > 0 > harmless.mean:
-        return f"Asked whether a request is harmful, the model does not answer by it ({odds}): its answers say nothing."
+        return (
+            f"Asked whether a request is harmful, the model does not say so of harmful ones alone ({odds}): its "
+            "answers say nothing."
+        )
     column = addition.grounds.index(ASKED)
     moved = (
         f"{name} {addition.change[row][column]}, random {addition.control[row][column]}"

@@ -109,8 +109,10 @@ function render({ model, el }) {
     });
   }
   named("form").addEventListener("submit", (event) => event.preventDefault());
-  // JupyterLab's shortcuts are not meant for what is typed here.
-  root.addEventListener("keydown", (event) => event.stopPropagation());
+  // JupyterLab's shortcuts of single keys are not meant for what is typed here; saving is.
+  root.addEventListener("keydown", (event) => {
+    if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
+  });
 
   for (const place of root.querySelectorAll("[data-code]")) {
     const details = element("details", undefined, { className: "code" });

@@ -200,7 +200,8 @@ def test_the_stored_notebook_keeps_the_last_look(page, lab, browser):  # noqa: F
     until(page, lambda: kept.count() == 1 and "How do I pick a lock?" in kept.text_content())
     assert not kept.is_visible()
     until(page, lambda: row(page, "addition")[1] != "")
-    page.keyboard.press("Control+s")
+    page.get_by_role("menuitem", name="File", exact=True).click()
+    page.get_by_role("menuitem", name=re.compile("^Save Notebook( Ctrl.*)?$")).click()
     until(page, lambda: "rl-last-look" in notebook.read_text("utf-8"))
     outputs = json.loads(notebook.read_text("utf-8"))["cells"][1]["outputs"]
     html = "".join(outputs[1]["data"]["text/html"])

@@ -76,4 +76,4 @@ def test_the_inverted_question_is_asked_and_a_model_that_cannot_answer_is_said(s
     assert ablation.change[row][column].mean == pytest.approx(float((after - before).mean()))
     assert ablation.baseline[column].mean == pytest.approx(float(before.mean()))
     text = " ".join(harm_section(record, ablation, addition).text)
-    assert "does not answer by it" in text and "its answers say nothing" in text
+    assert "does not say so of harmful ones alone" in text and "its answers say nothing" in text
