@@ -52,7 +52,7 @@ def harm_map(
     Example:
         >>> found_harm = rl.direction.harm_map(model, data, found)
         >>> found_harm.harm.label, found_harm.sizes["layer"]
-        ('(-6, 1)', 5)
+        ('(-6, 2)', 5)
     """
     check_pair(data)
     tokens, refusal = found.refusal_tokens, found.direction

@@ -102,7 +102,9 @@ def test_tokens_without_a_calibration_have_the_papers_point(tmp_path):
     kept = RefusalTokens((1,), ("I",), (1.0,), "x", Interval(1, 1, 1, 9), {"refused": rate([True])}, found)
     assert RefusalTokens.load(kept.save(tmp_path / "t")) == kept and kept.threshold == found.threshold < -3
     assert isinstance(kept.calibration, Calibration)
-    assert kept.plot("calibration").layout.title.text == f"refused above {kept.threshold:.3g}"
+    assert (
+        kept.plot("calibration").layout.title.text == f"Metric of training prompts: refused above {kept.threshold:.3g}"
+    )
 
 
 def test_claims_are_graded_by_the_share_and_its_interval():
