@@ -163,7 +163,7 @@ print(rl.hijacking.mechanism(attack.result()).sentence)
 
 # %% [markdown]
 # In the stored run only two of the six prompts are refused, too few to conclude anything, however clear the figures look:
-# the intervals above say so. `refusal-lens hijack` takes up to 48 refused prompts by default.
+# the intervals above say so. `refusal-lens hijack` takes up to 128 refused prompts by default.
 
 # %% [markdown]
 # ## Now your own model
