@@ -68,8 +68,8 @@ def massive_items(candidates: CandidateDirections, direction: Direction) -> list
     layer = direction.layer
     caption = (
         f"Left: share of the squared length that the k largest coordinates hold, of the stream at layer {layer} "
-        f"(massive tokens left out) and of r at {direction.label}. Right: tokens of the training prompts whose norm is above "
-        f"{MASSIVE:g} medians of their sequence (dashed)."
+        f"(massive tokens left out) and of r at {direction.label}. Right: tokens of the training prompts whose norm is "
+        f"above {MASSIVE:g} medians of their sequence (dashed)."
     )
     n = f"{statistics.n_tokens[layer]} tokens of {statistics.n_prompts} prompts"
     found: list[Item] = [Figure("massive", plot_massive(candidates, direction), caption, n, "none: a description")]

@@ -147,7 +147,7 @@ class AttentionShift(
         head, whole = self.receivers[i], mean_interval(self.change[j][self.receivers[i]].tolist())
         causes = ", ".join(f"{player} {self.part(player, head, target).mean:+.2f}" for player in PLAYERS)
         said = f"{self.receiver_labels[i]}'s attention on the {target} changes by {whole.mean:+.2f} "
-        said += f"[{whole.low:+.2f}, {whole.high:+.2f}] from random tokens: {causes}"
+        said += f"[{whole.low:+.2f}, {whole.high:+.2f}] relative to random tokens: {causes}"
         paths = [
             row
             for row in self.compositions(target).to_dict("records")
