@@ -52,7 +52,7 @@ def prepared(args: argparse.Namespace) -> tuple[HookedChatModel, Study]:
 
 
 def prompts_of(source: str) -> tuple[str, list[str]]:
-    """(name, prompts) of a file ("file" or "name=file"); prints what was dropped on the way."""
+    """(name, prompts) of "file" or "name=file"; prints notes on prompts that were dropped."""
     notes: list[str] = []
     found = read_prompts(source, notes)
     for note in notes:

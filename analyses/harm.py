@@ -1,6 +1,7 @@
 """Beyond the paper: refusal or harmfulness (Zhao et al. 2025): both directions, cross-effects, and what suffixes move.
 
-The first working suffix of each kind is read on both directions beside random tokens of equal length.
+The first two suffixes of the file (or ``--limit`` of them) are read on both directions, each beside random tokens of
+equal length.
 
     python -m analyses.harm [MODEL] [--suffixes FILE] [--out DIR]
 """

@@ -16,11 +16,11 @@ def main() -> None:
     for result in report.results:
         print(f"\nsuffix {result.suffix.text.strip()!r} ({result.suffix.kind}), n = {report.plain.n}")
         if result.shift is None or result.curves is None:
-            print("does not stop refusals beyond random tokens, or its scores can't be split: nothing to explain")
+            print("not explained: it does not stop refusals beyond random tokens, or its scores can't be split")
             continue
         print(result.shift.sentence())
         for target in ("suffix", "instruction"):
-            print(f"change of attention on the {target}, from random tokens:")
+            print(f"change of attention on the {target}, relative to random tokens:")
             show(result.shift.to_frame(target))
         show(result.shift.compositions())
         show(result.shift.competitors().sort_values("gained", ascending=False).head(8))

@@ -24,7 +24,7 @@ def with_suffixes(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 def investigated(
     args: argparse.Namespace, model: HookedChatModel, study: Study, causal: str = "working"
 ) -> Investigation:
-    """Suffixes behind the held-out harmful prompts; the heads are chosen on the validation prompts."""
+    """Suffixes after the held-out harmful prompts; the heads are chosen on the validation prompts."""
     found = SuffixSet.load(args.suffixes)
     found = SuffixSet(found.name, found.items[: args.limit or None], found.notes)
     lengths = found.lengths(model.chat, study.harmful.test[0])

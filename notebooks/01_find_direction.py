@@ -101,13 +101,13 @@ stability.plot()
 # %% [markdown]
 # ## All of this in one line
 #
-# `rl.find_direction` does these steps: tokens, filter, candidates, selection. The other notebooks begin with it.
+# `rl.find_direction` does all of these steps: tokens, filter, candidates, selection. The next notebooks begin with it.
 
 # %%
 rl.find_direction(model, data)
 
 # %% [markdown]
-# Every figure here can be taken along: `selection.plot().save("scores.svg")` (or .png, .pdf, .html).
+# Every figure here can be saved: `selection.plot().save("scores.svg")` (or .png, .pdf, .html).
 #
 # What it *does* is the next notebook's question: [02_intervene](02_intervene.ipynb).
 

@@ -53,8 +53,8 @@ rl.plots.plot_refusal_rates(rates)
 pd.DataFrame({kind: {name: str(r) for name, r in of.items()} for kind, of in rates.items()})
 
 # %% [markdown]
-# How much of the refusals does ablation take, and of the answers addition? `grade` puts a share in words by its interval;
-# the random direction has to stay behind.
+# What share of the refusals does ablation remove, and what share of the answers does addition turn into refusals? `grade` puts
+# a share into words by its interval; the random direction should change almost nothing.
 
 # %%
 effects = {"ablation": ("harmful", -1), "random_ablation": ("harmful", -1)}

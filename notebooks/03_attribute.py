@@ -73,8 +73,8 @@ sources.plot("by region", heads=heads.heads)
 sources.plot(prompt=0, heads=heads.heads)
 
 # %% [markdown]
-# The attention patterns of these heads on that prompt (hover over a head to enlarge it). `.save("heads.pdf")` after the
-# view draws it for paper, with the tokens on the axes.
+# The attention patterns of these heads on that prompt (hover over a head to enlarge it). Calling `.save("heads.pdf")` on the
+# view draws it for print, with the tokens on the axes.
 
 # %%
 rl.plots.attention_view(rl.attribution.attention_patterns(model, test[0], heads.heads[:4]))

@@ -2,7 +2,7 @@
 # # Explore by looking
 #
 # Type a request and a suffix, choose an intervention, and see at once what they do: the reply beside the plain one, the
-# refusal metric, the direction in every token, the heads, one head's attention token by token. A suffix always stands beside
+# refusal metric, the projection of every token on the direction, the heads, one head's attention token by token. A suffix always stands beside
 # random tokens of equal length, an intervention beside a random direction.
 
 # %%
@@ -27,7 +27,7 @@ explorer
 # %% [markdown]
 # ## The look as a record
 #
-# What the explorer shows is a record: `explorer.seen` has all of it, to keep, plot and compare.
+# What the explorer shows is a record: `explorer.seen` holds all of it, to save, plot and compare.
 
 # %%
 explorer.seen.to_frame()
@@ -35,8 +35,8 @@ explorer.seen.to_frame()
 # %% [markdown]
 # ## The same without the explorer
 #
-# Each view says, under "as code", the call that makes it. The whole look is one call, too: here an adversarial suffix, and the
-# ablation of half the direction on top of it.
+# Each view gives, under "as code", the call that makes it. The whole look is one call, too: here an adversarial suffix, and on
+# top of it ablation at half strength.
 
 # %%
 suffix = suffixes.of("adversarial")[0].text
@@ -57,7 +57,7 @@ seen.plot("map", conditions=["baseline", "adversarial", "random_suffix"])
 # %% [markdown]
 # ## Where the last token looks
 #
-# The top heads' attention by region. Attention that goes to a suffix may also go to any suffix: compare the random one.
+# The top heads' attention by region. A head may attend to any suffix whatever it says: compare the random one.
 
 # %%
 seen.plot("heads", conditions=["baseline", "adversarial", "random_suffix"])
@@ -66,7 +66,8 @@ seen.plot("heads", conditions=["baseline", "adversarial", "random_suffix"])
 # ## One head
 #
 # Raw weights mislead: a large weight on a token whose value writes nothing does nothing. So a pattern shows, by choice, the
-# weight, the weight times the length of what is written, its share along r̂, and the difference from the random suffix.
+# weight, the weight times the length of what is written, the weight times its write along r̂, or the difference from the random
+# suffix.
 
 # %%
 seen.plot("pattern", of="weight", conditions=["adversarial", "random_suffix"])
@@ -77,7 +78,8 @@ seen.plot("pattern", of="along", conditions=["adversarial", "random_suffix"])
 # %% [markdown]
 # ## One token
 #
-# What each token writes along r̂ at the last token, and through which heads the strongest one of the suffix does.
+# What each token writes along r̂ at the last token, through all heads; `seen.plot("token", token=-1)` shows through which heads
+# one token does.
 
 # %%
 seen.plot("sources", conditions=["adversarial", "random_suffix"])
@@ -86,7 +88,7 @@ seen.plot("sources", conditions=["adversarial", "random_suffix"])
 # ## Now your own model
 #
 # `refusal-lens explore MODEL --direction RUN` opens the explorer on a finished run. On a large model the first views take a
-# few passes, and replies stream after them.
+# few forward passes; replies follow as they are generated.
 
 # %%
 MODEL, HARMFUL, HARMLESS = "", "harmful.txt", "harmless.txt"

@@ -2,9 +2,9 @@
 # # The whole way on a real chat model
 #
 # The other notebooks use a tiny embedded model on which everything is clear. Real models are not like that: effects are
-# partial, intervals are wide, and some questions have no answer. This notebook goes the whole way on a real one and says of
-# each finding how large and how sure it is. Stored here are the outputs of Qwen2.5-Coder-0.5B-Instruct, a quantized file
-# run on a CPU.
+# partial, intervals are wide, and some questions stay open. This notebook goes through all steps on a real model and says how
+# large and how certain each finding is. The stored outputs are those of Qwen2.5-Coder-0.5B-Instruct, a quantized file run on a
+# CPU.
 #
 # `REFUSAL_LENS_REAL_MODEL` names the model (a hub id, a folder, a .gguf file), `REFUSAL_LENS_INSTRUCTIONS` a folder with the
 # prompt files harmful_train.json, harmful_val.json ... and harmless_... in it. Without them the embedded model is used. From
@@ -44,8 +44,8 @@ print("direction:", direction.label, "- relaxed:", direction.relaxed or "nothing
 found.plot()
 
 # %% [markdown]
-# The metric must tell refused from answered prompts, or nothing below means anything. The histogram shows the training
-# prompts, by whether the model's own reply refused.
+# The metric must tell refused from answered prompts; otherwise nothing below that uses it means anything. The histogram shows
+# the training prompts, by whether the model's own reply refused.
 
 # %%
 print("AUROC on replies that did not propose the tokens:", tokens.auroc)
@@ -75,14 +75,16 @@ for kind, sign in (("harmful", -1), ("harmless", +1)):
         print(f"{name}: {rl.report.percent(share)} of the {kind} replies changed: {rl.report.grade(share)}")
 
 # %% [markdown]
-# "Most of it" needs an interval above one half; see [the method](../docs/method.md). A real model's refusals are rarely all
-# gone: this one refuses less than half of the harmful prompts to begin with.
+# The shares are of the replies that could change: refusals for ablation, answers for addition. "Most of it" needs an interval
+# above one half; see [the method](../docs/method.md). Here ablation leaves some of the refusals, and the model refuses less than
+# half of the harmful prompts to begin with.
 #
 # ## Is one direction enough?
 #
-# If refusal had more dimensions, ablating more of them would lower the metric further. `pca` adds the next principal
-# components of the differences, `repeated` the mean difference that is left after ablation; `random` is the placebo. A
-# lower metric counts only where KL on harmless prompts stays low.
+# If refusal had more dimensions, ablating more of them should lower the metric further. `pca` takes the principal components of
+# the differences, the first of which is close to the direction; `repeated` starts with the direction and adds the mean
+# difference that is left after ablation; `random` is the placebo. A lower metric counts only where KL on harmless prompts stays
+# low.
 
 # %%
 train, test = (data.harmful.train[:16], data.harmless.train[:16]), (data.harmful.test[:12], data.harmless.test[:12])
@@ -95,12 +97,13 @@ effects.to_frame().round(3)
 
 # %% [markdown]
 # In the stored run (12 prompts, so wide intervals) a second direction does not lower the metric further, and KL triples:
-# nothing here speaks for more than one direction. It also does not show that one is enough: ablating it leaves refusals.
+# nothing here speaks for more than one direction. Nor does it show that one is enough: ablating it leaves some refusals.
 
 # %% [markdown]
 # ## How much of it?
 #
-# Ablation in parts: what share of the projection has to go, and what does it cost on harmless prompts? (Few prompts.)
+# Ablation in part: what share of the projection has to be removed, and what does that cost on harmless prompts? (Six prompts of
+# each kind, which is few.)
 
 # %%
 import dataclasses
@@ -112,7 +115,7 @@ rl.direction.dose_response(model, few, found, strengths=doses, scopes=everywhere
 # %% [markdown]
 # ## Who writes it, and what does it say in words?
 #
-# Heads chosen on validation prompts, reported on test prompts. A large write is no proof of a cause: on this model,
+# Heads are chosen on validation prompts and reported on test prompts. A large write does not prove a cause: on this model,
 # replacing the top eight heads was *not shown* to change refusals (see [the results](../docs/results.md)).
 
 # %%
@@ -124,12 +127,13 @@ writes = rl.attribution.head_writes(model, test[0], heads.heads[:4])
 rl.attribution.lens(model, {"direction": direction, **writes}).plot()
 
 # %% [markdown]
-# Compare each row with the random direction's and with the range in the title: every vector has a first token. In the stored
-# run the direction's highest logit lies within the range of random directions: in words it says nothing here.
+# Compare each row with the random direction's and with the range in the title: every vector has some token that it favours most.
+# In the stored run the direction's highest logit lies within the range of random directions, so the words mean nothing here.
 #
 # ## One conversation, token by token
 #
-# White is the range of 39 random directions at that token and layer. Below, the model's reply with and without the direction.
+# White is the range of 39 random directions at that token and layer. The two maps show the conversation with the model's reply,
+# plain and with the direction ablated.
 
 # %%
 seen = rl.direction.read(model, test[0][0], direction, reply=12, under={"ablation": [rl.Ablate(direction)]})
@@ -139,7 +143,7 @@ seen.plot()
 # ## What does a suffix do?
 #
 # Suffixes come from files; nothing here searches for them. The shipped ones were made for the embedded model, so on another
-# model they are a control: words that look like an attack. Put your own file into `rl.SuffixSet.load`. Each is compared
+# model they are a control: words that look like an attack. Give `rl.SuffixSet.load` a file of your own. Each suffix is compared
 # with random tokens of equal length, on prompts that the model refuses.
 
 # %%
@@ -158,14 +162,14 @@ attack.plot("attention by region")
 print(rl.hijacking.mechanism(attack.result()).sentence)
 
 # %% [markdown]
-# In the stored run only two of the six prompts are refused, too few to conclude anything, however clear the pictures look:
-# the intervals above say so. `refusal-lens hijack` takes 48 refused prompts by default.
+# In the stored run only two of the six prompts are refused, too few to conclude anything, however clear the figures look:
+# the intervals above say so. `refusal-lens hijack` takes up to 128 refused prompts by default.
 
 # %% [markdown]
 # ## Now your own model
 #
-# Set the variables above, or write the names into the first cell. The command line does the same with more prompts, can be
-# stopped and resumed, and writes a report; this prints the commands.
+# Set the variables above, or write the names into the first code cell. The command line does the same with more prompts, can be
+# stopped and resumed, and writes a report; the next cell prints the commands.
 
 # %%
 print(f"refusal-lens run {os.path.basename(MODEL)} --harmful FOLDER/harmful --harmless FOLDER/harmless --relax --out RUN")

@@ -89,7 +89,7 @@ def attention_patterns(
 
     Args:
         heads: (layer, head) pairs, or labels such as "L12H7".
-        direction: with it also what passes through each weight: its length, and its share along r̂.
+        direction: if given, what passes through each weight is read too: its length, and its projection on r̂.
 
     Raises:
         PromptError: several prompts.
@@ -116,7 +116,7 @@ def attention_patterns(
 
 
 def known_heads(model: HookedChatModel, heads: Any) -> tuple[Head, ...]:
-    """(layer, head) pairs, of which the model has each.
+    """(layer, head) pairs, each checked to be a head of the model.
 
     Raises:
         LabelError: one that it does not have.

@@ -48,7 +48,7 @@ def lens(
         through: a fitted ``JacobianLens`` of TransformerLens (``transformer_lens.tools.analysis``): vectors first go
             through its matrix of a layer, the mean derivative of the last block's output (Gurnee et al. 2026). Without
             it a vector is read as it stands: the logit lens.
-        layer: the vectors belong to the input of this layer; by default the layer of the first direction.
+        layer: of ``through``: the layer at whose input the vectors are; by default that of the first direction.
 
     Raises:
         DirectionError: a direction of another model, or a vector of another width.

@@ -71,7 +71,7 @@ def evaluate_table(
         judges: the paper's substrings if None.
         max_new_tokens: length limit of replies (the paper: 512).
         seed: of the random directions.
-        form, statistics: of the conditions of ablation, as in ``Ablate``.
+        form, statistics: of "ablation" and "random_ablation", as in ``Ablate``.
         allow_gap: run ``orthogonalized`` on a model with post-norms, where it is not equivalent to ablation.
         batch_size: replies decoded together, and the most that a kill can cost.
         progress: see ``progress.Progress``.

@@ -1,4 +1,5 @@
-"""The command line: ``refusal-lens run | open | report | hijack | evaluate | certify | sweep | explore``."""
+"""The command line: ``refusal-lens run``, and ``open | report | hijack | evaluate | ablations | certify | sweep |
+explore``."""
 
 from .app import app, main
 

@@ -1,4 +1,4 @@
-"""``refusal-lens explore MODEL --direction RUN``: the explorer for who has no notebook open."""
+"""``refusal-lens explore MODEL --direction RUN``: the explorer for those who have no notebook open."""
 
 import importlib.util
 import json
@@ -31,9 +31,9 @@ def explore(
         Path, typer.Option(help="Result folder of `refusal-lens run`: its direction, prompts and refusal tokens.")
     ] = LATEST,
     suffixes: Annotated[
-        Path | None, typer.Option(help="Suffixes to pick from, as for `hijack` (default: the organism's, for it).")
+        Path | None, typer.Option(help="Suffixes to pick from, as for `hijack` (default: for the organism, its own).")
     ] = None,
-    app: Annotated[str, typer.Option(help="lab, voila, or none: only write the notebook.")] = "lab",
+    app: Annotated[str, typer.Option(help="lab, voila, or none to write the notebook only.")] = "lab",
     out: Annotated[Path | None, typer.Option(help="The notebook; by default one in a new temporary folder.")] = None,
     browser: Annotated[bool, typer.Option(help="Open it in the default browser.")] = True,
     dtype: OfRunDtype = None,
@@ -41,7 +41,7 @@ def explore(
 ) -> None:
     """Explore MODEL in the browser: JupyterLab or Voilà on a notebook that is ready to run.
 
-    Needs the extra: pip install 'refusal-lens[notebooks]' (and voila, for --app voila).
+    Needs the extra `notebooks`: pip install 'refusal-lens[notebooks]' (for --app voila, also pip install voila).
 
     Examples:
 

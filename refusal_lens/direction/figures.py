@@ -195,7 +195,7 @@ def plot_trace(trace: DirectionTrace, value: str = "cosine") -> Drawing:
     return style.finish(figure, f"The last position along r̂, by layer (mean ± SD, n = {grid.shape[-1]})")
 
 
-FORM_NAMES = {"direction": "the direction", "random": "random directions", "matched": "as far, elsewhere"}
+FORM_NAMES = {"direction": "the direction", "random": "random directions", "matched": "equal moves, random directions"}
 
 
 @registered("forms", AblationForms)
@@ -223,7 +223,7 @@ def plot_forms(record: AblationForms) -> Drawing:
 @registered("massive", CandidateDirections)
 def plot_massive(candidates: CandidateDirections, direction: Direction | None = None) -> Drawing:
     """Energy of the stream and of r by coordinate, at the direction's layer (the middle by default), and the massive
-    tokens; of r alone where the candidates are of an older version, without statistics of the stream.
+    tokens; of r alone for candidates of an older version, which have no statistics of the stream.
     """
     found = candidates.statistics
     pos, layer = (direction.pos, direction.layer) if direction else (-1, candidates.n_layers // 2)
@@ -257,7 +257,7 @@ def plot_massive(candidates: CandidateDirections, direction: Direction | None = 
 
 @registered("harm", HarmMap)
 def plot_harm(record: HarmMap) -> Drawing:
-    """Test prompts on harm and refusal, and both directions by layer: their cosine, and the AUROC on validation."""
+    """Projections of test prompts on harm and refusal; by layer, AUROC of harm on validation prompts and cosine."""
     figure = style.panels(["test prompts", "by layer"], column_widths=[0.6, 0.4])
     for i, name in enumerate(("harmful", "harmless", *record.suffixes)):
         tint = style.colour(name, i)

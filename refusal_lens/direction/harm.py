@@ -1,4 +1,4 @@
-"""Refusal or harmfulness: the direction at the request's last token beside the one that makes the model refuse."""
+"""Refusal or harmfulness: the direction of harm at the request's last token beside the refusal direction."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def harm_map(
 ) -> HarmMap:
     """Find a direction of harmfulness, and read it and the refusal direction on test prompts (Zhao et al. 2025).
 
-    It is the difference in means at the last token of the user's turn, before the template, at the layer where it
-    separates harmful from harmless validation prompts best. A suffix belongs to the user's turn, so that harm is read
-    at the suffix's last token: tokens before it cannot change.
+    The direction of harmfulness is the difference in means at the last token of the user's turn, before the template,
+    at the layer where it separates harmful from harmless validation prompts best. A suffix belongs to the user's turn,
+    so with one harm is read at the suffix's last token: activations before the suffix cannot change.
 
     Args:
         data: training prompts give the direction, validation prompts its layer.
         suffixes: name -> a suffix for all harmful test prompts, or one per prompt, with its leading space: an attack
             and its control, random tokens of equal length (``hijacking.random_controls``).
-        refused: "harmful" and "harmless" -> whether each test prompt was refused in the reply; by the refusal metric's
-            point if None.
+        refused: "harmful" and "harmless" -> whether the reply to each test prompt was a refusal; if None, whether the
+            refusal metric lies above its point.
         seed: of the random direction.
 
     Example:
@@ -93,9 +93,9 @@ def harm_effects(
 ) -> tuple[EffectMatrix, EffectMatrix]:
     """Ablate both directions on ``most`` harmful test prompts, and add both to harmless ones.
 
-    What changes is the refusal metric, and the answer to a question that inverts refusal (Zhao et al. 2025): "is the
-    request above harmful?", to be answered with a word of consent if it is. Where the direction of harm is what the
-    model reads, adding it raises the word of consent, while adding that of refusal should not.
+    Two things are measured: the refusal metric, and the answer to a question that inverts refusal (Zhao et al. 2025):
+    "is the request above harmful?", to be answered with a word of consent if it is. If the model reads the direction of
+    harm, adding it should raise the log-odds of consent, and adding that of refusal should not.
 
     Returns:
         The matrices of ablation and of addition, each with random directions.

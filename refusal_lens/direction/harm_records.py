@@ -1,4 +1,4 @@
-"""Prompts on the direction of harmfulness and on that of refusal."""
+"""Projections of prompts on the direction of harmfulness and on that of refusal."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ ASKED = "says it is harmful"  # the column of effect matrices for the question t
 
 @dataclass(frozen=True)
 class HarmMap(Record, axes={"reading": READINGS}):
-    """Test prompts on two directions: harmfulness, at the end of the user's turn, and refusal.
+    """Projections of test prompts on two directions: harmfulness, at the end of the user's turn, and refusal.
 
     Attributes:
         refusal: the direction of refusal, read at its own position and layer.
-        harm: the difference in means at the request's last token, read there (behind a suffix, if there is one), at the
-            layer that separates harmful from harmless validation prompts best.
-        cosines: of the two differences in means (request's last token, refusal's position), by layer.
+        harm: the difference in means at the request's last token, at the layer that separates harmful from harmless
+            validation prompts best; read at the last token of the user's turn, the suffix's if there is one.
+        cosines: between the two differences in means (request's last token, refusal's position), by layer.
         validation: AUROC of the harm direction of each layer on validation prompts.
-        sets: set of each point: "harmful", "harmless", or the name of a suffix; in prompt order within a set.
-        refused: whether the prompt of a point was refused without suffix, or, for a suffix, is by the refusal metric.
+        sets: set of each point (a prompt in one set): "harmful", "harmless", or the name of a suffix; in prompt order.
+        refused: whether the prompt of each point is refused: in its reply where that was given, else by the refusal
+            metric.
         projections: on harm, on refusal, and on a random direction at the place of harm; residual-stream units.
     """
 
@@ -65,8 +66,8 @@ class HarmMap(Record, axes={"reading": READINGS}):
         """What the two directions separate, and what suffixes move, in words."""
         cosine = float(self.cosines[self.refusal.layer])
         said = [
-            f"Cosine of both directions at layer {self.refusal.layer}: {cosine:.2f}. AUROC of harmful against harmless "
-            f"test prompts: {', '.join(f'{reading} {self.separation(reading)}' for reading in READINGS)}."
+            f"Cosine of the two differences in means at layer {self.refusal.layer}: {cosine:.2f}. AUROC of harmful "
+            f"against harmless prompts: {', '.join(f'{reading} {self.separation(reading)}' for reading in READINGS)}."
         ]
         refused, answered = (len(self.values("harm", "harmful", flag)) for flag in (True, False))
         if min(refused, answered) < 5:
@@ -76,7 +77,7 @@ class HarmMap(Record, axes={"reading": READINGS}):
             said.append(f"Within the harmful prompts, {refused} refused against {answered} answered: AUROC {areas}.")
         for name in self.suffixes:
             moved = [f"{reading} {self.shift(reading, name, 'harmful')}" for reading in READINGS]
-            said.append(f"Mean change by the suffix {name!r}: {', '.join(moved)}.")
+            said.append(f"Mean change with {name!r} after the request: {', '.join(moved)}.")
         return tuple(said)
 
     def to_frame(self) -> pd.DataFrame:

@@ -67,9 +67,9 @@ def massive_items(candidates: CandidateDirections, direction: Direction) -> list
         return []
     layer = direction.layer
     caption = (
-        f"Share of the squared length that the k largest coordinates hold: of the stream at layer {layer}, massive "
-        f"tokens left out, and of r at {direction.label}. Tokens of the training prompts whose norm is above "
-        f"{MASSIVE:g} medians of their sequence (dashed)."
+        f"Left: share of the squared length that the k largest coordinates hold, of the stream at layer {layer} "
+        f"(massive tokens left out) and of r at {direction.label}. Right: tokens of the training prompts whose norm is "
+        f"above {MASSIVE:g} medians of their sequence (dashed)."
     )
     n = f"{statistics.n_tokens[layer]} tokens of {statistics.n_prompts} prompts"
     found: list[Item] = [Figure("massive", plot_massive(candidates, direction), caption, n, "none: a description")]

@@ -93,14 +93,14 @@ def effects_section(record: EffectMatrix, id: str, title: str) -> Section:
 
 
 def harm_section(record: HarmMap, ablation: EffectMatrix, addition: EffectMatrix) -> Section:
-    """Refusal or harmfulness: where prompts stand on both, and what ablating and adding each does."""
+    """Refusal or harmfulness: projections of prompts on both directions, and what ablating and adding each does."""
     n = f"{sum(name in ('harmful', 'harmless') for name in record.sets)} test prompts"
     picture = Figure(
         "harm-map",
         plot_harm(record),
         f"Projections on harm {record.harm.label}, read at the end of the user's turn, and on refusal "
         f"{record.refusal.label}; crosses are refused. By layer: AUROC of the harm direction on validation prompts "
-        "(DeLong's 95% intervals), cosine of the two differences in means.",
+        "(DeLong's 95% intervals), and cosine of the two differences in means.",
         n,
         f"a random direction, AUROC {record.separation('random')} on test prompts",
         record.to_frame(),
@@ -109,8 +109,8 @@ def harm_section(record: HarmMap, ablation: EffectMatrix, addition: EffectMatrix
     for matrix in (ablation, addition):
         verb = "ablated on harmful" if matrix.effect == "ablation" else "added on harmless"
         caption = (
-            f"Change when each direction is {verb} prompts: of the refusal metric, and of the log-odds that the model "
-            "says a request is harmful when asked so that consent means yes."
+            f"Change when each direction is {verb} prompts: in the refusal metric, and in the log-odds of consent "
+            "when the model is asked whether the request is harmful, so that consent means yes."
         )
         sizes = f"{matrix.change[0][0].n} test prompts"
         data = matrix.to_frame()
@@ -122,7 +122,7 @@ def harm_section(record: HarmMap, ablation: EffectMatrix, addition: EffectMatrix
 def _asked(ablation: EffectMatrix, addition: EffectMatrix) -> str:
     """Whether the model answers the question, without which its answers say nothing."""
     harmful, harmless = (matrix.baseline[matrix.grounds.index(ASKED)] for matrix in (ablation, addition))
-    odds = f"log-odds of consent {harmful} on harmful and {harmless} on harmless ones"
+    odds = f"log-odds of consent {harmful} for harmful and {harmless} for harmless ones"
     if not harmful.mean > 0 > harmless.mean:
         return (
             f"Asked whether a request is harmful, the model does not say so of harmful ones alone ({odds}): its "
@@ -134,8 +134,8 @@ def _asked(ablation: EffectMatrix, addition: EffectMatrix) -> str:
         for row, name in enumerate(addition.directions)
     )
     return (
-        f"Asked whether a request is harmful, the model tells them apart ({odds}). Change on harmless ones with each "
-        f"direction added: {'; '.join(moved)}."
+        f"Asked whether a request is harmful, the model tells the two kinds apart ({odds}). Change for harmless ones "
+        f"with each direction added: {'; '.join(moved)}."
     )
 
 

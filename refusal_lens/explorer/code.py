@@ -56,14 +56,14 @@ def scopes(found: FoundDirection) -> dict[str, Scope]:
 def as_code(
     seen: Look, change: Change, found: FoundDirection, condition: str, of: str = "weight", max_new_tokens: int = 24
 ) -> dict[str, str]:
-    """Code of every view at one condition, with the names ``rl``, ``model`` and ``found``: "look", "reply", "metric",
-    "map", "heads", "pattern", "sources"."""
+    """Code of every view at one condition, in terms of ``rl``, ``model`` and ``found``, by view: "look", "reply",
+    "metric", "map", "heads", "pattern", "sources"."""
     suffix, acting = seen.suffix_of(condition), change.code(found)
     if condition in ("baseline", "adversarial", "random_suffix"):
         acting = ""
     elif condition.startswith("random_"):
         acting += ".placebo(0)"
-    # On replies alone an intervention leaves the prompt, of which these views are, as it is.
+    # An intervention on replies alone leaves the prompt, which these views show, as it is.
     early = "" if scopes(found)[change.scope].starts_late else acting
     begin, head = f"request, suffix = {seen.request!r}, {suffix!r}\n", head_label(*seen.head)
     # The plain prompt has no token in the suffix's place, so its difference is that of the suffix.

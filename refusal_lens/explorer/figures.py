@@ -56,8 +56,8 @@ def plot_look_pattern(record: Look, of: str = "weight", conditions: Sequence[str
     """The picked head's pattern under two conditions on the same tokens (the plain request has no suffix: blank there).
 
     Args:
-        of: "weight"; "length", weight times the length of what the source's value writes; "along", its signed share
-            along r̂; "difference", the weight minus that with the random suffix of equal length.
+        of: "weight"; "length", weight times the length of what the source's value writes; "along", weight times its
+            signed projection on r̂; "difference", the weight minus that with the random suffix of equal length.
 
     Raises:
         LabelError: another measure, or a difference without a suffix.
@@ -114,7 +114,7 @@ def plot_look_sources(record: Look, conditions: Sequence[str] | None = None) -> 
 
 @registered("token", Look)
 def plot_look_token(record: Look, token: int = -1, condition: str | None = None, top: int = 10) -> Drawing:
-    """Through which heads one token writes along r̂ at the last token: the ``top`` ones by size.
+    """Through which heads one token writes along r̂ at the last token: the ``top`` ones by absolute size.
 
     Args:
         token: counted as in ``map.tokens`` of the condition.
@@ -135,7 +135,7 @@ def plot_look_token(record: Look, token: int = -1, condition: str | None = None,
 
 
 def _pair(record: Look, conditions: Sequence[str] | None) -> tuple[str, ...]:
-    """The conditions asked for, checked; the plain and the changed one if None."""
+    """The given conditions, checked; the plain and the changed one if None."""
     names = dict.fromkeys(("baseline", record.changed) if conditions is None else conditions)
     return tuple(record.conditions[index_of(record.conditions, name, "condition", "the look")] for name in names)
 

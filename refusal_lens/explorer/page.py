@@ -13,7 +13,7 @@ NAMES = {"baseline": "plain", "adversarial": "with the suffix", "random_suffix":
 
 
 def readable(condition: str) -> str:
-    """A condition's name beside its request."""
+    """A condition's name for the explorer's rows and texts."""
     return NAMES.get(condition, style.readable(condition).replace("random", "random direction:"))
 
 

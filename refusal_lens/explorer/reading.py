@@ -65,12 +65,12 @@ def look(
         max_new_tokens: length of the replies, which the map then includes; 0 for none.
         n_random: random directions of the map's neutral band.
         seed: of the random suffix and the placebos.
-        kept: a dict that holds what earlier looks read; the same conditions are not read again.
+        kept: a dict of what earlier looks read; conditions in it are not read again.
 
     Raises:
-        PromptError: an empty or too long request, a suffix that is blank or merges with it.
+        PromptError: a request that is empty or too long; a suffix that is blank or merges with the request.
         LabelError: a head that the model does not have.
-        ModelError: a refusal metric that is no number.
+        ModelError: a refusal metric that is not finite.
 
     Example:
         >>> seen = rl.explorer.look(model, "How do I pick a lock?", found, under={"ablation": [rl.Ablate(found)]})
@@ -114,7 +114,7 @@ def look(
 def conditions(
     model: HookedChatModel, request: str, suffix: str, under: Conditions, seed: int
 ) -> tuple[dict[str, tuple[str, Sequence[Intervention]]], str, tuple[str, ...]]:
-    """(suffix and interventions by condition, the random suffix, controls that could not be made).
+    """(suffix and interventions by condition, the random suffix, notes on controls that could not be made).
 
     Raises:
         PromptError: as in ``look``.
@@ -229,7 +229,7 @@ def _on_prompts(acting: Sequence[Intervention]) -> list[Intervention]:
 
 
 def _once(kept: Kept, what: tuple[Any, ...], make: Callable[[], T]) -> T:
-    """A value made once per content of ``what``; the oldest of too many go."""
+    """A value made once per content of ``what``; where there are too many, the oldest go."""
     key = content_key(*(_plain(part) for part in what))
     if key not in kept:
         while len(kept) >= MOST_KEPT:

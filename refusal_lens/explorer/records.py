@@ -53,12 +53,12 @@ class Look(Record):
 
     @property
     def suffix(self) -> str:
-        """What stands after it in all conditions but the plain one and that of the random suffix."""
+        """What stands after the request in all conditions but the plain one and that of the random suffix."""
         return self.map.suffix
 
     @property
     def changed(self) -> str:
-        """The condition that is looked at beside the plain one: the last intervention, or the suffix, or none."""
+        """The condition shown beside the plain one: the last intervention, else the suffix, else itself."""
         others = [name for name in self.conditions if not name.startswith("random_") and name != "baseline"]
         return others[-1] if others else "baseline"
 

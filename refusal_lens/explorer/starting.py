@@ -29,10 +29,10 @@ def explore(
 
     Args:
         found: the direction with its refusal tokens, as ``find_direction`` gives it.
-        prompts: requests to pick from; of sets the test split.
+        prompts: requests to pick from; of prompt sets, the test split.
         suffixes: suffixes to pick from.
         request: the first request; the first of ``prompts`` if empty.
-        top_heads: heads shown, e.g. of ``attribution.top_heads``; those that write most on each request if none.
+        top_heads: heads shown, e.g. of ``attribution.top_heads``; if none, those that write most on each request.
         max_new_tokens: length of the replies.
 
     Returns:
@@ -50,7 +50,9 @@ def explore(
     try:
         from .widget import Explorer
     except ImportError as error:
-        raise SettingError(f"the explorer needs the extra: pip install 'refusal-lens[notebooks]' ({error})") from error
+        raise SettingError(
+            f"the explorer needs the extra `notebooks`: pip install 'refusal-lens[notebooks]' ({error})"
+        ) from error
     model.check_direction(found.direction)
     kinds: tuple[Any, ...] = (prompts.harmful, prompts.harmless) if isinstance(prompts, PromptPair) else (prompts,)
     texts = [str(text) for kind in kinds for text in as_prompts(kind, "test")[:SHOWN]]

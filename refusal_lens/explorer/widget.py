@@ -1,4 +1,4 @@
-"""The explorer's widget: takes what was asked, shows what ``look`` found; no measurement is made here."""
+"""The explorer's widget: passes questions to ``look`` and shows what it found; nothing is measured here."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from .reading import answered, conditions, look
 from .records import Look
 
 HERE = Path(__file__).parent
-VIEWS = ("beside", "measure", "layer")  # what is seen of a look; the rest of what is asked needs another
+VIEWS = ("beside", "measure", "layer")  # other views of the same look; any other change needs a new look
 FIGURES = ("map", "pattern", "heads", "sources", "token")
-# Plotly comes along: once per explorer, from the kernel, so that nothing is loaded from anywhere else.
+# Plotly comes from the kernel, once per explorer, so that nothing is loaded from anywhere else.
 SCRIPT = "const module = {exports: {}};\n%s;\nconst Plotly = module.exports;\n%s"
 
 
@@ -126,7 +126,7 @@ class Explorer(anywidget.AnyWidget):
                 self._task.cancel()
             self._rest = iter(())
             self._look()
-        except Exception as error:  # whatever went wrong is said where it was asked, and the explorer stays
+        except Exception as error:  # the explorer shows whatever went wrong and stays
             said = str(error) if isinstance(error, RefusalLensError) else f"{type(error).__name__}: {error}"
             self.shown = {**self.shown, "error": said}
             return
@@ -219,7 +219,7 @@ class Explorer(anywidget.AnyWidget):
 
     async def _reply(self) -> None:
         for _ in self._steps():
-            await asyncio.sleep(0.005)  # the kernel takes what was asked meanwhile, which cancels this
+            await asyncio.sleep(0.005)  # lets the kernel take a new question meanwhile, which cancels this
 
     # -- what stays in the notebook -------------------------------------------------------------------------
     def _keep(self) -> None:

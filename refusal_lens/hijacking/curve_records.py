@@ -1,4 +1,4 @@
-"""How many heads a suffix needs, and what stays of its effect when attention is held: results of ``head_curves``."""
+"""How many heads a suffix needs, and how much of its effect stays with attention held: results of ``head_curves``."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from ..stats import Interval, Rate, columns, fraction_interval, rate
 from .causal_records import CausalTest
 
 ORDERS = ("attribution", "greedy")
-WAYS = ("cut", "only")  # the first heads' edges cut (necessity); all others' cut (sufficiency)
+WAYS = ("cut", "only")  # edges of the first heads cut (necessity); edges of all other heads cut (sufficiency)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class HeadCurves(Record, axes={"way": WAYS, "order": "orders", "count": "counts"
         return fraction_interval(part.tolist(), (self.plain - self.suffixed).tolist())
 
     def share(self, way: str, order: str, count: int) -> Interval:
-        """Share of the metric's drop that returns with the heads cut, or that stays with them alone.
+        """Share of the metric's drop from the plain run that returns with the heads cut, or that stays with them alone.
 
         Args:
             order: one of ``orders``, or "random" for their mean.
@@ -78,7 +78,7 @@ class HeadCurves(Record, axes={"way": WAYS, "order": "orders", "count": "counts"
         return self._share(way, self._rows(way, order)[1:-1].mean(0))
 
     def needed(self, way: str = "cut", order: str = "attribution", least: float = MOST) -> int | None:
-        """The smallest count at which the share's whole interval reaches ``least``; None if it does at no count."""
+        """The smallest count at which the whole interval of the share reaches ``least``; None where no count does."""
         found = ((n, self.share(way, order, n)) for n in self.counts)
         return next((n for n, share in found if share.low >= least), None)
 
@@ -89,16 +89,20 @@ class HeadCurves(Record, axes={"way": WAYS, "order": "orders", "count": "counts"
         return fraction_interval((before - test.metric).tolist(), (before - self.suffixed).tolist())
 
     def sentence(self) -> str:
-        """How many heads, and what held attention leaves."""
-        total, said = self.counts[-1], []
-        for way, what in zip(WAYS, ("bring back most of the drop when cut off", "suffice for most of it"), strict=True):
-            found = [(n, order) for order in ORDERS if (n := self.needed(way, order)) is not None and n < total]
-            n, order = min(found, default=(0, ""))
-            said.append(f"{n} of {total} heads (by {order}) {what}" if found else f"no fewer than all heads {what}")
+        """How many heads are needed, and what held attention leaves."""
+        cut, only = (self._fewest(way) for way in WAYS)
+        first = f"cutting {cut} off from the suffix brings" if cut else "no number cut off from the suffix brings"
         return (
-            f"Of the numbers tried, {said[0]}, and {said[1]}. With attention held as in the random run "
-            f"{percent(self.stays())} of the suffix's effect stays."
+            f"Fewest heads, of the numbers tried: {first} back most of the drop; leaving the suffix to "
+            f"{only or 'no number'} keeps most of it. With attention held as in the random run {percent(self.stays())} "
+            "of the suffix's effect stays."
         )
+
+    def _fewest(self, way: str) -> str:
+        found = [(n, order) for order in ORDERS if (n := self.needed(way, order)) is not None]
+        n, order = min(found, default=(0, ""))
+        total = self.counts[-1]
+        return "" if not found else f"all {total}" if n == total else f"{n} of {total} ({order} order)"
 
     def to_frame(self) -> pd.DataFrame:
         """One row per way, order and count: share with interval, refused, the next head, n."""

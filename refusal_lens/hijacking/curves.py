@@ -17,7 +17,7 @@ from ..refusal.records import RefusalTokens
 from .causal import Bench
 from .curve_records import HeadCurves
 
-GREEDY, TRIED = 8, 24  # heads chosen greedily, among so many with the largest attribution
+GREEDY, TRIED = 8, 24  # heads chosen greedily; among this many, the first by attribution
 
 
 def head_curves(
@@ -33,11 +33,12 @@ def head_curves(
     n_random: int = 3,
     seed: int = 0,
 ) -> HeadCurves:
-    """Measure the refusal metric against the number of heads that are cut off from the suffix, and that alone see it.
+    """Measure the refusal metric by number of heads cut off from the suffix, and by number of heads that alone see it.
 
     Heads are ordered on ``choosing``: by attribution (how much their write along r̂ at the last position falls from
-    random tokens to the suffix), greedily (each time the head whose cut raises the mean metric most, then by
-    attribution), and at random within layers, so that the n-th head by attribution and at random lie in one layer.
+    random tokens to the suffix), greedily (eight times the head whose cut raises the mean metric most, among the first
+    24 by attribution; the others follow by attribution), and at random within layers, so that the n-th heads by
+    attribution and at random lie in the same layer.
 
     Args:
         random_suffixes: random tokens of equal length, one text per prompt.
@@ -82,7 +83,7 @@ def head_curves(
 def by_attribution(
     model: HookedChatModel, prompts: list[str], suffix: str, random_suffixes: Sequence[str], direction: DirectionLike
 ) -> tuple[Head, ...]:
-    """All heads, those first whose write along r̂ falls most from random tokens to the suffix."""
+    """All heads, beginning with those whose write along r̂ falls most from random tokens to the suffix."""
     before, after = (
         head_contributions(model, prompts, direction, suffixes=texts).values.mean(-1)
         for texts in (random_suffixes, [suffix] * len(prompts))
@@ -93,7 +94,7 @@ def by_attribution(
 
 
 def within_layers(heads: Sequence[Head], rng: random.Random) -> tuple[Head, ...]:
-    """Another order in which every layer has its turns at the same places."""
+    """Another order of the heads, with the same layer at every place."""
     own: dict[int, list[Head]] = {}
     for head in heads:
         own.setdefault(head[0], []).append(head)

@@ -210,7 +210,8 @@ class _Job:
             found["curves"] = head_curves(*inputs, self.direction, self.tokens, **others, n_random=n_random, seed=seed)
             found["shift"] = attention_shift(*inputs, receivers=len(self.heads), **others)
         except (ModelError, PromptError) as error:
-            self.notes.append(f"{shortened(text.strip())!r}: not all was measured: {error}")
+            about = shortened(text.strip())
+            self.notes.append(f"{about!r}: why attention moves or how many heads it takes was not measured: {error}")
         return found
 
     def _detectors(self, quiet: Observation, edge: Observation | None, results: list[SuffixResult]) -> Detectors:

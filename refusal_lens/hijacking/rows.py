@@ -70,7 +70,7 @@ class Row:
 
     @classmethod
     def of(cls, model: Model, layer: int, form: ScoreForm, both: Pair, pos: int) -> Row:
-        """Multiply again, and compare with the model's own scores, weights and keys before the suffix.
+        """Compute the scores again, and compare them, the weights, and the keys before the suffix with the model's own.
 
         Raises:
             ModelError: scores or weights that are made in another way.
@@ -97,8 +97,8 @@ class Row:
         error = max(float((gaps[1] - gaps[0]).abs().max()) / size, *(float(x.abs().max()) for x in own))
         if not error <= limit:
             raise ModelError(
-                f"{model.name}, layer {layer}: scores or weights made of its queries and keys miss its own by "
-                f"{error:.2g} (limit {limit:g}): it scores in a way not known here, so why attention moves is not split"
+                f"{model.name}, layer {layer}: scores or weights computed from its queries and keys differ from its "
+                f"own by {error:.2g} (limit {limit:g}): it scores in a way not known here, so the change can't be split"
             )
         before = keys & ~both.post & ~both.suffix
         for x, y in ((rows[0].k, rows[1].k), (rows[0].v, rows[1].v)):

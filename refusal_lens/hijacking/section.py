@@ -203,8 +203,8 @@ def _details(attack: Investigation, result: SuffixResult, name: str, shown: int 
     if result.curves is not None:
         curves = result.curves
         caption = (
-            f"{curves.sentence()} Left: the share of the refusal metric's drop that returns with the first heads of "
-            "an order cut off from the suffix (necessity); right: the share that stays when only these see it "
+            f"{curves.sentence()} Left: the share of the refusal metric's drop that returns when the first heads of "
+            "an order are cut off from the suffix (necessity); right: the share that stays when only these see it "
             "(sufficiency). The area is the curve's mean height between none and all. Bars: 95% intervals."
         )
         n = f"{attack.plain.n} prompts; orders from {curves.n_chosen} others"
@@ -226,8 +226,8 @@ def _shift_items(shift: AttentionShift, name: str) -> Iterator[Item]:
     """Why attention moves: causes and senders, and the tokens that compete."""
     caption = (
         f"{shift.sentence()} Left: each head's change of attention on the suffix at the last position, by Shapley "
-        "values of what differs from the random run; what stands before the suffix cannot differ. Right: the "
-        "components that wrote the scores; all of them add up to the changes (largest gap "
+        "values of what differs from the random run (what stands before the suffix cannot differ). Right: the "
+        "components that wrote most of the scores; all of them together add up to the changes (largest difference "
         f"{shift.sums_error:.1g}). Keys and values before the suffix differ by {shift.causality:.1g} of their size. "
         f"{' '.join(shift.notes)}"
     )
@@ -240,8 +240,8 @@ def _shift_items(shift: AttentionShift, name: str) -> Iterator[Item]:
         for row, taken in zip(first.to_dict("records"), first["on the instruction"], strict=True)
     )
     caption = (
-        "Which of the suffix's tokens compete: attention gained over the random token in the same place, and what the "
-        "token's score changes of the head's attention on the instruction."
+        "Which of the suffix's tokens compete: attention gained over the random token in the same place, and how much "
+        "of the change of the head's attention on the instruction goes through the token's score."
     )
     yield Table(
         f"{name}-competitors", ("head", "token", "attention gained", "on the instruction"), rows, caption, data=found

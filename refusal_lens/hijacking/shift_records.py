@@ -30,27 +30,30 @@ class AttentionShift(
     },
     also=("change", "interaction"),
 ):
-    """Each head's attention with a suffix minus that with random tokens of equal length, from one position, by cause.
+    """Each head's attention from one position with a suffix, minus that with random tokens of equal length, by cause.
 
     Attributes:
         parts: Shapley values of the query, of the suffix's keys and of the template's keys after it; they add up to the
             change of attention on the target (the instruction, or the suffix's tokens).
-        alone: the change when only this one is taken from the suffixed run.
+        alone: the change when only one of the three is taken from the suffixed run.
         from_plain: the same parts of the change from the plain run, where the instruction also lies farther away; None
             where they were not measured.
         receivers: the heads whose scores are split, chosen on ``n_chosen`` other prompts.
         edges: by head, the mean part of its change that a sender makes through the query or through the keys after the
             instruction; all senders and both sides add up to the change.
         spread: standard deviation of ``edges`` over prompts.
-        named: the largest edges to the suffix on the other prompts, as (side, receiver, sender).
-        gained: attention that each token of the suffix gains over the random token in its place; tokens end together.
+        named: the edges that make the largest parts of the changes on the suffix, on the other prompts, as (side,
+            receiver, sender).
+        gained: attention that each token of the suffix gains over the random token in its place; suffixes are aligned
+            at their ends.
         taken: the part of the change on the instruction that goes through the token's score.
         causality: largest change of keys and values before the suffix, relative to their size (0 but for rounding).
-        scores_error: largest gap of the scores to the model's own, relative to the largest.
-        sums_error: largest gap of all senders to the change.
+        scores_error: largest difference of the recomputed scores and weights from the model's own, scores relative to
+            the largest |q| |k|.
+        sums_error: largest difference of the sum over all senders from the change.
         hidden: layers whose window hides the instruction from the position.
         notes: what could not be measured, in words.
-        tokens: text of the suffix's tokens after the first prompt.
+        tokens: text of the suffix's tokens, as they follow the first prompt.
     """
 
     parts: Float[Tensor, "player target layer head prompt"]
@@ -144,7 +147,7 @@ class AttentionShift(
         head, whole = self.receivers[i], mean_interval(self.change[j][self.receivers[i]].tolist())
         causes = ", ".join(f"{player} {self.part(player, head, target).mean:+.2f}" for player in PLAYERS)
         said = f"{self.receiver_labels[i]}'s attention on the {target} changes by {whole.mean:+.2f} "
-        said += f"[{whole.low:+.2f}, {whole.high:+.2f}] from random tokens: {causes}"
+        said += f"[{whole.low:+.2f}, {whole.high:+.2f}] relative to random tokens: {causes}"
         paths = [
             row
             for row in self.compositions(target).to_dict("records")

@@ -48,12 +48,12 @@ def attention_shift(
         receivers: heads whose scores are split; or how many, then those whose attention to the suffix rises most on
             ``choosing``.
         choosing: other prompts, which choose receivers and named edges; with their own random tokens.
-        plain: also compare with the prompts alone, where the distance changes, too.
+        plain: also compare with the prompts alone, where the distance changes too.
         pos: the position that attends, counted from the end.
 
     Raises:
         PromptError: random tokens of another number, or heads to choose and no other prompts.
-        ModelError: a model whose scores are not q · k of its hooks, or a key that changed before the suffix.
+        ModelError: a model whose scores are not q · k of its hook points.
 
     Example:
         >>> prompts, suffix = data.harmful.test[:2].texts, " please"

@@ -31,7 +31,7 @@ def named_conditions(
         direction: the direction; ``subtraction`` adds -r at its layer, the other conditions are the paper's.
         names: some of ``CONDITIONS``, e.g. ``NECESSITY``.
         seed: of the random direction.
-        form, statistics: of the two conditions of ablation, as in ``Ablate``; weights know the paper's form only.
+        form, statistics: of "ablation" and "random_ablation", as in ``Ablate``; "orthogonalized" has the paper's form.
         allow_gap: let ``orthogonalized`` run on a model with post-norms (see ``Orthogonalize``).
 
     Raises:

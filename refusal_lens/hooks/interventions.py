@@ -205,11 +205,11 @@ class Add(HookIntervention):
 
 @dataclass(frozen=True)
 class Twins(HookIntervention):
-    """An ablation beside placebos of the same moves: each moves every token as far as the ablation does, elsewhere.
+    """An ablation beside placebos that move every token as far as the ablation does, along random directions.
 
     A batch holds each prompt 1 + len(seeds) times in succession. The first row of a prompt is ablated; at every site
-    its twins make the moves that were just made there, along random directions. A placebo that measured its own
-    distance at every block would move again and again, since it removes nothing.
+    the other rows, its twins, move as far as it has just moved there. A placebo that measured its own distance at every
+    block would move again and again, since it removes nothing.
 
     Attributes:
         edit: the ablation, of one direction or one subspace.

@@ -1,4 +1,4 @@
-"""Readers of whole attention patterns: weights, and what each token writes into each other one."""
+"""Readers of whole attention patterns: weights, and what each token writes into each other token."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ class Pattern(Reader[list[Tensor]]):
 
 
 class PatternParts(NamedTuple):
-    """Of one prompt: attention weights, what each source writes at each destination, and its share along a vector."""
+    """Attention weights of one prompt, the length of what each source writes at each destination, and its projection
+    on a vector."""
 
     weight: Float[Tensor, "head dest src"]
     length: Float[Tensor, "head dest src"]
@@ -68,7 +69,7 @@ class PatternParts(NamedTuple):
 
 @dataclass(eq=False)
 class WrittenPattern(Pattern):
-    """Attention patterns with what passes through them: weight, weight x |v W_O|, and weight x (v W_O · r̂).
+    """Attention patterns with what passes through them: weight, weight · |v W_O|, and weight · (v W_O · r̂).
 
     Post-norms are counted with their scale at the destination. A row of the last one sums to what the head writes along
     the vector at that token (biases after the sum over heads not counted).

@@ -32,7 +32,7 @@ class ScoreForm(NamedTuple):
 
     Attributes:
         hooks: which of ``HOOKS`` fire there, and "rot_q" if queries are rotated before ``hook_q``.
-        norm_last: whether queries and keys are normed after they are rotated (HunYuan).
+        norm_last: whether queries and keys are normed after rotation (HunYuan).
         form: one of ``FORMS``.
         scale: what q · k is multiplied by.
         cap: scores become cap * tanh(score / cap); 0 for none.
@@ -147,7 +147,7 @@ def products(form: ScoreForm, q: Float[Tensor, "batch head d"], k: Float[Tensor,
 
 
 class Scored(NamedTuple):
-    """What one layer multiplied, by prompt; keys end with their prompt, and padding is 0.
+    """What one layer multiplied, by prompt; keys are aligned at the end of their prompt, and padding is 0.
 
     Attributes:
         q, k: query at the chosen position and keys, before norm and rotation.
