@@ -69,10 +69,10 @@ def harm_map(
         ("harmless", data.harmless.test, None),
         *((name, data.harmful.test, suffix) for name, suffix in (suffixes or {}).items()),
     ]
+    along = (Residual(harm, place), Residual(refusal, refusal.pos), Residual(harm.random_control(seed), place))
     sets, flags, points, read_metric = [], [], [], RefusalMetric(tokens)
     with progress("read harm and refusal", len(asked)) as advance:
         for name, prompts, suffix in asked:
-            along = (Residual(harm, place), Residual(refusal, refusal.pos), Residual(harm.random_control(seed), place))
             at_request, at_end, random, metric = model.run(as_prompts(prompts), suffix, read=[*along, read_metric])
             sets += [name] * len(metric)
             flags += list((refused or {}).get(name, (metric > tokens.threshold).tolist()))
