@@ -7,6 +7,8 @@ from .curve_records import HeadCurves as HeadCurves
 from .curves import head_curves as head_curves
 from .detection import Detectors as Detectors
 from .detection import detectors as detectors
+from .grid_records import PatchingGrid as PatchingGrid
+from .grids import patching_grid as patching_grid
 from .investigation import Settings as Settings
 from .investigation import investigate as investigate
 from .mechanisms import Mechanism as Mechanism
