@@ -9,7 +9,7 @@ from ..records.base import figure as registered
 from ..records.labels import index_of
 from ..report import style
 from ..report.drawing import Drawing
-from .grid_records import VALUES, PatchingGrid
+from .grid_records import EFFECTS, VALUES, PatchingGrid, PathEffects
 
 
 @registered("patching grid", PatchingGrid)
@@ -48,3 +48,29 @@ def _shares(
     i = index_of(VALUES, value, "value", "PatchingGrid")
     whole = float((record.source[i] - record.into[i]).mean())
     return grid[i].mean(-1) / whole if whole else torch.full_like(grid[i].mean(-1), float("nan"))
+
+
+@registered("paths", PathEffects)
+def plot_path_effects(record: PathEffects) -> Drawing:
+    """Each path's share of the difference between both runs, beside random senders: attention, metric and r̂ᵀx."""
+    figure = style.panels(EFFECTS, shared_yaxes=True, horizontal_spacing=0.04)
+    for col, effect in enumerate(EFFECTS, start=1):
+        for name, random, tint in (("the path", False, style.GREEN), ("random senders", True, style.SKY)):
+            found = [record.share(path, effect, random) for path in record.paths]
+            figure.add_bar(
+                x=[None if i.mean != i.mean else i.mean for i in found],
+                y=list(record.paths),
+                orientation="h",
+                error_x=style.error_bars(found),
+                name=name,
+                legendgroup=name,
+                showlegend=col == 1,
+                marker=style.bar(tint, "/" if random else ""),
+                hovertemplate="%{y}: %{x:.2f}<extra></extra>",
+                **style.panel(col),
+            )
+        figure.update_xaxes(title_text="share of the difference", row=1, col=col)
+    figure.update_yaxes(autorange="reversed").update_yaxes(title_text="path", col=1)
+    figure.update_layout(barmode="group")
+    title = f"Direct paths, {record.way.replace('clean', 'random')} run (n = {record.effects.shape[-1]})"
+    return style.finish(figure, title, 180 + 60 * len(record.paths))

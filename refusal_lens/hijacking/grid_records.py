@@ -67,7 +67,7 @@ class PatchingGrid(Record, axes={"value": VALUES, "place": "places"}, figures=FI
     @property
     def measured(self) -> list[tuple[int, int]]:
         """Cells (layer, place) that were patched exactly."""
-        return [tuple(cell) for cell in (~self.effects[0].isnan().all(-1)).nonzero().tolist()]
+        return [(cell[0], cell[1]) for cell in (~self.effects[0].isnan().all(-1)).nonzero().tolist()]
 
     def label(self, layer: int, place: int) -> str:
         """A cell in words."""
@@ -93,7 +93,8 @@ class PatchingGrid(Record, axes={"value": VALUES, "place": "places"}, figures=FI
         if self.estimate is None:
             return float("nan")
         means = [grid[i].mean(-1) for grid in (self.estimate, self.effects)]
-        return correlation(*([float(x[cell]) for cell in cells] for x in means))[0]
+        estimated, exact = ([float(x[cell]) for cell in cells] for x in means)
+        return correlation(estimated, exact)[0]
 
     def to_frame(self) -> pd.DataFrame:
         """One row per cell that was patched: effects with intervals, the gradient's estimate, n."""
@@ -132,3 +133,64 @@ class PatchingGrid(Record, axes={"value": VALUES, "place": "places"}, figures=FI
         said += f": the largest cell, {self.label(*cell)}, makes {own} of the metric's difference (a random change of "
         said += f"equal norm {placebo}; chosen on {self.n_chosen} prompts, shown on {self.n - self.n_chosen} others)"
         return said + ("." if rho != rho else f"; gradient and exact patches rank the cells alike at {rho:.2f}.")
+
+
+EFFECTS = ("attention", *VALUES)
+
+
+@dataclass(frozen=True)
+class PathEffects(Record, axes={"effect": EFFECTS, "path": "paths"}, figures=FIGURES):
+    """What one sender changes through one receiver's query, keys or values, everything else as in the run itself.
+
+    Effects are of the path alone: the receiver's attention to the suffix from the last position, the refusal metric,
+    and r̂ᵀx at the direction's layer and the last position (NaN for receivers at or above that layer).
+
+    Attributes:
+        paths: as "L5H3 -> query of L14H7".
+        way: "into suffixed" (the sender's write is the random run's) or "into clean" (the suffixed run's).
+        effects: with the path, minus the run as it is.
+        random: the same of other senders, path by path: random heads of the sender's layer; of an MLP or the embedding,
+            changes in random directions that are as large.
+        whole: the difference of both runs.
+        notes: paths that were left out, in words.
+    """
+
+    paths: tuple[str, ...]
+    way: str
+    effects: Float[Tensor, "effect path prompt"]
+    random: Float[Tensor, "effect path draw prompt"]
+    whole: Float[Tensor, "effect path prompt"]
+    notes: tuple[str, ...] = ()
+
+    def share(self, path: str, effect: str = "attention", random: bool = False) -> Interval:
+        """The part of the difference between both runs that goes along one path, or along random senders' paths.
+
+        Raises:
+            LabelError: no such path or effect.
+        """
+        place = index_of(EFFECTS, effect, "effect", "PathEffects"), index_of(self.paths, path, "path", "PathEffects")
+        part = self.random[place].nanmean(0) if random else self.effects[place]
+        return fraction_interval(part.tolist(), self.whole[place].tolist())
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per path and effect: the change, its share of the difference with interval, random senders, n."""
+        rows = []
+        for i, effect in enumerate(EFFECTS):
+            for j, path in enumerate(self.paths):
+                row = {"path": path, "effect": effect, "change": float(self.effects[i, j].mean())}
+                row |= columns(self.share(path, effect), "share")
+                row |= columns(self.share(path, effect, random=True), "random", "random ")
+                rows.append(row | {"n": self.effects.shape[-1]})
+        return pd.DataFrame(rows)
+
+    def sentence(self) -> str:
+        """The path with the largest effect on the metric, beside random senders."""
+        if not self.paths:
+            return "No path was measured."
+        metric = EFFECTS.index("metric")
+        path = self.paths[int(self.effects[metric].mean(-1).abs().argmax())]
+        own, other = (self.share(path, "metric", random) for random in (False, True))
+        return (
+            f"Of {len(self.paths)} paths {self.way}, {path} makes most of the metric's difference: {own.mean:.0%} "
+            f"[{own.low:.0%}, {own.high:.0%}], random senders {other.mean:.0%} [{other.low:.0%}, {other.high:.0%}]."
+        )

@@ -153,8 +153,8 @@ class _Job:
         """Heads; or positions from the end with their tokens after the first prompt."""
         if self.site == "z":
             return tuple(f"H{head}" for head in range(self.places))
-        (pair,) = (p for p in self.pairs if 0 in p.index)
-        ids = pair.into.tokens.ids[pair.index.index(0), -self.n_last :].tolist()
+        (pair,) = (p for p in self.pairs if 0 in p.rows)
+        ids = pair.into.tokens.ids[pair.rows.index(0), -self.n_last :].tolist()
         texts = [visible(self.model.tokenizer.decode([token])) for token in ids]
         return tuple(f"{i - self.n_last} {text}" for i, text in enumerate(texts))
 
@@ -165,8 +165,8 @@ class _Job:
         for pair in self.pairs:
             at = f"blocks.{self.direction.layer}.hook_resid_pre"
             for end, run in zip(self.ends, (pair.into, pair.source), strict=True):
-                end[0, pair.index] = self._metric(self.model.logits(run.tokens)[:, -1])
-                end[1, pair.index] = (wide(run.read([at], 1)[at][:, 0]).to(self.r) @ self.r).double().cpu()
+                end[0, pair.rows] = self._metric(self.model.logits(run.tokens)[:, -1])
+                end[1, pair.rows] = (wide(run.read([at], 1)[at][:, 0]).to(self.r) @ self.r).double().cpu()
             self.given.append(pair.source.read(self.names, self.n_last))
             self._check(pair)
             self._estimate(pair, self.given[-1], estimates)
@@ -201,7 +201,7 @@ class _Job:
             step = wide(slope) * (wide(given[name]) - wide(here[name]))
             if self.site == "z":
                 step = step.flatten(3).unflatten(-1, (self.model.n_heads, -1)).sum(2)
-            out[:, layer, :, pair.index] = step.sum(-1).transpose(1, 2).double().cpu()
+            out[:, layer, :, pair.rows] = step.sum(-1).transpose(1, 2).double().cpu()
         self.estimate = out
 
     def _metric(self, logits: Tensor) -> Tensor:
@@ -283,7 +283,7 @@ class _Job:
         for i, pair in enumerate(self.pairs):
             for layer, places in self._by_layer(cells).items():
                 groups = list(self.groups(len(pair.into), places))
-                name, key = f"batch-{i}/layer-{layer}", content_key(self.key, pair.index, layer, places)
+                name, key = f"batch-{i}/layer-{layer}", content_key(self.key, pair.rows, layer, places)
                 item = self.store.get(name, key)
                 if item is None:
                     begin = time.perf_counter()
@@ -293,7 +293,7 @@ class _Job:
                     item = {"effects": found, "order": torch.tensor(order), "seconds": took}
                     self.store.put(name, item, key)
                 for k, place in enumerate(item["order"].tolist()):
-                    effects[:, layer, place, pair.index] = item["effects"][:, k]
+                    effects[:, layer, place, pair.rows] = item["effects"][:, k]
                 self.seconds += float(item["seconds"])
                 self.passes += len(groups)
                 advance(len(groups))
@@ -305,7 +305,7 @@ class _Job:
         generator, begin = torch.Generator().manual_seed(seed), time.perf_counter()
         for k, (layer, place) in enumerate(top):
             for i, pair in enumerate(self.pairs):
-                found[:, k, pair.index] = self._pass(i, layer, [place], generator)[:, 0]
+                found[:, k, pair.rows] = self._pass(i, layer, [place], generator)[:, 0]
                 self.passes += 1
         self.seconds += time.perf_counter() - begin
         return found
@@ -322,12 +322,11 @@ class _Job:
         def put(x: Float[Tensor, "copy prompt pos *rest"]) -> None:
             for copy, place in zip(x, places, strict=True):
                 if self.site == "z":
-                    here, wanted = (y.reshape(*y.shape[:2], self.model.n_heads, -1) for y in (copy[:, -tail:], given))
-                    part = (slice(None), slice(None), place)
+                    both = (y.reshape(*y.shape[:2], self.model.n_heads, -1) for y in (copy[:, -tail:], given))
+                    here, wanted = (y[:, :, place] for y in both)
                 else:
-                    here, wanted = copy[:, -tail:], given
-                    part = (slice(None), place - self.n_last)
-                here[part] = wanted[part] if generator is None else _at_random(here[part], wanted[part], generator)
+                    here, wanted = (y[:, place - self.n_last] for y in (copy, given))
+                here[...] = wanted if generator is None else _at_random(here, wanted, generator)
 
         def patch(x: Tensor, hook: Any) -> Tensor:
             new = x.clone().unflatten(0, (len(places), -1))
@@ -347,7 +346,7 @@ class _Job:
         metric = self._metric(pair.into.logits(layer, tail, start, hooks))
         if self.direction.layer == layer and self.site == "resid_pre":
             along.append(wide(start[:, :, -1].flatten(0, 1)).to(self.r) @ self.r)
-        base = self.ends[0][:, None, pair.index]
+        base = self.ends[0][:, None, pair.rows]
         values = torch.stack([metric, metric]) - base
         values[1] = along[0].double().cpu().unflatten(0, (len(places), -1)) - base[1] if along else 0.0
         return values

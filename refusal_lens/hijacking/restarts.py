@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import PromptError
-from ..hooks.base import Hooks
 from ..models.batching import numbered
 from ..models.chat import Tokens
 from ..models.model import HookedChatModel
@@ -72,7 +71,7 @@ class Restarted:
         return (x[:, -tail:] if self.short else x).repeat(copies, 1, 1).unflatten(0, (copies, -1))
 
     def logits(
-        self, layer: int, tail: int, start: Float[Tensor, "copy prompt pos d_model"], hooks: Hooks = ()
+        self, layer: int, tail: int, start: Float[Tensor, "copy prompt pos d_model"], hooks: Sequence[Any] = ()
     ) -> Float[Tensor, "copy prompt vocab"]:
         """Next-token logits of a pass that begins with ``start`` at a layer."""
         some, before = self.rows(tail, len(start))
@@ -133,7 +132,7 @@ class Pair(NamedTuple):
 
     into: Restarted
     source: Restarted
-    index: list[int]
+    rows: list[int]
 
 
 def pairs_of(
@@ -163,5 +162,6 @@ def pairs_of(
     for batch in model.batches(dirty):
         index = list(batch.indices)
         both = [Restarted(model, tokens, n_last) for tokens in (batch, clean.take(index))]
-        found.append(Pair(*(both if way == WAYS[0] else both[::-1]), index))
+        into, source = both if way == WAYS[0] else both[::-1]
+        found.append(Pair(into, source, index))
     return found

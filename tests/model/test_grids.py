@@ -65,7 +65,7 @@ def last_metric(logits, ids):
 
 @pytest.mark.parametrize("site", ["resid_pre", "z"])
 def test_the_effect_along_the_direction_and_the_gradient_are_those_of_plain_passes(site):
-    """A small step: the gradient is the slope of the exact effect, in both values."""
+    """A small step: the gradient is the slope of the exact effect, in both values (norms round to float32)."""
     model, direction = model_of("llama"), direction_of(model_of("llama"))
     (random,), found = grid_of(model, site=site)
     tokens = [model.tokenize(PROMPTS[:1], text) for text in (SUFFIX, random)]
@@ -88,9 +88,9 @@ def test_the_effect_along_the_direction_and_the_gradient_are_those_of_plain_pass
             )
 
     n = len(found.places)
-    exact, slope = values(1.0) - values(0.0), (values(1e-4) - values(-1e-4)) / 2e-4
+    exact, slope = values(1.0) - values(0.0), (values(0.01) - values(-0.01)) / 0.02
     torch.testing.assert_close(found.effects[:, 0, place, 0].double(), exact, rtol=0, atol=1e-5)
-    torch.testing.assert_close(found.estimate[:, 0, place, 0].double(), slope, rtol=2e-3, atol=1e-5)
+    torch.testing.assert_close(found.estimate[:, 0, place, 0].double(), slope, rtol=0.01, atol=1e-4)
     assert float(exact.abs().min()) > 1e-4
 
 
