@@ -35,17 +35,16 @@ def last_metric(logits):
 # Of grouped queries TransformerLens's tool takes queries only.
 @pytest.mark.parametrize(("architecture", "side"), [("llama", "query"), ("gpt2", "keys"), ("gpt2", "values")])
 def test_a_path_is_that_of_transformer_lens(architecture, side):
-    model = model_of(architecture, torch.float32)
+    model = model_of(architecture)
     (random,), found = effects_of(model, [f"L0H2 -> {side} of L{n}H1" for n in (1, 2)], way="into suffixed")
     into, source = (model.tokenize(PROMPTS[:1], text) for text in (SUFFIX, random))
     caches = [ActivationCache(model.cache(x, "blocks.0.attn.hook_z"), model.tl) for x in (source, into)]
     with torch.inference_mode():
         loop = partial(patching.get_act_patch_direct_path, model.tl, into.ids, *caches, last_metric)
-        wanted = loop(src_layer=0, src_head=2, component=side[0], verbose=False)[1:, 1] - last_metric(
-            model.tl(into.ids)
-        )
-    torch.testing.assert_close(found.effects[1, :, 0], wanted.float(), rtol=0, atol=1e-4)
-    assert float(found.effects[1].abs().max()) > 1e-3
+        wanted = loop(src_layer=0, src_head=2, component=side[0], verbose=False)[1:, 1]
+        wanted = wanted - last_metric(model.tl(into.ids))
+    torch.testing.assert_close(found.effects[1, :, 0], wanted.float(), rtol=0, atol=3e-6)
+    assert float(found.effects[1].abs().max()) > 5e-5
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
