@@ -55,9 +55,12 @@ def main() -> None:
     records: dict[str, Record] = {**grids}
     paths = None
     if result.shift is not None:
-        paths = records["paths"] = path_effects(model, prompts, text, random, *inputs, result.shift, seed=args.seed)
-        print(paths.sentence())
-        show(paths.to_frame())
+        for way in WAYS:
+            options = {"way": way, "seed": args.seed}
+            paths = path_effects(model, prompts, text, random, *inputs, result.shift, **options)
+            records[f"paths_{way.replace(' ', '_')}"] = paths
+            print(paths.sentence())
+            show(paths.to_frame())
     if result.curves is not None:
         for run in ("random", "plain"):
             print(f"stays with attention held as in the {run} run: {result.curves.stays(run)}")

@@ -95,7 +95,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "best = attack.result()\ntwo = test.texts[:8], best.suffix.text\n"
         "drawn = rl.hijacking.random_controls(model.chat, *two).texts\n"
         "rl.hijacking.patching_grid(model, *two, drawn, r, words).plot()",
-        "rl.hijacking.path_effects(model, *two, drawn, r, words, best.shift).plot()",
+        'attack.plot("paths")',
     ),
     "A look": (
         'half = {"ablation": [rl.Ablate(r, strength=0.5)]}\n'

@@ -38,6 +38,10 @@ def hijack(
     ] = 0,
     shuffled: Annotated[bool, typer.Option(help="Also test each suffix with its tokens shuffled.")] = True,
     causal: Annotated[str, typer.Option(help="Suffixes to test causally: 'working', 'all' or 'none'.")] = "working",
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(help="Patch cells here too, e.g. resid_pre or z (repeat for several): takes long."),
+    ] = None,
     max_new_tokens: Annotated[
         int, typer.Option(min=0, help="Length of replies; 0 to judge by the refusal metric alone.")
     ] = 24,
@@ -71,7 +75,14 @@ def hijack(
     study = Study(direction)
     folder = out or study.folder / "suffixes"
     settings = Settings(
-        top or None, max_new_tokens, causal=causal, shuffled=shuffled, detail=detail or None, prompts=prompts, seed=seed
+        top or None,
+        max_new_tokens,
+        causal=causal,
+        shuffled=shuffled,
+        detail=detail or None,
+        prompts=prompts,
+        grids=tuple(grid or ()),
+        seed=seed,
     )
     texts = _prompts(study, harmful, harmless, borderline)
     with bars(quiet) as progress, locked(folder, ("screen", "suffixes")):

@@ -184,13 +184,20 @@ class PathEffects(Record, axes={"effect": EFFECTS, "path": "paths"}, figures=FIG
         return pd.DataFrame(rows)
 
     def sentence(self) -> str:
-        """The path with the largest effect on the metric, beside random senders."""
+        """The first path's share of attention and metric, and the path with the largest share of the metric, beside
+        random senders."""
         if not self.paths:
             return "No path was measured."
-        metric = EFFECTS.index("metric")
-        path = self.paths[int(self.effects[metric].mean(-1).abs().argmax())]
-        own, other = (self.share(path, "metric", random) for random in (False, True))
-        return (
-            f"Of {len(self.paths)} paths {self.way}, {path} makes most of the metric's difference: {own.mean:.0%} "
-            f"[{own.low:.0%}, {own.high:.0%}], random senders {other.mean:.0%} [{other.low:.0%}, {other.high:.0%}]."
+        change = self.effects[EFFECTS.index("metric")] / self.whole[EFFECTS.index("metric")].mean(-1, keepdim=True)
+        first, best = self.paths[0], self.paths[int(change.mean(-1).argmax())]
+        said = f"Direct paths {self.way.replace('clean', 'random')}: {first} makes {self._said(first, 'attention')} of "
+        said += (
+            f"the difference in the head's attention to the suffix, and {self._said(first, 'metric')} of the metric's"
         )
+        if best == first:
+            return f"{said}, the largest share of {len(self.paths)} paths."
+        return f"{said}. Of {len(self.paths)} paths {best} makes most of the metric's: {self._said(best, 'metric')}."
+
+    def _said(self, path: str, effect: str) -> str:
+        own, other = (self.share(path, effect, random) for random in (False, True))
+        return f"{own.mean:.0%} [{own.low:.0%}, {own.high:.0%}] (random senders {other.mean:.0%})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any, NamedTuple
 
@@ -24,8 +25,8 @@ from .grid_records import PathEffects
 from .restarts import Pair, pairs_of
 from .shift_records import AttentionShift
 
-SIDES = {"query": "q", "keys": "k", "values": "v"}
-_PATH = re.compile(r"(?:(embedding)|L(\d+) ?(?:H(\d+)|MLP)) -> (query|keys|values) of L(\d+)H(\d+)")
+SIDES = {"query": "q", "keys": "k", "values": "v", "keys and values": "kv"}
+_PATH = re.compile(r"(?:(embedding)|L(\d+) ?(?:H(\d+)|MLP)) -> (query|keys|values|keys and values) of L(\d+)H(\d+)")
 
 
 class _Path(NamedTuple):
@@ -61,8 +62,9 @@ def path_effects(
 
     Args:
         random_suffixes: random tokens, as many as the suffix has, per prompt.
-        paths: texts as "L5H3 -> query of L14H7", "L2 MLP -> keys of L4H0" or "embedding -> values of L3H1"; or an
-            ``AttentionShift``, whose first ``top`` compositions are taken.
+        paths: texts as "L5H3 -> query of L14H7", "L2 MLP -> keys of L4H0" or "embedding -> keys and values of L3H1"; or an
+            ``AttentionShift``, whose first ``top`` compositions are taken, those to keys
+            also to values, and to both.
         way: "into clean" (the sender's write is the suffixed run's) or "into suffixed" (the random run's).
         n_random: random senders per path.
         seed: of these.
@@ -86,7 +88,9 @@ def path_effects(
     if isinstance(paths, AttentionShift):
         texts = paths.compositions()["path"].tolist()[:top]
         notes += [f"{text}: no single write, so no path" for text in texts if not _PATH.fullmatch(text)]
-        paths = [text for text in texts if _PATH.fullmatch(text)]
+        texts = [text for text in texts if _PATH.fullmatch(text)]
+        sides = ("keys", "values", "keys and values")
+        paths = list(dict.fromkeys(text.replace("-> keys", f"-> {side}") for text in texts for side in sides))
     named = [_parsed(model, text) for text in paths]
     pairs = pairs_of(model, requests, suffix, random_suffixes, way)
     job = _Job(model, direction.layer, direction.unit.to(model.device), refusal_tokens.ids)
@@ -181,16 +185,17 @@ class _Job:
             noise = torch.randn(steps[0].shape, generator=generator).to(steps[0])
             steps.append(steps[0].norm(dim=-1, keepdim=True) * noise / noise.norm(dim=-1, keepdim=True))
         layer, head = path.receiver
-        n, run, site = pair.into.n_last, pair.into, f"blocks.{layer}.attn.hook_{SIDES[path.side]}"
+        n, run = pair.into.n_last, pair.into
+        sites = [f"blocks.{layer}.attn.hook_{part}" for part in SIDES[path.side]]
         start = run.start(layer, n, len(steps))
         changed = start.clone()
         changed[:, :, -n:] += torch.stack(steps).to(start)
-        received = run.see(layer, changed, site)
+        received = run.see(layer, changed, sites)
         own = into[f"blocks.{layer}.attn.hook_z"]
         seen: dict[str, Tensor] = {}
 
-        def receive(x: Tensor, hook: Any) -> Tensor:
-            return received  # of all heads: the others' outputs stay
+        def receive(name: str, x: Tensor, hook: Any) -> Tensor:
+            return received[name]  # of all heads: the others' outputs stay
 
         def freeze(z: Tensor, hook: Any) -> Tensor:
             # The layer's other heads read the same keys and values; they keep what they had.
@@ -206,8 +211,8 @@ class _Job:
         def read(x: Tensor, hook: Any) -> None:
             seen["stream"] = x[:, -1].clone()
 
-        hooks: list[Any] = [(site, receive), (f"blocks.{layer}.attn.hook_pattern", look)]
-        hooks.append((f"blocks.{layer}.attn.hook_z", freeze))
+        hooks: list[Any] = [(name, partial(receive, name)) for name in sites]
+        hooks += [(f"blocks.{layer}.attn.hook_pattern", look), (f"blocks.{layer}.attn.hook_z", freeze)]
         at = f"blocks.{self.layer}.hook_resid_pre"
         if self.layer > layer:
             hooks.append((at, read))

@@ -80,21 +80,27 @@ class Restarted:
             found = self.model.logits(some, start=(layer, start.flatten(0, 1)), **before)
         return found[:, -1].unflatten(0, (len(start), -1))
 
-    def see(self, layer: int, start: Float[Tensor, "copy prompt pos d_model"], name: str) -> Tensor:
-        """One activation of a pass that ends with it, [copy * prompt, pos, ...]."""
+    def see(
+        self, layer: int, start: Float[Tensor, "copy prompt pos d_model"], names: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Activations of a pass that ends with them, [copy * prompt, pos, ...]."""
         some, before = self.rows(self.n_last, len(start))
-        seen: list[Tensor] = []
+        seen: dict[str, Tensor] = {}
+
+        def keep(name: str, x: Tensor, hook: Any) -> None:
+            seen[name] = x.clone()
+
         self.passes += 1
         with torch.inference_mode(), running(self.model, some):
             one_pass(
                 self.model,
-                [(name, lambda x, hook: seen.append(x.clone()))],
+                [(name, partial(keep, name)) for name in names],
                 lambda: self.model.backend.logits(
                     some.ids, some.mask, True, start=(layer, start.flatten(0, 1)), **before
                 ),
                 logits=False,
             )
-        return seen[0]
+        return seen
 
     def gradients(
         self, names: Sequence[str], metric: Callable[[Tensor], Tensor], along: tuple[int, Tensor]

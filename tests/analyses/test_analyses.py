@@ -39,7 +39,7 @@ SCRIPTS = {
     "suffix_attention": (["--limit", "1"], ["report"], ["keys of", "area"]),
     "suffix_grids": (
         ["--limit", "1", "--grid-prompts", "4", "--site", "resid_pre", "--exact", "8"],
-        ["resid_pre_into_suffixed", "resid_pre_into_clean", "paths"],
+        ["resid_pre_into_suffixed", "resid_pre_into_clean", "paths_into_suffixed", "paths_into_clean"],
         ["largest cell", "random senders", "stays with attention held as in the random run", "8 cells x 4 prompts"],
     ),
     "causal_table": (["--limit", "1"], ["report"], ["cut top heads", "placebo"]),

@@ -51,22 +51,24 @@ def test_a_path_is_that_of_transformer_lens(architecture, side):
 def test_only_the_receiver_changes(architecture):
     """Plain hooks: a sender's write added where the receiver's keys are made, the layer's other heads as before."""
     model = model_of(architecture)
-    (random,), found = effects_of(model, ["L0 MLP -> keys of L1H2", "embedding -> values of L1H2"])
+    paths = ["L0 MLP -> keys of L1H2", "embedding -> values of L1H2", "L0 MLP -> keys and values of L1H2"]
+    (random,), found = effects_of(model, paths)
     into, source = (model.tokenize(PROMPTS[:1], text) for text in (random, SUFFIX))
     names = ["blocks.0.hook_mlp_out", "blocks.0.hook_resid_pre", "blocks.1.attn.hook_z", "blocks.1.attn.hook_pattern"]
     one, other = (model.cache(tokens, names) for tokens in (into, source))
     at, suffix = "blocks.1.hook_resid_pre", into.region("suffix")[0].double()
-    for i, (name, part) in enumerate(zip(names, ("k", "v"))):  # noqa: B905
-        site = f"blocks.1.attn.hook_{part}"
+    for i, (name, parts) in enumerate(((names[0], "k"), (names[1], "v"), (names[0], "kv"))):
+        sites = [f"blocks.1.attn.hook_{part}" for part in parts]
         with model.hooks((at, lambda x, hook, name=name: x + (other[name] - one[name]))):
-            received = model.cache(into, site)[site]
+            received = model.cache(into, sites)
 
         def alone(z, hook):
             new = one[names[2]].clone().reshape(*z.shape[:2], model.n_heads, -1)
             new[:, :, 2] = z.reshape(*z.shape[:2], model.n_heads, -1)[:, :, 2]
             return new.reshape(z.shape)
 
-        with model.hooks((site, lambda x, hook, received=received: received), (names[2], alone)):
+        puts = [(site, lambda x, hook, new=received[site]: new) for site in sites]
+        with model.hooks(*puts, (names[2], alone)):
             metric = refusal_log_odds(model.logits(into)[:, -1], [40])
             pattern = model.cache(into, names[3])[names[3]][0, 2, -1]
         before = refusal_log_odds(model.logits(into)[:, -1], [40])
@@ -83,9 +85,11 @@ def test_the_compositions_of_a_shift_are_measured_with_random_senders(tmp_path):
     drawn = random_controls(model.chat, PROMPTS, SUFFIX, 1).texts
     shift = attention_shift(model, PROMPTS, SUFFIX, drawn, receivers=["L2H1"], plain=False)
     _, found = effects_of(model, shift, PROMPTS, top=5, n_random=2)
-    named = shift.compositions()["path"].tolist()[:5]
-    assert [*found.paths] == [p for p in named if not p.startswith(("norms", "biases"))]
-    assert len(found.notes) == 5 - len(found.paths) and found.sizes["draw"] == 2
+    named = [p for p in shift.compositions()["path"].tolist()[:5] if not p.startswith(("norms", "biases"))]
+    keys = [p for p in named if "-> keys of" in p]
+    also = [p.replace("keys", side) for p in keys for side in ("values", "keys and values")]
+    assert keys and sorted(found.paths) == sorted({*named, *also})
+    assert len(found.notes) == 5 - len(named) and found.sizes["draw"] == 2
     for i, prompt in enumerate(PROMPTS):
         tokens, direction = given_refusal_tokens(model, [40]), direction_of(model)
         one = path_effects(model, [prompt], SUFFIX, drawn[i : i + 1], direction, tokens, found.paths)
