@@ -23,7 +23,7 @@ from ..records.labels import index_of, visible
 from ..records.store import Store, content_key
 from ..refusal.records import RefusalTokens
 from ..tensors import refusal_log_odds, wide
-from .grid_records import SITES, PatchingGrid
+from .grid_records import SITES, WAYS, PatchingGrid
 from .restarts import Pair, pairs_of
 
 LAYOUT = 1  # of stored items
@@ -103,7 +103,7 @@ def patching_grid(
         site=site,
         way=way,
         clean="plain" if clean_suffixes is None else "random",
-        places=job.labels(),
+        places=job.labels(way),
         effects=effects.float(),
         estimate=None if job.estimate is None else job.estimate.float(),
         into=job.ends[0],
@@ -149,12 +149,13 @@ class _Job:
         self.given: list[dict[str, Tensor]] = []
         self.room = ROOM.get(model.device.type, ROOM_ELSEWHERE)
 
-    def labels(self) -> tuple[str, ...]:
-        """Heads; or positions from the end with their tokens after the first prompt."""
+    def labels(self, way: str) -> tuple[str, ...]:
+        """Heads; or positions from the end with the suffixed run's tokens after the first prompt."""
         if self.site == "z":
             return tuple(f"H{head}" for head in range(self.places))
         (pair,) = (p for p in self.pairs if 0 in p.rows)
-        ids = pair.into.tokens.ids[pair.rows.index(0), -self.n_last :].tolist()
+        run = pair.into if way == WAYS[0] else pair.source
+        ids = run.tokens.ids[pair.rows.index(0), -self.n_last :].tolist()
         texts = [visible(self.model.tokenizer.decode([token])) for token in ids]
         return tuple(f"{i - self.n_last} {text}" for i, text in enumerate(texts))
 

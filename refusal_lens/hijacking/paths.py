@@ -62,9 +62,8 @@ def path_effects(
 
     Args:
         random_suffixes: random tokens, as many as the suffix has, per prompt.
-        paths: texts as "L5H3 -> query of L14H7", "L2 MLP -> keys of L4H0" or "embedding -> keys and values of L3H1"; or an
-            ``AttentionShift``, whose first ``top`` compositions are taken, those to keys
-            also to values, and to both.
+        paths: texts as "L5H3 -> query of L14H7", "L2 MLP -> keys of L4H0" or "embedding -> keys and values of L3H1"; or
+            an ``AttentionShift``, whose first ``top`` compositions are taken, those to keys also to values and to both.
         way: "into clean" (the sender's write is the suffixed run's) or "into suffixed" (the random run's).
         n_random: random senders per path.
         seed: of these.
