@@ -90,7 +90,7 @@ def patching_grid(
     pairs = pairs_of(model, requests, suffix, clean_suffixes, way)
     inputs = [model.fingerprint, str(model.dtype), model.chat.render("{}"), requests, suffix, clean_suffixes]
     key = content_key(LAYOUT, *inputs, direction.unit, direction.layer, refusal_tokens.ids, site, way)
-    job = _Job(model, pairs, direction, refusal_tokens.ids, site, len(requests), Store(folder), key)
+    job = _Job(model, pairs, direction, refusal_tokens.ids, site, way, len(requests), Store(folder), key)
     job.begin()
     chosen = max(1, job.n // 2)
     cells = job.ranked(job.estimate, exact, chosen) if exact is not None and job.estimate is not None else None
@@ -99,25 +99,7 @@ def patching_grid(
         effects = job.grid(cells, advance)
         top = job.ranked(effects, n_placebo, chosen)
         placebo = job.placebo(top, seed)
-    return PatchingGrid(
-        site=site,
-        way=way,
-        clean="plain" if clean_suffixes is None else "random",
-        places=job.labels(way),
-        effects=effects.float(),
-        estimate=None if job.estimate is None else job.estimate.float(),
-        into=job.ends[0],
-        source=job.ends[1],
-        top=top,
-        placebo=placebo.float(),
-        n_chosen=job.n // 2,
-        causality=job.causality,
-        layer=direction.layer,
-        seconds=job.seconds,
-        passes=job.passes,
-        forecast=forecast,
-        notes=tuple(job.notes),
-    )
+    return job.record(effects, top, placebo, "plain" if clean_suffixes is None else "random", forecast)
 
 
 @dataclass
@@ -129,6 +111,7 @@ class _Job:
     direction: Direction
     ids: tuple[int, ...]
     site: str
+    way: str
     n: int
     store: Store
     key: str
@@ -149,15 +132,39 @@ class _Job:
         self.given: list[dict[str, Tensor]] = []
         self.room = ROOM.get(model.device.type, ROOM_ELSEWHERE)
 
-    def labels(self, way: str) -> tuple[str, ...]:
+    def labels(self) -> tuple[str, ...]:
         """Heads; or positions from the end with the suffixed run's tokens after the first prompt."""
         if self.site == "z":
             return tuple(f"H{head}" for head in range(self.places))
         (pair,) = (p for p in self.pairs if 0 in p.rows)
-        run = pair.into if way == WAYS[0] else pair.source
+        run = pair.into if self.way == WAYS[0] else pair.source
         ids = run.tokens.ids[pair.rows.index(0), -self.n_last :].tolist()
         texts = [visible(self.model.tokenizer.decode([token])) for token in ids]
         return tuple(f"{i - self.n_last} {text}" for i, text in enumerate(texts))
+
+    def record(
+        self, effects: Tensor, top: tuple[tuple[int, int], ...], placebo: Tensor, clean: str, forecast: str
+    ) -> PatchingGrid:
+        """The result."""
+        return PatchingGrid(
+            site=self.site,
+            way=self.way,
+            clean=clean,
+            places=self.labels(),
+            effects=effects.float(),
+            estimate=None if self.estimate is None else self.estimate.float(),
+            into=self.ends[0],
+            source=self.ends[1],
+            top=top,
+            placebo=placebo.float(),
+            n_chosen=self.n // 2,
+            causality=self.causality,
+            layer=self.direction.layer,
+            seconds=self.seconds,
+            passes=self.passes,
+            forecast=forecast,
+            notes=tuple(self.notes),
+        )
 
     # -- before the patches ---------------------------------------------------------------------------------
     def begin(self) -> None:
