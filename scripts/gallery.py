@@ -92,6 +92,10 @@ SHOWN: dict[str, tuple[str, ...]] = {
         'attack.plot("why attention moves")',
         'attack.plot("number of heads")',
         'attack.plot("detectors")',
+        "best = attack.result()\ntwo = test.texts[:8], best.suffix.text\n"
+        "drawn = rl.hijacking.random_controls(model.chat, *two).texts\n"
+        "rl.hijacking.patching_grid(model, *two, drawn, r, words).plot()",
+        'attack.plot("paths")',
     ),
     "A look": (
         'half = {"ablation": [rl.Ablate(r, strength=0.5)]}\n'

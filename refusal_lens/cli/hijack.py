@@ -1,5 +1,6 @@
 """``refusal-lens hijack MODEL --suffixes F --direction RUN --out DIR``."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,12 @@ from .options import Model, OfRunDevice, OfRunDtype
 from .terminal import LATEST, LogJson, Quiet, bars, console, error_console, load_like, log, say
 
 N_CHOOSE = 32  # prompts that choose the top heads: validation prompts of RUN, then, where these are few, training ones
+Grid = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Put the random run's cells into the suffixed one: resid_pre, attn_out, mlp_out, z (repeatable)."
+    ),
+]
 
 
 def hijack(
@@ -38,6 +45,7 @@ def hijack(
     ] = 0,
     shuffled: Annotated[bool, typer.Option(help="Also test each suffix with its tokens shuffled.")] = True,
     causal: Annotated[str, typer.Option(help="Suffixes to test causally: 'working', 'all' or 'none'.")] = "working",
+    grid: Grid = None,
     max_new_tokens: Annotated[
         int, typer.Option(min=0, help="Length of replies; 0 to judge by the refusal metric alone.")
     ] = 24,
@@ -83,7 +91,7 @@ def hijack(
             head_prompts=[*study.harmful.val, *study.harmful.train][:N_CHOOSE],
             refusal_tokens=study.refusal_tokens,
             **texts,
-            settings=settings,
+            settings=replace(settings, grids=tuple(grid or ())),
             folder=folder,
             progress=progress,
         )

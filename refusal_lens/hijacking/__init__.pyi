@@ -7,6 +7,9 @@ from .curve_records import HeadCurves as HeadCurves
 from .curves import head_curves as head_curves
 from .detection import Detectors as Detectors
 from .detection import detectors as detectors
+from .grid_records import PatchingGrid as PatchingGrid
+from .grid_records import PathEffects as PathEffects
+from .grids import patching_grid as patching_grid
 from .investigation import Settings as Settings
 from .investigation import investigate as investigate
 from .mechanisms import Mechanism as Mechanism
@@ -17,6 +20,7 @@ from .observation_records import Observation as Observation
 from .observation_records import Split as Split
 from .observation_records import SuffixResult as SuffixResult
 from .observation_records import TokenEffects as TokenEffects
+from .paths import path_effects as path_effects
 from .records import Investigation as Investigation
 from .screening import screen as screen
 from .shift_records import AttentionShift as AttentionShift

@@ -16,6 +16,7 @@ from ..stats import mean_interval
 from .causal_records import CausalTests
 from .curve_records import WAYS, HeadCurves
 from .detection import Detectors
+from .grid_figures import plot_path_effects
 from .observation_records import Observation, SuffixResult, TokenEffects
 from .records import Investigation
 from .shift_records import PLAYERS, AttentionShift
@@ -352,3 +353,4 @@ _register_part("causal tests", plot_causal_tests, "causal")
 _register_part("tokens", plot_token_effects, "tokens")
 _register_part("number of heads", plot_head_curves, "curves")
 _register_part("why attention moves", plot_attention_shift, "shift")
+_register_part("paths", plot_path_effects, "paths")

@@ -18,7 +18,7 @@ from ..errors import ModelError, PromptError
 from ..models.model import HookedChatModel
 from ..progress import Progress, automatic
 from ..records.direction import Direction, DirectionLike, as_direction
-from ..records.labels import Head, shortened
+from ..records.labels import Head, index_of, shortened
 from ..records.store import Store, content_key
 from ..refusal.metric import refusal_metric
 from ..refusal.records import RefusalTokens
@@ -28,8 +28,11 @@ from .causal import causal_tests
 from .controls import check_suffix, random_controls, shuffled_controls, suffix_ids
 from .curves import head_curves
 from .detection import Detectors, detectors
+from .grid_records import SITES
+from .grids import patching_grid
 from .observation import observe, split_drop
 from .observation_records import Observation, SuffixResult
+from .paths import path_effects
 from .records import Investigation
 from .screening import screen, token_effects
 from .shifts import attention_shift
@@ -50,8 +53,9 @@ class Settings:
         detail: investigate this many suffixes, those that lower the refusal metric most (all if None); benign ones are
             always investigated.
         prompts: report on at most this many refused prompts, the first ones (all if None).
-        forensics: number of prompts for leave-one-token-out.
+        forensics: number of prompts for leave-one-token-out, paths and grids.
         shown: number of prompts whose attention patterns are kept.
+        grids: sites at which cells of the random run are put into the suffixed one (``patching_grid``): takes long.
         seed: of random suffixes, heads and placebos.
     """
 
@@ -64,6 +68,7 @@ class Settings:
     prompts: int | None = None
     forensics: int = 16
     shown: int = 3
+    grids: tuple[str, ...] = ()
     seed: int = 0
 
 
@@ -143,8 +148,8 @@ class _Job:
             if unequal := sum(len(suffix_ids(self.model.chat, *pair)) != n for *pair, n in pairs):
                 self.notes.append(f"suffix {index}: {unequal} of {mixed.n} shuffled versions differ in length")
         if settings.causal == "none" or (settings.causal == "working" and not result.works):
-            return replace(result, causal=None, tokens=None, shift=None, curves=None)
-        tested = self.key(key, "tests and shift", self.choosing, settings.n_random, settings.forensics)
+            return replace(result, causal=None, tokens=None, shift=None, curves=None, paths=None, grids=())
+        tested = self.key(key, "tests and shift", self.choosing, settings.n_random, settings.forensics, settings.grids)
         if self.store.get(name, tested, SuffixResult) is None:
             result = self.store.put(name, self._tested(result, seed), key, tested)
         return result
@@ -208,7 +213,11 @@ class _Job:
             others: dict[str, Any] = {"choosing": self.choosing, "choosing_random": drawn}
             n_random = self.settings.n_random
             found["curves"] = head_curves(*inputs, self.direction, self.tokens, **others, n_random=n_random, seed=seed)
+            n = self.settings.forensics
+            few = (model, self.prompts[:n], text, result.random.suffixes[:n], self.direction, self.tokens)
+            found["grids"] = tuple(patching_grid(*few, site=site, seed=seed) for site in self.settings.grids if n)
             found["shift"] = attention_shift(*inputs, receivers=len(self.heads), **others)
+            found["paths"] = path_effects(*few, found["shift"], seed=seed) if n else None
         except (ModelError, PromptError) as error:
             about = shortened(text.strip())
             self.notes.append(f"{about!r}: why attention moves or how many heads it takes was not measured: {error}")
@@ -270,6 +279,8 @@ def investigate(
     settings = settings or Settings()
     if settings.causal not in ("working", "all", "none"):
         raise PromptError(f"causal={settings.causal!r}: choose working, all or none")
+    for site in settings.grids:
+        index_of(SITES, site, "site", "patching")
     if not isinstance(suffixes, SuffixSet):
         suffixes = SuffixSet.from_rows([suffixes] if isinstance(suffixes, str) else list(suffixes))
     candidates, choosing = _prompts(prompts, head_prompts)

@@ -15,6 +15,7 @@ from ..report.claims import few_prompts
 from ..report.page import Card, Figure, Item, Note, Option, Page, Picker, Row, Section, Table, Widget
 from .detection import Detectors
 from .figures import suffix_label
+from .grid_section import grid_items
 from .mechanisms import MECHANISMS, mechanism
 from .observation_records import SuffixResult
 from .records import Investigation
@@ -211,6 +212,7 @@ def _details(attack: Investigation, result: SuffixResult, name: str, shown: int 
         yield Figure(f"{name}-curves", curves.plot(), caption, n, "random orders within layers", curves.to_frame())
     if result.shift is not None:
         yield from _shift_items(result.shift, name)
+    yield from grid_items(result.grids, result.paths, name)
     if result.tokens is not None:
         caption = (
             "Above: how much of the refusal metric returns when this token is left out. Below: what the top heads take "

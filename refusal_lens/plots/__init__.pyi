@@ -6,4 +6,5 @@ from ..direction.figures import *
 from ..direction.views import *
 from ..exactness.figures import *
 from ..hijacking.figures import *
+from ..hijacking.grid_figures import *
 from ..hijacking.views import *

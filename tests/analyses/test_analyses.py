@@ -37,6 +37,11 @@ SCRIPTS = {
     "fig5_suffix_trace": (["--limit", "1"], ["report"], ["cosine with the direction by layer"]),
     "fig6_suffix_heads": (["--limit", "1"], ["report"], ["attention moved", "random tokens of equal length"]),
     "suffix_attention": (["--limit", "1"], ["report"], ["keys of", "area"]),
+    "suffix_grids": (
+        ["--limit", "1", "--grid-prompts", "4", "--site", "resid_pre", "--exact", "8"],
+        ["resid_pre_into_suffixed", "resid_pre_into_clean", "paths_into_suffixed", "paths_into_clean"],
+        ["largest cell", "random senders", "stays with attention held as in the random run", "8 cells x 4 prompts"],
+    ),
     "causal_table": (["--limit", "1"], ["report"], ["cut top heads", "placebo"]),
     "top_heads": ([], ["heads", "causal", "patching", "sources"], ["rank correlation"]),
     "dla_refusal_tokens": ([], ["dla_harmful", "dla_harmless"], ["TransformerLens's logit_attrs"]),
