@@ -292,7 +292,10 @@ def plot_attention_shift(record: AttentionShift, target: str = "suffix") -> Draw
 def plot_head_curves(record: HeadCurves) -> Drawing:
     """The share of the drop that returns with the first heads of an order cut off from the suffix, and the share that
     stays when only these see it, against random orders within layers."""
-    figure = style.panels(["heads cut off: drop that returns", "only these see it: drop that stays"], shared_yaxes=True)
+    titles = ["heads cut off: drop that returns", "only these see it: drop that stays"]
+    rows = 1 if record.replied is None else 2
+    titles += ["refused in replies"] * 2 * (rows - 1)
+    figure = Drawing(make_subplots(rows=rows, cols=2, subplot_titles=titles, shared_yaxes=True, vertical_spacing=0.2))
     for col, way in enumerate(WAYS, start=1):
         for order, tint in (("greedy", style.GREEN), ("attribution", style.ORANGE), ("random", style.SKY)):
             found = [record.share(way, order, n) for n in record.counts]
@@ -302,10 +305,17 @@ def plot_head_curves(record: HeadCurves) -> Drawing:
             name = f"{order}, area {area.mean:.2f} [{area.low:.2f}, {area.high:.2f}]"
             shown = [str(n) for n in record.counts]
             style.add_line(figure, shown, found, f"{name} ({way})", hovertemplate=hover, **look, **style.panel(col))
-        figure.update_xaxes(title_text="heads", type="category", row=1, col=col)
-    figure.update_yaxes(title_text="share of the drop", row=1, col=1)
-    figure.add_hline(y=1, line_dash="dot", line_color=style.GREY)
-    return style.finish(figure, f"How many heads (n = {len(record.plain)})", height=480)
+        for order, tint in zip(record.reply_orders, (style.ORANGE, style.SKY), strict=False):
+            said = [record.replies_refused(way, order, n) for n in record.reply_counts]
+            look = {"line": {"color": tint, "dash": "dash" if order != "attribution" else "solid"}, "showlegend": False}
+            hover = f"%{{x}} heads, {order}: %{{y:.0%}} refused<extra></extra>"
+            shown = [str(n) for n in record.reply_counts]
+            style.add_line(figure, shown, said, f"{order} ({way})", hovertemplate=hover, **look, **style.panel(col, 2))
+    figure.update_xaxes(title_text="heads", type="category").update_yaxes(title_text="share of the drop", row=1, col=1)
+    figure.add_hline(y=1, line_dash="dot", line_color=style.GREY, row=1)
+    if rows == 2:
+        figure.update_yaxes(title_text="share refused", range=[-0.05, 1.05], row=2, col=1)
+    return style.finish(figure, f"How many heads (n = {len(record.plain)})", height=230 + 250 * rows)
 
 
 @registered("detectors", Detectors, Investigation)

@@ -144,7 +144,7 @@ class _Job:
                 self.notes.append(f"suffix {index}: {unequal} of {mixed.n} shuffled versions differ in length")
         if settings.causal == "none" or (settings.causal == "working" and not result.works):
             return replace(result, causal=None, tokens=None, shift=None, curves=None)
-        tested = self.key(key, "tests and shift", self.choosing, settings.n_random, settings.forensics)
+        tested = self.key(key, "tests, shift, replies", self.choosing, settings.n_random, settings.forensics)
         if self.store.get(name, tested, SuffixResult) is None:
             result = self.store.put(name, self._tested(result, seed), key, tested)
         return result
@@ -206,8 +206,8 @@ class _Job:
             check_suffix(model.chat, self.choosing, text, model.n_ctx)
             drawn = random_controls(model.chat, self.choosing, text, seed + 1).texts
             others: dict[str, Any] = {"choosing": self.choosing, "choosing_random": drawn}
-            n_random = self.settings.n_random
-            found["curves"] = head_curves(*inputs, self.direction, self.tokens, **others, n_random=n_random, seed=seed)
+            sizes: dict[str, Any] = {"n_random": self.settings.n_random, "max_new_tokens": self.settings.max_new_tokens}
+            found["curves"] = head_curves(*inputs, self.direction, self.tokens, **others, **sizes, seed=seed)
             found["shift"] = attention_shift(*inputs, receivers=len(self.heads), **others)
         except (ModelError, PromptError) as error:
             about = shortened(text.strip())

@@ -205,7 +205,8 @@ def _details(attack: Investigation, result: SuffixResult, name: str, shown: int 
         caption = (
             f"{curves.sentence()} Left: the share of the refusal metric's drop that returns when the first heads of "
             "an order are cut off from the suffix (necessity); right: the share that stays when only these see it "
-            "(sufficiency). The area is the curve's mean height between none and all. Bars: 95% intervals."
+            "(sufficiency). The area is the curve's mean height between none and all. Below, where replies were read: "
+            "the share of them that refuse. Bars: 95% intervals."
         )
         n = f"{attack.plain.n} prompts; orders from {curves.n_chosen} others"
         yield Figure(f"{name}-curves", curves.plot(), caption, n, "random orders within layers", curves.to_frame())

@@ -42,12 +42,13 @@ class AttentionShift(
         edges: by head, the mean part of its change that a sender makes through the query or through the keys after the
             instruction; all senders and both sides add up to the change.
         spread: standard deviation of ``edges`` over prompts.
-        named: the edges that make the largest parts of the changes on the suffix, on the other prompts, as (side,
-            receiver, sender).
+        named, named_on_instruction: the edges that make the largest parts of the changes on the suffix and on the
+            instruction, on the other prompts, as (side, receiver, sender).
         gained: attention that each token of the suffix gains over the random token in its place; suffixes are aligned
             at their ends.
         taken: the part of the change on the instruction that goes through the token's score.
-        causality: largest change of keys and values before the suffix, relative to their size (0 but for rounding).
+        causality: largest change of keys and values before the suffix, relative to their size; 0 but for rounding, and
+            a note says where it is more.
         scores_error: largest difference of the recomputed scores and weights from the model's own, scores relative to
             the largest |q| |k|.
         sums_error: largest difference of the sum over all senders from the change.
@@ -72,6 +73,7 @@ class AttentionShift(
     n_chosen: int = 0
     hidden: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    named_on_instruction: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def change(self) -> Float[Tensor, "target layer head prompt"]:
@@ -128,7 +130,8 @@ class AttentionShift(
         The interval is mean ± 1.96 standard errors over prompts.
         """
         j, n, rows = index_of(TARGETS, target, "target", "AttentionShift"), self.parts.shape[-1], []
-        for side, receiver, sender in self.named:
+        named = self.named if target == "suffix" else self.named_on_instruction or self.named
+        for side, receiver, sender in named:
             place = (side, j, receiver, sender)
             value, error = float(self.edges[place]), 1.96 * float(self.spread[place]) / n**0.5
             whole = float(self.change[j][self.receivers[receiver]].mean())
