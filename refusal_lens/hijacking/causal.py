@@ -62,14 +62,16 @@ def causal_tests(
     firsts = [tuple(head for head in draw if head[0] == named[0][0])[:1] for draw in draws]
     others = tuple(head for head in every if head not in named)
     bench = Bench(model, plain.prompts, plain.suffixes, suffixed.suffixes, direction, refusal_tokens, seed)
-    top = bench.test("cut top heads", "cut", named, draws)
-    if max_new_tokens:
-        top = replace(top, refused=tuple(bench.refused(max_new_tokens, AttentionKnockout(named)).tolist()))
+
+    def with_replies(test: CausalTest, cut: tuple[Head, ...]) -> CausalTest:
+        said = bench.refused(max_new_tokens, AttentionKnockout(cut)).tolist() if max_new_tokens else ()
+        return replace(test, refused=tuple(said))
+
     tests = [
-        top,
+        with_replies(bench.test("cut top heads", "cut", named, draws), named),
         bench.test("cut the first top head", "cut", named[:1], tuple(filter(None, firsts))),
-        bench.test("cut all heads", "cut", every, max_new_tokens=max_new_tokens),
-        bench.test("cut all other heads", "cut", others, max_new_tokens=max_new_tokens),
+        with_replies(bench.test("cut all heads", "cut", every), every),
+        with_replies(bench.test("cut all other heads", "cut", others), others),
     ]
     for start, kind in itertools.product(("", "reverse: "), PATCHES):
         name = f"{start}patch {kind} of top heads"

@@ -307,10 +307,22 @@ def plot_head_curves(record: HeadCurves) -> Drawing:
             style.add_line(figure, shown, found, f"{name} ({way})", hovertemplate=hover, **look, **style.panel(col))
         for order, tint in zip(record.reply_orders, (style.ORANGE, style.SKY), strict=False):
             said = [record.replies_refused(way, order, n) for n in record.reply_counts]
-            look = {"line": {"color": tint, "dash": "dash" if order != "attribution" else "solid"}, "showlegend": False}
+            look = {
+                "line": {"color": tint, "dash": "dash" if order != "attribution" else "solid"},
+                "legendgroup": order,
+            }
             hover = f"%{{x}} heads, {order}: %{{y:.0%}} refused<extra></extra>"
             shown = [str(n) for n in record.reply_counts]
-            style.add_line(figure, shown, said, f"{order} ({way})", hovertemplate=hover, **look, **style.panel(col, 2))
+            style.add_line(
+                figure,
+                shown,
+                said,
+                f"{order} ({way})",
+                hovertemplate=hover,
+                showlegend=False,
+                **look,
+                **style.panel(col, 2),
+            )
     figure.update_xaxes(title_text="heads", type="category").update_yaxes(title_text="share of the drop", row=1, col=1)
     figure.add_hline(y=1, line_dash="dot", line_color=style.GREY, row=1)
     if rows == 2:

@@ -206,8 +206,9 @@ class _Job:
             check_suffix(model.chat, self.choosing, text, model.n_ctx)
             drawn = random_controls(model.chat, self.choosing, text, seed + 1).texts
             others: dict[str, Any] = {"choosing": self.choosing, "choosing_random": drawn}
-            sizes: dict[str, Any] = {"n_random": self.settings.n_random, "max_new_tokens": self.settings.max_new_tokens}
-            found["curves"] = head_curves(*inputs, self.direction, self.tokens, **others, **sizes, seed=seed)
+            few: dict[str, Any] = {**others, "n_random": self.settings.n_random, "seed": seed}
+            few["max_new_tokens"] = self.settings.max_new_tokens
+            found["curves"] = head_curves(*inputs, self.direction, self.tokens, **few)
             found["shift"] = attention_shift(*inputs, receivers=len(self.heads), **others)
         except (ModelError, PromptError) as error:
             about = shortened(text.strip())
