@@ -96,9 +96,10 @@ class SuffixSet(Record):
         """Read suffixes.
 
         Args:
-            source: .jsonl, .csv or .parquet with a column "suffix" (and "kind", "score"; other columns, such as replies,
-                are not kept), .txt (one per line), .json: a list of such rows or of strings, nanoGCG's result (``best_string``; alone, in a list, or one per line), or a
-                JailbreakBench artifact (``jailbreaks``: what ``prompt`` has after ``goal``).
+            source: .jsonl, .csv or .parquet with a column "suffix" (and "kind", "score"; others, such as replies, are
+                not kept), .txt (one per line), .json: a list of such rows or of strings, nanoGCG's result
+                (``best_string``; alone, in a list, or one per line), or a JailbreakBench artifact (``jailbreaks``: what
+                ``prompt`` has after ``goal``).
             kind: kind of the suffixes where the file gives none.
             separator: put before a suffix that does not begin with white space.
             columns: the file's own names of "suffix", "kind" or "score", e.g. {"suffix": "adv_suffix"}.
@@ -186,8 +187,8 @@ def _rows(
         else:
             there = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
             raise PromptError(
-                f"row {i + 1} of {where} has {there}: a suffix row needs a field {columns['suffix']} (or best_string, as "
-                "nanoGCG writes it); columns= names another"
+                f"row {i + 1} of {where} has {there}: a suffix row needs a field {columns['suffix']} (or best_string, "
+                "as nanoGCG writes it); columns= names another"
             )
     return found
 

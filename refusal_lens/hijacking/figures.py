@@ -14,8 +14,13 @@ from ..report import style
 from ..report.drawing import Drawing
 from ..stats import mean_interval
 from .causal_records import CausalTests
+from .circuits import plot_circuit as plot_circuit
 from .curve_records import WAYS, HeadCurves
 from .detection import Detectors
+from .many_figures import plot_beside_dominance as plot_beside_dominance
+from .many_figures import plot_clusters as plot_clusters
+from .many_figures import plot_many_suffixes as plot_many_suffixes
+from .many_figures import plot_recurrence as plot_recurrence
 from .observation_records import Observation, SuffixResult, TokenEffects
 from .records import Investigation
 from .shift_records import PLAYERS, AttentionShift

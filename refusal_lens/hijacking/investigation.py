@@ -280,11 +280,11 @@ def investigate(
             raise PromptError("give harmless prompts (or refusal_tokens), from which the refusal tokens are found")
         refusal_tokens = find_refusal_tokens(model, choosing, harmless)
     with progress("find the refused prompts", 0):
-        refused, n_read = _refused(model, candidates, refusal_tokens, settings.prompts)
+        refused, n_read = refused_prompts(model, candidates, refusal_tokens, settings.prompts)
     notes = list(suffixes.notes)
     if len(refused) < n_read:
         notes.append(f"{n_read - len(refused)} of {n_read} prompts left out: not refused without a suffix")
-    suffixes = _fitting(model, refused, suffixes, settings.max_new_tokens, notes)
+    suffixes = fitting(model, refused, suffixes, settings.max_new_tokens, notes)
     heads = choose_heads(head_contributions(model, choosing, direction), settings.top or min(8, model.n_heads))
     job = _Job(model, direction, refusal_tokens, heads, refused, choosing, settings, Store(folder), notes)
     found = job.measure(suffixes, harmless, borderline, progress)
@@ -324,7 +324,7 @@ def _prompts(prompts: PromptsLike, head_prompts: PromptsLike) -> tuple[list[str]
     return reported, choosing
 
 
-def _fitting(
+def fitting(
     model: HookedChatModel, prompts: list[str], suffixes: SuffixSet, max_new_tokens: int, notes: list[str]
 ) -> SuffixSet:
     """The suffixes that can be investigated; the others are noted, each with its reason."""
@@ -341,7 +341,7 @@ def _fitting(
     return replace(suffixes, items=tuple(kept))
 
 
-def _refused(
+def refused_prompts(
     model: HookedChatModel, prompts: list[str], tokens: RefusalTokens, limit: int | None
 ) -> tuple[list[str], int]:
     """(the refused prompts, the first ``limit`` of them; how many prompts were read to find them)."""

@@ -13,6 +13,7 @@ import pandas as pd
 from ..records.labels import shortened
 from ..report.claims import few_prompts
 from ..report.page import Card, Figure, Item, Note, Option, Page, Picker, Row, Section, Table, Widget
+from .circuits import circuit, finding
 from .detection import Detectors
 from .figures import suffix_label
 from .mechanisms import MECHANISMS, mechanism
@@ -172,6 +173,15 @@ def _details(attack: Investigation, result: SuffixResult, name: str, shown: int 
     n, exact = f"{attack.plain.n} prompts", "none applies: these are exact parts of one sum"
     rises = ", ".join(f"{label} {value:+.2f}" for label, value in result.strongest_rises())
     yield Note(mechanism(result).sentence)
+    if result.shift is not None:
+        caption = (
+            f"{finding(result)} From the suffix's tokens through the heads that turn to it and the direction to "
+            "refusal. Widths are relative within a column: attention gained over the random token in the same place; "
+            "fall of the write along r̂; share of the drop that returns when r̂ is restored. Orange: towards the "
+            "suffix's effect; blue: against it. Edges that do not lie beyond chance (paired tests against random "
+            "tokens, adjusted; the last: placebo) are left out."
+        )
+        yield Figure(f"{name}-circuit", attack.plot("circuit", result=result), caption, n, RANDOM, circuit(result))
     caption = (
         "Cosine with the direction by layer, at the last position and at the instruction's last token (is the harm "
         "still visible there?); band of one standard deviation; dotted: the layer of the direction."

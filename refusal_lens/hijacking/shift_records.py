@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..records.base import Record
 from ..records.labels import Head, head_label, index_of
-from ..stats import Interval, columns, mean_interval
+from ..report.claims import NOT_SHOWN, grade, percent
+from ..stats import Interval, columns, fraction_interval, mean_interval
 
 TARGETS = ("instruction", "suffix")
 PLAYERS = ("query", "suffix keys", "template keys")
@@ -182,3 +183,24 @@ def largest_edges(edges: Float[Tensor, "side receiver sender"], n: int) -> tuple
     """The ``n`` edges of largest size, largest first."""
     order = edges.abs().flatten().argsort(descending=True)[:n].tolist()
     return tuple(tuple(int(i) for i in torch.unravel_index(torch.tensor(k), edges.shape)) for k in order)  # type: ignore[misc]
+
+
+def shown_causes(parts: Float[Tensor, "player prompt"]) -> dict[str, Interval]:
+    """Causes that make a share of a rise of attention whose interval lies above 0; none where it doesn't rise."""
+    whole = parts.sum(0).tolist()
+    if not mean_interval(whole).low > 0:
+        return {}
+    shares = {name: fraction_interval(part.tolist(), whole) for name, part in zip(PLAYERS, parts, strict=True)}
+    return {name: share for name, share in shares.items() if grade(share) != NOT_SHOWN}
+
+
+def explained(parts: Float[Tensor, "player prompt"], heads: str) -> str:
+    """Say which causes explain that the attention of ``heads`` on a suffix rises, graded; or that none does."""
+    whole, shares = mean_interval(parts.sum(0).tolist()), shown_causes(parts)
+    number = f"{whole.mean:+.3f} [{whole.low:+.3f}, {whole.high:+.3f}] relative to random tokens"
+    if not whole.low > 0:
+        return f"the attention of {heads} on it is not shown to rise ({number}), so no part of the split explains it"
+    if not shares:
+        return f"no part of the split is shown to explain that the attention of {heads} on it rises ({number})"
+    said = (f"the {name} {percent(share)} ({grade(share)})" for name, share in shares.items())
+    return f"of the rise of attention of {heads} on it ({number}), explained by {', '.join(said)}"
