@@ -22,7 +22,7 @@ from refusal_lens.hijacking.section import hijacking_section
 from refusal_lens.records.store import Store
 from refusal_lens.study.config import StudyConfig
 
-COLUMNS = ["suffix", "metric_drop", "low", "high", "not_refused", "random", "grade", "dominance", "explained by"]
+COLUMNS = ["suffix", "metric_drop", "low", "high", "not_refused", "random", "grade", "dominance"]
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ def finding(result: SuffixResult) -> str:
         return f"{said}."
     shift, target = result.shift, TARGETS.index("suffix")
     parts = torch.stack([shift.parts[:, target, layer, head] for layer, head in shift.receivers]).mean(0)
-    said += f"; {explained(parts, f'the {len(shift.receivers)} heads that turn to it most on other prompts')}"
+    said += f"; {explained(parts, f'{len(shift.receivers)} heads (chosen on other prompts)')}"
     if result.curves is not None:
         stays = result.curves.stays()
         said += (

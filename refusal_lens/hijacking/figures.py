@@ -17,13 +17,14 @@ from .causal_records import CausalTests
 from .circuits import plot_circuit as plot_circuit
 from .curve_records import WAYS, HeadCurves
 from .detection import Detectors
+from .many_figures import CAUSES
 from .many_figures import plot_beside_dominance as plot_beside_dominance
 from .many_figures import plot_clusters as plot_clusters
 from .many_figures import plot_many_suffixes as plot_many_suffixes
 from .many_figures import plot_recurrence as plot_recurrence
 from .observation_records import Observation, SuffixResult, TokenEffects
 from .records import Investigation
-from .shift_records import PLAYERS, AttentionShift
+from .shift_records import AttentionShift
 
 Which = SuffixResult | Suffix | str | None  # a suffix of the investigation; None: the strongest
 PER_LINE = 12  # tokens of a suffix
@@ -268,7 +269,7 @@ def plot_attention_shift(record: AttentionShift, target: str = "suffix") -> Draw
     """Each receiver's change of attention on the target, by cause, beside the compositions with the largest parts."""
     n, heads = record.parts.shape[-1], record.receiver_labels
     figure = style.panels([f"attention on the {target}, by cause", "what wrote the scores"], horizontal_spacing=0.3)
-    for player, tint in zip(PLAYERS, (style.BLUE, style.ORANGE, style.SKY), strict=True):
+    for player, tint in CAUSES.items():
         found = [record.part(player, head, target) for head in record.receivers]
         hover = f"%{{x}}, {player}: %{{y:+.3f}}<extra></extra>"
         style.add_bars(figure, heads, found, player, marker_color=tint, hovertemplate=hover, **style.panel(1))

@@ -5,12 +5,12 @@ from ..records.base import figure as registered
 from ..records.labels import shortened, visible
 from ..report import style
 from ..report.drawing import Drawing
-from .many_records import TOP, ManySuffixes
+from .many_records import ManySuffixes
 from .shift_records import PLAYERS
 
 HEADS = 16  # of those that recur most
 KINDS = (("attacks", "meant to stop refusals", style.ORANGE), ("controls", "benign or random", style.SKY))
-CAUSES = dict(zip(PLAYERS, (style.BLUE, style.ORANGE, style.SKY), strict=True))
+CAUSES = dict(zip(PLAYERS, (style.BLUE, style.PINK, style.YELLOW), strict=True))
 
 
 def _label(record: ManySuffixes, i: int) -> str:
@@ -23,7 +23,7 @@ def plot_many_suffixes(record: ManySuffixes) -> Drawing:
     frame, n = record.to_frame(), record.metric.shape[1]
     rho = record.strength_against_universality()
     note = "" if rho.mean != rho.mean else f": Spearman {rho.mean:.2f} [{rho.low:.2f}, {rho.high:.2f}]"
-    titles = (f"strength and universality{note}", "attention of the top heads on it, by cause")
+    titles = (f"strength and universality{note}", "attention of the top heads on it, by cause; strongest above")
     figure = style.panels(titles, column_widths=[0.4, 0.6], horizontal_spacing=0.22)
     for group, name, tint in KINDS:
         some = list(getattr(record, group))
@@ -50,13 +50,13 @@ def plot_many_suffixes(record: ManySuffixes) -> Drawing:
     figure.update_xaxes(title_text="drop of the refusal metric", row=1, col=1)
     figure.update_yaxes(title_text="prompts not refused", tickformat=".0%", row=1, col=1)
     figure.update_xaxes(title_text="attention, suffix minus random tokens", row=1, col=2)
-    figure.update_yaxes(title_text="suffix, strongest above", row=1, col=2).update_layout(barmode="relative")
+    figure.update_layout(barmode="relative")
     height = max(440, 200 + 15 * len(order))
     return style.finish(figure, f"{len(order)} suffixes beside random tokens (n = {n} prompts)", height)
 
 
 @registered("recurrence", ManySuffixes)
-def plot_recurrence(record: ManySuffixes, by: str = "attention", top: int = TOP) -> Drawing:
+def plot_recurrence(record: ManySuffixes, by: str = "attention", top: int | None = None) -> Drawing:
     """Shared part of two suffixes' top heads beside that of random heads of the same layers, and the heads that recur.
 
     Args:
@@ -65,7 +65,9 @@ def plot_recurrence(record: ManySuffixes, by: str = "attention", top: int = TOP)
     found, heads = record.overlaps(by, top), record.recurring(by, top).head(HEADS)
     if not found:
         raise LabelError("heads can recur over two suffixes of a kind at least")
-    figure = style.panels([f"shared part of the top {top} heads", "heads that recur"], horizontal_spacing=0.14)
+    figure = style.panels(
+        [f"shared part of their top {top or len(record.top_heads)} heads", "heads that recur"], horizontal_spacing=0.14
+    )
     for name, which, tint, hatch in (
         ("suffixes", "found", style.ORANGE, ""),
         ("random heads of the same layers (95% range)", "chance", style.GREY, "/"),

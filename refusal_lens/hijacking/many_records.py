@@ -17,7 +17,6 @@ from .recurrence import Clusters, Overlap, clusters, overlap, top_sets
 from .shift_records import PLAYERS, TARGETS, explained, shown_causes
 
 BY = ("attention", "write")  # what ranks the heads of a suffix: attention gained by it, or write along r̂ lost
-TOP = 8  # heads of a suffix that are compared with those of another
 
 
 @dataclass(frozen=True)
@@ -116,16 +115,18 @@ class ManySuffixes(
         """Value of every head that ranks it, [suffix, layer, head]: one of ``BY``."""
         return (self.parts[:, :, TARGETS.index("suffix")].sum(1) if by == "attention" else self.drops).double().numpy()
 
-    def overlaps(self, by: str = "attention", top: int = TOP) -> dict[str, Overlap]:
-        """How far the ``top`` heads of two suffixes are the same: of two attacks, two controls, one of each."""
-        sets = top_sets(self.by_head(by), top)
+    def overlaps(self, by: str = "attention", top: int | None = None) -> dict[str, Overlap]:
+        """How far the ``top`` heads of two suffixes (as many as there are top heads) are the same: of two attacks, two
+        controls, one of each."""
+        sets = top_sets(self.by_head(by), top or len(self.top_heads))
         attacks, controls = sets[list(self.attacks)], sets[list(self.controls)]
         pairs = {"attacks": (attacks, None), "controls": (controls, None), "attack and control": (attacks, controls)}
         return {name: overlap(*pair) for name, pair in pairs.items() if len(pair[0]) > (pair[1] is None)}
 
-    def recurring(self, by: str = "attention", top: int = TOP) -> pd.DataFrame:
+    def recurring(self, by: str = "attention", top: int | None = None) -> pd.DataFrame:
         """One row per head among the ``top`` of an attack: in how many attacks and controls, p of that many attacks by
         chance (binomial, heads drawn evenly; BH-adjusted over heads)."""
+        top = top or len(self.top_heads)
         sets = top_sets(self.by_head(by), top)
         counts = [sets[list(some)].sum(0) for some in (self.attacks, self.controls)]
         n, share = len(self.attacks), top / counts[0].size

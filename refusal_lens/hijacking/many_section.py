@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ..report.page import Figure, Item, Section, Table
 from .many_figures import plot_recurrence
-from .many_records import BY, TOP, ManySuffixes
+from .many_records import BY, ManySuffixes
 from .section import RANDOM
 
 MOST = 5  # suffixes of which the sentence is in the text
@@ -53,9 +53,9 @@ def _recurrence(many: ManySuffixes) -> Iterator[Figure]:
     for by, what in zip(BY, ("gains attention from most", "takes the write along r̂ from most"), strict=True):
         if many.overlaps(by):
             caption = (
-                f"Left: shared part of two suffixes' top {TOP} heads, those that a suffix {what}, with 95% intervals "
-                "over suffixes, beside heads permuted within their layers. Right: the heads that recur most, in "
-                "attacks and in controls."
+                f"Left: shared part of two suffixes' top {len(many.top_heads)} heads, those that a suffix {what}, "
+                "with 95% intervals over suffixes, beside heads permuted within their layers. Right: the heads that "
+                "recur most, in attacks and in controls."
             )
             n, frame = f"{len(many.suffixes)} suffixes", many.recurring(by)
             yield Figure(f"many-{by}", plot_recurrence(many, by), caption, n, "random heads; benign suffixes", frame)

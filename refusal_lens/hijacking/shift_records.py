@@ -202,5 +202,5 @@ def explained(parts: Float[Tensor, "player prompt"], heads: str) -> str:
         return f"the attention of {heads} on it is not shown to rise ({number}), so no part of the split explains it"
     if not shares:
         return f"no part of the split is shown to explain that the attention of {heads} on it rises ({number})"
-    said = (f"the {name} {percent(share)} ({grade(share)})" for name, share in shares.items())
-    return f"of the rise of attention of {heads} on it ({number}), explained by {', '.join(said)}"
+    said = (f"the {name} {percent(share)} of that ({grade(share)})" for name, share in shares.items())
+    return f"the attention of {heads} on it rises by {number}, explained by {', '.join(said)}"

@@ -37,6 +37,17 @@ SCRIPTS = {
     "fig5_suffix_trace": (["--limit", "1"], ["report"], ["cosine with the direction by layer"]),
     "fig6_suffix_heads": (["--limit", "1"], ["report"], ["attention moved", "random tokens of equal length"]),
     "suffix_attention": (["--limit", "1"], ["report"], ["keys of", "area"]),
+    "many_suffixes": (
+        ["--count", "12", "--n", "6", "--detail", "1", "--controls", "1", "--detail-n", "6"],
+        ["many", "report"],
+        [
+            "3 are meant to stop refusals, 9 are controls",
+            "dominance score",
+            "silhouette",
+            "heads that recur",
+            "within chance",
+        ],
+    ),
     "causal_table": (["--limit", "1"], ["report"], ["cut top heads", "placebo"]),
     "top_heads": ([], ["heads", "causal", "patching", "sources"], ["rank correlation"]),
     "dla_refusal_tokens": ([], ["dla_harmful", "dla_harmless"], ["TransformerLens's logit_attrs"]),
