@@ -32,11 +32,12 @@ def main() -> None:
     arguments.add_argument("--detail", type=int, default=5, help="strongest suffixes to look into")
     arguments.add_argument("--controls", type=int, default=2, help="controls to look into")
     arguments.add_argument("--detail-n", type=int, default=32, help="prompts of these")
+    arguments.add_argument("--choose", type=int, default=32, help="validation prompts that choose the heads")
     arguments.add_argument("--engine", default="local", help="local or ray")
     args = arguments.parse_args()
     model, study = prepared(args)
     found = loaded(args)
-    tokens, direction, choosing = study.refusal_tokens, study.selection.chosen, list(study.harmful.val)[:32]
+    tokens, direction, choosing = study.refusal_tokens, study.selection.chosen, list(study.harmful.val)[: args.choose]
     found = filled_up(found, args.count, model.chat, choosing, list(study.harmless.val), args.seed)
     prompts, read = refused_prompts(model, list(study.harmful.test), tokens, args.n)
     print(f"{len(found)} suffixes x {len(prompts)} refused prompts (of {read}); heads chosen on {len(choosing)} others")

@@ -24,6 +24,9 @@ def hijack(
     ] = LATEST,
     out: Annotated[Path | None, typer.Option(help="Result folder; by default `suffixes` in RUN.")] = None,
     kind: Annotated[str, typer.Option(help="Kind of suffixes, where the file gives none.")] = "adversarial",
+    column: Annotated[
+        list[str] | None, typer.Option(help="suffix=NAME, kind=NAME or score=NAME: the file's own names of columns.")
+    ] = None,
     harmful: Annotated[
         str | None, typer.Option(help="File of harmful prompts to report on (default: the test prompts of RUN).")
     ] = None,
@@ -67,7 +70,8 @@ def hijack(
 
     if suffixes is None and model != "organism":
         raise PromptError("give --suffixes: only the embedded model brings its own")
-    found = SuffixSet.load(suffixes or embedded(), kind)
+    columns = dict(item.partition("=")[::2] for item in column or [])
+    found = SuffixSet.load(suffixes or embedded(), kind, columns=columns)
     study = Study(direction)
     folder = out or study.folder / "suffixes"
     settings = Settings(

@@ -129,7 +129,7 @@ def test_the_circuit_leads_from_tokens_to_refusal(found):
     figure = report.plot("circuit")
     assert sum(trace.mode == "lines" for trace in figure.data) == circuit(report.result())["shown"].sum()
     said = finding(result)
-    assert "most of it" in said and "explained by the suffix keys" in said and "effect stays" in said
+    assert "most of it" in said and "the suffix keys" in said and "effect stays" in said
     # A suffix that does nothing: no edge of a head is beyond chance, and nothing is claimed.
     nothing = circuit(dataclasses.replace(result, suffixed=result.random))
     assert not nothing[nothing["kind"] == "head"]["shown"].any()
