@@ -28,7 +28,7 @@ def parser(doc: str, name: str) -> argparse.ArgumentParser:
     found.add_argument("--max-new-tokens", type=int, default=48, help="length limit of replies (the paper: 512)")
     found.add_argument("--out", type=Path, default=Path("runs") / "analyses" / name, help="output folder")
     found.add_argument(
-        "--study", type=Path, help="the direction's study, used as it is if there (default: `study` in OUT)"
+        "--study", type=Path, help="the direction's study, used as it is (default: made in OUT)"
     )
     return found
 
