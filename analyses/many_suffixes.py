@@ -39,8 +39,10 @@ def main() -> None:
     found = loaded(args)
     tokens, direction, choosing = study.refusal_tokens, study.selection.chosen, list(study.harmful.val)[: args.choose]
     found = filled_up(found, args.count, model.chat, choosing, list(study.harmless.val), args.seed)
-    prompts, read = refused_prompts(model, list(study.harmful.test), tokens, args.n)
-    print(f"{len(found)} suffixes x {len(prompts)} refused prompts (of {read}); heads chosen on {len(choosing)} others")
+    refused, read = refused_prompts(model, list(study.harmful.test), tokens, args.n + args.detail_n)
+    cut = min(args.n, max(len(refused) - args.detail_n, len(refused) // 2))
+    prompts, reported = refused[:cut], refused[cut:]  # the strongest are chosen on some, and looked into on others
+    print(f"{len(found)} suffixes x {cut} refused prompts (of {read}); heads chosen on {len(choosing)} others")
     top = choose_heads(head_contributions(model, choosing, direction), min(8, model.n_heads))
     with closing(named_engine(args.engine, StudyConfig(model=args.model))(model)) as engine:
         store = Store(args.out)
@@ -58,7 +60,7 @@ def main() -> None:
     print(many.agreement())
     report = investigate(
         model,
-        prompts[: args.detail_n],
+        reported,
         SuffixSet("strongest", many.strongest(args.detail, args.controls)),
         direction,
         head_prompts=choosing,
