@@ -27,9 +27,7 @@ def parser(doc: str, name: str) -> argparse.ArgumentParser:
     found.add_argument("--prompts", type=int, default=100, help="most test prompts of each kind")
     found.add_argument("--max-new-tokens", type=int, default=48, help="length limit of replies (the paper: 512)")
     found.add_argument("--out", type=Path, default=Path("runs") / "analyses" / name, help="output folder")
-    found.add_argument(
-        "--study", type=Path, help="the direction's study, used as it is (default: made in OUT)"
-    )
+    found.add_argument("--study", type=Path, help="the direction's study, used as it is (default: made in OUT)")
     return found
 
 

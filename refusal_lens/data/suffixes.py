@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import PromptError
 from ..records.base import Record, load_record
+from ..records.labels import shortened, visible
 from .files import check_text, read_file
 
 ATTACK_KINDS = ("adversarial", "gcg", "adaptive", "jailbreakbench")
@@ -39,6 +40,10 @@ class Suffix(Record):
     def is_attack(self) -> bool:
         """Whether it is meant to stop refusals: any kind but the benign ones."""
         return self.kind not in BENIGN_KINDS
+
+    def short(self, limit: int = 60) -> str:
+        """The text as titles and lists show it, at most ``limit`` characters."""
+        return shortened(visible(self.text.strip()).replace("␣", " "), limit)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import torch
 
 from ..errors import LabelError
 from ..records.base import figure as registered
-from ..records.labels import shortened, visible
 from ..report import style
 from ..report.claims import NOT_SHOWN, grade, grade_beyond, percent
 from ..report.drawing import Drawing
@@ -135,11 +134,11 @@ def plot_circuit(record: SuffixResult | Investigation, result: SuffixResult | st
             "hoverinfo": "skip",
             "showlegend": False,
         }
-        figure.add_scatter(x=x, y=y, text=[visible(name) for name in some], mode="markers+text", **look)
+        figure.add_scatter(x=x, y=y, text=list(some), mode="markers+text", **look)
         figure.add_annotation(x=col, y=1, yref="paper", yanchor="bottom", text=HEADINGS[col], showarrow=False)
     figure.update_traces(showlegend=False).update_xaxes(visible=False, range=[-0.6, 3.4]).update_yaxes(visible=False)
-    name = shortened(visible(one.suffix.text.strip()).replace("␣", " "), 40)
-    title = f"From “{name}” to refusal (n = {one.suffixed.n}; {len(frame) - len(shown)} edges within chance left out)"
+    within = f"{len(frame) - len(shown)} edges within chance left out"
+    title = f"From “{one.suffix.short(40)}” to refusal (n = {one.suffixed.n}; {within})"
     return style.finish(figure, title, max(420, 160 + 26 * max(len(tokens), len(heads))))
 
 

@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 from ..data.suffixes import Suffix
 from ..errors import LabelError
 from ..records.base import figure as registered
-from ..records.labels import REGIONS, shortened, visible
+from ..records.labels import REGIONS, visible
 from ..report import style
 from ..report.drawing import Drawing
 from ..stats import mean_interval
@@ -44,12 +44,7 @@ def conditions(attack: Investigation, result: SuffixResult) -> list[Observation]
 
 def suffix_label(index: int, suffix: Suffix) -> str:
     """How lists and clicks name a suffix."""
-    return f"{index + 1}. {shortened(visible(suffix.text.strip()).replace('␣', ' '))}"
-
-
-def _short(result: SuffixResult) -> str:
-    """A suffix in a title."""
-    return f"“{shortened(visible(result.suffix.text.strip()).replace('␣', ' '), 40)}”"
+    return f"{index + 1}. {suffix.short()}"
 
 
 def _is_control(condition: str) -> bool:
@@ -130,7 +125,7 @@ def plot_suffix_trace(
     if site is not None:
         look = {"line_dash": "dash", "line_color": style.ORANGE, "annotation_text": "departs from random"}
         figure.add_vline(x=site, row=1, col=1, **look)
-    return style.finish(figure, f"Along r̂ by layer, with the suffix {_short(result)}", height=460)
+    return style.finish(figure, f"Along r̂ by layer, with the suffix “{result.suffix.short(40)}”", height=460)
 
 
 @registered("heads", Investigation)
@@ -148,7 +143,7 @@ def plot_suffix_heads(attack: Investigation, result: Which = None) -> Drawing:
         style.add_bars(figure, attack.head_labels, found, f"{o.condition}, n = {o.n}", marker=marker, **shared)
     figure.update_xaxes(title_text="head").update_yaxes(title_text="written along r̂")
     title = f"What the top heads (chosen on {len(attack.head_prompts)} other prompts) write"
-    return style.finish(figure, f"{title}, with the suffix {_short(result)}", height=420)
+    return style.finish(figure, f"{title}, with the suffix “{result.suffix.short(40)}”", height=420)
 
 
 @registered("attention by region", Investigation)
@@ -164,7 +159,7 @@ def plot_attention_regions(attack: Investigation, result: Which = None, post: in
     label = attack.post_labels[post] if len(attack.post_labels) >= -post else ""
     figure.update_yaxes(title_text=f"attention from position {post} {label}", range=[0, 1], col=1)
     figure.update_layout(barmode="stack").update_xaxes(title_text="head")
-    return style.finish(figure, f"Where the top heads attend, with the suffix {_short(result)}", height=450)
+    return style.finish(figure, f"Where the top heads attend, with the suffix “{result.suffix.short(40)}”", height=450)
 
 
 @registered("attention by position", Investigation)
@@ -191,7 +186,7 @@ def plot_attention_positions(attack: Investigation, result: Which = None) -> Dra
         )
     figure.update_xaxes(title_text="attention from").update_yaxes(autorange="reversed")
     figure.update_yaxes(title_text="head", col=1)
-    return style.finish(figure, f"Attention to the suffix {_short(result)} and to random tokens", height=390)
+    return style.finish(figure, f"Attention to the suffix “{result.suffix.short(40)}” and to random tokens", height=390)
 
 
 @registered("split of the drop", Investigation)

@@ -2,7 +2,6 @@
 
 from ..errors import LabelError
 from ..records.base import figure as registered
-from ..records.labels import shortened, visible
 from ..report import style
 from ..report.drawing import Drawing
 from .many_records import ManySuffixes
@@ -14,7 +13,7 @@ CAUSES = dict(zip(PLAYERS, (style.BLUE, style.PINK, style.YELLOW), strict=True))
 
 
 def _label(record: ManySuffixes, i: int) -> str:
-    return f"{i + 1}. {shortened(visible(record.suffixes[i].text.strip()).replace('␣', ' '), 28)}"
+    return f"{i + 1}. {record.suffixes[i].short(28)}"
 
 
 @registered("suffixes", ManySuffixes)
