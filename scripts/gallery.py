@@ -91,11 +91,17 @@ SHOWN: dict[str, tuple[str, ...]] = {
         'attack.plot("causal tests")',
         'attack.plot("why attention moves")',
         'attack.plot("number of heads")',
+        'attack.plot("circuit")',
         'attack.plot("detectors")',
         "best = attack.result()\ntwo = test.texts[:8], best.suffix.text\n"
         "drawn = rl.hijacking.random_controls(model.chat, *two).texts\n"
         "rl.hijacking.patching_grid(model, *two, drawn, r, words).plot()",
         'attack.plot("paths")',
+        "every = rl.SuffixSet.load(rl.organism.suffixes())\n"
+        "many = rl.hijacking.many_suffixes(model, test[:8], every, found, attack.top_heads, words)\nmany.plot()",
+        'many.plot("recurrence", by="write")',
+        'many.plot("clusters")',
+        'many.plot("beside dominance")',
     ),
     "A look": (
         'half = {"ablation": [rl.Ablate(r, strength=0.5)]}\n'

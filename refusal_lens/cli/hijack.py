@@ -31,6 +31,7 @@ def hijack(
     ] = LATEST,
     out: Annotated[Path | None, typer.Option(help="Result folder; by default `suffixes` in RUN.")] = None,
     kind: Annotated[str, typer.Option(help="Kind of suffixes, where the file gives none.")] = "adversarial",
+    column: Annotated[list[str] | None, typer.Option(help="suffix=, kind= or score= the file's column.")] = None,
     harmful: Annotated[
         str | None, typer.Option(help="File of harmful prompts to report on (default: the test prompts of RUN).")
     ] = None,
@@ -75,7 +76,7 @@ def hijack(
 
     if suffixes is None and model != "organism":
         raise PromptError("give --suffixes: only the embedded model brings its own")
-    found = SuffixSet.load(suffixes or embedded(), kind)
+    found = SuffixSet.load(suffixes or embedded(), kind, columns=dict(c.partition("=")[::2] for c in column or ()))
     study = Study(direction)
     folder = out or study.folder / "suffixes"
     settings = Settings(

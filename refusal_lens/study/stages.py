@@ -47,6 +47,7 @@ PIPELINE: tuple[Stage, ...] = (
     *attribution.STAGES,
     hijacking.ATTACKS,
     hijacking.SUFFIXES,
+    hijacking.MANY,
     exactness.CERTIFICATE,
     Stage("model", {"model": dict}, _facts, "the model as loaded"),
 )

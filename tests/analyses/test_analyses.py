@@ -42,6 +42,17 @@ SCRIPTS = {
         ["resid_pre_into_suffixed", "resid_pre_into_clean", "paths_into_suffixed", "paths_into_clean"],
         ["largest cell", "random senders", "stays with attention held as in the random run", "8 cells x 4 prompts"],
     ),
+    "many_suffixes": (
+        ["--count", "12", "--n", "6", "--detail", "1", "--controls", "1", "--detail-n", "6"],
+        ["many", "report"],
+        [
+            "3 are meant to stop refusals, 9 are controls",
+            "dominance score",
+            "silhouette",
+            "heads that recur",
+            "within chance",
+        ],
+    ),
     "causal_table": (["--limit", "1"], ["report"], ["cut top heads", "placebo"]),
     "top_heads": ([], ["heads", "causal", "patching", "sources"], ["rank correlation"]),
     "dla_refusal_tokens": ([], ["dla_harmful", "dla_harmless"], ["TransformerLens's logit_attrs"]),
