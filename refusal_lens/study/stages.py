@@ -43,6 +43,7 @@ PIPELINE: tuple[Stage, ...] = (
     direction.CONVERSATIONS,
     direction.HARM,
     behaviour.EVALUATION,
+    behaviour.OVER_REFUSAL,
     direction.STABILITY,
     *attribution.STAGES,
     hijacking.ATTACKS,
