@@ -6,8 +6,9 @@ from ..data.prompts import PromptSet
 from ..direction.records import Selection
 from ..engines.stage import Job, Stage, made_elsewhere
 from ..refusal.records import RefusalTokens
+from .probe_records import DetectorComparison
 from .records import Investigation
-from .section import hijacking_section
+from .section import detectors_section, hijacking_section
 
 MAX_NEW_TOKENS = 24  # of replies to suffixed prompts at most
 
@@ -56,4 +57,12 @@ SUFFIXES = Stage(
     "the same, with its own `report.html`; the run's report shows this one if it exists",
     command="refusal-lens hijack",
     section=_section,
+)
+DETECTORS = Stage(
+    "detectors",
+    {"detectors": DetectorComparison},
+    made_elsewhere,
+    "the projection beside detectors that are fitted, on plain, suffixed and borderline prompts",
+    command="python -m analyses.detectors --study",
+    section=lambda study: study.detectors and detectors_section(study.detectors),
 )

@@ -48,6 +48,7 @@ PIPELINE: tuple[Stage, ...] = (
     *attribution.STAGES,
     hijacking.ATTACKS,
     hijacking.SUFFIXES,
+    hijacking.DETECTORS,
     exactness.CERTIFICATE,
     Stage("model", {"model": dict}, _facts, "the model as loaded"),
 )
