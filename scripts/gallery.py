@@ -92,6 +92,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
         'attack.plot("why attention moves")',
         'attack.plot("number of heads")',
         'attack.plot("detectors")',
+        "rl.hijacking.compare_detectors(model, data, found, rl.load_borderline()).plot()",
     ),
     "A look": (
         'half = {"ablation": [rl.Ablate(r, strength=0.5)]}\n'
@@ -107,6 +108,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "words.plot()",
         "rl.behaviour.evaluate_table(model, r, prompts, max_new_tokens=16).plot()",
         "rl.behaviour.refusal_proxy(model, prompts, words, 16).plot()",
+        "rl.behaviour.over_refusal(model, data, found, max_new_tokens=16).plot()",
         "own = rl.models.own_completions(model, calm, 16)\n"
         'rl.behaviour.losses(model, own, edits, "own replies").plot()',
     ),
