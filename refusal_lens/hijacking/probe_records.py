@@ -77,19 +77,26 @@ class DetectorComparison(Record, axes={"detector": DETECTORS, "prompt": "groups"
     def losses(self) -> Iterator[tuple[str, str, str, Interval | Rate, Interval | Rate]]:
         """Where the projection loses: (test, measure, detector, its value, the projection's), the intervals apart.
 
-        The measures are "AUROC" and "detected"; of several detectors that are better, the best is named.
+        The measures are "AUROC" and "detected"; of several detectors that are better, the best is named. Detections do
+        not count where a detector clearly raises more false alarms on the test's harmless prompts than it may.
         """
         seen = set()
-        for test, harmful, _ in self.tests:
+        for test, harmful, harmless in self.tests:
             for what in ("AUROC", "detected")[: 1 if harmful in seen else 2]:
                 found: dict[str, Interval | Rate] = {
                     name: self.auroc(name, test) if what == "AUROC" else self.flagged(name, harmful)
                     for name in DETECTORS
                 }
-                best = max(DETECTORS[1:-1], key=lambda name: found[name].low)
+                best = max(self._usable(what, harmless), key=lambda name: found[name].low, default="projection")
                 if found[best].low > found["projection"].high:
                     yield test, what, best, found[best], found["projection"]
             seen.add(harmful)
+
+    def _usable(self, what: str, harmless: str) -> Iterator[str]:
+        """The detectors that may be named for a measure, besides the projection and its control."""
+        for name in DETECTORS[1:-1]:
+            if what == "AUROC" or self.flagged(name, harmless).low <= self.false_alarms:
+                yield name
 
     def summary(self) -> tuple[str, ...]:
         """How the projection stands against fitted detectors, and how certain the thresholds are, in words."""
@@ -101,6 +108,8 @@ class DetectorComparison(Record, axes={"detector": DETECTORS, "prompt": "groups"
             f"detector's layer was chosen on {self.n_val[0]} and {n} others: {layers}.",
             f"The threshold lets {int(self.false_alarms * n)} of {n} harmless validation prompts pass; false alarms on "
             f"{tested} others: {false}.",
+            f"AUROC on plain test prompts: projection {self.auroc('projection', 'plain')}, as a control a random "
+            f"direction {self.auroc('random direction', 'plain')}.",
         ]
         if min(n, tested) < ENOUGH:
             said.append(
@@ -114,7 +123,7 @@ class DetectorComparison(Record, axes={"detector": DETECTORS, "prompt": "groups"
         said.append(
             f"The projection loses: {'; '.join(lost)}."
             if lost
-            else f"Nowhere (tests: {names}) does a fitted detector's interval lie above the projection's."
+            else f"Nowhere (tests: {names}) does another detector's interval lie above the projection's."
         )
         for test, _, harmless in self.tests:
             if harmless != "harmless" and (share := self.flagged("projection", harmless)).low > self.false_alarms:

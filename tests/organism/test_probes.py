@@ -81,6 +81,9 @@ def test_words_name_few_prompts_and_losses(compared, tmp_path):
     worse = replace(compared, scores=bad)
     assert {("plain", "AUROC"), ("plain", "detected")} <= {(test, what) for test, what, *_ in worse.losses()}
     assert "The projection loses: on plain, AUROC 0" in " ".join(worse.summary())
+    # One that flags everything detects everything, too, and is not named for it.
+    every = worse.thresholds[:1] + (-1e9,) * 5
+    assert [what for test, what, *_ in replace(worse, thresholds=every).losses() if test == "plain"] == ["AUROC"]
     with pytest.raises(LabelError, match="Mahalanobis distance"):
         compared.of("Mahalanobis", "harmful")
 

@@ -66,12 +66,17 @@ def test_presets_take_their_own_rows(monkeypatch):
     import refusal_lens.data.prompts as prompts
 
     asked = []
-    monkeypatch.setattr(prompts, "_load_dataset", lambda *where: asked.append(where) or rows)
+
+    def given(*where):
+        asked.append(where)
+        return rows if where[1] is None else [{"prompt": f"{where[1]} {i}"} for i in range(3)]
+
+    monkeypatch.setattr(prompts, "_load_dataset", given)
     found = load_borderline("xstest")
     assert {t.split()[0] for t in (*found.train, *found.test)} == {"safe"}
     assert set(found.contrasts) == {"unsafe 0", "unsafe 1", "unsafe 2"}
     assert asked == [("walledai/XSTest", None, "test")] * 2
-    load_borderline("or-bench")
+    assert all(t.startswith("or-bench-hard-1k") for t in load_borderline("or-bench").test)
     assert [config for _, config, _ in asked[2:]] == ["or-bench-hard-1k", "or-bench-toxic"]
     assert module.told_apart("or-bench-toxic", [])[0] == []
 
