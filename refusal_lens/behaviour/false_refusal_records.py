@@ -100,10 +100,12 @@ class OverRefusal(Record, axes={"condition": "conditions", "prompt": "prompt_set
         return f"{percent(rates['baseline'])} -> {percent(rates[condition])} ({moved})"
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per prompt set and condition: refusal rate and change of the metric, with intervals, n."""
+        """One row per prompt set and condition: shares refused and answered, change of the metric, with intervals, n."""
         rows = []
-        for name in self.sets:
-            for condition, rate in self.rates(name).items():
+        for name, said in zip(self.sets, self.completions, strict=True):
+            classes = said.classes
+            for condition, rate in said.rates.items():
                 row = {"prompts": name, "condition": condition, **columns(rate, "refused", "refused_")}
+                row |= columns(classes[condition]["answered"], "answered", "answered_")
                 rows.append(row | columns(self.change(name, condition), "change", "change_") | {"n": rate.n})
         return pd.DataFrame(rows)

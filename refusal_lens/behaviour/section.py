@@ -217,5 +217,8 @@ def over_refusal_section(record: OverRefusal) -> Section:
     control = f"{RANDOM_DIRECTION}; beside the direction of false refusal, one orthogonal to r̂ (hatched)"
     drawn = plot_over_refusal(record)
     figure = Figure("over-refusal", drawn, caption, f"{n} test prompts", control, record.to_frame())
-    replies = [_side_by_side(said.prompt_set, said) for said in record.completions if said.prompt_set == "borderline"]
-    return Section("over-refusal", "Over-refusal", record.summary(), (figure, *replies))
+    said = [said for said in record.completions if said.prompt_set == "borderline"]
+    classes = "The same replies to borderline prompts by class: what is not refused need not be an answer."
+    kinds = Figure("over-refusal-classes", plot_reply_classes(said), classes, f"{len(said[0].of('baseline'))} test prompts", control)
+    replies = [_side_by_side(some.prompt_set, some) for some in said]
+    return Section("over-refusal", "Over-refusal", record.summary(), (figure, kinds, *replies))

@@ -66,7 +66,7 @@ def test_the_record_returns_and_the_page_names_both(found, tmp_path):
     loaded = load_record(found.save(tmp_path / "over_refusal"), OverRefusal)
     assert loaded.to_frame().equals(found.to_frame()) and len(found.to_frame()) == 21
     section = over_refusal_section(loaded)
-    assert [item.id for item in section.flat()] == ["over-refusal", "completions-borderline"]
+    assert [item.id for item in section.flat()] == ["over-refusal", "over-refusal-classes", "completions-borderline"]
     assert "orthogonal to r̂" in section.items[0].control and "12 borderline" in section.items[0].n
     with pytest.raises(LabelError, match="harmful, borderline, harmless"):
         found.rates("benign")
