@@ -100,7 +100,7 @@ class OverRefusal(Record, axes={"condition": "conditions", "prompt": "prompt_set
         return f"{percent(rates['baseline'])} -> {percent(rates[condition])} ({moved})"
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per prompt set and condition: shares refused and answered, change of the metric, with intervals, n."""
+        """One row per prompt set and condition: share refused, share answered, change of the metric; intervals, n."""
         rows = []
         for name, said in zip(self.sets, self.completions, strict=True):
             classes = said.classes

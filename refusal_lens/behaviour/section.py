@@ -219,6 +219,7 @@ def over_refusal_section(record: OverRefusal) -> Section:
     figure = Figure("over-refusal", drawn, caption, f"{n} test prompts", control, record.to_frame())
     said = [said for said in record.completions if said.prompt_set == "borderline"]
     classes = "The same replies to borderline prompts by class: what is not refused need not be an answer."
-    kinds = Figure("over-refusal-classes", plot_reply_classes(said), classes, f"{len(said[0].of('baseline'))} test prompts", control)
+    n = f"{record.prompt_sets.count('borderline')} test prompts"
+    kinds = Figure("over-refusal-classes", plot_reply_classes(said), classes, n, control)
     replies = [_side_by_side(some.prompt_set, some) for some in said]
     return Section("over-refusal", "Over-refusal", record.summary(), (figure, kinds, *replies))
