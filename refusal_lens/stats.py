@@ -182,6 +182,18 @@ def auroc(positive: Values, negative: Values) -> Interval:
     return Interval(area, max(0.0, area - spread), min(1.0, area + spread), len(p) + len(n))
 
 
+def threshold_at(negative: Values, share: float) -> float:
+    """The lowest threshold above which at most a share of the negatives lies.
+
+    Example:
+        >>> from refusal_lens.stats import threshold_at
+        >>> threshold_at([1.0, 2.0, 3.0, 4.0], 0.25)
+        3.0
+    """
+    values = np.sort(np.asarray(negative, dtype=float))
+    return float(values[len(values) - 1 - int(share * len(values))])
+
+
 def roc(scores: Values, positive: Sequence[bool]) -> list[tuple[float, float, float]]:
     """Points of the ROC curve between every two neighbouring scores, lowest first.
 

@@ -102,6 +102,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
         'many.plot("recurrence", by="write")',
         'many.plot("clusters")',
         'many.plot("beside dominance")',
+        "rl.hijacking.compare_detectors(model, data, found, rl.load_borderline()).plot()",
     ),
     "A look": (
         'half = {"ablation": [rl.Ablate(r, strength=0.5)]}\n'
@@ -118,6 +119,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "words.plot()",
         "rl.behaviour.evaluate_table(model, r, prompts, max_new_tokens=16).plot()",
         "rl.behaviour.refusal_proxy(model, prompts, words, 16).plot()",
+        "rl.behaviour.over_refusal(model, data, found, max_new_tokens=16).plot()",
         "own = rl.models.own_completions(model, calm, 16)\n"
         'rl.behaviour.losses(model, own, edits, "own replies").plot()',
     ),

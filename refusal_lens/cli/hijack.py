@@ -106,10 +106,11 @@ def hijack(
 def _prompts(study: Any, harmful: str | None, harmless: int, borderline: Path | None) -> dict[str, list[str]]:
     """Prompts to report on, without those that chose the direction or the heads."""
     from ..behaviour.table import read_prompts
+    from ..data.borderline import told_apart
 
     notes: list[str] = []
     texts = list(study.harmful.test) if harmful is None else read_prompts(harmful, notes)[1]
-    edge = read_prompts(str(borderline), notes)[1] if borderline else []
+    edge = told_apart(borderline, notes)[0] if borderline else []
     known = {*study.harmful.train, *study.harmful.val}
     if seen := known & set(texts):
         texts = [text for text in texts if text not in known]

@@ -26,6 +26,8 @@ from .observation_records import Split as Split
 from .observation_records import SuffixResult as SuffixResult
 from .observation_records import TokenEffects as TokenEffects
 from .paths import path_effects as path_effects
+from .probe_records import DetectorComparison as DetectorComparison
+from .probes import compare_detectors as compare_detectors
 from .records import Investigation as Investigation
 from .screening import screen as screen
 from .shift_records import AttentionShift as AttentionShift

@@ -19,11 +19,8 @@ from .curve_records import WAYS, HeadCurves
 from .detection import Detectors
 from .grid_figures import plot_path_effects
 from .many_figures import CAUSES
-from .many_figures import plot_beside_dominance as plot_beside_dominance
-from .many_figures import plot_clusters as plot_clusters
-from .many_figures import plot_many_suffixes as plot_many_suffixes
-from .many_figures import plot_recurrence as plot_recurrence
 from .observation_records import Observation, SuffixResult, TokenEffects
+from .probe_records import DETECTORS, DetectorComparison
 from .records import Investigation
 from .shift_records import AttentionShift
 
@@ -358,6 +355,28 @@ def plot_roc(record: Detectors | Investigation) -> Drawing:
     figure.update_yaxes(title_text="true positive rate (harmful prompts)", row=1, col=1)
     figure.update_xaxes(title_text="resid_pre of layer (last: final stream)", row=1, col=2)
     return style.finish(figure, "Detecting harmful prompts by the direction", height=550)
+
+
+@registered("comparison", DetectorComparison)
+def plot_detectors(record: DetectorComparison) -> Drawing:
+    """AUROC and share detected of each detector by test, and AUROC on validation prompts by layer; 95% intervals."""
+    detected = f"detected at {record.false_alarms:.0%} false alarms"
+    figure = style.panels(["AUROC", detected, "AUROC by layer (validation)"], horizontal_spacing=0.07)
+    tests = [name.replace(" for ", "<br>for ") for name, *_ in record.tests]
+    for i, name in enumerate(DETECTORS):
+        look = {"legendgroup": name, "marker": style.marker(name, i)}
+        areas = [record.auroc(name, test) for test, *_ in record.tests]
+        style.add_bars(figure, tests, areas, name, **look, **style.panel(1))
+        shares = [record.flagged(name, harmful) for _, harmful, _ in record.tests]
+        style.add_bars(figure, tests, shares, name, showlegend=False, **look, **style.panel(2))
+        line = {"color": style.colour(name, i), "dash": style.dash(name)}
+        more = {"mode": "lines", "line": line, "name": name, "legendgroup": name, "showlegend": False}
+        figure.add_scatter(y=record.validation[i].tolist(), **more, **style.panel(3))
+    figure.update_yaxes(range=[0, 1.05]).update_yaxes(tickformat=".0%", row=1, col=2)
+    figure.update_xaxes(title_text="test prompts", row=1, col=1).update_xaxes(title_text="test prompts", row=1, col=2)
+    figure.update_xaxes(title_text="layer", row=1, col=3).update_layout(barmode="group")
+    n = ", ".join(f"{record.groups.count(g)} {g}" for g in ("harmful", "harmless"))
+    return style.finish(figure, f"Detectors of harmful prompts (n = {n}; 95% intervals)", height=520)
 
 
 def _register_part(kind: str, draw: Callable[[Any], Drawing], part: str) -> None:

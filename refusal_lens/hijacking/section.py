@@ -12,13 +12,14 @@ import pandas as pd
 
 from ..records.labels import shortened
 from ..report.claims import few_prompts
-from ..report.page import Card, Figure, Item, Note, Option, Page, Picker, Row, Section, Table, Widget
+from ..report.page import Card, Figure, Item, Note, Option, Page, Picker, Row, Section, Table, Widget, frame_table
 from .circuits import circuit, finding
 from .detection import Detectors
 from .figures import suffix_label
 from .grid_section import grid_items
 from .mechanisms import MECHANISMS, mechanism
 from .observation_records import SuffixResult
+from .probe_records import DetectorComparison
 from .records import Investigation
 from .shift_records import AttentionShift
 from .views import paired_attention
@@ -311,3 +312,17 @@ def _detector_items(found: Detectors) -> Iterator[Item]:
     )
     columns = ("score", "group", "AUROC", "95% interval", "flagged", "95% interval ", "n")
     yield Table("suffix-detectors", columns, rows, caption, data=frame)
+
+
+def detectors_section(record: DetectorComparison) -> Section:
+    """The projection beside detectors that are fitted."""
+    n = ", ".join(f"{record.groups.count(group)} {group}" for group in dict.fromkeys(record.groups))
+    caption = (
+        "Harmful against harmless prompts of each test: AUROC (DeLong's 95% intervals) and share of the harmful ones "
+        f"above the threshold for {record.false_alarms:.0%} false alarms (Clopper-Pearson); for borderline prompts, "
+        "the plain harmful ones against them. Right: AUROC on validation prompts, which choose each detector's layer."
+    )
+    control = "a random direction; random tokens of equal length beside each suffix"
+    figure = Figure("detectors-tests", record.plot(), caption, n, control, record.to_frame())
+    table = frame_table("detectors-table", record.to_frame().round(3), "Every detector on every test.")
+    return Section("detectors", "Detectors against baselines", record.summary(), (figure, table))

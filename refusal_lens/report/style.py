@@ -29,6 +29,8 @@ CONDITION_COLOURS = {
     "random_subtraction": "#E8C6D8",
     "orthogonalized": BLUE,
     "random_orthogonalized": "#9CC7E4",
+    "false_refusal_ablation": BLUE,
+    "random_false_refusal_ablation": "#9CC7E4",
     "adversarial": ORANGE,
     "random_suffix": SKY,
     "plain": RED,

@@ -29,6 +29,8 @@ SCRIPTS = {
     "cross_behaviour": ([], ["ablation", "addition"], ["Cross-effects"]),
     "transfer": ([], ["ablation", "addition"], ["Transfer"]),
     "harm": ([], ["map", "ablation", "addition"], ["AUROC of harmful against harmless", "against its random tokens"]),
+    "over_refusal": (["--condition", "ablation"], ["over_refusal"], ["Of the borderline prompts", "orthogonal to r̂"]),
+    "detectors": (["--harmless-prompts", "20"], ["detectors"], ["Fewer than 500 harmless", "Mahalanobis"]),
     "dose": (
         ["--n", "4", "--strength", "ablation=1", "--strength", "addition=1,2", "--place", "last=-1"],
         ["compared", "test_ablation", "test_addition"],
