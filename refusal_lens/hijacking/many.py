@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,4 +110,5 @@ def many_suffixes(
             found[i] = store.put(names[i][0], values, names[i][1])
             advance(1)
     values = {name: torch.stack([one[name] for one in found]) for name in found[0]}
-    return ManySuffixes(suffixes.items, named, **values, threshold=refusal_tokens.threshold, notes=tuple(notes))
+    rest: dict[str, Any] = {"threshold": refusal_tokens.threshold, "notes": tuple(notes)}
+    return ManySuffixes(direction, suffixes.items, named, **values, **rest)
