@@ -109,6 +109,6 @@ def many_suffixes(
         for (i, _), values in zip(items, made, strict=True):
             found[i] = store.put(names[i][0], values, names[i][1])
             advance(1)
-    values = {name: torch.stack([one[name] for one in found]) for name in found[0]}
-    rest: dict[str, Any] = {"threshold": refusal_tokens.threshold, "notes": tuple(notes)}
-    return ManySuffixes(direction, suffixes.items, named, **values, **rest)
+    fields: dict[str, Any] = {name: torch.stack([one[name] for one in found]) for name in found[0]}
+    fields |= {"threshold": refusal_tokens.threshold, "notes": tuple(notes)}
+    return ManySuffixes(direction, suffixes.items, named, **fields)
