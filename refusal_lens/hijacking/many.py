@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,5 +109,6 @@ def many_suffixes(
         for (i, _), values in zip(items, made, strict=True):
             found[i] = store.put(names[i][0], values, names[i][1])
             advance(1)
-    values = {name: torch.stack([one[name] for one in found]) for name in found[0]}
-    return ManySuffixes(suffixes.items, named, **values, threshold=refusal_tokens.threshold, notes=tuple(notes))
+    fields: dict[str, Any] = {name: torch.stack([one[name] for one in found]) for name in found[0]}
+    fields |= {"threshold": refusal_tokens.threshold, "notes": tuple(notes)}
+    return ManySuffixes(direction, suffixes.items, named, **fields)

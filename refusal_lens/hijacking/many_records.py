@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..data.suffixes import Suffix
 from ..records.base import Record
+from ..records.direction import Direction
 from ..records.labels import Head, head_label, shortened
 from ..report.claims import NOT_SHOWN, grade_beyond, percent
 from ..stats import Interval, Rate, benjamini_hochberg, columns, mean_interval, rank_correlation, rate
@@ -28,6 +29,7 @@ class ManySuffixes(
     """Every suffix beside random tokens of its length, after the same prompts, all refused without a suffix.
 
     Attributes:
+        direction: r̂.
         suffixes: in the order of the tensors.
         top_heads: the heads that write r̂ most, chosen on other prompts.
         metric, random_metric: refusal metric with the suffix and with random tokens.
@@ -39,6 +41,7 @@ class ManySuffixes(
         notes: what was left out, in words.
     """
 
+    direction: Direction
     suffixes: tuple[Suffix, ...]
     top_heads: tuple[Head, ...]
     metric: Float[Tensor, "suffix prompt"]

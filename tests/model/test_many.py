@@ -81,6 +81,9 @@ def test_attacks_work_and_controls_do_not_and_it_is_said(many, tmp_path):
     assert found.cluster_frame()[["attacks", "controls"]].to_numpy().sum() == 9
     again = load_record(found.save(tmp_path / "many"), type(found))
     assert again.to_frame().equals(frame)
+    assert torch.equal(
+        again.direction.unit, found.direction.unit
+    )  # by which a study knows that it is of its own direction
     section = many_section(again)
     assert [item.id for item in section.items if "cluster-table" not in item.id] == [
         *("many-suffixes", "many-attention", "many-write", "many-clusters", "many-dominance")
