@@ -21,7 +21,6 @@ from ..hooks.readers import Cache, Reader, Residual, at
 from ..models.model import HookedChatModel
 from ..progress import Progress, silent
 from ..records.direction import Direction, DirectionLike, as_direction
-from ..records.labels import shortened
 from ..stats import auroc, threshold_at
 from .controls import random_controls
 from .probe_records import DETECTORS, DetectorComparison
@@ -177,6 +176,7 @@ def compare_detectors(
         tests=tuple(tests),
         n_train=(len(data.harmful.train), len(data.harmless.train)),
         n_val=(len(data.harmful.val), len(data.harmless.val)),
+        suffixes=tuple(suffixes),
         false_alarms=false_alarms,
         notes=tuple(notes),
     )
@@ -206,9 +206,8 @@ def _tests(
         "harmless": (harmless, None),
     }
     tests = [("plain", "harmful", "harmless")]
-    for text in suffixes:
-        label = shortened(text.strip(), 30)
-        for name in (repr(label), f"random tokens for {label!r}"):
+    for i, text in enumerate(suffixes, start=1):
+        for name in (f"suffix {i}", f"random tokens {i}"):
             kinds = {f"harmful + {name}": harmful, f"harmless + {name}": harmless[: len(harmful)]}
             for group, some in kinds.items():
                 drawn = random_controls(model.chat, some, text, seed).texts if name.startswith("random") else None

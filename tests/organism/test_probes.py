@@ -59,7 +59,7 @@ def test_layers_come_from_validation_and_the_constant_one_is_said(compared):
 def test_every_suffix_stands_beside_random_tokens_on_both_kinds(compared):
     names = [name for name, *_ in compared.tests]
     assert names[0] == "plain" and names[-2:] == ["borderline", "contrasts"] and len(names) == 5
-    assert names[2] == f"random tokens for {names[1]}"
+    assert names[1:3] == ["suffix 1", "random tokens 1"] and len(compared.suffixes) == 1
     table = compared.to_frame()
     assert len(table) == 5 * len(DETECTORS)
     plain, attacked = (compared.auroc("projection", test).mean for test in names[:2])
