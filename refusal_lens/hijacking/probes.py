@@ -113,7 +113,7 @@ def compare_detectors(
     data: PromptPair,
     direction: DirectionLike,
     borderline: Borderline | None = None,
-    suffixes: Sequence[str] = (),
+    suffixes: str | Sequence[str] = (),
     *,
     false_alarms: float = 0.01,
     seed: int = 1,
@@ -142,7 +142,7 @@ def compare_detectors(
         1 [1, 1] (n = 48)
     """
     check_pair(data)
-    r = as_direction(direction)
+    r, suffixes = as_direction(direction), [suffixes] if isinstance(suffixes, str) else suffixes
     model.check_direction(r)
     for kind in data:
         for split, texts in (("training", kind.train), ("validation", kind.val), ("test", kind.test)):
