@@ -55,7 +55,7 @@ def fit_probes(x: np.ndarray, harmful: np.ndarray) -> dict[str, list[Scorer | No
 
     Logistic regression has an L2 penalty on standardized coordinates; the sparse probe is one on the 16 coordinates
     whose class means differ most in standard deviations (Gurnee et al. 2023); the distance is Mahalanobis's from the
-    harmless prompts, with Ledoit and Wolf's covariance of these.
+    harmless prompts in their standard deviations, with Ledoit and Wolf's covariance.
 
     Args:
         x: activations of training prompts, [layer prompt d_model].
@@ -76,8 +76,15 @@ def fit_probes(x: np.ndarray, harmful: np.ndarray) -> dict[str, list[Scorer | No
             last = LogisticRegression(C=1 / (L2 * len(layer)), max_iter=1000)
             pipe = make_pipeline(VarianceThreshold(), StandardScaler(), *select, last).fit(layer, harmful)
             found[name].append(pipe.decision_function)
-        found["Mahalanobis distance"].append(LedoitWolf().fit(layer[~harmful].astype(float)).mahalanobis)
+        found["Mahalanobis distance"].append(_distance(layer[~harmful].astype(float)))
     return found
+
+
+def _distance(harmless: np.ndarray) -> Scorer:
+    """From these prompts; standardized first, since the covariance is shrunk to one variance for all coordinates."""
+    scale = make_pipeline(VarianceThreshold(), StandardScaler()).fit(harmless)
+    covariance = LedoitWolf().fit(scale.transform(harmless))
+    return lambda x: covariance.mahalanobis(scale.transform(x))
 
 
 def _varies(layer: np.ndarray) -> bool:
@@ -139,7 +146,7 @@ def compare_detectors(
     Example:
         >>> compared = rl.hijacking.compare_detectors(model, data, found)
         >>> print(compared.auroc("projection", "plain"))
-        1 [1, 1] (n = 48)
+        1 [1, 1] (n = 24)
     """
     check_pair(data)
     r, suffixes = as_direction(direction), [suffixes] if isinstance(suffixes, str) else suffixes
