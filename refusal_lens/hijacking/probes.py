@@ -82,6 +82,8 @@ def fit_probes(x: np.ndarray, harmful: np.ndarray) -> dict[str, list[Scorer | No
 
 def _distance(harmless: np.ndarray) -> Scorer:
     """From these prompts; standardized first, since the covariance is shrunk to one variance for all coordinates."""
+    if not _varies(harmless):
+        return lambda x: np.zeros(len(x))
     scale = make_pipeline(VarianceThreshold(), StandardScaler()).fit(harmless)
     covariance = LedoitWolf().fit(scale.transform(harmless))
     return lambda x: covariance.mahalanobis(scale.transform(x))

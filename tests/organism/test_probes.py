@@ -123,6 +123,8 @@ def test_the_distance_is_from_the_harmless_mean():
     x, harmful = synthetic()
     distance = probes.fit_probes(x, harmful)["Mahalanobis distance"][1]
     mean = x[1][~harmful].astype(float).mean(0)
+    alike = probes.fit_probes(x[1:][:, [0, -1, -1]], np.array([True, False, False]))["Mahalanobis distance"][0]
+    assert alike(x[1]).tolist() == [0.0] * 120  # a kind that does not vary has no distance
     assert distance(mean[None])[0] == pytest.approx(0, abs=1e-9) and distance(x[1]).min() > 0
 
 
