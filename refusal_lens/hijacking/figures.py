@@ -362,7 +362,7 @@ def plot_detectors(record: DetectorComparison) -> Drawing:
     """AUROC and share detected of each detector by test, and AUROC on validation prompts by layer; 95% intervals."""
     detected = f"detected at {record.false_alarms:.0%} false alarms"
     figure = style.panels(["AUROC", detected, "AUROC by layer (validation)"], horizontal_spacing=0.07)
-    tests = [name.replace(" for ", "<br>for ") for name, *_ in record.tests]
+    tests = [name.replace(" tokens", "<br>tokens") for name, *_ in record.tests]
     for i, name in enumerate(DETECTORS):
         look = {"legendgroup": name, "marker": style.marker(name, i)}
         areas = [record.auroc(name, test) for test, *_ in record.tests]

@@ -34,9 +34,10 @@ class DetectorComparison(Record, axes={"detector": DETECTORS, "prompt": "groups"
             in standard deviations.
         thresholds: of each, set on harmless validation prompts.
         scores: of the test prompts at the chosen layers, higher for harmful ones.
-        groups: group of each test prompt, e.g. "harmful + 'suffix'".
+        groups: group of each test prompt, e.g. "harmful + suffix 1".
         tests: (name, harmful group, harmless group).
         n_train, n_val: harmful and harmless prompts.
+        suffixes: text of suffix 1, 2 ...; random tokens of equal length have its number.
         false_alarms: share of the harmless validation prompts that may lie above a threshold.
         notes: what could not be read, in words.
     """
@@ -50,6 +51,7 @@ class DetectorComparison(Record, axes={"detector": DETECTORS, "prompt": "groups"
     tests: tuple[tuple[str, str, str], ...]
     n_train: tuple[int, int]
     n_val: tuple[int, int]
+    suffixes: tuple[str, ...] = ()
     false_alarms: float = 0.01
     notes: tuple[str, ...] = ()
 
@@ -128,6 +130,7 @@ class DetectorComparison(Record, axes={"detector": DETECTORS, "prompt": "groups"
         for test, _, harmless in self.tests:
             if harmless != "harmless" and (share := self.flagged("projection", harmless)).low > self.false_alarms:
                 said.append(f"The projection raises false alarms on harmless prompts of {test}: {share}.")
+        said += [f"Suffix {i}: {text.strip()!r}." for i, text in enumerate(self.suffixes, start=1)]
         return (*said, *(f"Left out: {note}." for note in self.notes))
 
     def to_frame(self) -> pd.DataFrame:

@@ -21,7 +21,6 @@ from ..hooks.readers import Cache, Reader, Residual, at
 from ..models.model import HookedChatModel
 from ..progress import Progress, silent
 from ..records.direction import Direction, DirectionLike, as_direction
-from ..records.labels import shortened
 from ..stats import auroc, threshold_at
 from .controls import random_controls
 from .probe_records import DETECTORS, DetectorComparison
@@ -56,7 +55,7 @@ def fit_probes(x: np.ndarray, harmful: np.ndarray) -> dict[str, list[Scorer | No
 
     Logistic regression has an L2 penalty on standardized coordinates; the sparse probe is one on the 16 coordinates
     whose class means differ most in standard deviations (Gurnee et al. 2023); the distance is Mahalanobis's from the
-    harmless prompts, with Ledoit and Wolf's covariance of these.
+    harmless prompts in their standard deviations, with Ledoit and Wolf's covariance.
 
     Args:
         x: activations of training prompts, [layer prompt d_model].
@@ -77,8 +76,17 @@ def fit_probes(x: np.ndarray, harmful: np.ndarray) -> dict[str, list[Scorer | No
             last = LogisticRegression(C=1 / (L2 * len(layer)), max_iter=1000)
             pipe = make_pipeline(VarianceThreshold(), StandardScaler(), *select, last).fit(layer, harmful)
             found[name].append(pipe.decision_function)
-        found["Mahalanobis distance"].append(LedoitWolf().fit(layer[~harmful].astype(float)).mahalanobis)
+        found["Mahalanobis distance"].append(_distance(layer[~harmful].astype(float)))
     return found
+
+
+def _distance(harmless: np.ndarray) -> Scorer:
+    """From these prompts; standardized first, since the covariance is shrunk to one variance for all coordinates."""
+    if not _varies(harmless):
+        return lambda x: np.zeros(len(x))
+    scale = make_pipeline(VarianceThreshold(), StandardScaler()).fit(harmless)
+    covariance = LedoitWolf().fit(scale.transform(harmless))
+    return lambda x: covariance.mahalanobis(scale.transform(x))
 
 
 def _varies(layer: np.ndarray) -> bool:
@@ -114,7 +122,7 @@ def compare_detectors(
     data: PromptPair,
     direction: DirectionLike,
     borderline: Borderline | None = None,
-    suffixes: Sequence[str] = (),
+    suffixes: str | Sequence[str] = (),
     *,
     false_alarms: float = 0.01,
     seed: int = 1,
@@ -140,10 +148,10 @@ def compare_detectors(
     Example:
         >>> compared = rl.hijacking.compare_detectors(model, data, found)
         >>> print(compared.auroc("projection", "plain"))
-        1 [1, 1] (n = 48)
+        1 [1, 1] (n = 24)
     """
     check_pair(data)
-    r = as_direction(direction)
+    r, suffixes = as_direction(direction), [suffixes] if isinstance(suffixes, str) else suffixes
     model.check_direction(r)
     for kind in data:
         for split, texts in (("training", kind.train), ("validation", kind.val), ("test", kind.test)):
@@ -177,6 +185,7 @@ def compare_detectors(
         tests=tuple(tests),
         n_train=(len(data.harmful.train), len(data.harmless.train)),
         n_val=(len(data.harmful.val), len(data.harmless.val)),
+        suffixes=tuple(suffixes),
         false_alarms=false_alarms,
         notes=tuple(notes),
     )
@@ -206,9 +215,8 @@ def _tests(
         "harmless": (harmless, None),
     }
     tests = [("plain", "harmful", "harmless")]
-    for text in suffixes:
-        label = shortened(text.strip(), 30)
-        for name in (repr(label), f"random tokens for {label!r}"):
+    for i, text in enumerate(suffixes, start=1):
+        for name in (f"suffix {i}", f"random tokens {i}"):
             kinds = {f"harmful + {name}": harmful, f"harmless + {name}": harmless[: len(harmful)]}
             for group, some in kinds.items():
                 drawn = random_controls(model.chat, some, text, seed).texts if name.startswith("random") else None

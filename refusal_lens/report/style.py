@@ -36,6 +36,7 @@ CONDITION_COLOURS = {
     "plain": RED,
     "suffix": ORANGE,
     "random": SKY,
+    "random direction": GREY,
     "shuffled": PINK,
     "direction": GREEN,
     "matched": YELLOW,

@@ -47,7 +47,7 @@ def test_scores_are_the_projections_of_each_prompt(setting, compared):
 def test_layers_come_from_validation_and_the_constant_one_is_said(compared):
     for name, layer in zip(DETECTORS, compared.layers, strict=True):
         row = compared.validation[DETECTORS.index(name)]
-        assert row[layer] == row.max() and layer > 0, name
+        assert row[layer] == row.max() and (layer > 0 or name == "pooled projection"), name
     # At layer 0 the last token of the template is itself, whatever the request; the request's own tokens differ.
     assert compared.validation[[0, 2, 3, 4, 5], 0].tolist() == [0.5] * 5
     assert any("layer 0 is the same for all training prompts" in note for note in compared.notes)
@@ -59,7 +59,7 @@ def test_layers_come_from_validation_and_the_constant_one_is_said(compared):
 def test_every_suffix_stands_beside_random_tokens_on_both_kinds(compared):
     names = [name for name, *_ in compared.tests]
     assert names[0] == "plain" and names[-2:] == ["borderline", "contrasts"] and len(names) == 5
-    assert names[2] == f"random tokens for {names[1]}"
+    assert names[1:3] == ["suffix 1", "random tokens 1"] and len(compared.suffixes) == 1
     table = compared.to_frame()
     assert len(table) == 5 * len(DETECTORS)
     plain, attacked = (compared.auroc("projection", test).mean for test in names[:2])
@@ -123,6 +123,8 @@ def test_the_distance_is_from_the_harmless_mean():
     x, harmful = synthetic()
     distance = probes.fit_probes(x, harmful)["Mahalanobis distance"][1]
     mean = x[1][~harmful].astype(float).mean(0)
+    alike = probes.fit_probes(x[1:][:, [0, -1, -1]], np.array([True, False, False]))["Mahalanobis distance"][0]
+    assert alike(x[1]).tolist() == [0.0] * 120  # a kind that does not vary has no distance
     assert distance(mean[None])[0] == pytest.approx(0, abs=1e-9) and distance(x[1]).min() > 0
 
 
