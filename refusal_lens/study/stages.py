@@ -41,6 +41,8 @@ PIPELINE: tuple[Stage, ...] = (
     direction.DOSE,
     direction.CONVERSATIONS,
     direction.HARM,
+    direction.CONES,
+    direction.SUBSPACES,
     behaviour.EVALUATION,
     direction.STABILITY,
     *attribution.STAGES,
