@@ -1,7 +1,7 @@
 """Beyond the paper: is one direction enough? Subspaces by dimension; categories of harm, and languages.
 
-Categories come from a column of a file (`--groups FILE`), without the study's test prompts. Languages are 42 requests of
-our own (`languages.json`): enough to show the method, too few to tell apart angles below those between halves of one
+Categories come from a column of a file (`--groups FILE`), without the test prompts. Languages are 42 requests of our
+own (`languages.json`): enough to show the method, too few to tell apart angles below those between halves of one
 language, or to say anything of a language as such. Learned directions join from `analyses.cones --study`.
 
     python -m analyses.subspace [MODEL] [--k K] [--groups FILE] [--column NAME] [--out DIR]

@@ -200,9 +200,8 @@ class SubspaceEffects(Record, axes={"kind": "kinds", "size": "ks", "measure": ME
 
 
 def _point(values: Tensor, measure: str) -> Interval | Rate:
-    if measure == "refused" and not values.isnan().any():
-        return rate([v > 0.5 for v in values.tolist()])
-    return mean_interval(values.tolist())
+    known = values[~values.isnan()].tolist()
+    return rate([v > 0.5 for v in known]) if measure == "refused" and known else mean_interval(known)
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,8 @@ class _State:
 
     def tensors(self) -> dict[str, Tensor]:
         ends = torch.tensor([self.best_step, self.diverged])
-        return {**{k: v for k, v in vars(self).items() if isinstance(v, Tensor)}, "ends": ends}
+        # Copies: a file can't hold one tensor under two names, and the best basis may be the last.
+        return {**{k: v.clone() for k, v in vars(self).items() if isinstance(v, Tensor)}, "ends": ends}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> _State:
@@ -266,11 +267,10 @@ class _Training:
         state.mean = 0.9 * state.mean + 0.1 * gradient
         state.square = 0.999 * state.square + 0.001 * gradient.square()
         mean, square = state.mean / (1 - 0.9 ** (step + 1)), state.square / (1 - 0.999 ** (step + 1))
-        try:
-            state.basis = orthonormal(state.basis - self.lr * mean / (square.sqrt() + 1e-8))
-        except DirectionError:
+        moved = state.basis - self.lr * mean / (square.sqrt() + 1e-8)
+        if not bool(moved.square().sum().isfinite()):  # QR gives NaN where squares overflow
             return False
-        state.losses = torch.cat([state.losses, losses[None]])
+        state.basis, state.losses = orthonormal(moved), torch.cat([state.losses, losses[None]])
         return True
 
     def _mixes(self, draw: torch.Generator) -> Float[Tensor, "mix vector"]:
