@@ -101,19 +101,7 @@ def learn_cone(
             states.append(run.learned(seed, store, f"seed-{dimension}-{seed}", key, advance))
     if all(state.diverged >= 0 and not state.best_step for state in states):
         raise DirectionError(diverged_at(states[0].diverged, lr, 0))
-    return LearnedCones(
-        direction,
-        tuple(seeds),
-        torch.stack([state.best for state in states]),
-        torch.stack([_filled(state.losses, steps) for state in states]),
-        torch.stack([_filled(state.checks, steps // every + 1) for state in states]),
-        every,
-        tuple(state.best_step for state in states),
-        tuple(state.diverged for state in states),
-        loss.weights,
-        lr,
-        (len(sides[0].harmful), len(sides[0].harmless)),
-    )
+    return run.record(tuple(seeds), states)
 
 
 def _check(
@@ -189,6 +177,22 @@ class _Training:
     samples: int
     every: int
     patience: int
+
+    def record(self, seeds: tuple[int, ...], states: Sequence[_State]) -> LearnedCones:
+        """What was learned with each seed."""
+        return LearnedCones(
+            self.loss.direction,
+            seeds,
+            torch.stack([state.best for state in states]),
+            torch.stack([_filled(state.losses, self.steps) for state in states]),
+            torch.stack([_filled(state.checks, self.steps // self.every + 1) for state in states]),
+            self.every,
+            tuple(state.best_step for state in states),
+            tuple(state.diverged for state in states),
+            self.loss.weights,
+            self.lr,
+            (len(self.train.harmful), len(self.train.harmless)),
+        )
 
     def settings(self) -> list[Any]:
         """All that determines a result but the model and the seed."""
