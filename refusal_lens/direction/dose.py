@@ -87,6 +87,7 @@ def dose_response(
     scopes: Mapping[str, Scope] | None = None,
     split: str = "test",
     max_new_tokens: int = 24,
+    replies_at: Sequence[float] | None = None,
     judge: Judge = is_refusal,
     seed: int = 0,
     progress: Progress = silent,
@@ -101,6 +102,7 @@ def dose_response(
         scopes: name -> scope; by default all, prompt, template, reply, and the layers before and from the direction's.
         split: "val" to choose a dose, "test" to report on it.
         max_new_tokens: length limit of replies.
+        replies_at: strengths at which replies are generated, the slowest part; all if None.
         judge: reply -> refused; the paper's substrings by default.
         seed: of the random direction for each curve.
         progress: called with a stage's name and its total.
@@ -123,37 +125,28 @@ def dose_response(
     scopes = default_scopes(found.direction.layer) if scopes is None else scopes
     _check(grid, scopes)
     doses = [(effect, float(strength)) for effect, row in grid.items() for strength in row]
-    under = {  # made first, so that a mistake costs nothing
-        (name, effect, strength): _intervention(model, found, effect, strength, scope)
-        for name, scope in scopes.items()
+    under = [  # made first, so that a mistake costs nothing
+        (scope, effect, strength, _intervention(model, found, effect, strength, scope))
+        for scope in scopes.values()
         for effect, strength in doses
-    }
+    ]
     sets = _split(data, split)
     n = min(map(len, sets.values()))
     sides = {
         kind: _Side(model, list(texts[:n]), found.refusal_tokens, max_new_tokens, judge) for kind, texts in sets.items()
     }
-    values = torch.empty(len(scopes), len(doses), 2, len(MEASURES), n, dtype=torch.float64)
-    examples = [[""] * len(doses) for _ in scopes]
-    with progress("dose and scope", 2 * len(under)) as advance:
-        for i, (name, scope) in enumerate(scopes.items()):
-            for j, (effect, strength) in enumerate(doses):
-                acts, other = _sides(sides, effect)
-                real = under[name, effect, strength]
-                for c, edit in enumerate((real, real.placebo(seed))):
-                    values[i, j, c], told = acts.under(edit, other, scope.starts_late)
-                    examples[i][j] = told[0] if effect == "addition" and not c else examples[i][j]
-                    advance(1)
+    read = {strength for _, strength in doses if replies_at is None or strength in replies_at}
+    values, examples = _measured(sides, under, read, seed, progress)
     return DoseResponse(
         scopes=tuple(scopes),
         doses=tuple(f"{effect} {strength:g}" for effect, strength in doses),
         dose_effects=tuple(effect for effect, _ in doses),
         strengths=tuple(strength for _, strength in doses),
-        values=values,
+        values=values.reshape(len(scopes), len(doses), 2, len(MEASURES), n),
         effects=tuple(grid),
         baseline=torch.stack([acts.before(other) for acts, other in (_sides(sides, effect) for effect in grid)]),
         where=tuple(scope.words for scope in scopes.values()),
-        examples=tuple(map(tuple, examples)),
+        examples=tuple(tuple(examples[i : i + len(doses)]) for i in range(0, len(examples), len(doses))),
         max_new_tokens=max_new_tokens,
         direction=found.direction,
     )
@@ -200,6 +193,34 @@ def _intervention(
     return Cap(found.direction, tuple(ceilings.tolist()), **place)
 
 
+def _measured(
+    sides: Mapping[str, _Side],
+    under: Sequence[tuple[Scope, str, float, Intervention]],
+    read: set[float],
+    seed: int,
+    progress: Progress,
+) -> tuple[Float[Tensor, "edit 2 measure prompt"], list[str]]:
+    """The measures under each intervention and under its placebo; the first reply under addition where it was read."""
+    n = len(sides["harmful"].prompts)
+    values = torch.empty(len(under), 2, len(MEASURES), n, dtype=torch.float64)
+    examples = [""] * len(under)
+    with progress("dose and scope", 4 * len(under)) as advance:
+        for effect in {effect: None for _, effect, *_ in under}:
+            acts, other = _sides(sides, effect)
+            edits = [
+                (i, c, edit, scope.starts_late, strength in read)
+                for i, (scope, of, strength, real) in enumerate(under)
+                if of == effect
+                for c, edit in enumerate((real, real.placebo(seed)))
+            ]
+            damages = forced_damage(acts.model, other.own, [e[2:4] for e in edits], advance)
+            for (i, c, edit, late, reads), damage in zip(edits, damages, strict=True):
+                values[i, c], told = acts.under(edit, damage, late, reads)
+                examples[i] = told[0] if told and effect == "addition" and not c else examples[i]
+                advance(1)
+    return values, examples
+
+
 class _Side:
     """Prompts of one kind: the baseline, its own replies, and everything under an intervention."""
 
@@ -222,17 +243,20 @@ class _Side:
 
     def before(self, other: _Side) -> Float[Tensor, "measure prompt"]:
         """The measures without intervention."""
-        return self._table(self.judged, self.metric, forced_damage(self.model, other.own, None))
+        return self._table(self.judged, self.metric, forced_damage(self.model, other.own, [(None, False)])[0])
 
     def under(
-        self, edit: Intervention, other: _Side, starts_late: bool
+        self, edit: Intervention, damage: Float[Tensor, "2 prompt"], starts_late: bool, reads: bool
     ) -> tuple[Float[Tensor, "measure prompt"], list[str]]:
-        """The measures under an intervention, and the replies."""
-        with_edit = replies(self.model, self.prompts, self.max_new_tokens, under=(edit,))
-        judged, told = self._judged(with_edit)
+        """The measures under an intervention, and the replies; shares are NaN and there is no reply unless it
+        ``reads`` them."""
+        judged = torch.full((3, len(self.prompts)), torch.nan, dtype=torch.float64)
+        told: list[str] = []
+        if reads:
+            judged, told = self._judged(replies(self.model, self.prompts, self.max_new_tokens, under=(edit,)))
         # What acts on replies only leaves the first token as it is.
         metric = self.metric if starts_late else refusal_metric(self.model, self.prompts, self.tokens, under=(edit,))
-        return self._table(judged, metric, forced_damage(self.model, other.own, edit, starts_late)), told
+        return self._table(judged, metric, damage), told
 
     @staticmethod
     def _table(judged: Tensor, metric: Tensor, damage: Tensor) -> Float[Tensor, "measure prompt"]:
@@ -241,26 +265,34 @@ class _Side:
 
 
 def forced_damage(
-    model: HookedChatModel, texts: Sequence[Scored], edit: Intervention | None, starts_late: bool = False
-) -> Float[Tensor, "2 prompt"]:
+    model: HookedChatModel,
+    texts: Sequence[Scored],
+    edits: Sequence[tuple[Intervention | None, bool]],
+    on_edit: Callable[[int], None] = lambda n: None,
+) -> Float[Tensor, "edit 2 prompt"]:
     """KL(baseline || changed) over a reply's first tokens, and the reply's loss, both per token, teacher-forced.
 
     Args:
         texts: prompts with the baseline's own replies, from ``reply_tokens``.
-        starts_late: the intervention acts on replies only, so that nothing changes where all of them are empty.
+        edits: interventions (None for the baseline), each with whether it acts on replies only, so that nothing
+            changes where all of them are empty.
+        on_edit: called as edits are done, in all as often as there are edits.
     """
-    found = torch.zeros(2, len(texts), dtype=torch.float64)
-    for batch in scored_batches(model, texts):
+    found = torch.zeros(len(edits), 2, len(texts), dtype=torch.float64)
+    batches = list(scored_batches(model, texts))
+    for last, batch in enumerate(batches, start=1 - len(batches)):
         counts = [len(texts[i].ids) - texts[i].first for i in batch.indices]
         before = model.logits(batch, last_only=False)
-        after = before
-        if edit is not None and (any(counts) or not starts_late):
-            with model.hooks(edit):
-                after = model.logits(batch, last_only=False)
-        for row, (i, n) in enumerate(zip(batch.indices, counts, strict=True)):
-            # The last n + 1 positions predict the reply's n tokens and its end.
-            some = slice(-n - 1, None if n + 1 <= FIRST else FIRST - n - 1)
-            found[0, i] = kl_divergence(before[row, some], after[row, some]).mean()
-            scores = after[row, -n - 1 : -1].double().log_softmax(-1)
-            found[1, i] = -scores.gather(-1, batch.ids[row, -n:, None]).mean() if n else float("nan")
+        for k, (edit, starts_late) in enumerate(edits):
+            after = before
+            if edit is not None and (any(counts) or not starts_late):
+                with model.hooks(edit):
+                    after = model.logits(batch, last_only=False)
+            for row, (i, n) in enumerate(zip(batch.indices, counts, strict=True)):
+                # The last n + 1 positions predict the reply's n tokens and its end.
+                some = slice(-n - 1, None if n + 1 <= FIRST else FIRST - n - 1)
+                found[k, 0, i] = kl_divergence(before[row, some], after[row, some]).mean()
+                scores = after[row, -n - 1 : -1].double().log_softmax(-1)
+                found[k, 1, i] = -scores.gather(-1, batch.ids[row, -n:, None]).mean() if n else float("nan")
+            on_edit(int(not last))
     return found

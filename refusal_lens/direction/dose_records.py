@@ -41,9 +41,10 @@ class DoseResponse(
             parts over the scope's layers. Capping: the ceiling, from the harmless (0) to the harmful (1) mean
             projection of the training prompts, layer by layer (none where the harmful mean is no higher).
         values: float64. Shares are 0 or 1 per prompt: ``refused`` (judged), ``degenerate`` (empty or repetition),
-            ``readable`` (refused and not degenerate). ``metric`` is the refusal metric. ``kl`` is KL(baseline ||
-            changed) over the first 16 tokens of the baseline's own reply, nats per token, and ``loss`` that reply's
-            mean negative log-likelihood per token (NaN where it is empty), both of the other kind's prompt.
+            ``readable`` (refused and not degenerate); NaN at strengths without replies. ``metric`` is the refusal
+            metric. ``kl`` is KL(baseline || changed) over the first 16 tokens of the baseline's own reply, nats per
+            token, and ``loss`` that reply's mean negative log-likelihood per token (NaN where it is empty), both of
+            the other kind's prompt.
         effects: labels of the baseline's first axis.
         baseline: the same without intervention, for the prompts of each effect.
         where: layers and positions of each scope, in words.
@@ -93,6 +94,8 @@ class DoseResponse(
         (the paper's limit for the next token) and fewer than .1 of the replies degenerate.
         """
         effect = self.dose_effects[index_of(self.doses, dose, "dose", "DoseResponse")]
+        if dose not in self.replied():
+            return ("no replies were generated",)
         name = "readable" if effect == "addition" else "refused"
         ours, random = (self.found(scope, dose, condition, name) for condition in ("direction", "random"))
         kl, broken = (self.found(scope, dose, "direction", measure).mean for measure in ("kl", "degenerate"))
@@ -107,6 +110,11 @@ class DoseResponse(
             f"degenerate {broken:.2f}": broken < MAX_DEGENERATE,
         }
         return tuple(words for words, holds in wants.items() if not holds)
+
+    def replied(self) -> tuple[str, ...]:
+        """The doses at which replies were generated."""
+        judged = self.values[0, :, 0, MEASURES.index("refused")].isfinite().all(-1).tolist()
+        return tuple(dose for dose, read in zip(self.doses, judged, strict=True) if read)
 
     def window(self, effect: str, scope: str) -> tuple[float, ...]:
         """The usable strengths of an effect in a scope, in rising order."""
@@ -145,7 +153,9 @@ class DoseResponse(
             kl = self.found(*place, "direction", "kl").mean
             return len(self.lacks(*place)), -reached if effect == "addition" else reached, kl
 
-        scope, dose = min(((s, d) for s in self.scopes for d, e, _ in self._doses() if e == effect), key=rank)
+        doses = [(s, d) for s in self.scopes for d, e, _ in self._doses() if e == effect]
+        replied = self.replied()
+        scope, dose = min([place for place in doses if place[1] in replied] or doses, key=rank)
         return scope, dose, self.lacks(scope, dose)
 
 

@@ -257,8 +257,9 @@ def plot_harm(record: HarmMap) -> Drawing:
 
 
 _DOSE_PANELS = {
-    "readable": "refused in readable text",
+    "metric": "refusal metric",
     "refused": "refused",
+    "readable": "refused in readable text",
     "degenerate": "degenerate replies",
     "kl": "KL on replies to<br>the other kind",
 }
@@ -267,20 +268,23 @@ _DOSES = {"ablation": "share removed", "addition": "multiples of r", "capping": 
 
 @registered("by strength", DoseResponse)
 def plot_dose_response(record: DoseResponse, effect: str = "") -> Drawing:
-    """Shares and KL of one effect (the first by default) by strength, one colour per scope, random directions
-    dashed."""
+    """Metric, shares and KL of one effect (the first by default) by strength, one colour per scope, random directions
+    dashed. Refusals count under addition only in readable text."""
     effect = effect or record.effects[0]
     doses = sorted(
         (s, d) for d, e, s in zip(record.doses, record.dose_effects, record.strengths, strict=True) if e == effect
     )
-    figure = style.panels(list(_DOSE_PANELS.values()), horizontal_spacing=0.06)
-    for col, measure in enumerate(_DOSE_PANELS, start=1):
+    left = "refused" if effect == "addition" else "readable"
+    panels = {measure: title for measure, title in _DOSE_PANELS.items() if measure != left}
+    figure = style.panels(list(panels.values()), horizontal_spacing=0.06)
+    for col, measure in enumerate(panels, start=1):
         for i, scope in enumerate(record.scopes):
             for condition in ("direction", "random"):
+                points = {strength: record.found(scope, dose, condition, measure) for strength, dose in doses}
                 style.add_line(
                     figure,
-                    [strength for strength, _ in doses],
-                    [record.found(scope, dose, condition, measure) for _, dose in doses],
+                    [x for x, point in points.items() if point.n],
+                    [point for point in points.values() if point.n],
                     scope if condition == "direction" else f"{scope}, random",
                     legendgroup=scope,
                     showlegend=col == 1 and condition == "direction",
@@ -288,9 +292,9 @@ def plot_dose_response(record: DoseResponse, effect: str = "") -> Drawing:
                     **style.panel(col),
                 )
         figure.add_hline(y=record.before(effect, measure).mean, line_dash="dot", line_color=style.GREY, row=1, col=col)
-        if measure != "kl":
+        if measure not in ("metric", "kl"):
             figure.update_yaxes(tickformat=".0%", range=[-0.05, 1.05], row=1, col=col)
-    figure.update_xaxes(title_text=_DOSES.get(effect, "strength"))
+    figure.update_xaxes(title_text=_DOSES.get(effect, "strength"), matches="x")
     n = record.before(effect, "refused").n
     return style.finish(figure, f"{effect.capitalize()} by strength and scope (n = {n}; dashed: random)", height=460)
 
@@ -319,9 +323,7 @@ def plot_conversation(
         ticks = {"tickvals": list(range(len(columns))), "ticktext": [visible(t) for t in record.tokens[i]]}
         figure.update_xaxes(**ticks, tickangle=-60, showgrid=False, row=row, col=1)
     seen = grid[places].abs().flatten()
-    limit = (
-        float(seen[seen > 0].quantile(0.98)) if bool((seen > 0).any()) else 1.0
-    )  # as in ``layer_map``, for all panels
+    limit = float(seen[seen > 0].quantile(0.98)) if bool((seen > 0).any()) else 1.0  # as in ``layer_map``, of all
     figure.update_layout(coloraxis={"colorscale": style.DIVERGING, "cmin": -limit, "cmax": limit})
     figure.update_yaxes(title_text="layer", type="category").update_xaxes(title_text="token", row=len(names), col=1)
     what = "Every token along r̂" + (" (white: within the range of random directions)" if band else "")

@@ -134,13 +134,14 @@ def _asked(ablation: EffectMatrix, addition: EffectMatrix) -> str:
 def dose_section(record: DoseResponse, id: str, title: str) -> Section:
     """Curves of each effect by strength and scope, and the usable windows."""
     places = (f"{scope}: {where}" for scope, where in zip(record.scopes, record.where, strict=True))
-    n = record.values.shape[-1]
+    n, read = record.values.shape[-1], record.replied()
+    some = "" if len(read) == len(record.doses) else f" and were generated for {', '.join(read)}"
     figures = tuple(
         Figure(
             f"{id}-{effect}",
             plot_dose_response(record, effect),
             f"{effect.capitalize()} by strength and scope; 95% intervals (Clopper-Pearson for shares, else bootstrap); "
-            f"dotted: without intervention. Replies have at most {record.max_new_tokens} tokens.",
+            f"dotted: without intervention. Replies have at most {record.max_new_tokens} tokens{some}.",
             f"{n} prompts of each kind",
             f"{RANDOM_DIRECTION}, dashed",
             record.to_frame().query("effect == @effect"),

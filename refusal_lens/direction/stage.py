@@ -1,5 +1,6 @@
 """Stages of a study: candidates, selection, trace, maps of two conversations, stability."""
 
+from dataclasses import replace
 from typing import Any
 
 from ..data.prompts import PromptPair, PromptSet
@@ -18,6 +19,8 @@ from .rule import SelectionRule
 from .section import conversations_section, direction_section, dose_section, harm_section
 
 Pair = tuple[PromptSet, PromptSet]
+STRENGTH_PROMPTS, STRENGTH_TOKENS = 16, 24  # of each kind; of a reply
+REPLIES_AT = (0.5, 1.0)
 RULE = ("max_kl", "min_induce", "layer_cutoff")
 
 
@@ -98,6 +101,20 @@ def _harm(
     return record, *harm_effects(job.model, data, record, refusal_tokens, job.config.seed + 1)
 
 
+def _strengths(
+    job: Job, prompts: Pair, refusal_tokens: RefusalTokens, candidates: CandidateDirections, selection: Selection
+) -> DoseResponse:
+    from .dose import STRENGTHS, Scope, dose_response
+
+    data = PromptPair(*(replace(kind, test=kind.test[:STRENGTH_PROMPTS]) for kind in prompts))
+    found = FoundDirection(selection, candidates, refusal_tokens)
+    effects = {effect: STRENGTHS[effect] for effect in ("ablation", "addition")}
+    how: Any = {"max_new_tokens": STRENGTH_TOKENS, "seed": job.config.seed + 1, "progress": job.progress}
+    return dose_response(
+        job.model, data, found, strengths=effects, scopes={"all": Scope()}, replies_at=REPLIES_AT, **how
+    )
+
+
 def _stability(job: Job, prompts: Pair, refusal_tokens: RefusalTokens) -> Stability:
     from .stability import selection_stability
 
@@ -141,6 +158,15 @@ HARM = Stage(
     uses=("seed",),
     optional=True,
     section=lambda study: study.harm and harm_section(*study.harm),
+)
+STRENGTHS = Stage(
+    "strengths",
+    {"strengths": DoseResponse},
+    _strengths,
+    "effect and damage by strength at all positions, on test prompts; replies at two strengths",
+    uses=("seed",),
+    optional=True,
+    section=lambda study: study.strengths and dose_section(study.strengths, "strengths", "How strong"),
 )
 STABILITY = Stage(
     "stability",

@@ -38,6 +38,7 @@ PIPELINE: tuple[Stage, ...] = (
     direction.ABLATIONS,
     behaviour.METRICS,
     *behaviour.REPLIES,
+    direction.STRENGTHS,
     direction.DOSE,
     direction.CONVERSATIONS,
     direction.HARM,

@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="Chromium is not installed"),
 ]
 HOSTILE = "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'></table>"
-SECTIONS = ["summary", "model", "direction", "effects", "conversations", "harm", "inside", "certificate"]
+SECTIONS = ["summary", "model", "direction", "effects", "strengths", "conversations", "harm", "inside", "certificate"]
 SECTIONS += ["scorecard", "provenance"]
 LIMIT_MB = 15
 

@@ -78,6 +78,23 @@ def test_the_usable_window_is_named(curves, tmp_path):
     assert len(saved.plot(effect="addition").data) == 4 * 3 * 2
 
 
+def test_replies_only_where_asked(ground):
+    """The other measures stay what they are with replies at every strength, and an unread dose is not called usable."""
+    how = {"strengths": {"ablation": (0.5, 1.0)}, "scopes": {"all": Scope()}, "max_new_tokens": 8}
+    every, some = dose_response(*ground, **how), dose_response(*ground, **how, replies_at=[1.0])
+    assert some.replied() == ("ablation 1",) and every.replied() == every.doses
+    unread = some.sel(scope="all", dose="ablation 0.5")
+    for i, name in enumerate(MEASURES):
+        assert torch.equal(some.values[:, 1, :, i], every.values[:, 1, :, i])
+        judged = name in ("refused", "readable", "degenerate")
+        same = torch.equal(unread.values[:, i], every.values[0, 0, :, i])
+        assert bool(unread.values[:, i].isnan().all()) if judged else same
+    assert some.lacks("all", "ablation 0.5") == ("no replies were generated",)
+    assert some.best("ablation") == ("all", 1.0) and 0.5 not in some.window("ablation", "all")
+    lines = some.plot().data
+    assert {len(line.x) for line in lines} == {1, 2}
+
+
 def test_bad_input(ground):
     model, data, found = ground
     with pytest.raises(DirectionError, match="find_direction"):
