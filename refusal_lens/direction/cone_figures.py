@@ -31,6 +31,8 @@ def plot_learning(record: LearnedCones) -> Drawing:
         best, star = record.best[i], {"symbol": "star", "size": 14, "color": tint}
         kept = {"x": [best], "y": [loss[best // record.every]], "mode": "markers", "marker": star, "showlegend": False}
         figure.add_scatter(**kept, **look)
+    look = {"line_dash": "dash", "line_color": style.GREY, "annotation_text": "difference in means"}
+    figure.add_hline(y=record.reference, **look, row=1, col=2)
     figure.update_xaxes(title_text="step").update_yaxes(title_text="nats per token", col=1)
     what = "a direction" if record.dimension == 1 else f"a cone of {record.dimension} dimensions"
     return style.finish(figure, f"Learning {what} from {len(record.seeds)} random starts", height=420)

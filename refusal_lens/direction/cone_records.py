@@ -33,6 +33,7 @@ class LearnedCones(Record, axes={"seed": "seeds", "part": PARTS}, figures=FIGURE
         every: steps between two checks.
         best: step whose basis is kept, by seed.
         diverged: step at which a training's numbers ceased to be finite, by seed; -1 where they did not.
+        reference: weighted validation loss of the difference in means.
         weights: of the parts, in the order of ``PARTS``.
         lr: learning rate.
         n_prompts: harmful and harmless training prompts.
@@ -46,6 +47,7 @@ class LearnedCones(Record, axes={"seed": "seeds", "part": PARTS}, figures=FIGURE
     every: int
     best: tuple[int, ...]
     diverged: tuple[int, ...]
+    reference: float
     weights: tuple[float, ...]
     lr: float
     n_prompts: tuple[int, int]
@@ -94,7 +96,7 @@ class LearnedCones(Record, axes={"seed": "seeds", "part": PARTS}, figures=FIGURE
                 strict=True,
             )
         )
-        told = [f"Learned {what}: {'; '.join(ends)}."]
+        told = [f"Learned {what}: {'; '.join(ends)}; of the difference in means {self.reference:.3g}."]
         told += [
             diverged_at(step, self.lr, best) for step, best in zip(self.diverged, self.best, strict=True) if step >= 0
         ]

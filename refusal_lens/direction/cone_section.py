@@ -21,7 +21,7 @@ def cones_section(
             f"refusals. The state with the lowest validation loss is kept (star); lr {record.lr:g}."
         )
         n = f"{harmful} harmful and {harmless} harmless training prompts"
-        control = "the loss of the random start, at step 0"
+        control = "the loss of the random start, at step 0; the difference in means, dashed"
         picture = plot_learning(record)
         items.append(Figure(f"cones-training-{record.dimension}", picture, caption, n, control, record.to_frame()))
     text = [*effects.summary(), *(sentence for record in learned for sentence in record.summary())]

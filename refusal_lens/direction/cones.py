@@ -179,7 +179,8 @@ class _Training:
     patience: int
 
     def record(self, seeds: tuple[int, ...], states: Sequence[_State]) -> LearnedCones:
-        """What was learned with each seed."""
+        """What was learned with each seed, and what the difference in means reaches."""
+        ones = torch.ones(1, 1, dtype=torch.float64)
         return LearnedCones(
             self.loss.direction,
             seeds,
@@ -189,6 +190,7 @@ class _Training:
             self.every,
             tuple(state.best_step for state in states),
             tuple(state.diverged for state in states),
+            float(self._validated(self.loss.direction.unit.double()[None], ones)),
             self.loss.weights,
             self.lr,
             (len(self.train.harmful), len(self.train.harmless)),
@@ -286,9 +288,10 @@ class _Training:
         return torch.cat([basis, unit(drawn)])
 
     @torch.no_grad()
-    def _validated(self, basis: Tensor) -> Tensor:
+    def _validated(self, basis: Tensor, mixes: Tensor | None = None) -> Tensor:
         """Weighted loss on the validation prompts, with targets and sampled directions that are always the same."""
-        mixes, total, count = self._mixes(torch.Generator().manual_seed(0)), torch.zeros((), dtype=torch.float64), 0
+        mixes = self._mixes(torch.Generator().manual_seed(0)) if mixes is None else mixes
+        total, count = torch.zeros((), dtype=torch.float64), 0
         for n, batch in self._batches():
             for mix in mixes:
                 total = total + n * self.loss.total(self.loss.parts(mix @ basis, batch))

@@ -90,6 +90,7 @@ def test_a_learned_direction_does_what_a_random_one_does_not(ground, tmp_path):
         by_hand = rl.refusal_metric(model, data.harmful.test, found.refusal_tokens)
     torch.testing.assert_close(effects.sel(kind="learned", size=1, measure="bypass").values, by_hand.double())
     assert learned.overlaps[0, 1] == pytest.approx(abs(float(learned.basis[0, 0] @ learned.basis[1, 0])))
+    assert 0 < learned.reference < learned.checks[0, 0]
     saved = LearnedCones.load(learned.save(tmp_path / "learned"))
     assert torch.equal(saved.basis, learned.basis) and saved.summary() == learned.summary()
     assert len(cones_section(effects, [learned]).items) == 2 and len(learned.plot().data) >= 5
