@@ -2,6 +2,7 @@
 from ..attribution.figures import *
 from ..attribution.views import *
 from ..behaviour.figures import *
+from ..direction.cone_figures import *
 from ..direction.figures import *
 from ..direction.views import *
 from ..exactness.figures import *

@@ -42,6 +42,8 @@ PIPELINE: tuple[Stage, ...] = (
     direction.DOSE,
     direction.CONVERSATIONS,
     direction.HARM,
+    direction.CONES,
+    direction.SUBSPACES,
     behaviour.EVALUATION,
     behaviour.OVER_REFUSAL,
     direction.STABILITY,

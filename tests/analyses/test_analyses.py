@@ -25,7 +25,16 @@ SCRIPTS = {
     "base_vs_chat": ([], ["trace"], ["untrained"]),
     "stability": (["--resamples", "2"], ["stability"], ["resamples"]),
     "fine_tuning": (["--steps", "0", "4"], ["fine_tuning"], ["old", "fine-tuning"]),
-    "subspace": (["--k", "2"], ["effects", "subspace_pca", "subspace_repeated"], ["random"]),
+    "subspace": (
+        ["--k", "2", "--most", "3"],
+        ["effects", "categories", "languages", "transfer"],
+        ["random groups of the same sizes", "Spanish", "in-sample"],
+    ),
+    "cones": (
+        ["--seeds", "1", "--steps", "10", "--batch", "2", "--samples", "1"],
+        ["effects", "direction", "cone", "independence"],
+        ["Cosine of the first vector", "the model&#39;s own answers", "placebo"],
+    ),
     "cross_behaviour": ([], ["ablation", "addition"], ["Cross-effects"]),
     "transfer": ([], ["ablation", "addition"], ["Transfer"]),
     "harm": ([], ["map", "ablation", "addition"], ["AUROC of harmful against harmless", "against its random tokens"]),
