@@ -82,7 +82,6 @@ def hijack(
     settings = Settings(
         top or None, max_new_tokens, causal=causal, shuffled=shuffled, detail=detail or None, prompts=prompts, seed=seed
     )
-    texts = _prompts(study, harmful, harmless, borderline)
     with bars(quiet) as progress, locked(folder, ("screen", "suffixes")):
         loaded = load_like(study, progress, model, dtype, device)
         report = investigate(
@@ -91,7 +90,7 @@ def hijack(
             direction=study.selection.chosen,
             head_prompts=[*study.harmful.val, *study.harmful.train][:N_CHOOSE],
             refusal_tokens=study.refusal_tokens,
-            **texts,
+            **_prompts(study, harmful, harmless, borderline),
             settings=replace(settings, grids=tuple(grid or ())),
             folder=folder,
             progress=progress,
