@@ -32,9 +32,7 @@ def hijack(
     out: Annotated[Path | None, typer.Option(help="Result folder; by default `suffixes` in RUN.")] = None,
     kind: Annotated[str, typer.Option(help="Kind of suffixes, where the file gives none.")] = "adversarial",
     column: Annotated[list[str] | None, typer.Option(help="suffix=, kind= or score= the file's column.")] = None,
-    harmful: Annotated[
-        str | None, typer.Option(help="Harmful prompts to report on (default: RUN's test ones).")
-    ] = None,
+    harmful: Annotated[str | None, typer.Option(help="Harmful prompts to report on (default: RUN's test).")] = None,
     prompts: Annotated[int, typer.Option(min=2, help="Report on the first N of these that are refused.")] = 128,
     harmless: Annotated[int, typer.Option(min=0, help="At most this many of RUN's harmless test prompts.")] = 64,
     borderline: Annotated[
