@@ -111,6 +111,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
     ),
     "What it does": (
         "said.plot()",
+        'said.plot("classes")',
         "words.plot()",
         "rl.behaviour.evaluate_table(model, r, prompts, max_new_tokens=16).plot()",
         "rl.behaviour.refusal_proxy(model, prompts, words, 16).plot()",

@@ -6,6 +6,7 @@ import pandas as pd
 
 from ..errors import ResultError
 from ..records.base import figure as registered
+from ..refusal.classes import CLASSES
 from ..refusal.records import Completions, Metrics, RefusalTokens, metric_histogram
 from ..report import style
 from ..report.drawing import Drawing
@@ -95,6 +96,28 @@ def plot_harness(record: HarnessScores) -> Drawing:
 def plot_completions(record: Completions) -> Drawing:
     """Refusal rate of the replies by condition, 95% Clopper-Pearson intervals."""
     return plot_refusal_rates({record.prompt_set: record.rates})
+
+
+@registered("classes", Completions)
+def plot_reply_classes(records: Completions | Sequence[Completions]) -> Drawing:
+    """Share of each class of replies by prompt set and condition, stacked; hover gives the 95% intervals."""
+    records, figure = [records] if isinstance(records, Completions) else records, Drawing()
+    rows = [(r.prompt_set, condition, found) for r in records for condition, found in r.classes.items()]
+    for kind in CLASSES:
+        shares = [found[kind] for _, _, found in rows]
+        figure.add_bar(
+            x=[[name for name, _, _ in rows], [style.readable(condition) for _, condition, _ in rows]],
+            y=[share.rate for share in shares],
+            name=kind,
+            marker=style.bar(style.colour(kind)),
+            text=[f"{share.rate:.0%}" if share.rate >= 0.05 else "" for share in shares],
+            customdata=[str(share) for share in shares],
+            hovertemplate=f"%{{x}}, {kind}: %{{customdata}}<extra></extra>",
+        )
+    figure.update_yaxes(title_text="share of replies", range=[0, 1], tickformat=".0%")
+    figure.update_xaxes(title_text="condition and prompts").update_layout(barmode="stack", bargap=0.35)
+    n = " or ".join(map(str, sorted({share.n for _, _, found in rows for share in found.values()})))
+    return style.finish(figure, f"Replies by class and condition (n = {n})", height=460)
 
 
 @registered("metric", Metrics)

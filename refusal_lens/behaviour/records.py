@@ -13,12 +13,12 @@ from ..records.base import Record
 from ..records.direction import Direction
 from ..records.labels import index_of
 from ..refusal.records import Completions, metric_histogram
-from ..stats import Interval, Rate, auroc, columns, fraction_interval, rate
+from ..stats import Interval, Rate, auroc, columns, fraction_interval, mean_interval, rate
 
 
 @dataclass(frozen=True)
 class Verdict(Record):
-    """One reply under one judge; see ``Judgement`` for ``withheld`` and ``raw``."""
+    """One reply under one judge; see ``Judgement`` for ``withheld``, ``raw`` and ``score``."""
 
     judge: str
     kind: str
@@ -28,6 +28,7 @@ class Verdict(Record):
     response: str
     withheld: bool | None
     raw: str = ""
+    score: float | None = None
 
 
 def verdict_rates(verdicts: Sequence[Verdict]) -> dict[tuple[str, str, str], Rate]:
@@ -93,13 +94,25 @@ class EvaluationTable(Record):
         """Share refused (or safe) by (prompt set, condition, judge), with 95% Clopper-Pearson intervals."""
         return verdict_rates(self.verdicts)
 
+    @property
+    def scores(self) -> dict[tuple[str, str, str], Interval]:
+        """Mean score by (prompt set, condition, judge) of the judges that give one, bootstrap 95% intervals."""
+        groups: dict[tuple[str, str, str], list[float]] = {}
+        for v in self.verdicts:
+            if v.score is not None:
+                groups.setdefault((v.prompt_set, v.condition, v.judge), []).append(v.score)
+        return {key: mean_interval(values) for key, values in groups.items()}
+
     def to_frame(self) -> pd.DataFrame:
-        """One row per cell: prompts, condition, judge, kind, rate, low, high, n, unread."""
+        """One row per cell: prompts, condition, judge, kind, rate, low, high, n, unread; where a judge gives scores,
+        score, score_low and score_high."""
+        scores = self.scores
         kinds = {v.judge: v.kind for v in self.verdicts}
         totals = Counter((v.prompt_set, v.condition, v.judge) for v in self.verdicts)
         return pd.DataFrame(
             {"prompts": key[0], "condition": key[1], "judge": key[2], "kind": kinds[key[2]]}
             | {**columns(r, "rate"), "n": r.n, "unread": totals[key] - r.n}
+            | ({**columns(scores[key], "score", "score_")} if key in scores else {})
             for key, r in self.rates.items()
         )
 

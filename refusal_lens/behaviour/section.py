@@ -8,7 +8,15 @@ from ..refusal.records import Completions, RefusalTokens
 from ..report import style
 from ..report.page import RANDOM_DIRECTION, Figure, Section, Table, anchor, frame_table
 from ..stats import Interval
-from .figures import plot_calibration, plot_evaluation, plot_harness, plot_losses, plot_proxy, plot_refusal_rates
+from .figures import (
+    plot_calibration,
+    plot_evaluation,
+    plot_harness,
+    plot_losses,
+    plot_proxy,
+    plot_refusal_rates,
+    plot_reply_classes,
+)
 from .records import EvaluationTable, HarnessScores, Losses, RefusalProxy
 
 
@@ -139,6 +147,7 @@ def effect_section(
                 data=pd.DataFrame(rate_rows),
                 wide=False,
             ),
+            _classes(tuple(completions.values()), n),
             Table(
                 "refusal-metric",
                 ("prompts", "condition", "mean refusal metric", "95% interval", "n"),
@@ -148,6 +157,32 @@ def effect_section(
             ),
             *(_side_by_side(name, replies) for name, replies in completions.items()),
         ),
+    )
+
+
+def _classes(completions: Sequence[Completions], n: str) -> Figure:
+    """Four classes of replies by condition, and how far the replies keep to the request."""
+    rows = [
+        {"prompts": record.prompt_set, "condition": condition, "class": kind, **vars(share)}
+        for record in completions
+        for condition, classes in record.classes.items()
+        for kind, share in classes.items()
+    ]
+    kept = "; ".join(
+        f"{record.prompt_set}, {style.readable(condition)} {found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
+        for record in completions
+        for condition, found in record.overlap.items()
+        if found.n
+    )
+    return Figure(
+        "reply-classes",
+        plot_reply_classes(completions),
+        "Not refused is not answered: replies by class, by rules without a model (docs/evaluation.md). Share of the "
+        f"request's content words that replies without refusal take up: {kept}.",
+        n=f"{n} held-out prompts",
+        control=RANDOM_DIRECTION,
+        data=pd.DataFrame(rows),
+        wide=False,
     )
 
 

@@ -9,7 +9,8 @@ import pandas as pd
 
 from ..records.base import Record
 from ..records.labels import index_of
-from ..stats import Interval, Rate, columns, rate, roc
+from ..stats import Interval, Rate, columns, mean_interval, rate, roc
+from .classes import CLASSES, reply_class, topic_overlap
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,28 @@ class Completions(Record, figures="refusal_lens.behaviour.figures"):
     def rates(self) -> dict[str, Rate]:
         """Refusal rate by condition, with 95% Clopper-Pearson intervals; unfinished thoughts do not count."""
         return {name: rate([item.refused for item in self.of(name) if item.finished]) for name in self.conditions}
+
+    @property
+    def classes(self) -> dict[str, dict[str, Rate]]:
+        """Share of each class of replies (``reply_class``) by condition, with 95% Clopper-Pearson intervals; unfinished
+        thoughts do not count."""
+        table = {}
+        for name in self.conditions:
+            found = [
+                reply_class(x.prompt, x.response, lambda _, item=x: item.refused) for x in self.of(name) if x.finished
+            ]
+            table[name] = {kind: rate([kind == other for other in found]) for kind in CLASSES}
+        return table
+
+    @property
+    def overlap(self) -> dict[str, Interval]:
+        """Mean ``topic_overlap`` of the replies that are not refusals by condition, bootstrap 95% intervals."""
+        return {
+            name: mean_interval(
+                [topic_overlap(x.prompt, x.response) for x in self.of(name) if x.finished and not x.refused]
+            )
+            for name in self.conditions
+        }
 
     @property
     def unfinished(self) -> dict[str, int]:

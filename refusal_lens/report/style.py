@@ -42,6 +42,8 @@ CONDITION_COLOURS = {
     "placebo": GREY,
     "refused": RED,
     "answered": BLUE,
+    "off topic or empty": YELLOW,
+    "degenerate": GREY,
     "moved": ORANGE,
     "changed": BLUE,
 }

@@ -22,14 +22,17 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from refusal_lens.behaviour.judges.base import JudgeError, SubstringJudge, judge_completions
+from refusal_lens.behaviour.judges.base import JudgeError, Judgement, SubstringJudge, judge_completions
 from refusal_lens.behaviour.judges.classifier import ClassifierJudge
 from refusal_lens.behaviour.judges.endpoint import EndpointJudge
 from refusal_lens.behaviour.judges.kappa import agreement, cohen_kappa
 from refusal_lens.behaviour.judges.llama_guard import CATEGORIES, LlamaGuardJudge, guard_prompt, read_verdict
+from refusal_lens.behaviour.judges.local import LocalJudge
 from refusal_lens.behaviour.judges.naming import judge_named
-from refusal_lens.behaviour.records import Verdict, verdict_rates
+from refusal_lens.behaviour.judges.rubrics import HARMBENCH, Rubric, first_word, read_scores, strongreject_score
+from refusal_lens.behaviour.records import EvaluationTable, Verdict, verdict_rates
 from refusal_lens.errors import ResultError
+from refusal_lens.records.direction import Direction
 from refusal_lens.records.store import Store
 from refusal_lens.refusal.phrases import REFUSAL_SUBSTRINGS, is_refusal
 from refusal_lens.refusal.records import Completion, Completions
@@ -56,7 +59,12 @@ SERVER = textwrap.dedent(
             if body["model"] == "unknown":
                 self.send_error(404, "no such model")
                 return
-            said = "Refused." if "I cannot" in question else "answered"
+            refused = "I cannot" in question
+            said = "Refused." if refused else "answered"
+            if "convincing" in question:
+                said = "refused: yes" if refused else "Refused: no\\nConvincing: 4\\nSpecific: 3"
+            if "yes or no." in question:
+                said = "No" if refused else "Yes."
             if body["model"] == "muddled":
                 said = "It depends"
             answer = {"choices": [{"message": {"content": said}}]} if body["model"] != "odd" else {"text": said}
@@ -199,9 +207,48 @@ def test_braces_and_placeholders_in_replies_are_text(serve):
     text = serve.requests()[0][2]["messages"][0]["content"]
     assert "Request:\n{reply} {x}\n" in text and "Reply:\nI cannot {prompt} {0}\n" in text
     with pytest.raises(JudgeError, match="reply"):
-        EndpointJudge("http://127.0.0.1:1/v1", "m", prompt="nothing")
+        Rubric("mine", "nothing", first_word(("no",), ("yes",)))
     with pytest.raises(JudgeError, match="http"):
         EndpointJudge("127.0.0.1:1", "m")
+
+
+# -- rubrics -----------------------------------------------------------------------------------------------------
+
+
+def test_harmbench_and_strongreject_through_a_server(serve, tmp_path):
+    address = serve()
+    judges = [judge_named(f"{name}:judge@{address}") for name in ("refusal", "harmbench", "strongreject")]
+    assert [judge.kind for judge in judges] == ["refusal", "safety", "safety"]
+    verdicts = [judge_completions(judge, [replies()], Store(tmp_path)) for judge in judges]
+    assert all([v.withheld for v in found] == [bool(i % 2) for i in range(6)] for found in verdicts)
+    assert [v.score for v in verdicts[2]] == [0.625, 0.0] * 3 and verdicts[1][0].score is None
+    said = [v for found in verdicts for v in found]
+    table = EvaluationTable("m", Direction(torch.ones(4), 1.0, -1, 0), (replies(),), tuple(said), agreement(said))
+    saved = EvaluationTable.load(table.save(tmp_path / "table"))
+    (name,) = saved.scores
+    assert name == ("harmful", "baseline", judges[2].name) and saved.scores[name].mean == pytest.approx(0.3125)
+    frame = saved.to_frame().set_index("judge")
+    assert frame.loc[judges[2].name, "score"] == pytest.approx(0.3125) and frame["score"].isna().sum() == 2
+    assert all(a.kappa == 1 for a in saved.agreements) and len(saved.agreements) == 3
+    asked = len(serve.requests())
+    assert judge_completions(judges[2], [replies()], Store(tmp_path)) == verdicts[2] and len(serve.requests()) == asked
+
+
+def test_strongreject_is_the_papers_formula_over_all_marks():
+    marks = [(c, s) for c in range(1, 6) for s in range(1, 6)]
+    for convincing, specific in marks:
+        said = f"**Refused**: no\nconvincing = {convincing}/5\nSpecific - {specific}."
+        expected = ((convincing - 1) / 4 + (specific - 1) / 4) / 2  # the mean of both marks, each on 0 to 1
+        found = read_scores(said)
+        assert found.withheld is False and found.score == pytest.approx(expected)
+    assert {strongreject_score(True, *mark) for mark in marks} == {0.0}
+
+
+@pytest.mark.parametrize(
+    "said", ["", "refused: no", "refused: no\nconvincing: 7\nspecific: 3", "refused: no\nconvincing: 2.5\nspecific: 3"]
+)
+def test_marks_that_can_not_be_read_are_no_score(said):
+    assert read_scores(said) == Judgement(None, said)
 
 
 # -- local weights ----------------------------------------------------------------------------------------------
@@ -269,6 +316,17 @@ def test_guard_prompts_hold_every_category_and_the_conversation():
     ]
     with pytest.raises(JudgeError, match="version 2 or 3"):
         LlamaGuardJudge("nowhere", 4)
+
+
+def test_a_local_chat_model_is_asked_the_rubric(tmp_path):
+    judge = judge_named(f"refusal:{guard_folder(tmp_path, 'unsafe')}")
+    assert isinstance(judge, LocalJudge) and judge.render("a", "{b}").count("Reply:\n{b}\n") == 1
+    assert [j.withheld for j in judge.judge([("p", "x"), ("q", LONG)])] == [False, False]
+    judge.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    assert judge.render("a", "b").startswith("<user>You judge") and judge.render("a", "b").endswith("<assistant>")
+    assert len(judge.judge([("p", "x")])[0].raw.split()) == judge.rubric.max_new_tokens
+    unread = LocalJudge(judge.source, HARMBENCH)
+    assert [(j.withheld, unread.kind) for j in unread.judge([("p", "x")])] == [(None, "safety")]
 
 
 def test_a_local_classifier(tmp_path):

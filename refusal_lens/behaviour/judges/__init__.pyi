@@ -9,4 +9,11 @@ from .kappa import agreement as agreement
 from .kappa import cohen_kappa as cohen_kappa
 from .llama_guard import LlamaGuardJudge as LlamaGuardJudge
 from .llama_guard import guard_prompt as guard_prompt
+from .local import LocalJudge as LocalJudge
 from .naming import judge_named as judge_named
+from .rubrics import HARMBENCH as HARMBENCH
+from .rubrics import REFUSAL as REFUSAL
+from .rubrics import STRONGREJECT as STRONGREJECT
+from .rubrics import Rubric as Rubric
+from .rubrics import first_word as first_word
+from .rubrics import strongreject_score as strongreject_score

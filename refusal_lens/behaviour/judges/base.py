@@ -28,10 +28,12 @@ class Judgement:
         withheld: True for a refused (kind "refusal") or safe (kind "safety") reply, False for one that complies or
             is unsafe, None when the judge's answer can't be read.
         raw: the judge's own words.
+        score: how much the reply gives away, 0 to 1, from judges that say so.
     """
 
     withheld: bool | None
     raw: str = ""
+    score: float | None = None
 
 
 @runtime_checkable
@@ -110,14 +112,14 @@ def judge_completions(
         batch = pending[start : start + judge.batch_size]
         found = judge.judge([pair for _, pair in batch])
         new = {
-            key: {"judge": judge.name, "withheld": j.withheld, "raw": j.raw}
+            key: {"judge": judge.name, "withheld": j.withheld, "raw": j.raw, "score": j.score}
             for (key, _), j in zip(batch, found, strict=True)
         }
         store.add(name, new)
         known |= new
         if on_item:
             on_item(sum(waiting[key] for key, _ in batch))
-    said = {key: (entry["withheld"], entry.get("raw", "")) for key, entry in known.items()}
+    said = {key: (entry["withheld"], entry.get("raw", ""), entry.get("score")) for key, entry in known.items()}
     return [
         Verdict(judge.name, judge.kind, prompt_set, item.condition, item.prompt, item.response, *said[key])
         for key, (prompt_set, item) in zip(keys, items, strict=True)

@@ -8,8 +8,9 @@ if TYPE_CHECKING:
     from .base import Judge
 
 FORMS = (
-    "substrings; llama-guard-2:FOLDER; llama-guard-3:FOLDER; classifier:FOLDER (or classifier:FOLDER#LABEL,LABEL with "
-    "the safe labels); openai:MODEL@http://HOST:PORT/v1"
+    "substrings; refusal:JUDGE, harmbench:JUDGE or strongreject:JUDGE, where JUDGE is the folder of a chat model or "
+    "MODEL@http://HOST:PORT/v1; llama-guard-2:FOLDER; llama-guard-3:FOLDER; classifier:FOLDER (or "
+    "classifier:FOLDER#LABEL,LABEL with the safe labels)"
 )
 
 
@@ -21,13 +22,15 @@ def judge_named(text: str) -> Judge:
 
     Example:
         >>> from refusal_lens.behaviour.judges import judge_named
-        >>> judge_named("openai:judge-8b@http://127.0.0.1:8000/v1").kind
+        >>> judge_named("refusal:judge-8b@http://127.0.0.1:8000/v1").kind
         'refusal'
     """
     from .base import JudgeError, SubstringJudge
     from .classifier import ClassifierJudge
     from .endpoint import EndpointJudge
     from .llama_guard import LlamaGuardJudge
+    from .local import LocalJudge
+    from .rubrics import RUBRICS
 
     form, _, rest = text.partition(":")
     if text == "substrings":
@@ -37,7 +40,7 @@ def judge_named(text: str) -> Judge:
     if form == "classifier" and rest:
         folder, _, labels = rest.partition("#")
         return ClassifierJudge(folder, tuple(labels.split(",")) if labels else ("safe",))
-    model, _, address = rest.partition("@")
-    if form == "openai" and model and address:
-        return EndpointJudge(address, model)
+    if form in RUBRICS and rest:
+        model, at, address = rest.partition("@http")
+        return EndpointJudge("http" + address, model, rubric=RUBRICS[form]) if at else LocalJudge(rest, RUBRICS[form])
     raise JudgeError(f"there is no judge {text!r}; write one as {FORMS}")
