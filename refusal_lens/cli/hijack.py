@@ -1,5 +1,6 @@
 """``refusal-lens hijack MODEL --suffixes F --direction RUN --out DIR``."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,12 @@ from .options import Model, OfRunDevice, OfRunDtype
 from .terminal import LATEST, LogJson, Quiet, bars, console, error_console, load_like, log, say
 
 N_CHOOSE = 32  # prompts that choose the top heads: validation prompts of RUN, then, where these are few, training ones
+Grid = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Put the random run's cells into the suffixed one: resid_pre, attn_out, mlp_out, z (repeatable)."
+    ),
+]
 
 
 def hijack(
@@ -24,6 +31,7 @@ def hijack(
     ] = LATEST,
     out: Annotated[Path | None, typer.Option(help="Result folder; by default `suffixes` in RUN.")] = None,
     kind: Annotated[str, typer.Option(help="Kind of suffixes, where the file gives none.")] = "adversarial",
+    column: Annotated[list[str] | None, typer.Option(help="suffix=, kind= or score= the file's column.")] = None,
     harmful: Annotated[
         str | None, typer.Option(help="File of harmful prompts to report on (default: the test prompts of RUN).")
     ] = None,
@@ -38,6 +46,7 @@ def hijack(
     ] = 0,
     shuffled: Annotated[bool, typer.Option(help="Also test each suffix with its tokens shuffled.")] = True,
     causal: Annotated[str, typer.Option(help="Suffixes to test causally: 'working', 'all' or 'none'.")] = "working",
+    grid: Grid = None,
     max_new_tokens: Annotated[
         int, typer.Option(min=0, help="Length of replies; 0 to judge by the refusal metric alone.")
     ] = 24,
@@ -67,13 +76,12 @@ def hijack(
 
     if suffixes is None and model != "organism":
         raise PromptError("give --suffixes: only the embedded model brings its own")
-    found = SuffixSet.load(suffixes or embedded(), kind)
+    found = SuffixSet.load(suffixes or embedded(), kind, columns=dict(c.partition("=")[::2] for c in column or ()))
     study = Study(direction)
     folder = out or study.folder / "suffixes"
     settings = Settings(
         top or None, max_new_tokens, causal=causal, shuffled=shuffled, detail=detail or None, prompts=prompts, seed=seed
     )
-    texts = _prompts(study, harmful, harmless, borderline)
     with bars(quiet) as progress, locked(folder, ("screen", "suffixes")):
         loaded = load_like(study, progress, model, dtype, device)
         report = investigate(
@@ -82,8 +90,8 @@ def hijack(
             direction=study.selection.chosen,
             head_prompts=[*study.harmful.val, *study.harmful.train][:N_CHOOSE],
             refusal_tokens=study.refusal_tokens,
-            **texts,
-            settings=settings,
+            **_prompts(study, harmful, harmless, borderline),
+            settings=replace(settings, grids=tuple(grid or ())),
             folder=folder,
             progress=progress,
         )

@@ -7,5 +7,6 @@ from .prompts import Prompts as Prompts
 from .prompts import PromptSet as PromptSet
 from .prompts import as_prompts as as_prompts
 from .prompts import load_prompts as load_prompts
+from .prompts import prompt_groups as prompt_groups
 from .suffixes import Suffix as Suffix
 from .suffixes import SuffixSet as SuffixSet

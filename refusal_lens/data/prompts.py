@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, overload
 
@@ -326,6 +327,31 @@ def load_prompts(
         raise PromptError(f"give harmless prompts along with {str(harmful)[:60]!r}: load_prompts(harmful, harmless)")
     sources = (("harmful", harmful), ("harmless", harmless))
     return PromptPair(*(PromptSet.load(source, name, sizes, seed) for name, source in sources))
+
+
+def prompt_groups(source: str | Path, column: str = "category", skip: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
+    """Read requests grouped by a column, from all splits of a file; largest group first.
+
+    Args:
+        source: a file as in ``PromptSet.load``, whose rows have the column.
+        skip: requests to leave out, such as those held out for a test.
+
+    Raises:
+        PromptError: no row has the column.
+
+    Example:
+        >>> groups = rl.data.prompt_groups(rl.organism.instructions()["harmful"])
+        >>> next(iter(groups)), len(groups["people"])
+        ('people', 106)
+    """
+    document, seen, rows = read_file(Path(source)), dict.fromkeys(map(folded, skip), ""), dict[str, list[Any]]()
+    for row in chain(*document.values()) if isinstance(document, dict) else document:
+        if isinstance(row, dict) and row.get(column) not in (None, ""):
+            rows.setdefault(str(row[column]), []).append(row)
+    if not rows:
+        raise PromptError(f"no row of {source} has the column {column!r} to group by: name one that they have")
+    groups = {name: distinct(texts_of(some, f"{source} ({name})", []), name, seen, []) for name, some in rows.items()}
+    return dict(sorted(((n, tuple(g)) for n, g in groups.items()), key=lambda item: -len(item[1])))
 
 
 def _split_files(stem: Path) -> dict[str, Path] | None:
