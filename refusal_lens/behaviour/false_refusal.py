@@ -109,7 +109,7 @@ def over_refusal(
         said.append(complete(model, texts, edits, name, max_new_tokens, progress=progress))
     trained = refusal_metric(model, prompts.train, found.refusal_tokens) > found.refusal_tokens.threshold
     return OverRefusal(
-        refusal=found.direction,
+        direction=found.direction,
         false_refusal=false,
         cosine=before,
         source=prompts.source,

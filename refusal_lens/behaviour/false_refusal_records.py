@@ -21,7 +21,7 @@ class OverRefusal(Record, axes={"condition": "conditions", "prompt": "prompt_set
     """Refusals of harmful, borderline and harmless test prompts under every condition.
 
     Attributes:
-        refusal: r̂.
+        direction: r̂.
         false_refusal: the direction of false refusal, orthogonal to r̂.
         cosine: of the difference in means with r̂ before it was made orthogonal.
         source: where the borderline prompts come from.
@@ -32,7 +32,7 @@ class OverRefusal(Record, axes={"condition": "conditions", "prompt": "prompt_set
         metric: refusal metric of every prompt, set after set.
     """
 
-    refusal: Direction
+    direction: Direction
     false_refusal: Direction
     cosine: float
     source: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from refusal_lens.errors import LabelError, RefusalLensError
 from refusal_lens.hooks.interventions import Ablate
 from refusal_lens.records.base import load_record
 from refusal_lens.refusal.metric import refusal_metric
+from refusal_lens.study.folder import Study
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,16 @@ def test_the_record_returns_and_the_page_names_both(found, tmp_path):
     assert "orthogonal to r̂" in section.items[0].control and "12 borderline" in section.items[0].n
     with pytest.raises(LabelError, match="harmful, borderline, harmless"):
         found.rates("benign")
+
+
+def test_the_study_of_its_direction_has_it(study, found, tmp_path):
+    folder = tmp_path / "study"
+    shutil.copytree(study.folder, folder)
+    assert Study(folder).over_refusal is None
+    found.save(folder / "over_refusal")
+    assert Study(folder).over_refusal.to_frame().equals(found.to_frame())
+    replace(found, direction=found.false_refusal).save(folder / "over_refusal")
+    assert Study(folder).over_refusal is None  # of another direction
 
 
 def test_contrasts_are_a_set_of_their_own_and_a_typo_is_said(setting):
