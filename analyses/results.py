@@ -29,6 +29,7 @@ NAMES = (
     "base_vs_chat",
     "selection_grid",
     "subspace",
+    "cones",
     "stability",
     "fine_tuning",
 )

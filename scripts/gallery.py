@@ -49,6 +49,13 @@ SHOWN: dict[str, tuple[str, ...]] = {
         'rl.plots.conversation_view(seen, "adversarial", layer=3)',
         "planes = [f(model, data.harmful.train, data.harmless.train, r, 3) for f in (rl.direction.pca_subspace, "
         "rl.direction.repeated_subspace)]\nrl.direction.subspace_effects(model, planes, test, calm, words).plot()",
+        "learned = rl.direction.learn_cone(model, data, found, dimension=2, seeds=[0], steps=20, samples=1)\n"
+        "learned.plot()",
+        'two = {"r": r, "learned": learned.learned(0)}\n'
+        "rl.direction.representational_independence(model, two, test).plot()",
+        "groups = rl.data.prompt_groups(rl.organism.instructions()['harmful'], skip=test.texts)\n"
+        "largest = dict(list(groups.items())[:4])\n"
+        "rl.direction.group_angles(model, largest, data.harmless.train, found).plot()",
         "grounds = {name: rl.direction.Ground(some.texts, words) for name, some in prompts.items()}\n"
         'rl.direction.effect_matrix(model, {"refusal": r}, grounds).plot()',
         'rl.direction.system_prompt_table(model, r, test, ["", "Answer briefly."], max_new_tokens=16).plot()',
@@ -91,11 +98,18 @@ SHOWN: dict[str, tuple[str, ...]] = {
         'attack.plot("causal tests")',
         'attack.plot("why attention moves")',
         'attack.plot("number of heads")',
+        'attack.plot("circuit")',
         'attack.plot("detectors")',
         "best = attack.result()\ntwo = test.texts[:8], best.suffix.text\n"
         "drawn = rl.hijacking.random_controls(model.chat, *two).texts\n"
         "rl.hijacking.patching_grid(model, *two, drawn, r, words).plot()",
         'attack.plot("paths")',
+        "every = rl.SuffixSet.load(rl.organism.suffixes())\n"
+        "many = rl.hijacking.many_suffixes(model, test[:8], every, found, attack.top_heads, words)\nmany.plot()",
+        'many.plot("recurrence", by="write")',
+        'many.plot("clusters")',
+        'many.plot("beside dominance")',
+        "rl.hijacking.compare_detectors(model, data, found, rl.load_borderline()).plot()",
     ),
     "A look": (
         'half = {"ablation": [rl.Ablate(r, strength=0.5)]}\n'
@@ -112,6 +126,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "words.plot()",
         "rl.behaviour.evaluate_table(model, r, prompts, max_new_tokens=16).plot()",
         "rl.behaviour.refusal_proxy(model, prompts, words, 16).plot()",
+        "rl.behaviour.over_refusal(model, data, found, max_new_tokens=16).plot()",
         "own = rl.models.own_completions(model, calm, 16)\n"
         'rl.behaviour.losses(model, own, edits, "own replies").plot()',
     ),

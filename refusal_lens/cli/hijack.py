@@ -31,9 +31,8 @@ def hijack(
     ] = LATEST,
     out: Annotated[Path | None, typer.Option(help="Result folder; by default `suffixes` in RUN.")] = None,
     kind: Annotated[str, typer.Option(help="Kind of suffixes, where the file gives none.")] = "adversarial",
-    harmful: Annotated[
-        str | None, typer.Option(help="File of harmful prompts to report on (default: the test prompts of RUN).")
-    ] = None,
+    column: Annotated[list[str] | None, typer.Option(help="suffix=, kind= or score= the file's column.")] = None,
+    harmful: Annotated[str | None, typer.Option(help="Harmful prompts to report on (default: RUN's test).")] = None,
     prompts: Annotated[int, typer.Option(min=2, help="Report on the first N of these that are refused.")] = 128,
     harmless: Annotated[int, typer.Option(min=0, help="At most this many of RUN's harmless test prompts.")] = 64,
     borderline: Annotated[
@@ -75,7 +74,7 @@ def hijack(
 
     if suffixes is None and model != "organism":
         raise PromptError("give --suffixes: only the embedded model brings its own")
-    found = SuffixSet.load(suffixes or embedded(), kind)
+    found = SuffixSet.load(suffixes or embedded(), kind, columns=dict(c.partition("=")[::2] for c in column or ()))
     study = Study(direction)
     folder = out or study.folder / "suffixes"
     settings = Settings(
@@ -105,10 +104,11 @@ def hijack(
 def _prompts(study: Any, harmful: str | None, harmless: int, borderline: Path | None) -> dict[str, list[str]]:
     """Prompts to report on, without those that chose the direction or the heads."""
     from ..behaviour.table import read_prompts
+    from ..data.borderline import told_apart
 
     notes: list[str] = []
     texts = list(study.harmful.test) if harmful is None else read_prompts(harmful, notes)[1]
-    edge = read_prompts(str(borderline), notes)[1] if borderline else []
+    edge = told_apart(borderline, notes)[0] if borderline else []
     known = {*study.harmful.train, *study.harmful.val}
     if seen := known & set(texts):
         texts = [text for text in texts if text not in known]

@@ -1,9 +1,12 @@
 from . import organism as organism
+from .borderline import Borderline as Borderline
+from .borderline import load_borderline as load_borderline
 from .conversation import Conversation as Conversation
 from .prompts import PromptPair as PromptPair
 from .prompts import Prompts as Prompts
 from .prompts import PromptSet as PromptSet
 from .prompts import as_prompts as as_prompts
 from .prompts import load_prompts as load_prompts
+from .prompts import prompt_groups as prompt_groups
 from .suffixes import Suffix as Suffix
 from .suffixes import SuffixSet as SuffixSet

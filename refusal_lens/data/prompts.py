@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, overload
 
@@ -31,6 +32,7 @@ class Preset:
     split: str
     column: str
     empty_column: str | None = None  # keep only rows where this column is empty
+    only: tuple[str, str] | None = None  # keep only rows where this column has this value
 
 
 PRESETS = {
@@ -38,6 +40,10 @@ PRESETS = {
     "jailbreakbench": Preset("JailbreakBench/JBB-Behaviors", "behaviors", "harmful", "Goal"),
     "jailbreakbench-benign": Preset("JailbreakBench/JBB-Behaviors", "behaviors", "benign", "Goal"),
     "alpaca": Preset("tatsu-lab/alpaca", None, "train", "instruction", empty_column="input"),
+    "xstest": Preset("walledai/XSTest", None, "test", "prompt", only=("label", "safe")),
+    "xstest-unsafe": Preset("walledai/XSTest", None, "test", "prompt", only=("label", "unsafe")),
+    "or-bench": Preset("bench-llm/or-bench", "or-bench-hard-1k", "train", "prompt"),
+    "or-bench-toxic": Preset("bench-llm/or-bench", "or-bench-toxic", "train", "prompt"),
 }
 
 
@@ -187,7 +193,7 @@ class PromptSet(Record):
         elif parts := _split_files(path):
             document = {split: read_file(file) for split, file in parts.items()}
         elif text.lower() in PRESETS:
-            document = _read_preset(PRESETS[text.lower()])
+            document = read_preset(PRESETS[text.lower()])
         elif "/" in text and not path.suffix and not path.is_absolute() and not text.startswith("."):
             document = _read_dataset(text)
         else:
@@ -323,6 +329,31 @@ def load_prompts(
     return PromptPair(*(PromptSet.load(source, name, sizes, seed) for name, source in sources))
 
 
+def prompt_groups(source: str | Path, column: str = "category", skip: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
+    """Read requests grouped by a column, from all splits of a file; largest group first.
+
+    Args:
+        source: a file as in ``PromptSet.load``, whose rows have the column.
+        skip: requests to leave out, such as those held out for a test.
+
+    Raises:
+        PromptError: no row has the column.
+
+    Example:
+        >>> groups = rl.data.prompt_groups(rl.organism.instructions()["harmful"])
+        >>> next(iter(groups)), len(groups["people"])
+        ('people', 106)
+    """
+    document, seen, rows = read_file(Path(source)), dict.fromkeys(map(folded, skip), ""), dict[str, list[Any]]()
+    for row in chain(*document.values()) if isinstance(document, dict) else document:
+        if isinstance(row, dict) and row.get(column) not in (None, ""):
+            rows.setdefault(str(row[column]), []).append(row)
+    if not rows:
+        raise PromptError(f"no row of {source} has the column {column!r} to group by: name one that they have")
+    groups = {name: distinct(texts_of(some, f"{source} ({name})", []), name, seen, []) for name, some in rows.items()}
+    return dict(sorted(((n, tuple(g)) for n, g in groups.items()), key=lambda item: -len(item[1])))
+
+
 def _split_files(stem: Path) -> dict[str, Path] | None:
     if not stem.parent.is_dir():
         return None
@@ -330,8 +361,11 @@ def _split_files(stem: Path) -> dict[str, Path] | None:
     return {s: files[0] for s, files in found.items()} if all(found.values()) else None
 
 
-def _read_preset(preset: Preset) -> list[str]:
+def read_preset(preset: Preset) -> list[str]:
+    """The requests of a well-known data set."""
     rows = _load_dataset(preset.path, preset.config, preset.split)
+    if preset.only is not None:
+        rows = [row for row in rows if row[preset.only[0]] == preset.only[1]]
     return [r[preset.column] for r in rows if not (preset.empty_column and r[preset.empty_column])]
 
 

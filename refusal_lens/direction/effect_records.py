@@ -1,4 +1,4 @@
-"""Effects of a direction elsewhere: subspaces, other behaviours and prompts, fine-tuned models, system prompts."""
+"""Effects of a direction elsewhere: other behaviours and prompts, fine-tuned models, system prompts."""
 
 from dataclasses import dataclass
 
@@ -7,35 +7,6 @@ import pandas as pd
 from ..records.base import Record
 from ..records.direction import Direction
 from ..stats import Interval, Rate, columns
-
-
-@dataclass(frozen=True)
-class SubspaceEffects(Record, renamed={"sizes": "ks"}):
-    """Effects of ablating the first k directions of subspaces.
-
-    Attributes:
-        kinds: the subspaces, the random one last.
-        ks: numbers of directions.
-        bypass: mean refusal metric on harmful prompts by ``[kind][size]``, bootstrap 95% intervals.
-        kl: mean KL(baseline || ablated) of the next token on harmless prompts, nats.
-        baseline: refusal metric on harmful prompts without intervention.
-        leading_cosine: cosine of each subspace's first direction with r̂.
-    """
-
-    kinds: tuple[str, ...]
-    ks: tuple[int, ...]
-    bypass: tuple[tuple[Interval, ...], ...]
-    kl: tuple[tuple[Interval, ...], ...]
-    baseline: Interval
-    leading_cosine: tuple[float, ...]
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per subspace and number of directions."""
-        return pd.DataFrame(
-            {"kind": kind, "k": k, **columns(b, "bypass", "bypass_"), **columns(kl, "kl", "kl_"), "n": b.n}
-            for kind, row, kls in zip(self.kinds, self.bypass, self.kl, strict=True)
-            for k, b, kl in zip(self.ks, row, kls, strict=True)
-        )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Figures of the direction: selection grid, trace by layer, stability, subspaces, transfer, fine-tuning."""
+"""Figures of the direction: selection grid, trace by layer, stability, transfer, fine-tuning."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from ..report import style
 from ..report.drawing import Drawing
 from .ablation_records import ALONG, AblationForms
 from .dose_records import DoseResponse
-from .effect_records import EffectMatrix, FineTuning, SubspaceEffects, SystemPrompts
+from .effect_records import EffectMatrix, FineTuning, SystemPrompts
 from .harm_records import READINGS, HarmMap
 from .map_records import ConversationMap
 from .records import CandidateDirections, DirectionTrace, FoundDirection, Selection, Stability
@@ -63,28 +63,6 @@ def plot_fine_tuning(record: FineTuning) -> Drawing:
     figure.update_yaxes(range=[-0.05, 1.05], row=1, col=3)
     figure.update_xaxes(title_text="optimizer steps")
     return style.finish(figure, "The old direction in a model fine-tuned on harmless data", height=420)
-
-
-@registered("by size", SubspaceEffects)
-def plot_subspaces(record: SubspaceEffects) -> Drawing:
-    """Refusal metric on harmful and KL on harmless prompts by the number of directions ablated."""
-    titles = ("refusal metric, harmful prompts", "next-token KL, harmless prompts")
-    figure = style.panels(titles)
-    for col, grid in enumerate((record.bypass, record.kl), start=1):
-        for i, (kind, row) in enumerate(zip(record.kinds, grid, strict=True)):
-            style.add_line(
-                figure,
-                record.ks,
-                row,
-                kind,
-                legendgroup=kind,
-                showlegend=col == 1,
-                line={"color": style.colour(kind, i), "dash": style.dash(kind)},
-                **style.panel(col),
-            )
-    figure.add_hline(y=record.baseline.mean, line_dash="dash", line_color=style.GREY, row=1, col=1)
-    figure.update_xaxes(title_text="directions ablated", dtick=1)
-    return style.finish(figure, f"Is one direction enough? (n = {record.baseline.n} prompts of each kind)", height=420)
 
 
 @registered("matrix", EffectMatrix)

@@ -1,4 +1,4 @@
-"""Report sections: the direction, conversations, its stability, subspaces, transfer and dose."""
+"""Report sections: the direction, conversations, its stability, transfer and dose."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from ..report import style
 from ..report.page import RANDOM_DIRECTION, Figure, Item, Option, Picker, Section, Table, Widget, plain
 from .ablation_records import AblationForms
 from .dose_records import DoseResponse
-from .effect_records import EffectMatrix, FineTuning, SubspaceEffects, SystemPrompts
+from .effect_records import EffectMatrix, FineTuning, SystemPrompts
 from .figures import (
     plot_dose_response,
     plot_effects,
@@ -20,7 +20,6 @@ from .figures import (
     plot_harm,
     plot_selection,
     plot_stability,
-    plot_subspaces,
     plot_system_prompts,
     plot_trace,
 )
@@ -75,13 +74,6 @@ def fine_tuning_section(record: FineTuning) -> Section:
         f"{record.harmful[0]['baseline'].n} harmful, {record.harmless[0]['baseline'].n} harmless prompts",
         RANDOM_DIRECTION,
     )
-
-
-def subspace_section(record: SubspaceEffects) -> Section:
-    """More than one direction."""
-    caption = "Ablating the first directions of each subspace; bootstrap 95% intervals."
-    rest = (caption, f"{record.baseline.n} harmful prompts", "a random subspace of equal size")
-    return _section("subspaces", "More than one direction", record, (), plot_subspaces(record), *rest)
 
 
 def effects_section(record: EffectMatrix, id: str, title: str) -> Section:

@@ -7,6 +7,8 @@ from ..data.prompts import PromptPair, PromptSet
 from ..engines.stage import Job, Stage, made_elsewhere
 from ..refusal.records import Completions, RefusalTokens
 from .ablation_records import AblationForms
+from .cone_records import GroupAngles, Independence, LearnedCones, SubspaceEffects
+from .cone_section import cones_section, subspace_section
 from .dose_records import DoseResponse
 from .effect_records import EffectMatrix
 from .harm_records import HarmMap
@@ -182,6 +184,32 @@ DOSE = Stage(
     "effect and damage by strength and scope, on validation prompts",
     command="python -m analyses.dose --study",
     section=lambda study: study.dose and dose_section(study.dose, "dose", "How much, and where"),
+)
+CONES = Stage(
+    "cones",
+    {
+        "cones/effects": SubspaceEffects,
+        "cones/direction": LearnedCones,
+        "cones/cone": LearnedCones,
+        "cones/independence": Independence,
+    },
+    made_elsewhere,
+    "a direction and a cone learned by gradient beside the difference in means, and their independence",
+    command="python -m analyses.cones --study",
+    section=lambda study: study.cones and cones_section(study.cones[0], study.cones[1:3], study.cones[3]),
+)
+SUBSPACES = Stage(
+    "subspaces",
+    {
+        "subspaces/effects": SubspaceEffects,
+        "subspaces/categories": GroupAngles,
+        "subspaces/languages": GroupAngles,
+        "subspaces/transfer": EffectMatrix,
+    },
+    made_elsewhere,
+    "effect by number of directions; angles between categories of harm and between languages",
+    command="python -m analyses.subspace --study",
+    section=lambda study: study.subspaces and subspace_section(*study.subspaces),
 )
 ABLATIONS = Stage(
     "ablations",

@@ -1,18 +1,27 @@
-"""More than one direction: subspaces from PCA and from repeated difference-in-means, and what ablating them does."""
+"""More than one direction: subspaces from PCA, from repeated difference-in-means and of groups of prompts, and what
+ablating them does."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
+import numpy as np
 import torch
+from jaxtyping import Float
+from scipy.linalg import subspace_angles
+from torch import Tensor
 
 from ..data.prompts import PromptsLike, as_prompts
-from ..errors import DirectionError
-from ..hooks.interventions import Ablate
+from ..errors import DirectionError, PromptError
+from ..hooks.base import Intervention
+from ..hooks.interventions import Ablate, Add
 from ..models.model import HookedChatModel
+from ..progress import Progress, silent
 from ..records.direction import DirectionLike, Subspace, as_direction
+from ..refusal.metric import refusal_metric
 from ..refusal.records import RefusalTokens
-from ..stats import Interval, mean_interval
-from ..tensors import kl_divergence, orthonormal, refusal_log_odds
-from .effect_records import SubspaceEffects
+from ..refusal.replies import completion, replies
+from ..tensors import kl_divergence, orthonormal, project_out, unit
+from .cone_records import MEASURES, GroupAngles, SubspaceEffects
 from .extract import extract_directions
 from .stability import prompt_activations
 
@@ -68,35 +77,152 @@ def repeated_subspace(
 
 def subspace_effects(
     model: HookedChatModel,
-    subspaces: Sequence[Subspace],
+    subspaces: Mapping[str, Subspace] | Sequence[Subspace],
     harmful: PromptsLike,
     harmless: PromptsLike,
     refusal_tokens: RefusalTokens,
+    *,
+    max_new_tokens: int = 0,
     seed: int = 0,
+    progress: Progress = silent,
 ) -> SubspaceEffects:
-    """Ablate the first k directions of each subspace, and of a random one, for every k.
+    """Ablate and add the directions of each subspace, and of a random one, for every number of directions.
 
     Args:
-        subspaces: of one reference direction.
-        harmful, harmless: held-out prompts.
+        subspaces: of one reference direction, by label (by their kind if not given).
+        harmful, harmless: held-out prompts; as many of each are used.
         refusal_tokens: of the refusal metric.
+        max_new_tokens: length limit of the replies whose refusals are counted; 0 for none.
         seed: of the random subspace.
+
+    Raises:
+        DirectionError: no subspace, or subspaces of different directions.
+
+    Example:
+        >>> planes = [rl.direction.pca_subspace(model, data.harmful.train, data.harmless.train, found, k=2)]
+        >>> effects = rl.direction.subspace_effects(
+        ...     model, planes, data.harmful.test, data.harmless.test, found.refusal_tokens)
+        >>> effects.kinds, effects.gain("pca", 2).n
+        (('pca', 'random'), 12)
     """
-    harmful, harmless = as_prompts(harmful), as_prompts(harmless)
-    size = min(map(len, subspaces))
-    reference = subspaces[0].reference
-    every = [*subspaces, Subspace.random(reference, size, seed)]
-    before = model.last_logits(harmless)
-    baseline = refusal_log_odds(model.last_logits(harmful), refusal_tokens.ids)
+    every = dict(subspaces) if isinstance(subspaces, Mapping) else {space.kind: space for space in subspaces}
+    if not every or any(not torch.equal(a.reference.unit, b.reference.unit) for a, b in pairwise(every.values())):
+        raise DirectionError("give subspaces of one reference direction, at least one")
+    r, size = next(iter(every.values())).reference, max(map(len, every.values()))
+    every["random"] = Subspace.random(r, size, seed)
+    n = min(len(as_prompts(harmful)), len(as_prompts(harmless)))
+    asked, calm = as_prompts(harmful)[:n], as_prompts(harmless)[:n]
+    before = model.last_logits(calm)
 
-    def ablated(subspace: Subspace) -> tuple[Interval, Interval]:
-        with model.hooks(Ablate(subspace)):
-            metric = refusal_log_odds(model.last_logits(harmful), refusal_tokens.ids)
-            change = kl_divergence(before, model.last_logits(harmless))
-        return mean_interval(metric.tolist()), mean_interval(change.tolist())
+    def metric(prompts: list[str], *under: Intervention) -> Tensor:
+        return refusal_metric(model, prompts, refusal_tokens, under=under)
 
-    grid = [[ablated(subspace.first(k)) for k in range(1, size + 1)] for subspace in every]
-    bypass, kl = (tuple(tuple(pair[i] for pair in row) for row in grid) for i in (0, 1))
-    cosines = tuple(float(s.vectors[0].double() @ reference.unit.double()) for s in every)
-    kinds, sizes = tuple(s.kind for s in every), tuple(range(1, size + 1))
-    return SubspaceEffects(kinds, sizes, bypass, kl, mean_interval(baseline.tolist()), cosines)
+    def refused(*under: Intervention) -> Tensor:
+        if not max_new_tokens:
+            return torch.full((n,), torch.nan, dtype=torch.float64)
+        told = replies(model, asked, max_new_tokens, under=under)
+        verdicts = [completion(model, p, reply, "").refused for p, reply in zip(asked, told, strict=True)]
+        return torch.tensor(verdicts, dtype=torch.float64)
+
+    def measured(vectors: Float[Tensor, "k d_model"]) -> Tensor:
+        first, last, middle = Ablate(vectors), Ablate(vectors[-1]), Ablate(vectors.sum(0))
+        with model.hooks(first):
+            kl = kl_divergence(before, model.last_logits(calm)).cpu()
+        along = Add(r.coeff * r.norm * vectors[-1], layers=r.layer)
+        alone = [metric(asked, edit) for edit in (first, *((last, middle) if len(vectors) > 1 else ()))]
+        return torch.stack([*(alone * 3)[:3], metric(calm, along), kl, refused(first)])
+
+    values = torch.full((len(every), size, len(MEASURES), n), torch.nan, dtype=torch.float64)
+    with progress("ablate subspaces", sum(map(len, every.values()))) as advance:
+        for i, space in enumerate(every.values()):
+            for k in range(1, len(space) + 1):
+                values[i, k - 1] = measured(space.vectors[:k])
+                advance(1)
+    own = metric(asked)
+    baseline = torch.stack([own, own, own, metric(calm), torch.zeros_like(own), refused()])
+    cosines = tuple(float(space.vectors[0].double() @ r.unit.double()) for space in every.values())
+    return SubspaceEffects(tuple(every), tuple(range(1, size + 1)), values, baseline, cosines, r)
+
+
+def group_angles(
+    model: HookedChatModel,
+    groups: Mapping[str, PromptsLike],
+    harmless: PromptsLike | Mapping[str, PromptsLike],
+    direction: DirectionLike,
+    *,
+    k: int = 1,
+    draws: int = 20,
+    least: int = 6,
+    seed: int = 0,
+) -> GroupAngles:
+    """Principal angles between the subspaces of groups of harmful prompts, beside those of random groups.
+
+    A group's subspace is its difference in means, then the principal components of what is left.
+
+    Args:
+        groups: name -> harmful prompts: categories of harm, or languages.
+        harmless: prompts for all groups, or for each by name (in its language).
+        direction: whose position and layer is read.
+        k: dimensions of each subspace.
+        draws: random groupings, and halves of each group.
+        least: fewest prompts of a group.
+
+    Raises:
+        PromptError: fewer than two groups, or a group with too few prompts.
+
+    Example:
+        >>> prompts = data.harmful.train
+        >>> halves = {"first": prompts[:24], "second": prompts[24:]}
+        >>> rl.direction.group_angles(model, halves, data.harmless.train, found, draws=4).sizes
+        {'group': 2, 'vector': 1, 'd_model': 96, 'other': 2, 'angle': 1, 'draw': 4}
+    """
+    reference = as_direction(direction)
+    model.check_direction(reference)
+    calm = dict(harmless) if isinstance(harmless, Mapping) else dict.fromkeys(groups, harmless)
+    if len(groups) < 2 or set(groups) - set(calm):
+        raise PromptError("give at least two groups of harmful prompts, and harmless prompts for each")
+    for name in groups:
+        for kind, some in (("harmful", groups[name]), ("harmless", calm[name])):
+            if (count := len(as_prompts(some))) < max(least, k + 1):
+                raise PromptError(
+                    f"the group {name!r} has {count} {kind} prompts, and its subspace needs at least "
+                    f"{max(least, k + 1)}: give more, or leave the group out"
+                )
+
+    def read(prompts: PromptsLike) -> Tensor:
+        return prompt_activations(model, prompts)[:, reference.pos, reference.layer].double()
+
+    shared = None if isinstance(harmless, Mapping) else read(harmless)
+    pairs = [(read(some), read(calm[name]) if shared is None else shared) for name, some in groups.items()]
+    draw = torch.Generator().manual_seed(seed)
+
+    def regrouped() -> list[tuple[Tensor, Tensor]]:
+        """All prompts dealt anew; harmless ones too, unless they are common."""
+        x, y = (torch.cat([pair[i] for pair in pairs]) for i in (0, 1))
+        x, y = x[torch.randperm(len(x), generator=draw)], y[torch.randperm(len(y), generator=draw)]
+        some = (part.split([len(pair[i]) for pair in pairs]) for i, part in enumerate((x, y)))
+        return [(a, b if shared is None else shared) for a, b in zip(*some, strict=True)]
+
+    def halves(x: Tensor, y: Tensor) -> float:
+        a, b = x[torch.randperm(len(x), generator=draw)].tensor_split(2)
+        return float(_angles([_span(a, y, 1), _span(b, y, 1)])[0, 1, 0])
+
+    basis = torch.stack([_span(x, y, k) for x, y in pairs])
+    control = torch.stack([_angles([_span(x, y, k) for x, y in regrouped()]) for _ in range(draws)])
+    apart = torch.tensor([[halves(x, y) for x, y in pairs] for _ in range(draws)], dtype=torch.float64)
+    counts = tuple(len(x) for x, _ in pairs)
+    return GroupAngles(tuple(groups), counts, basis, _angles(list(basis)), control, apart, reference)
+
+
+def _span(harmful: Tensor, harmless: Tensor, k: int) -> Float[Tensor, "k d_model"]:
+    """Difference in means, then the principal components of what is left of the harmful ones, orthonormal."""
+    x = harmful - harmless.mean(0)
+    first = unit(x.mean(0))
+    rest = project_out(x, first)
+    return orthonormal(torch.cat([first[None], torch.linalg.svd(rest, full_matrices=False).Vh[: k - 1]]))
+
+
+def _angles(spans: Sequence[Tensor]) -> Float[Tensor, "group other angle"]:
+    """Principal angles in degrees, smallest first."""
+    found = [[subspace_angles(a.T.numpy(), b.T.numpy())[::-1].copy() for b in spans] for a in spans]
+    return torch.tensor(np.array(found)).rad2deg()

@@ -1,6 +1,9 @@
 from .causal import causal_tests as causal_tests
 from .causal_records import CausalTest as CausalTest
 from .causal_records import CausalTests as CausalTests
+from .circuits import circuit as circuit
+from .circuits import finding as finding
+from .controls import filled_up as filled_up
 from .controls import random_controls as random_controls
 from .controls import shuffled_controls as shuffled_controls
 from .curve_records import HeadCurves as HeadCurves
@@ -12,6 +15,8 @@ from .grid_records import PathEffects as PathEffects
 from .grids import patching_grid as patching_grid
 from .investigation import Settings as Settings
 from .investigation import investigate as investigate
+from .many import many_suffixes as many_suffixes
+from .many_records import ManySuffixes as ManySuffixes
 from .mechanisms import Mechanism as Mechanism
 from .mechanisms import mechanism as mechanism
 from .observation import observe as observe
@@ -21,6 +26,8 @@ from .observation_records import Split as Split
 from .observation_records import SuffixResult as SuffixResult
 from .observation_records import TokenEffects as TokenEffects
 from .paths import path_effects as path_effects
+from .probe_records import DetectorComparison as DetectorComparison
+from .probes import compare_detectors as compare_detectors
 from .records import Investigation as Investigation
 from .screening import screen as screen
 from .shift_records import AttentionShift as AttentionShift

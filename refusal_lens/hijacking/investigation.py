@@ -149,7 +149,8 @@ class _Job:
                 self.notes.append(f"suffix {index}: {unequal} of {mixed.n} shuffled versions differ in length")
         if settings.causal == "none" or (settings.causal == "working" and not result.works):
             return replace(result, causal=None, tokens=None, shift=None, curves=None, paths=None, grids=())
-        tested = self.key(key, "tests and shift", self.choosing, settings.n_random, settings.forensics, settings.grids)
+        more = settings.n_random, settings.forensics, settings.grids
+        tested = self.key(key, "tests, shift, replies", self.choosing, *more)
         if self.store.get(name, tested, SuffixResult) is None:
             result = self.store.put(name, self._tested(result, seed), key, tested)
         return result
@@ -211,8 +212,9 @@ class _Job:
             check_suffix(model.chat, self.choosing, text, model.n_ctx)
             drawn = random_controls(model.chat, self.choosing, text, seed + 1).texts
             others: dict[str, Any] = {"choosing": self.choosing, "choosing_random": drawn}
-            n_random = self.settings.n_random
-            found["curves"] = head_curves(*inputs, self.direction, self.tokens, **others, n_random=n_random, seed=seed)
+            more: dict[str, Any] = {**others, "n_random": self.settings.n_random, "seed": seed}
+            more["max_new_tokens"] = self.settings.max_new_tokens
+            found["curves"] = head_curves(*inputs, self.direction, self.tokens, **more)
             n = self.settings.forensics
             few = (model, self.prompts[:n], text, result.random.suffixes[:n], self.direction, self.tokens)
             found["grids"] = tuple(patching_grid(*few, site=site, seed=seed) for site in self.settings.grids if n)
@@ -290,11 +292,11 @@ def investigate(
             raise PromptError("give harmless prompts (or refusal_tokens), from which the refusal tokens are found")
         refusal_tokens = find_refusal_tokens(model, choosing, harmless)
     with progress("find the refused prompts", 0):
-        refused, n_read = _refused(model, candidates, refusal_tokens, settings.prompts)
+        refused, n_read = refused_prompts(model, candidates, refusal_tokens, settings.prompts)
     notes = list(suffixes.notes)
     if len(refused) < n_read:
         notes.append(f"{n_read - len(refused)} of {n_read} prompts left out: not refused without a suffix")
-    suffixes = _fitting(model, refused, suffixes, settings.max_new_tokens, notes)
+    suffixes = fitting(model, refused, suffixes, settings.max_new_tokens, notes)
     heads = choose_heads(head_contributions(model, choosing, direction), settings.top or min(8, model.n_heads))
     job = _Job(model, direction, refusal_tokens, heads, refused, choosing, settings, Store(folder), notes)
     found = job.measure(suffixes, harmless, borderline, progress)
@@ -334,7 +336,7 @@ def _prompts(prompts: PromptsLike, head_prompts: PromptsLike) -> tuple[list[str]
     return reported, choosing
 
 
-def _fitting(
+def fitting(
     model: HookedChatModel, prompts: list[str], suffixes: SuffixSet, max_new_tokens: int, notes: list[str]
 ) -> SuffixSet:
     """The suffixes that can be investigated; the others are noted, each with its reason."""
@@ -351,7 +353,7 @@ def _fitting(
     return replace(suffixes, items=tuple(kept))
 
 
-def _refused(
+def refused_prompts(
     model: HookedChatModel, prompts: list[str], tokens: RefusalTokens, limit: int | None
 ) -> tuple[list[str], int]:
     """(the refused prompts, the first ``limit`` of them; how many prompts were read to find them)."""

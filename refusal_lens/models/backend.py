@@ -105,16 +105,17 @@ class Backend:
         self,
         ids: Int[Tensor, "batch pos"],
         mask: Bool[Tensor, "batch pos"],
-        last_only: bool = True,
+        last_only: int = True,
         prefix: PrefixCache | None = None,
         start: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
         prefix_mask: Bool[Tensor, "batch prefix"] | None = None,
     ) -> Float[Tensor, "batch kept vocab"]:
-        """Logits of the last position, or of all.
+        """Logits of the last position, of some, or of all.
 
         Args:
             ids: left-padded token ids, without the prefix's tokens.
             mask: True at real tokens.
+            last_only: a number for that many last positions; False for all.
             prefix: keys and values of what stands before (see ``prefix_cache``), common to all rows or a row each.
             prefix_mask: True at real tokens of the prefix, where it has padding.
             start: (layer, resid_pre of that layer): earlier blocks are skipped.

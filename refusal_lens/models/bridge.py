@@ -142,7 +142,7 @@ class BridgeBackend(Backend):
             extra["attention_mask"] = full.long()
             extra["position_ids"] = (full.long().cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
         if last_only:
-            extra["logits_to_keep"] = 1
+            extra["logits_to_keep"] = int(last_only)
         with nullcontext() if start is None else self._skipping(*start):
             return self._run(input_ids=ids, **extra)
 

@@ -45,7 +45,7 @@ class HookedTransformerBackend(Backend):
                 logits = self.tl(ids, **kwargs)
             else:
                 logits = self.tl(start[1], start_at_layer=start[0], tokens=ids, **kwargs)
-        return logits[:, -1:] if last_only else logits
+        return logits[:, -int(last_only) :] if last_only else logits
 
     def generate(self, ids, mask, max_new_tokens, eos_ids, pad_id, temperature=0.0):
         # Its generate() guesses padding from the pad token, so rows of one length go together, unpadded.

@@ -133,7 +133,7 @@ class Study:
         found: Any = records if len(records) > 1 else records[0]
         if stage.command or stage.name == "attacks":
             # One that the direction of an earlier run gave says nothing of this one.
-            mine, its = self.selection.chosen, found.direction
+            mine, its = self.selection.chosen, records[0].direction
             if its is None or (mine.model, mine.label) != (its.model, its.label):
                 return None
             if not torch.equal(mine.unit, its.unit):

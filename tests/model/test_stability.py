@@ -107,9 +107,9 @@ def test_subspaces_of_the_embedded_model(organism, found, tmp_path):
     assert record.leading_cosine[1] == pytest.approx(1, abs=1e-5) and record.leading_cosine[0] > 0.5
     with organism.hooks(Ablate(direction)):
         alone = refusal_metric(organism, harmful.test, tokens).mean()
-    assert record.bypass[1][0].mean == pytest.approx(float(alone), abs=1e-3)
-    assert record.bypass[1][0].mean < record.bypass[2][0].mean  # a random direction does less
-    assert len(record.to_frame()) == 9 and type(record).load(record.save(tmp_path / "r")) == record
+    ours, random = (record.found(kind, 1, "bypass").mean for kind in ("repeated", "random"))
+    assert ours == pytest.approx(float(alone), abs=1e-3) and ours < random  # a random direction does less
+    assert len(record.to_frame()) == 9 and type(record).load(record.save(tmp_path / "r")).summary() == record.summary()
     with pytest.raises(DirectionError, match="at most"):
         pca_subspace(organism, harmful.train[:2], harmless.train, direction, 3)
     with pytest.raises(DirectionError, match="no difference is left"):

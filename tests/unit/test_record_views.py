@@ -15,7 +15,7 @@ from torch import Tensor
 from refusal_lens.attribution.causal_records import CausalCheck
 from refusal_lens.attribution.records import DirectLogitAttribution, HeadContributions, TopHeads
 from refusal_lens.attribution.token_records import AttentionPatterns, Propagation, SourceContributions
-from refusal_lens.direction.effect_records import SubspaceEffects
+from refusal_lens.direction.cone_records import SubspaceEffects
 from refusal_lens.direction.records import CandidateDirections, DirectionTrace, Selection
 from refusal_lens.errors import LabelError
 from refusal_lens.exactness.records import Certificate
@@ -23,7 +23,7 @@ from refusal_lens.records.base import Record, load_record
 from refusal_lens.records.direction import Direction
 from refusal_lens.records.files import plain_json
 from refusal_lens.refusal.records import Completions, Metrics
-from refusal_lens.stats import Interval, mean_interval
+from refusal_lens.stats import mean_interval
 from refusal_lens.tensors import random_unit
 from tests.unit.test_plots_hijacking import WORKS, report, result
 
@@ -163,8 +163,8 @@ def test_every_stored_record_shows_itself(name):
 def test_one_line_names_the_sizes():
     assert repr(HEADS) == "HeadContributions(layer 2, head 3, prompt 4)"
     assert repr(HEADS.direction).startswith("Direction(pos ") and "d_model 8" in repr(HEADS.direction)
-    effects = SubspaceEffects(("pca",), (1, 2), (), (), Interval(1.0, 0.5, 1.5, 9), (0.12345678,))
-    assert repr(effects) == "SubspaceEffects(kinds [1], ks [2], baseline 1 [0.5, 1.5] (n = 9), leading_cosine [1])"
+    effects = SubspaceEffects(("pca",), (1, 2), torch.zeros(1, 2, 6, 3), torch.zeros(6, 3), (0.1234,), HEADS.direction)
+    assert repr(effects) == "SubspaceEffects(kind 1, size 2, measure 6, prompt 3)"
 
 
 def test_the_head_of_a_table_needs_no_other_intervals():

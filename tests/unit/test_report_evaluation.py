@@ -11,12 +11,13 @@ import torch
 from refusal_lens.behaviour.judges.kappa import agreement
 from refusal_lens.behaviour.records import EvaluationTable, HarnessScore, HarnessScores, Losses, RefusalProxy, Verdict
 from refusal_lens.behaviour.section import evaluation_section, harness_section, losses_section, proxy_section
-from refusal_lens.direction.effect_records import EffectMatrix, SubspaceEffects, SystemPrompts
+from refusal_lens.direction.cone_records import SubspaceEffects
+from refusal_lens.direction.cone_section import subspace_section
+from refusal_lens.direction.effect_records import EffectMatrix, SystemPrompts
 from refusal_lens.direction.records import DirectionTrace, Stability
 from refusal_lens.direction.section import (
     effects_section,
     stability_section,
-    subspace_section,
     system_section,
     trace_section,
 )
@@ -66,7 +67,9 @@ def all_sections() -> list:
             )
         ),
         stability_section(Stability(DIRECTION, (DIRECTION, other), 3, 10, 12, 1)),
-        subspace_section(SubspaceEffects(("pca", "random"), (1, 2), cells, cells, interval(3.0), (0.9, 0.0))),
+        subspace_section(
+            SubspaceEffects(("pca", "random"), (1, 2), torch.rand(2, 2, 6, 4), torch.rand(6, 4), (0.9, 0.0), DIRECTION)
+        ),
         effects_section(effects, "cross", "Cross-effects"),
         system_section(SystemPrompts(("", "Be kind."), "harmful", (rates, rates))),
         trace_section(DirectionTrace(torch.rand(2, 3, 4), torch.rand(2, 3, 4), ("a", "b"), DIRECTION), "t", "T"),

@@ -1,0 +1,75 @@
+"""Report sections: learned directions and cones, and whether one direction is enough."""
+
+from collections.abc import Sequence
+
+from ..report.page import RANDOM_DIRECTION, Figure, Section
+from .cone_figures import plot_angles, plot_independence, plot_learning, plot_subspaces
+from .cone_records import GroupAngles, Independence, LearnedCones, SubspaceEffects
+from .effect_records import EffectMatrix
+from .figures import plot_effects
+
+
+def cones_section(
+    effects: SubspaceEffects, learned: Sequence[LearnedCones], independence: Independence | None = None
+) -> Section:
+    """Training by seed, what the learned directions do beside others, and whether they are independent."""
+    items = [_effects(effects, "cones-effects")]
+    for record in learned:
+        harmful, harmless = record.n_prompts
+        caption = (
+            "Loss by training step, with random starts. Targets are the openings of the model's own answers and "
+            f"refusals. The state with the lowest validation loss is kept (star); lr {record.lr:g}."
+        )
+        n = f"{harmful} harmful and {harmless} harmless training prompts"
+        control = "the loss of the random start, at step 0; the difference in means, dashed"
+        picture = plot_learning(record)
+        items.append(Figure(f"cones-training-{record.dimension}", picture, caption, n, control, record.to_frame()))
+    text = [*effects.summary(), *(sentence for record in learned for sentence in record.summary())]
+    if independence is not None:
+        caption = (
+            "Change of the stream's cosine with a direction (at the last token of harmful prompts) when another is "
+            "ablated; bootstrap 95% intervals. A direction's own cosine becomes 0."
+        )
+        n = f"{independence.before.shape[-1]} harmful test prompts"
+        data, picture = independence.to_frame(), plot_independence(independence)
+        items.append(Figure("cones-independence", picture, caption, n, "a random direction ablated: placebo", data))
+    return Section("cones", "Learned directions and cones", tuple(text), tuple(items))
+
+
+def subspace_section(
+    record: SubspaceEffects,
+    categories: GroupAngles | None = None,
+    languages: GroupAngles | None = None,
+    transfer: EffectMatrix | None = None,
+) -> Section:
+    """Effect by dimension, angles between categories and between languages, and effects across languages."""
+    items, text = [_effects(record, "subspaces")], [*record.summary()]
+    for name, found in (("categories", categories), ("languages", languages)):
+        if found is None:
+            continue
+        text += [f"{name.capitalize()}: {sentence}" for sentence in found.summary()]
+        caption = (
+            f"Smallest principal angle between {name}, at the direction's position and layer. Few prompts leave an "
+            f"angle open: halves of one group are {float(found.halves.mean()):.0f}° apart."
+        )
+        n = f"{sum(found.sizes_harmful)} harmful prompts"
+        control = f"{len(found.control)} groupings at random, their mean"
+        items.append(Figure(f"angles-{name}", plot_angles(found), caption, n, control, found.to_frame()))
+    if transfer is not None:
+        caption = (
+            "Change of the refusal metric of harmful prompts with r, or each language's difference in means, ablated; "
+            "a language's direction on its own prompts is in-sample."
+        )
+        sizes, data = sorted({cell.n for cell in transfer.change[0]}), transfer.to_frame()
+        n = f"{' or '.join(map(str, sizes))} prompts per cell"
+        items.append(Figure("languages-transfer", plot_effects(transfer), caption, n, RANDOM_DIRECTION, data))
+    return Section("subspaces", "Is one direction enough?", tuple(text), tuple(items))
+
+
+def _effects(record: SubspaceEffects, id: str) -> Figure:
+    caption = (
+        "The first k directions of each subspace ablated, the middle of the first k ablated alone, the k-th added; 95% "
+        "intervals (Clopper-Pearson for refusals, else bootstrap)."
+    )
+    n = f"{record.values.shape[-1]} prompts of each kind"
+    return Figure(id, plot_subspaces(record), caption, n, "a random subspace of equal size, dashed", record.to_frame())
