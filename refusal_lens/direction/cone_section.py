@@ -57,8 +57,8 @@ def subspace_section(
         items.append(Figure(f"angles-{name}", plot_angles(found), caption, n, control, found.to_frame()))
     if transfer is not None:
         caption = (
-            "Change of the refusal metric of harmful prompts with r, or each language's difference in means, ablated; a "
-            "language's direction on its own prompts is in-sample."
+            "Change of the refusal metric of harmful prompts with r, or each language's difference in means, ablated; "
+            "a language's direction on its own prompts is in-sample."
         )
         sizes, data = sorted({cell.n for cell in transfer.change[0]}), transfer.to_frame()
         n = f"{' or '.join(map(str, sizes))} prompts per cell"
