@@ -27,7 +27,7 @@ def parser(doc: str, name: str) -> argparse.ArgumentParser:
     found.add_argument("--prompts", type=int, default=100, help="most test prompts of each kind")
     found.add_argument("--max-new-tokens", type=int, default=48, help="length limit of replies (the paper: 512)")
     found.add_argument("--out", type=Path, default=Path("runs") / "analyses" / name, help="output folder")
-    found.add_argument("--study", type=Path, help="folder of the direction's study (default: `study` in OUT)")
+    found.add_argument("--study", type=Path, help="the direction's study, used as it is (default: made in OUT)")
     return found
 
 
@@ -43,7 +43,10 @@ def prepared(args: argparse.Namespace) -> tuple[HookedChatModel, Study]:
         relax=True,
     )
     folder = args.study or args.out / "study"
-    finished = (folder / "report.html").is_file() and all(s.state == "done" for s in stage_states(config, folder))
+    if args.study and (folder / "study.json").is_file():
+        finished = True
+    else:
+        finished = (folder / "report.html").is_file() and all(s.state == "done" for s in stage_states(config, folder))
     study = Study(folder) if finished else run_study(config, folder, model=model)
     chosen = study.selection.chosen
     note = f" (relaxed: {chosen.relaxed})" if chosen.relaxed else ""

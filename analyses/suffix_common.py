@@ -16,17 +16,23 @@ from refusal_lens.study.folder import Study
 def with_suffixes(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds ``--suffixes`` and ``--seed``."""
     parser.add_argument("--suffixes", type=Path, default=organism.suffixes(), help="suffix file (the organism's)")
+    parser.add_argument("--column", action="append", default=[], help="suffix, kind or score = the file's column")
     parser.add_argument("--limit", type=int, default=0, help="most suffixes to use; 0 for all")
     parser.add_argument("--seed", type=int, default=0, help="seed of random suffixes, heads and placebos")
     return parser
+
+
+def loaded(args: argparse.Namespace) -> SuffixSet:
+    """The suffixes of the file."""
+    found = SuffixSet.load(args.suffixes, columns=dict(item.split("=", 1) for item in args.column))
+    return SuffixSet(found.name, found.items[: args.limit or None], found.notes)
 
 
 def investigated(
     args: argparse.Namespace, model: HookedChatModel, study: Study, causal: str = "working"
 ) -> Investigation:
     """Suffixes after the held-out harmful prompts; the heads are chosen on the validation prompts."""
-    found = SuffixSet.load(args.suffixes)
-    found = SuffixSet(found.name, found.items[: args.limit or None], found.notes)
+    found = loaded(args)
     lengths = found.lengths(model.chat, study.harmful.test[0])
     print(f"{len(found)} suffixes ({', '.join(found.kinds)}) of {min(lengths)} to {max(lengths)} tokens")
     return investigate(

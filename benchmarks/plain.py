@@ -107,6 +107,31 @@ class Plain:
         p, q = baseline.double().softmax(-1), other.double().softmax(-1)
         return bypass, induce, float((p * (torch.log(p + 1e-6) - torch.log(q + 1e-6))).sum(-1).mean())
 
+    def grid(self, prompts: Sequence[str], suffixes: Sequence[str], clean: Sequence[str], n: int) -> Tensor:
+        """[layer, position, prompt] metric with a layer's input at one of the last ``n`` positions taken from clean."""
+        kept: dict[int, Tensor] = {}
+
+        def keep(layer: int) -> Callable:
+            return lambda module, args: kept.__setitem__(layer, args[0].clone())
+
+        with self.hooked([(block, keep(i)) for i, block in enumerate(self.layers)], []):
+            self.last_logits(prompts, clean, keep=1)
+
+        def put(layer: int, pos: int) -> Callable:
+            def hook(module: Any, args: tuple) -> tuple:
+                x = args[0].clone()
+                x[:, pos] = kept[layer][:, pos]
+                return (x, *args[1:])
+
+            return hook
+
+        found = torch.empty(len(self.layers), n, len(prompts), dtype=torch.float64)
+        for layer, block in enumerate(self.layers):
+            for pos in range(-n, 0):
+                with self.hooked([(block, put(layer, pos))], []):
+                    found[layer, pos] = self.metric(self.last_logits(prompts, suffixes, keep=1))
+        return found
+
     def select(
         self,
         candidates: Tensor,

@@ -21,7 +21,11 @@ from refusal_lens.direction.records import CandidateDirections, Selection, Selec
 from refusal_lens.direction.select import SelectionRule, choose, select_direction
 from refusal_lens.engines.local import LocalEngine
 from refusal_lens.explorer.reading import look
+from refusal_lens.hijacking.controls import random_controls
+from refusal_lens.hijacking.grid_records import PatchingGrid
+from refusal_lens.hijacking.grids import patching_grid
 from refusal_lens.hijacking.screening import screen
+from refusal_lens.progress import silent
 from refusal_lens.refusal.records import RefusalTokens
 
 from .measure import Measured, measure
@@ -259,6 +263,29 @@ def suffix_row(g: Ground) -> Row:
     return _row("suffix batch", len(pairs), ours, plain, tokens, ours.gflop, note)
 
 
+def grid_row(g: Ground) -> Row:
+    """Every cell of a patching grid of resid_pre, beside one whole forward of all prompts per cell."""
+    prompts, suffix = g.val[0][:16], g.suffixes[-1]
+    drawn = list(random_controls(g.model.chat, prompts, suffix).texts)
+    after = [suffix] * len(prompts)
+
+    def ours() -> PatchingGrid:
+        options: Any = {"n_placebo": 0, "progress": silent}
+        return patching_grid(g.model, prompts, suffix, drawn, next_direction(g.candidates), g.tokens, **options)
+
+    def plain() -> torch.Tensor:
+        n = ours_first.effects.shape[2]
+        return g.plain.grid(prompts, after, drawn, n) - g.plain.metric(g.plain.last_logits(prompts, after, keep=1))
+
+    ours_first = ours()
+    found, beside = _beside(g, ours, plain, times=g.turns)
+    gap = float((found.value.effects[0] - beside.value).abs().max())
+    cells, n = len(found.value.measured), len(prompts)
+    tokens = cells * int(g.model.tokenize(prompts, after).lengths.sum())
+    note = f"{cells} cells in {found.value.passes} passes, and their gradients; largest gap of the metric {gap:.2g}"
+    return _row("patching grid", n, found, beside, tokens, 0.0, note)
+
+
 def generation_row(g: Ground) -> Row:
     """Greedy replies under ablation beside ``transformers.generate`` without interventions."""
     prompts, direction = g.val[0], next_direction(g.candidates)
@@ -317,6 +344,7 @@ GROUPS: dict[str, Callable[[Ground], list[Row]]] = {
     "full_grid": lambda g: [full_grid_row(g)],
     "attribution": attribution_rows,
     "suffixes": lambda g: [suffix_row(g)],
+    "grid": lambda g: [grid_row(g)],
     "generation": lambda g: [generation_row(g)],
     "look": lambda g: [look_row(g)],
 }

@@ -57,11 +57,12 @@ pd.DataFrame({kind: {name: str(r) for name, r in of.items()} for kind, of in rat
 # a share into words by its interval; the random direction should change almost nothing.
 
 # %%
+lost, turned = "of the refusals are gone", "of the answers became refusals"
 effects = {"ablation": ("harmful", -1), "random_ablation": ("harmful", -1)}
 effects |= {"addition": ("harmless", +1), "random_addition": ("harmless", +1)}
 for name, (kind, sign) in effects.items():
     share = rl.report.net_effect(rates[kind], name, sign)
-    print(f"{name}: {rl.report.percent(share)} of the {kind} replies changed: {rl.report.grade(share)}")
+    print(f"{name}: {rl.report.percent(share)} {lost if sign < 0 else turned}: {rl.report.grade(share)}")
 
 # %% [markdown]
 # "Not refused" is not the same as "complied": under ablation, most of this model's replies to harmful prompts drift to a

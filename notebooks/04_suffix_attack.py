@@ -110,6 +110,19 @@ print(rl.hijacking.mechanism(result).sentence)
 print(rl.hijacking.mechanism(report.results[-1]).sentence)
 
 # %% [markdown]
+# ## From tokens to refusal
+#
+# The whole way in one figure: which token takes attention from the random token in its place, which heads then write less
+# along the direction, and how much of the refusal metric returns when the direction is restored. Edges within chance are left
+# out. The sentence names the cause by which attention turns to the suffix.
+
+# %%
+report.plot("circuit")
+
+# %%
+print(rl.hijacking.finding(result))
+
+# %% [markdown]
 # ## Which tokens?
 #
 # Leave out each token in turn and measure the metric again; below, what the top heads take from that token along the

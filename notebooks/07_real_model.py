@@ -69,10 +69,11 @@ rates = {kind: replies.rates for kind, replies in said.items()}
 rl.plots.plot_refusal_rates(rates)
 
 # %%
+lost, turned = "of the refusals are gone", "of the answers became refusals"
 for kind, sign in (("harmful", -1), ("harmless", +1)):
     for name in edits[kind][1:]:
         share = rl.report.net_effect(rates[kind], name, sign)
-        print(f"{name}: {rl.report.percent(share)} of the {kind} replies changed: {rl.report.grade(share)}")
+        print(f"{name}: {rl.report.percent(share)} {lost if sign < 0 else turned}: {rl.report.grade(share)}")
 
 # %% [markdown]
 # The shares are of the replies that could change: refusals for ablation, answers for addition. "Most of it" needs an interval

@@ -17,6 +17,7 @@ from .attribution import direct_logit_attribution as direct_logit_attribution
 from .data import Conversation as Conversation
 from .data import PromptSet as PromptSet
 from .data import SuffixSet as SuffixSet
+from .data import load_borderline as load_borderline
 from .data import load_prompts as load_prompts
 from .data import organism as organism
 from .direction import extract_directions as extract_directions

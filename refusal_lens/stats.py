@@ -145,6 +145,28 @@ def correlation(x: Sequence[float], y: Sequence[float], of: Callable = scipy_sta
     return float(found.statistic), float(found.pvalue)
 
 
+def rank_correlation(x: Sequence[float], y: Sequence[float], seed: int = 0) -> Interval:
+    """Spearman's correlation with its percentile bootstrap 95% interval over points; NaN where ``correlation`` is.
+
+    Example:
+        >>> from refusal_lens.stats import rank_correlation
+        >>> print(rank_correlation([1, 2, 3, 4, 5, 6], [2, 1, 4, 3, 6, 5]))
+        0.829 [0.258, 1] (n = 6)
+    """
+    value, _ = correlation(x, y)
+    if value != value:
+        return Interval(value, value, value, len(x))
+
+    def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        ranks = [scipy_stats.rankdata(side, axis=1) for side in (a, b)]
+        a, b = (side - side.mean(1, keepdims=True) for side in ranks)
+        size = np.sqrt((a * a).sum(1) * (b * b).sum(1))
+        return (a * b).sum(1) / np.where(size == 0, np.nan, size)  # a resample of equal points has none
+
+    low, high = bootstrap(spearman, np.asarray(x, dtype=float), np.asarray(y, dtype=float), seed=seed)
+    return Interval(value, low, high, len(x))
+
+
 def auroc(positive: Values, negative: Values) -> Interval:
     """Area under the ROC curve with its 95% interval (DeLong et al. 1988); ties count half.
 
@@ -158,6 +180,18 @@ def auroc(positive: Values, negative: Values) -> Interval:
     variance = sum(float(rows.var(ddof=1)) / len(rows) for rows in (wins.mean(1), wins.mean(0)) if len(rows) > 1)
     spread = 1.959964 * variance**0.5
     return Interval(area, max(0.0, area - spread), min(1.0, area + spread), len(p) + len(n))
+
+
+def threshold_at(negative: Values, share: float) -> float:
+    """The lowest threshold above which at most a share of the negatives lies.
+
+    Example:
+        >>> from refusal_lens.stats import threshold_at
+        >>> threshold_at([1.0, 2.0, 3.0, 4.0], 0.25)
+        3.0
+    """
+    values = np.sort(np.asarray(negative, dtype=float))
+    return float(values[len(values) - 1 - int(share * len(values))])
 
 
 def roc(scores: Values, positive: Sequence[bool]) -> list[tuple[float, float, float]]:

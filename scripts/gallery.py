@@ -98,7 +98,18 @@ SHOWN: dict[str, tuple[str, ...]] = {
         'attack.plot("causal tests")',
         'attack.plot("why attention moves")',
         'attack.plot("number of heads")',
+        'attack.plot("circuit")',
         'attack.plot("detectors")',
+        "best = attack.result()\ntwo = test.texts[:8], best.suffix.text\n"
+        "drawn = rl.hijacking.random_controls(model.chat, *two).texts\n"
+        "rl.hijacking.patching_grid(model, *two, drawn, r, words).plot()",
+        'attack.plot("paths")',
+        "every = rl.SuffixSet.load(rl.organism.suffixes())\n"
+        "many = rl.hijacking.many_suffixes(model, test[:8], every, found, attack.top_heads, words)\nmany.plot()",
+        'many.plot("recurrence", by="write")',
+        'many.plot("clusters")',
+        'many.plot("beside dominance")',
+        "rl.hijacking.compare_detectors(model, data, found, rl.load_borderline()).plot()",
     ),
     "A look": (
         'half = {"ablation": [rl.Ablate(r, strength=0.5)]}\n'
@@ -115,6 +126,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "words.plot()",
         "rl.behaviour.evaluate_table(model, r, prompts, max_new_tokens=16).plot()",
         "rl.behaviour.refusal_proxy(model, prompts, words, 16).plot()",
+        "rl.behaviour.over_refusal(model, data, found, max_new_tokens=16).plot()",
         "own = rl.models.own_completions(model, calm, 16)\n"
         'rl.behaviour.losses(model, own, edits, "own replies").plot()',
     ),

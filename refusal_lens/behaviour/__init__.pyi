@@ -1,5 +1,8 @@
 from . import judges as judges
 from .cross_entropy import losses as losses
+from .false_refusal import false_refusal_direction as false_refusal_direction
+from .false_refusal import over_refusal as over_refusal
+from .false_refusal_records import OverRefusal as OverRefusal
 from .harness import run_harness as run_harness
 from .proxy import refusal_proxy as refusal_proxy
 from .records import EvaluationTable as EvaluationTable

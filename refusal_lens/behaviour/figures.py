@@ -12,6 +12,7 @@ from ..report import style
 from ..report.drawing import Drawing
 from ..report.style import plot_refusal_rates
 from ..stats import Rate
+from .false_refusal_records import OverRefusal
 from .records import EvaluationTable, HarnessScores, Losses, RefusalProxy
 
 
@@ -128,3 +129,21 @@ def plot_metrics(record: Metrics) -> Drawing:
     style.add_conditions(figure, table, "prompts", "refusal_metric")
     figure.update_xaxes(title_text="prompts").update_yaxes(title_text="refusal metric (log-odds)")
     return style.finish(figure, "Refusal metric by condition (95% intervals)")
+
+
+@registered("both kinds of refusal", OverRefusal)
+def plot_over_refusal(record: OverRefusal) -> Drawing:
+    """Refusal rate and mean change of the refusal metric by prompt set and condition, 95% intervals."""
+    figure = style.panels(["refusal rate", "change of the refusal metric"])
+    for i, condition in enumerate(record.conditions):
+        look = {"marker": style.marker(condition, i), "legendgroup": condition}
+        name = style.readable(condition)
+        rates = [record.rates(s)[condition] for s in record.sets]
+        style.add_bars(figure, record.sets, rates, name, **look, **style.panel(1))
+        moved = [record.change(s, condition) for s in record.sets]
+        style.add_bars(figure, record.sets, moved, name, showlegend=False, **look, **style.panel(2))
+    figure.update_xaxes(title_text="prompts")
+    figure.update_yaxes(title_text="refused", tickformat=".0%", range=[0, 1.05], row=1, col=1)
+    figure.update_yaxes(title_text="log-odds", row=1, col=2).update_layout(barmode="group")
+    n = ", ".join(f"{record.prompt_sets.count(s)} {s}" for s in record.sets)
+    return style.finish(figure, f"Refusals of harmful and of borderline prompts (n = {n})", height=460)

@@ -8,11 +8,13 @@ from ..refusal.records import Completions, RefusalTokens
 from ..report import style
 from ..report.page import RANDOM_DIRECTION, Figure, Section, Table, anchor, frame_table
 from ..stats import Interval
+from .false_refusal_records import OverRefusal
 from .figures import (
     plot_calibration,
     plot_evaluation,
     plot_harness,
     plot_losses,
+    plot_over_refusal,
     plot_proxy,
     plot_refusal_rates,
     plot_reply_classes,
@@ -202,3 +204,22 @@ def _side_by_side(name: str, completions: Completions) -> Table:
         "refusal.",
         searchable=True,
     )
+
+
+def over_refusal_section(record: OverRefusal) -> Section:
+    """Borderline prompts under every condition, both kinds of refusal without the direction of false refusal."""
+    n = ", ".join(f"{record.prompt_sets.count(name)} {name}" for name in record.sets)
+    caption = (
+        "Share of replies refused (95% Clopper-Pearson intervals) and mean change of the refusal metric (bootstrap). "
+        "The direction of false refusal is the difference in means of other borderline and of harmless prompts, made "
+        "orthogonal to the refusal direction."
+    )
+    control = f"{RANDOM_DIRECTION}; beside the direction of false refusal, one orthogonal to r̂ (hatched)"
+    drawn = plot_over_refusal(record)
+    figure = Figure("over-refusal", drawn, caption, f"{n} test prompts", control, record.to_frame())
+    said = [said for said in record.completions if said.prompt_set == "borderline"]
+    classes = "The same replies to borderline prompts by class: what is not refused need not be an answer."
+    n = f"{record.prompt_sets.count('borderline')} test prompts"
+    kinds = Figure("over-refusal-classes", plot_reply_classes(said), classes, n, control)
+    replies = [_side_by_side(some.prompt_set, some) for some in said]
+    return Section("over-refusal", "Over-refusal", record.summary(), (figure, kinds, *replies))

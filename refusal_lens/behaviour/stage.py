@@ -7,8 +7,9 @@ from ..data.prompts import PromptSet
 from ..engines.stage import Job, Stage, made_elsewhere
 from ..refusal.records import Completions, Metrics, RefusalTokens
 from ..stats import mean_interval
+from .false_refusal_records import OverRefusal
 from .records import EvaluationTable
-from .section import effect_section, evaluation_section
+from .section import effect_section, evaluation_section, over_refusal_section
 
 
 def _conditions(job: Job, selection: Any, candidates: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -74,4 +75,12 @@ EVALUATION = Stage(
     "conditions x prompt sets x judges, with replies and verdicts in the same folder",
     command="refusal-lens evaluate",
     section=lambda study: study.evaluation and evaluation_section(study.evaluation),
+)
+OVER_REFUSAL = Stage(
+    "over_refusal",
+    {"over_refusal": OverRefusal},
+    made_elsewhere,
+    "harmless requests that look harmful under every condition; the direction of false refusal",
+    command="python -m analyses.over_refusal --study",
+    section=lambda study: study.over_refusal and over_refusal_section(study.over_refusal),
 )

@@ -1,5 +1,6 @@
 """``refusal-lens hijack MODEL --suffixes F --direction RUN --out DIR``."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,12 @@ from .options import Model, OfRunDevice, OfRunDtype
 from .terminal import LATEST, LogJson, Quiet, bars, console, error_console, load_like, log, say
 
 N_CHOOSE = 32  # prompts that choose the top heads: validation prompts of RUN, then, where these are few, training ones
+Grid = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Put the random run's cells into the suffixed one: resid_pre, attn_out, mlp_out, z (repeatable)."
+    ),
+]
 
 
 def hijack(
@@ -24,9 +31,8 @@ def hijack(
     ] = LATEST,
     out: Annotated[Path | None, typer.Option(help="Result folder; by default `suffixes` in RUN.")] = None,
     kind: Annotated[str, typer.Option(help="Kind of suffixes, where the file gives none.")] = "adversarial",
-    harmful: Annotated[
-        str | None, typer.Option(help="File of harmful prompts to report on (default: the test prompts of RUN).")
-    ] = None,
+    column: Annotated[list[str] | None, typer.Option(help="suffix=, kind= or score= the file's column.")] = None,
+    harmful: Annotated[str | None, typer.Option(help="Harmful prompts to report on (default: RUN's test).")] = None,
     prompts: Annotated[int, typer.Option(min=2, help="Report on the first N of these that are refused.")] = 128,
     harmless: Annotated[int, typer.Option(min=0, help="At most this many of RUN's harmless test prompts.")] = 64,
     borderline: Annotated[
@@ -38,6 +44,7 @@ def hijack(
     ] = 0,
     shuffled: Annotated[bool, typer.Option(help="Also test each suffix with its tokens shuffled.")] = True,
     causal: Annotated[str, typer.Option(help="Suffixes to test causally: 'working', 'all' or 'none'.")] = "working",
+    grid: Grid = None,
     max_new_tokens: Annotated[
         int, typer.Option(min=0, help="Length of replies; 0 to judge by the refusal metric alone.")
     ] = 24,
@@ -67,7 +74,7 @@ def hijack(
 
     if suffixes is None and model != "organism":
         raise PromptError("give --suffixes: only the embedded model brings its own")
-    found = SuffixSet.load(suffixes or embedded(), kind)
+    found = SuffixSet.load(suffixes or embedded(), kind, columns=dict(c.partition("=")[::2] for c in column or ()))
     study = Study(direction)
     folder = out or study.folder / "suffixes"
     settings = Settings(
@@ -83,7 +90,7 @@ def hijack(
             head_prompts=[*study.harmful.val, *study.harmful.train][:N_CHOOSE],
             refusal_tokens=study.refusal_tokens,
             **texts,
-            settings=settings,
+            settings=replace(settings, grids=tuple(grid or ())),
             folder=folder,
             progress=progress,
         )
@@ -97,10 +104,11 @@ def hijack(
 def _prompts(study: Any, harmful: str | None, harmless: int, borderline: Path | None) -> dict[str, list[str]]:
     """Prompts to report on, without those that chose the direction or the heads."""
     from ..behaviour.table import read_prompts
+    from ..data.borderline import told_apart
 
     notes: list[str] = []
     texts = list(study.harmful.test) if harmful is None else read_prompts(harmful, notes)[1]
-    edge = read_prompts(str(borderline), notes)[1] if borderline else []
+    edge = told_apart(borderline, notes)[0] if borderline else []
     known = {*study.harmful.train, *study.harmful.val}
     if seen := known & set(texts):
         texts = [text for text in texts if text not in known]

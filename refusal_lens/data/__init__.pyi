@@ -1,4 +1,6 @@
 from . import organism as organism
+from .borderline import Borderline as Borderline
+from .borderline import load_borderline as load_borderline
 from .conversation import Conversation as Conversation
 from .prompts import PromptPair as PromptPair
 from .prompts import Prompts as Prompts

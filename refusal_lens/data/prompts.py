@@ -32,6 +32,7 @@ class Preset:
     split: str
     column: str
     empty_column: str | None = None  # keep only rows where this column is empty
+    only: tuple[str, str] | None = None  # keep only rows where this column has this value
 
 
 PRESETS = {
@@ -39,6 +40,10 @@ PRESETS = {
     "jailbreakbench": Preset("JailbreakBench/JBB-Behaviors", "behaviors", "harmful", "Goal"),
     "jailbreakbench-benign": Preset("JailbreakBench/JBB-Behaviors", "behaviors", "benign", "Goal"),
     "alpaca": Preset("tatsu-lab/alpaca", None, "train", "instruction", empty_column="input"),
+    "xstest": Preset("walledai/XSTest", None, "test", "prompt", only=("label", "safe")),
+    "xstest-unsafe": Preset("walledai/XSTest", None, "test", "prompt", only=("label", "unsafe")),
+    "or-bench": Preset("bench-llm/or-bench", "or-bench-hard-1k", "train", "prompt"),
+    "or-bench-toxic": Preset("bench-llm/or-bench", "or-bench-toxic", "train", "prompt"),
 }
 
 
@@ -188,7 +193,7 @@ class PromptSet(Record):
         elif parts := _split_files(path):
             document = {split: read_file(file) for split, file in parts.items()}
         elif text.lower() in PRESETS:
-            document = _read_preset(PRESETS[text.lower()])
+            document = read_preset(PRESETS[text.lower()])
         elif "/" in text and not path.suffix and not path.is_absolute() and not text.startswith("."):
             document = _read_dataset(text)
         else:
@@ -356,8 +361,11 @@ def _split_files(stem: Path) -> dict[str, Path] | None:
     return {s: files[0] for s, files in found.items()} if all(found.values()) else None
 
 
-def _read_preset(preset: Preset) -> list[str]:
+def read_preset(preset: Preset) -> list[str]:
+    """The requests of a well-known data set."""
     rows = _load_dataset(preset.path, preset.config, preset.split)
+    if preset.only is not None:
+        rows = [row for row in rows if row[preset.only[0]] == preset.only[1]]
     return [r[preset.column] for r in rows if not (preset.empty_column and r[preset.empty_column])]
 
 

@@ -6,17 +6,20 @@ JailbreakBench.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import PromptError
 from ..records.base import Record, load_record
+from ..records.labels import shortened, visible
 from .files import check_text, read_file
 
 ATTACK_KINDS = ("adversarial", "gcg", "adaptive", "jailbreakbench")
-BENIGN_KINDS = ("random_words", "greeting", "style", "fluent", "benign")
+BENIGN_KINDS = ("random_words", "random_tokens", "greeting", "style", "fluent", "benign")
+COLUMNS = ("suffix", "kind", "score")
 
 
 @dataclass(frozen=True)
@@ -26,15 +29,21 @@ class Suffix(Record):
     Attributes:
         kind: "adversarial", "gcg", "greeting" ...: whatever the file says; see ``is_attack``.
         text: appended to a request unchanged, so it begins with the space that separates them.
+        score: what the file says about its strength, in the file's own unit; None if nothing.
     """
 
     kind: str
     text: str
+    score: float | None = None
 
     @property
     def is_attack(self) -> bool:
         """Whether it is meant to stop refusals: any kind but the benign ones."""
         return self.kind not in BENIGN_KINDS
+
+    def short(self, limit: int = 60) -> str:
+        """The text as titles and lists show it, at most ``limit`` characters."""
+        return shortened(visible(self.text.strip()).replace("␣", " "), limit)
 
 
 @dataclass(frozen=True)
@@ -82,15 +91,23 @@ class SuffixSet(Record):
         return SuffixSet(self.name, kept, self.notes)
 
     @classmethod
-    def load(cls, source: str | Path, kind: str = "adversarial", separator: str = " ") -> SuffixSet:
+    def load(
+        cls,
+        source: str | Path,
+        kind: str = "adversarial",
+        separator: str = " ",
+        columns: Mapping[str, str] = {},
+    ) -> SuffixSet:
         """Read suffixes.
 
         Args:
-            source: .jsonl or .csv with a column "suffix" (and "kind"), .txt (one per line), .json: a list of such rows
-                or of strings, nanoGCG's result (``best_string``; alone, in a list, or one per line), or a
-                JailbreakBench artifact (``jailbreaks``: what ``prompt`` has after ``goal``).
+            source: .jsonl, .csv or .parquet with a column "suffix" (and "kind", "score"; others, such as replies, are
+                not kept), .txt (one per line), .json: a list of such rows or of strings, nanoGCG's result
+                (``best_string``; alone, in a list, or one per line), or a JailbreakBench artifact (``jailbreaks``: what
+                ``prompt`` has after ``goal``).
             kind: kind of the suffixes where the file gives none.
             separator: put before a suffix that does not begin with white space.
+            columns: the file's own names of "suffix", "kind" or "score", e.g. {"suffix": "adv_suffix"}.
 
         Raises:
             PromptError: missing, broken or empty file, or no suffix in it.
@@ -101,7 +118,7 @@ class SuffixSet(Record):
         document = read_file(path)
         if isinstance(document, dict) and "record" in document:  # a saved set
             return load_record(path, cls)
-        return cls.from_rows(document, path.stem, kind, separator, str(path))
+        return cls.from_rows(document, path.stem, kind, separator, str(path), columns)
 
     @classmethod
     def from_rows(
@@ -111,19 +128,22 @@ class SuffixSet(Record):
         kind: str = "adversarial",
         separator: str = " ",
         where: str = "the given rows",
+        columns: Mapping[str, str] = {},
     ) -> SuffixSet:
         """From strings, mappings, or one of the documents that ``load`` knows."""
         notes: list[str] = []
-        found = _rows(rows, kind, where, notes)
+        if unknown := set(columns) - set(COLUMNS):
+            raise PromptError(f"columns names {', '.join(sorted(unknown))}; there are only {', '.join(COLUMNS)}")
+        found = _rows(rows, kind, where, notes, {name: columns.get(name, name) for name in COLUMNS})
         items: dict[str, Suffix] = {}
-        for i, (what, text) in enumerate(found):
+        for i, (what, text, score) in enumerate(found):
             if not isinstance(text, str) or not text.strip():
                 raise PromptError(f"suffix {i + 1} of {where} is empty; remove the row")
             check_text(text, f"suffix {i + 1} of {where}")
             if not isinstance(what, str):
                 raise PromptError(f"suffix {i + 1} of {where} has a kind that is not text: {str(what)[:60]}")
             text = text if text[:1].isspace() else separator + text
-            items.setdefault(text, Suffix(what, text))
+            items.setdefault(text, Suffix(what, text, _number(score, f"suffix {i + 1} of {where}")))
         if not items:
             raise PromptError(f"{where} holds no suffix; give at least one")
         if len(items) < len(found):
@@ -143,33 +163,45 @@ class SuffixSet(Record):
 # -- files ----------------------------------------------------------------------------------------------------------
 
 
-def _rows(document: Any, kind: str, where: str, notes: list[str]) -> list[tuple[str, Any]]:
-    """(kind, text) of every suffix in a document."""
+def _number(value: Any, where: str) -> float | None:
+    """A score; None for an empty cell."""
+    try:
+        number = float("nan") if value is None or value == "" else float(value)
+    except (TypeError, ValueError):
+        raise PromptError(f"{where} has the score {str(value)[:40]!r}, which is no number") from None
+    return number if math.isfinite(number) else None
+
+
+def _rows(
+    document: Any, kind: str, where: str, notes: list[str], columns: Mapping[str, str]
+) -> list[tuple[str, Any, Any]]:
+    """(kind, text, score) of every suffix in a document; nothing else of a row is kept."""
     if isinstance(document, dict) and "jailbreaks" in document:
         return _jailbreakbench(document["jailbreaks"], where, notes)
     rows = [document] if isinstance(document, dict) else document
     if not isinstance(rows, Sequence) or isinstance(rows, str):
         raise PromptError(f"{where} must be a list of suffixes, not {type(rows).__name__}")
-    found = []
+    found: list[tuple[str, Any, Any]] = []
     for i, row in enumerate(rows):
         if isinstance(row, str):
-            found.append((kind, row))
+            found.append((kind, row, None))
+        elif isinstance(row, dict) and columns["suffix"] in row:
+            found.append((row.get(columns["kind"]) or kind, row[columns["suffix"]], row.get(columns["score"])))
         elif isinstance(row, dict) and "best_string" in row:  # nanoGCG; its history (`strings`) is left out
-            found.append(("gcg", row["best_string"]))
-        elif isinstance(row, dict) and "suffix" in row:
-            found.append((row.get("kind") or kind, row["suffix"]))
+            found.append(("gcg", row["best_string"], None))
         else:
-            columns = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+            there = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
             raise PromptError(
-                f"row {i + 1} of {where} has {columns}: a suffix row needs a field suffix (or best_string, as nanoGCG "
-                "writes it)"
+                f"row {i + 1} of {where} has {there}: a suffix row needs a field {columns['suffix']} (or best_string, "
+                "as nanoGCG writes it); columns= names another"
             )
     return found
 
 
-def _jailbreakbench(rows: Any, where: str, notes: list[str]) -> list[tuple[str, Any]]:
+def _jailbreakbench(rows: Any, where: str, notes: list[str]) -> list[tuple[str, Any, Any]]:
     """Suffixes of an artifact: prompts that are their goal and something after it."""
-    found, other = [], 0
+    found: list[tuple[str, Any, Any]] = []
+    other = 0
     for row in rows if isinstance(rows, list) else []:
         goal: Any
         prompt: Any
@@ -177,7 +209,7 @@ def _jailbreakbench(rows: Any, where: str, notes: list[str]) -> list[tuple[str, 
         texts = isinstance(goal, str) and isinstance(prompt, str)
         behind = prompt[len(goal) :] if texts and goal and prompt.startswith(goal) else ""
         if behind.strip():
-            found.append(("jailbreakbench", behind))
+            found.append(("jailbreakbench", behind, None))
         else:
             other += 1
     if not found:

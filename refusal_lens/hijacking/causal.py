@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -62,11 +62,16 @@ def causal_tests(
     firsts = [tuple(head for head in draw if head[0] == named[0][0])[:1] for draw in draws]
     others = tuple(head for head in every if head not in named)
     bench = Bench(model, plain.prompts, plain.suffixes, suffixed.suffixes, direction, refusal_tokens, seed)
+
+    def with_replies(test: CausalTest, cut: tuple[Head, ...]) -> CausalTest:
+        said = bench.refused(max_new_tokens, AttentionKnockout(cut)).tolist() if max_new_tokens else ()
+        return replace(test, refused=tuple(said))
+
     tests = [
-        bench.test("cut top heads", "cut", named, draws, max_new_tokens=max_new_tokens),
+        with_replies(bench.test("cut top heads", "cut", named, draws), named),
         bench.test("cut the first top head", "cut", named[:1], tuple(filter(None, firsts))),
-        bench.test("cut all heads", "cut", every, max_new_tokens=max_new_tokens),
-        bench.test("cut all other heads", "cut", others, max_new_tokens=max_new_tokens),
+        with_replies(bench.test("cut all heads", "cut", every), every),
+        with_replies(bench.test("cut all other heads", "cut", others), others),
     ]
     for start, kind in itertools.product(("", "reverse: "), PATCHES):
         name = f"{start}patch {kind} of top heads"
@@ -160,12 +165,10 @@ class Bench:
         draws: tuple[tuple[Head, ...], ...] = (),
         *,
         reverse: bool = False,
-        max_new_tokens: int = 0,
     ) -> CausalTest:
         """The intervention on ``heads``, on each draw of random heads, and its placebo."""
         grid = torch.empty(2 + len(draws), self.n, dtype=torch.float64)
         metric, placebo, controls = grid[0], grid[1], grid[2:]
-        refused = [False] * self.n
         for pair in self.pairs:
             into, source = (pair.clean, pair.dirty) if reverse else (pair.dirty, pair.clean)
             make = self._maker(kind, into, source, sorted({layer for layer, _ in heads}))
@@ -173,12 +176,16 @@ class Bench:
             placebo[pair.rows] = self._metric(into, self._placebo(into, make(heads)))
             for control, draw in zip(controls, draws, strict=True):
                 control[pair.rows] = self._metric(into, make(draw))
-            if max_new_tokens:
-                with self.model.hooks(make(heads)):
-                    replies = self.model.generate(into.tokens, max_new_tokens, batch_size=len(into.tokens))
-                for row, reply in zip(pair.rows, replies, strict=True):
-                    refused[row] = is_refusal(reply)
-        return CausalTest(name, reverse, metric, controls, placebo, tuple(refused) if max_new_tokens else ())
+        return CausalTest(name, reverse, metric, controls, placebo)
+
+    def refused(self, max_new_tokens: int, *interventions: Intervention) -> Bool[Tensor, "prompt"]:
+        """Whether the reply of the suffixed run has a refusal phrase."""
+        found = torch.empty(self.n, dtype=torch.bool)
+        for pair in self.pairs:
+            with self.model.hooks(*interventions):
+                replies = self.model.generate(pair.dirty.tokens, max_new_tokens, batch_size=len(pair.dirty.tokens))
+            found[pair.rows] = torch.tensor([is_refusal(reply) for reply in replies])
+        return found
 
     def under(self, *interventions: Intervention) -> Float[Tensor, "prompt"]:
         """Metric of the suffixed run."""

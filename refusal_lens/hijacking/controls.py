@@ -4,7 +4,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
+from ..data.suffixes import SuffixSet
 from ..errors import PromptError
 from ..models.chat import ChatFormat, Encoded
 
@@ -106,6 +108,33 @@ def shuffled_controls(chat: ChatFormat, instructions: Sequence[str], suffix: str
         texts.append(text)
         exact.append(len(suffix_ids(chat, instruction, text)) == len(ids))
     return Controls(tuple(texts), tuple(exact))
+
+
+def filled_up(
+    suffixes: SuffixSet, n: int, chat: ChatFormat, instructions: Sequence[str], harmless: Sequence[str], seed: int = 0
+) -> SuffixSet:
+    """Fill a set up to ``n`` with controls: in turn random tokens, as many as its suffixes have, and harmless requests.
+
+    Args:
+        instructions: harmful requests, after which the random tokens stay as drawn.
+        harmless: requests that become benign suffixes.
+
+    Raises:
+        PromptError: no random text keeps its tokens (``random_controls``).
+    """
+    more: list[Any] = []
+    for i in range(n - len(suffixes)):
+        if i % 2 and i // 2 < len(harmless):
+            more.append({"kind": "benign", "suffix": " " + harmless[i // 2]})
+        else:
+            text, after = suffixes[i % len(suffixes)].text, instructions[i % len(instructions)]
+            drawn = random_controls(chat, [after], text, seed + i).texts[0]
+            more.append({"kind": "random_tokens", "suffix": drawn})
+    added = SuffixSet.from_rows(more).items if more else ()
+    known = {item.text for item in suffixes}
+    kept = (*suffixes.items, *(item for item in added if item.text not in known))
+    notes = (f"{len(kept) - len(suffixes)} random or benign suffixes were added",) if more else ()
+    return SuffixSet(suffixes.name, kept, (*suffixes.notes, *notes))
 
 
 def _keeps_instruction(chat: ChatFormat, instruction: str, encoded: Encoded) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..records.base import Record
@@ -29,6 +29,8 @@ class HeadCurves(Record, axes={"way": WAYS, "order": "orders", "count": "counts"
         held: the suffixed run with every head's attention at the post-instruction positions held as in the plain run.
         held_random: held as in the run with random tokens, key by key.
         threshold: prompts with a higher metric count as refused.
+        reply_counts: numbers of heads at which replies were read, by attribution and in the first random order.
+        replied: whether each reply to the first prompts has a refusal phrase; None if none were generated.
     """
 
     counts: tuple[int, ...]
@@ -41,11 +43,18 @@ class HeadCurves(Record, axes={"way": WAYS, "order": "orders", "count": "counts"
     held_random: CausalTest
     n_chosen: int
     threshold: float = 0.0
+    reply_counts: tuple[int, ...] = ()
+    replied: Bool[Tensor, "way reply_order reply_count reply"] | None = None
 
     @property
     def orders(self) -> tuple[str, ...]:
         """``ORDERS``, then the random ones."""
         return (*ORDERS, *(f"random {i + 1}" for i in range(self.metric.shape[1] - len(ORDERS))))
+
+    @property
+    def reply_orders(self) -> tuple[str, ...]:
+        """The orders in which replies were read: by attribution, and the first random one if there is one."""
+        return ("attribution", "random 1")[: 0 if self.replied is None else self.replied.shape[1]]
 
     def _rows(self, way: str, order: str) -> Float[Tensor, "count prompt"]:
         grid = self.metric[index_of(WAYS, way, "way", "HeadCurves")]
@@ -73,6 +82,21 @@ class HeadCurves(Record, axes={"way": WAYS, "order": "orders", "count": "counts"
         row = self._rows(way, order)[index_of(self.counts, count, "count", "HeadCurves")]
         return rate((row > self.threshold).tolist())
 
+    def replies_refused(self, way: str, order: str, count: int) -> Rate:
+        """Share of replies with a refusal phrase.
+
+        Args:
+            order: one of ``reply_orders``.
+            count: one of ``reply_counts``.
+
+        Raises:
+            LabelError: no such way, order or count, or no replies.
+        """
+        i = index_of(self.reply_counts, count, "count with replies", "HeadCurves")
+        assert self.replied is not None
+        rows = self.replied[index_of(WAYS, way, "way", "HeadCurves")]
+        return rate(rows[index_of(self.reply_orders, order, "order with replies", "HeadCurves"), i].tolist())
+
     def area(self, way: str, order: str) -> Interval:
         """Mean height of the curve over the counts between none and all, which double from one to the next."""
         return self._share(way, self._rows(way, order)[1:-1].mean(0))
@@ -92,10 +116,17 @@ class HeadCurves(Record, axes={"way": WAYS, "order": "orders", "count": "counts"
         """How many heads are needed, and what held attention leaves."""
         cut, only = (self._fewest(way) for way in WAYS)
         first = f"cutting {cut} off from the suffix brings" if cut else "no number cut off from the suffix brings"
+        said = ""
+        if self.replied is not None:
+            n, few = self.reply_counts[-2], self.replied.shape[-1]
+            shares = "; ".join(
+                f"{order}: {percent(self.replies_refused('cut', order, n))}" for order in self.reply_orders
+            )
+            said = f" With the first {n} cut off, of {few} replies so many refuse, by order: {shares}."
         return (
             f"Fewest heads, of the numbers tried: {first} back most of the drop; leaving the suffix to "
             f"{only or 'no number'} keeps most of it. With attention held as in the random run {percent(self.stays())} "
-            "of the suffix's effect stays."
+            f"of the suffix's effect stays.{said}"
         )
 
     def _fewest(self, way: str) -> str:
@@ -113,5 +144,9 @@ class HeadCurves(Record, axes={"way": WAYS, "order": "orders", "count": "counts"
                     last = "" if order == "random" or not n else head_label(*self.rankings[ORDERS.index(order)][n - 1])
                     row = {"way": way, "order": order, "heads": n, "last": last}
                     row |= columns(self.share(way, order, n), "share")
-                    rows.append(row | {"refused": self.refusals(way, order, n).rate, "n": len(self.plain)})
+                    read = "random 1" if order == "random" else order
+                    there = n in self.reply_counts and read in self.reply_orders
+                    said = self.replies_refused(way, read, n) if there else rate([])
+                    row |= {"refused": self.refusals(way, order, n).rate, "refused in replies": said.rate}
+                    rows.append(row | {"replies": said.n, "n": len(self.plain)})
         return pd.DataFrame(rows)

@@ -1,10 +1,11 @@
 """How many heads a suffix needs: edges cut head by head, in the order of attribution, greedily and at random."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor
 
 from ..attribution.components import heads as head_contributions
@@ -18,6 +19,7 @@ from .causal import Bench
 from .curve_records import HeadCurves
 
 GREEDY, TRIED = 8, 24  # heads chosen greedily; among this many, the first by attribution
+READ, REPLIED = 3, 32  # counts between none and all, and prompts, at which replies are read
 
 
 def head_curves(
@@ -31,6 +33,7 @@ def head_curves(
     choosing: PromptsLike,
     choosing_random: Sequence[str],
     n_random: int = 3,
+    max_new_tokens: int = 0,
     seed: int = 0,
 ) -> HeadCurves:
     """Measure the refusal metric by number of heads cut off from the suffix, and by number of heads that alone see it.
@@ -44,6 +47,8 @@ def head_curves(
         random_suffixes: random tokens of equal length, one text per prompt.
         choosing: other prompts, with random tokens of their own.
         n_random: number of random orders.
+        max_new_tokens: length of replies to the first 32 prompts, by attribution and in one random order, at none, at
+            three numbers between, and at all heads; 0 for no replies.
         seed: of these.
 
     Example:
@@ -56,19 +61,21 @@ def head_curves(
     """
     requests, others, direction = as_prompts(prompts), as_prompts(choosing), as_direction(direction)
     ranked = by_attribution(model, others, suffix, choosing_random, direction)
-    small = _Metrics(Bench(model, others, None, suffix, direction, refusal_tokens, seed))
-    greedy = _greedy(small, ranked)
+    greedy = _greedy(cutting(Bench(model, others, None, suffix, direction, refusal_tokens, seed).under), ranked)
     rng = random.Random(seed)
     orders = [ranked, greedy, *(within_layers(ranked, rng) for _ in range(n_random))]
     bench = Bench(model, requests, None, suffix, direction, refusal_tokens, seed)
     beside = Bench(model, requests, random_suffixes, suffix, direction, refusal_tokens, seed)
     counts = (0, *(1 << i for i in range(len(ranked).bit_length()) if 1 << i < len(ranked)), len(ranked))
-    metrics, every = _Metrics(bench), set(ranked)
-    cut = torch.stack([torch.stack([metrics(order[:n]) for n in counts]) for order in orders])
-    only = torch.stack([torch.stack([metrics(every - {*order[:n]}) for n in counts]) for order in orders])
+    metrics, few, replied = cutting(bench.under), (), None
+    if max_new_tokens:
+        between = range(1, len(counts) - 1)
+        few = tuple(counts[i] for i in sorted({0, *between[:: max(1, -(-len(between) // READ))], len(counts) - 1}))
+        some = Bench(model, requests[:REPLIED], None, suffix, direction, refusal_tokens, seed)
+        replied = _curves(cutting(partial(some.refused, max_new_tokens)), (orders[0], *orders[2:3]), few)
     return HeadCurves(
         counts=counts,
-        metric=torch.stack([cut, only]),
+        metric=_curves(metrics, orders, counts),
         rankings=(ranked, greedy),
         plain=bench.clean(),
         random=beside.clean(),
@@ -77,6 +84,8 @@ def head_curves(
         held_random=beside.test("attention held", "pattern", ranked),
         n_chosen=len(others),
         threshold=refusal_tokens.threshold,
+        reply_counts=few,
+        replied=replied,
     )
 
 
@@ -103,21 +112,27 @@ def within_layers(heads: Sequence[Head], rng: random.Random) -> tuple[Head, ...]
     return tuple(own[layer].pop() for layer, _ in heads)
 
 
-class _Metrics:
-    """The metric with some heads cut off from the suffix, each set measured once."""
+def cutting(measure: Callable[..., Tensor]) -> Callable[[Iterable[Head]], Tensor]:
+    """What is measured with some heads cut off from the suffix, each set once."""
 
-    def __init__(self, bench: Bench):
-        self.bench = bench
-        self._known: dict[frozenset[Head], Float[Tensor, "prompt"]] = {}
+    @cache
+    def of(heads: frozenset[Head]) -> Tensor:
+        return measure(AttentionKnockout(tuple(sorted(heads)))) if heads else measure()
 
-    def __call__(self, heads: Sequence[Head] | set[Head]) -> Float[Tensor, "prompt"]:
-        key = frozenset(heads)
-        if key not in self._known:
-            self._known[key] = self.bench.under(AttentionKnockout(tuple(sorted(key)))) if key else self.bench.under()
-        return self._known[key]
+    return lambda heads: of(frozenset(heads))
 
 
-def _greedy(metrics: _Metrics, ranked: tuple[Head, ...]) -> tuple[Head, ...]:
+def _curves(
+    measured: Callable[[Iterable[Head]], Tensor], orders: Sequence[Sequence[Head]], counts: Sequence[int]
+) -> Shaped[Tensor, "way order count prompt"]:
+    """With the first heads of each order cut off, and with all heads but these."""
+    every = set(orders[0])
+    cut = [torch.stack([measured(order[:n]) for n in counts]) for order in orders]
+    only = [torch.stack([measured(every - {*order[:n]}) for n in counts]) for order in orders]
+    return torch.stack([torch.stack(cut), torch.stack(only)])
+
+
+def _greedy(metrics: Callable[[Iterable[Head]], Tensor], ranked: tuple[Head, ...]) -> tuple[Head, ...]:
     """The heads by greedy choice, then the others in their order."""
     chosen: list[Head] = []
     tried = list(ranked[:TRIED])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..records.base import Record
 from ..records.labels import index_of
-from ..stats import Interval, Rate, auroc, columns, rate
+from ..stats import Interval, Rate, auroc, columns, rate, threshold_at
 from .observation_records import Observation
 
 SCORES = ("last token", "instruction maximum", "both")
@@ -81,9 +81,7 @@ class Detectors(Record, axes={"score": "scores", "prompt": "groups"}):
     def threshold(self, score: str, site: int, fpr: float = 0.05) -> float:
         """The threshold that flags at most ``fpr`` of the plain harmless prompts (the first harmless group)."""
         first = next(g for g in self.group_names if g not in self.harmful)
-        values = sorted(self.of(score, site, first))
-        # The smallest value that at most a share of fpr lies above.
-        return values[len(values) - 1 - int(fpr * len(values))]
+        return threshold_at(self.of(score, site, first), fpr)
 
     def flagged(self, score: str, site: int, group: str, fpr: float = 0.05) -> Rate:
         """Share of a group above the threshold: true positives in a harmful group, false ones in a harmless group."""

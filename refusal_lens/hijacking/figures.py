@@ -9,16 +9,20 @@ from plotly.subplots import make_subplots
 from ..data.suffixes import Suffix
 from ..errors import LabelError
 from ..records.base import figure as registered
-from ..records.labels import REGIONS, shortened, visible
+from ..records.labels import REGIONS, visible
 from ..report import style
 from ..report.drawing import Drawing
 from ..stats import mean_interval
 from .causal_records import CausalTests
+from .circuits import plot_circuit as plot_circuit
 from .curve_records import WAYS, HeadCurves
 from .detection import Detectors
+from .grid_figures import plot_path_effects
+from .many_figures import CAUSES
 from .observation_records import Observation, SuffixResult, TokenEffects
+from .probe_records import DETECTORS, DetectorComparison
 from .records import Investigation
-from .shift_records import PLAYERS, AttentionShift
+from .shift_records import AttentionShift
 
 Which = SuffixResult | Suffix | str | None  # a suffix of the investigation; None: the strongest
 PER_LINE = 12  # tokens of a suffix
@@ -38,12 +42,7 @@ def conditions(attack: Investigation, result: SuffixResult) -> list[Observation]
 
 def suffix_label(index: int, suffix: Suffix) -> str:
     """How lists and clicks name a suffix."""
-    return f"{index + 1}. {shortened(visible(suffix.text.strip()).replace('␣', ' '))}"
-
-
-def _short(result: SuffixResult) -> str:
-    """A suffix in a title."""
-    return f"“{shortened(visible(result.suffix.text.strip()).replace('␣', ' '), 40)}”"
+    return f"{index + 1}. {suffix.short()}"
 
 
 def _is_control(condition: str) -> bool:
@@ -124,7 +123,7 @@ def plot_suffix_trace(
     if site is not None:
         look = {"line_dash": "dash", "line_color": style.ORANGE, "annotation_text": "departs from random"}
         figure.add_vline(x=site, row=1, col=1, **look)
-    return style.finish(figure, f"Along r̂ by layer, with the suffix {_short(result)}", height=460)
+    return style.finish(figure, f"Along r̂ by layer, with the suffix “{result.suffix.short(40)}”", height=460)
 
 
 @registered("heads", Investigation)
@@ -142,7 +141,7 @@ def plot_suffix_heads(attack: Investigation, result: Which = None) -> Drawing:
         style.add_bars(figure, attack.head_labels, found, f"{o.condition}, n = {o.n}", marker=marker, **shared)
     figure.update_xaxes(title_text="head").update_yaxes(title_text="written along r̂")
     title = f"What the top heads (chosen on {len(attack.head_prompts)} other prompts) write"
-    return style.finish(figure, f"{title}, with the suffix {_short(result)}", height=420)
+    return style.finish(figure, f"{title}, with the suffix “{result.suffix.short(40)}”", height=420)
 
 
 @registered("attention by region", Investigation)
@@ -158,7 +157,7 @@ def plot_attention_regions(attack: Investigation, result: Which = None, post: in
     label = attack.post_labels[post] if len(attack.post_labels) >= -post else ""
     figure.update_yaxes(title_text=f"attention from position {post} {label}", range=[0, 1], col=1)
     figure.update_layout(barmode="stack").update_xaxes(title_text="head")
-    return style.finish(figure, f"Where the top heads attend, with the suffix {_short(result)}", height=450)
+    return style.finish(figure, f"Where the top heads attend, with the suffix “{result.suffix.short(40)}”", height=450)
 
 
 @registered("attention by position", Investigation)
@@ -185,7 +184,7 @@ def plot_attention_positions(attack: Investigation, result: Which = None) -> Dra
         )
     figure.update_xaxes(title_text="attention from").update_yaxes(autorange="reversed")
     figure.update_yaxes(title_text="head", col=1)
-    return style.finish(figure, f"Attention to the suffix {_short(result)} and to random tokens", height=390)
+    return style.finish(figure, f"Attention to the suffix “{result.suffix.short(40)}” and to random tokens", height=390)
 
 
 @registered("split of the drop", Investigation)
@@ -263,7 +262,7 @@ def plot_attention_shift(record: AttentionShift, target: str = "suffix") -> Draw
     """Each receiver's change of attention on the target, by cause, beside the compositions with the largest parts."""
     n, heads = record.parts.shape[-1], record.receiver_labels
     figure = style.panels([f"attention on the {target}, by cause", "what wrote the scores"], horizontal_spacing=0.3)
-    for player, tint in zip(PLAYERS, (style.BLUE, style.ORANGE, style.SKY), strict=True):
+    for player, tint in CAUSES.items():
         found = [record.part(player, head, target) for head in record.receivers]
         hover = f"%{{x}}, {player}: %{{y:+.3f}}<extra></extra>"
         style.add_bars(figure, heads, found, player, marker_color=tint, hovertemplate=hover, **style.panel(1))
@@ -292,7 +291,10 @@ def plot_attention_shift(record: AttentionShift, target: str = "suffix") -> Draw
 def plot_head_curves(record: HeadCurves) -> Drawing:
     """The share of the drop that returns with the first heads of an order cut off from the suffix, and the share that
     stays when only these see it, against random orders within layers."""
-    figure = style.panels(["heads cut off: drop that returns", "only these see it: drop that stays"], shared_yaxes=True)
+    titles = ["heads cut off: drop that returns", "only these see it: drop that stays"]
+    rows = 1 if record.replied is None else 2
+    titles += ["refused in replies"] * 2 * (rows - 1)
+    figure = Drawing(make_subplots(rows=rows, cols=2, subplot_titles=titles, shared_yaxes=True, vertical_spacing=0.2))
     for col, way in enumerate(WAYS, start=1):
         for order, tint in (("greedy", style.GREEN), ("attribution", style.ORANGE), ("random", style.SKY)):
             found = [record.share(way, order, n) for n in record.counts]
@@ -302,10 +304,29 @@ def plot_head_curves(record: HeadCurves) -> Drawing:
             name = f"{order}, area {area.mean:.2f} [{area.low:.2f}, {area.high:.2f}]"
             shown = [str(n) for n in record.counts]
             style.add_line(figure, shown, found, f"{name} ({way})", hovertemplate=hover, **look, **style.panel(col))
-        figure.update_xaxes(title_text="heads", type="category", row=1, col=col)
-    figure.update_yaxes(title_text="share of the drop", row=1, col=1)
-    figure.add_hline(y=1, line_dash="dot", line_color=style.GREY)
-    return style.finish(figure, f"How many heads (n = {len(record.plain)})", height=480)
+        for order, tint in zip(record.reply_orders, (style.ORANGE, style.SKY), strict=False):
+            said = [record.replies_refused(way, order, n) for n in record.reply_counts]
+            look = {
+                "line": {"color": tint, "dash": "dash" if order != "attribution" else "solid"},
+                "legendgroup": order,
+            }
+            hover = f"%{{x}} heads, {order}: %{{y:.0%}} refused<extra></extra>"
+            shown = [str(n) for n in record.reply_counts]
+            style.add_line(
+                figure,
+                shown,
+                said,
+                f"{order} ({way})",
+                hovertemplate=hover,
+                showlegend=False,
+                **look,
+                **style.panel(col, 2),
+            )
+    figure.update_xaxes(title_text="heads", type="category").update_yaxes(title_text="share of the drop", row=1, col=1)
+    figure.add_hline(y=1, line_dash="dot", line_color=style.GREY, row=1)
+    if rows == 2:
+        figure.update_yaxes(title_text="share refused", range=[-0.05, 1.05], row=2, col=1)
+    return style.finish(figure, f"How many heads (n = {len(record.plain)})", height=230 + 250 * rows)
 
 
 @registered("detectors", Detectors, Investigation)
@@ -336,6 +357,28 @@ def plot_roc(record: Detectors | Investigation) -> Drawing:
     return style.finish(figure, "Detecting harmful prompts by the direction", height=550)
 
 
+@registered("comparison", DetectorComparison)
+def plot_detectors(record: DetectorComparison) -> Drawing:
+    """AUROC and share detected of each detector by test, and AUROC on validation prompts by layer; 95% intervals."""
+    detected = f"detected at {record.false_alarms:.0%} false alarms"
+    figure = style.panels(["AUROC", detected, "AUROC by layer (validation)"], horizontal_spacing=0.07)
+    tests = [name.replace(" tokens", "<br>tokens") for name, *_ in record.tests]
+    for i, name in enumerate(DETECTORS):
+        look = {"legendgroup": name, "marker": style.marker(name, i)}
+        areas = [record.auroc(name, test) for test, *_ in record.tests]
+        style.add_bars(figure, tests, areas, name, **look, **style.panel(1))
+        shares = [record.flagged(name, harmful) for _, harmful, _ in record.tests]
+        style.add_bars(figure, tests, shares, name, showlegend=False, **look, **style.panel(2))
+        line = {"color": style.colour(name, i), "dash": style.dash(name)}
+        more = {"mode": "lines", "line": line, "name": name, "legendgroup": name, "showlegend": False}
+        figure.add_scatter(y=record.validation[i].tolist(), **more, **style.panel(3))
+    figure.update_yaxes(range=[0, 1.05]).update_yaxes(tickformat=".0%", row=1, col=2)
+    figure.update_xaxes(title_text="test prompts", row=1, col=1).update_xaxes(title_text="test prompts", row=1, col=2)
+    figure.update_xaxes(title_text="layer", row=1, col=3).update_layout(barmode="group")
+    n = ", ".join(f"{record.groups.count(g)} {g}" for g in ("harmful", "harmless"))
+    return style.finish(figure, f"Detectors of harmful prompts (n = {n}; 95% intervals)", height=520)
+
+
 def _register_part(kind: str, draw: Callable[[Any], Drawing], part: str) -> None:
     """Let a suffix's result and an investigation draw one of their parts, if it was measured."""
 
@@ -352,3 +395,4 @@ _register_part("causal tests", plot_causal_tests, "causal")
 _register_part("tokens", plot_token_effects, "tokens")
 _register_part("number of heads", plot_head_curves, "curves")
 _register_part("why attention moves", plot_attention_shift, "shift")
+_register_part("paths", plot_path_effects, "paths")

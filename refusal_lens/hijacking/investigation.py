@@ -18,7 +18,7 @@ from ..errors import ModelError, PromptError
 from ..models.model import HookedChatModel
 from ..progress import Progress, automatic
 from ..records.direction import Direction, DirectionLike, as_direction
-from ..records.labels import Head, shortened
+from ..records.labels import Head, index_of, shortened
 from ..records.store import Store, content_key
 from ..refusal.metric import refusal_metric
 from ..refusal.records import RefusalTokens
@@ -28,8 +28,11 @@ from .causal import causal_tests
 from .controls import check_suffix, random_controls, shuffled_controls, suffix_ids
 from .curves import head_curves
 from .detection import Detectors, detectors
+from .grid_records import SITES
+from .grids import patching_grid
 from .observation import observe, split_drop
 from .observation_records import Observation, SuffixResult
+from .paths import path_effects
 from .records import Investigation
 from .screening import screen, token_effects
 from .shifts import attention_shift
@@ -50,8 +53,9 @@ class Settings:
         detail: investigate this many suffixes, those that lower the refusal metric most (all if None); benign ones are
             always investigated.
         prompts: report on at most this many refused prompts, the first ones (all if None).
-        forensics: number of prompts for leave-one-token-out.
+        forensics: number of prompts for leave-one-token-out, paths and grids.
         shown: number of prompts whose attention patterns are kept.
+        grids: sites at which cells of the random run are put into the suffixed one (``patching_grid``): takes long.
         seed: of random suffixes, heads and placebos.
     """
 
@@ -64,6 +68,7 @@ class Settings:
     prompts: int | None = None
     forensics: int = 16
     shown: int = 3
+    grids: tuple[str, ...] = ()
     seed: int = 0
 
 
@@ -143,8 +148,9 @@ class _Job:
             if unequal := sum(len(suffix_ids(self.model.chat, *pair)) != n for *pair, n in pairs):
                 self.notes.append(f"suffix {index}: {unequal} of {mixed.n} shuffled versions differ in length")
         if settings.causal == "none" or (settings.causal == "working" and not result.works):
-            return replace(result, causal=None, tokens=None, shift=None, curves=None)
-        tested = self.key(key, "tests and shift", self.choosing, settings.n_random, settings.forensics)
+            return replace(result, causal=None, tokens=None, shift=None, curves=None, paths=None, grids=())
+        more = settings.n_random, settings.forensics, settings.grids
+        tested = self.key(key, "tests, shift, replies", self.choosing, *more)
         if self.store.get(name, tested, SuffixResult) is None:
             result = self.store.put(name, self._tested(result, seed), key, tested)
         return result
@@ -206,9 +212,14 @@ class _Job:
             check_suffix(model.chat, self.choosing, text, model.n_ctx)
             drawn = random_controls(model.chat, self.choosing, text, seed + 1).texts
             others: dict[str, Any] = {"choosing": self.choosing, "choosing_random": drawn}
-            n_random = self.settings.n_random
-            found["curves"] = head_curves(*inputs, self.direction, self.tokens, **others, n_random=n_random, seed=seed)
+            more: dict[str, Any] = {**others, "n_random": self.settings.n_random, "seed": seed}
+            more["max_new_tokens"] = self.settings.max_new_tokens
+            found["curves"] = head_curves(*inputs, self.direction, self.tokens, **more)
+            n = self.settings.forensics
+            few = (model, self.prompts[:n], text, result.random.suffixes[:n], self.direction, self.tokens)
+            found["grids"] = tuple(patching_grid(*few, site=site, seed=seed) for site in self.settings.grids if n)
             found["shift"] = attention_shift(*inputs, receivers=len(self.heads), **others)
+            found["paths"] = path_effects(*few, found["shift"], seed=seed) if n else None
         except (ModelError, PromptError) as error:
             about = shortened(text.strip())
             self.notes.append(f"{about!r}: why attention moves or how many heads it takes was not measured: {error}")
@@ -270,6 +281,8 @@ def investigate(
     settings = settings or Settings()
     if settings.causal not in ("working", "all", "none"):
         raise PromptError(f"causal={settings.causal!r}: choose working, all or none")
+    for site in settings.grids:
+        index_of(SITES, site, "site", "patching")
     if not isinstance(suffixes, SuffixSet):
         suffixes = SuffixSet.from_rows([suffixes] if isinstance(suffixes, str) else list(suffixes))
     candidates, choosing = _prompts(prompts, head_prompts)
@@ -279,11 +292,11 @@ def investigate(
             raise PromptError("give harmless prompts (or refusal_tokens), from which the refusal tokens are found")
         refusal_tokens = find_refusal_tokens(model, choosing, harmless)
     with progress("find the refused prompts", 0):
-        refused, n_read = _refused(model, candidates, refusal_tokens, settings.prompts)
+        refused, n_read = refused_prompts(model, candidates, refusal_tokens, settings.prompts)
     notes = list(suffixes.notes)
     if len(refused) < n_read:
         notes.append(f"{n_read - len(refused)} of {n_read} prompts left out: not refused without a suffix")
-    suffixes = _fitting(model, refused, suffixes, settings.max_new_tokens, notes)
+    suffixes = fitting(model, refused, suffixes, settings.max_new_tokens, notes)
     heads = choose_heads(head_contributions(model, choosing, direction), settings.top or min(8, model.n_heads))
     job = _Job(model, direction, refusal_tokens, heads, refused, choosing, settings, Store(folder), notes)
     found = job.measure(suffixes, harmless, borderline, progress)
@@ -323,7 +336,7 @@ def _prompts(prompts: PromptsLike, head_prompts: PromptsLike) -> tuple[list[str]
     return reported, choosing
 
 
-def _fitting(
+def fitting(
     model: HookedChatModel, prompts: list[str], suffixes: SuffixSet, max_new_tokens: int, notes: list[str]
 ) -> SuffixSet:
     """The suffixes that can be investigated; the others are noted, each with its reason."""
@@ -340,7 +353,7 @@ def _fitting(
     return replace(suffixes, items=tuple(kept))
 
 
-def _refused(
+def refused_prompts(
     model: HookedChatModel, prompts: list[str], tokens: RefusalTokens, limit: int | None
 ) -> tuple[list[str], int]:
     """(the refused prompts, the first ``limit`` of them; how many prompts were read to find them)."""

@@ -15,6 +15,7 @@ from ..records.labels import REGIONS, Head, head_label, index_of
 from ..stats import Interval, Rate, benjamini_hochberg, columns, mean_interval, paired_p, rate
 from .causal_records import CausalTests
 from .curve_records import HeadCurves
+from .grid_records import PatchingGrid, PathEffects
 from .shift_records import AttentionShift
 
 
@@ -172,6 +173,8 @@ class SuffixResult(Record):
         tokens: token forensics, or None likewise.
         shift: why the heads' attention moves to it from random tokens, or None likewise.
         curves: how many heads it needs, or None likewise.
+        paths: what the largest compositions of ``shift`` do alone, or None likewise.
+        grids: where it acts, cell by cell, if asked for.
         patterns: attention of one head on some prompts, each plain and then suffixed: of the top heads, the one whose
             attention to the suffix rises most above that to random tokens.
     """
@@ -190,6 +193,8 @@ class SuffixResult(Record):
     patterns: tuple[AttentionPatterns, ...] = ()
     shift: AttentionShift | None = None
     curves: HeadCurves | None = None
+    paths: PathEffects | None = None
+    grids: tuple[PatchingGrid, ...] = ()
 
     @property
     def metric_drop(self) -> Interval:

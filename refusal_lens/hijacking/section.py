@@ -12,11 +12,14 @@ import pandas as pd
 
 from ..records.labels import shortened
 from ..report.claims import few_prompts
-from ..report.page import Card, Figure, Item, Note, Option, Page, Picker, Row, Section, Table, Widget
+from ..report.page import Card, Figure, Item, Note, Option, Page, Picker, Row, Section, Table, Widget, frame_table
+from .circuits import circuit, finding
 from .detection import Detectors
 from .figures import suffix_label
+from .grid_section import grid_items
 from .mechanisms import MECHANISMS, mechanism
 from .observation_records import SuffixResult
+from .probe_records import DetectorComparison
 from .records import Investigation
 from .shift_records import AttentionShift
 from .views import paired_attention
@@ -172,6 +175,15 @@ def _details(attack: Investigation, result: SuffixResult, name: str, shown: int 
     n, exact = f"{attack.plain.n} prompts", "none applies: these are exact parts of one sum"
     rises = ", ".join(f"{label} {value:+.2f}" for label, value in result.strongest_rises())
     yield Note(mechanism(result).sentence)
+    if result.shift is not None:
+        caption = (
+            f"{finding(result)} From the suffix's tokens through the heads that turn to it and the direction to "
+            "refusal. Widths are relative within a column: attention gained over the random token in the same place; "
+            "fall of the write along r̂; share of the drop that returns when r̂ is restored. Orange: towards the "
+            "suffix's effect; blue: against it. Edges that do not lie beyond chance (paired tests against random "
+            "tokens, adjusted; the last: placebo) are left out."
+        )
+        yield Figure(f"{name}-circuit", attack.plot("circuit", result=result), caption, n, RANDOM, circuit(result))
     caption = (
         "Cosine with the direction by layer, at the last position and at the instruction's last token (is the harm "
         "still visible there?); band of one standard deviation; dotted: the layer of the direction."
@@ -205,12 +217,14 @@ def _details(attack: Investigation, result: SuffixResult, name: str, shown: int 
         caption = (
             f"{curves.sentence()} Left: the share of the refusal metric's drop that returns when the first heads of "
             "an order are cut off from the suffix (necessity); right: the share that stays when only these see it "
-            "(sufficiency). The area is the curve's mean height between none and all. Bars: 95% intervals."
+            "(sufficiency). The area is the curve's mean height between none and all. Below, where replies were read: "
+            "the share of them that refuse. Bars: 95% intervals."
         )
         n = f"{attack.plain.n} prompts; orders from {curves.n_chosen} others"
         yield Figure(f"{name}-curves", curves.plot(), caption, n, "random orders within layers", curves.to_frame())
     if result.shift is not None:
         yield from _shift_items(result.shift, name)
+    yield from grid_items(result.grids, result.paths, name)
     if result.tokens is not None:
         caption = (
             "Above: how much of the refusal metric returns when this token is left out. Below: what the top heads take "
@@ -298,3 +312,17 @@ def _detector_items(found: Detectors) -> Iterator[Item]:
     )
     columns = ("score", "group", "AUROC", "95% interval", "flagged", "95% interval ", "n")
     yield Table("suffix-detectors", columns, rows, caption, data=frame)
+
+
+def detectors_section(record: DetectorComparison) -> Section:
+    """The projection beside detectors that are fitted."""
+    n = ", ".join(f"{record.groups.count(group)} {group}" for group in dict.fromkeys(record.groups))
+    caption = (
+        "Harmful against harmless prompts of each test: AUROC (DeLong's 95% intervals) and share of the harmful ones "
+        f"above the threshold for {record.false_alarms:.0%} false alarms (Clopper-Pearson); for borderline prompts, "
+        "the plain harmful ones against them. Right: AUROC on validation prompts, which choose each detector's layer."
+    )
+    control = "a random direction; random tokens of equal length beside each suffix"
+    figure = Figure("detectors-tests", record.plot(), caption, n, control, record.to_frame())
+    table = frame_table("detectors-table", record.to_frame().round(3), "Every detector on every test.")
+    return Section("detectors", "Detectors against baselines", record.summary(), (figure, table))

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..records.base import Record
 from ..records.labels import Head, head_label, index_of
-from ..stats import Interval, columns, mean_interval
+from ..report.claims import NOT_SHOWN, grade, percent
+from ..stats import Interval, columns, fraction_interval, mean_interval
 
 TARGETS = ("instruction", "suffix")
 PLAYERS = ("query", "suffix keys", "template keys")
@@ -42,12 +43,13 @@ class AttentionShift(
         edges: by head, the mean part of its change that a sender makes through the query or through the keys after the
             instruction; all senders and both sides add up to the change.
         spread: standard deviation of ``edges`` over prompts.
-        named: the edges that make the largest parts of the changes on the suffix, on the other prompts, as (side,
-            receiver, sender).
+        named, named_on_instruction: the edges that make the largest parts of the changes on the suffix and on the
+            instruction, on the other prompts, as (side, receiver, sender).
         gained: attention that each token of the suffix gains over the random token in its place; suffixes are aligned
             at their ends.
         taken: the part of the change on the instruction that goes through the token's score.
-        causality: largest change of keys and values before the suffix, relative to their size (0 but for rounding).
+        causality: largest change of keys and values before the suffix, relative to their size; 0 but for rounding, and
+            a note says where it is more.
         scores_error: largest difference of the recomputed scores and weights from the model's own, scores relative to
             the largest |q| |k|.
         sums_error: largest difference of the sum over all senders from the change.
@@ -72,6 +74,7 @@ class AttentionShift(
     n_chosen: int = 0
     hidden: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    named_on_instruction: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def change(self) -> Float[Tensor, "target layer head prompt"]:
@@ -128,7 +131,8 @@ class AttentionShift(
         The interval is mean ± 1.96 standard errors over prompts.
         """
         j, n, rows = index_of(TARGETS, target, "target", "AttentionShift"), self.parts.shape[-1], []
-        for side, receiver, sender in self.named:
+        named = self.named if target == "suffix" else self.named_on_instruction or self.named
+        for side, receiver, sender in named:
             place = (side, j, receiver, sender)
             value, error = float(self.edges[place]), 1.96 * float(self.spread[place]) / n**0.5
             whole = float(self.change[j][self.receivers[receiver]].mean())
@@ -179,3 +183,24 @@ def largest_edges(edges: Float[Tensor, "side receiver sender"], n: int) -> tuple
     """The ``n`` edges of largest size, largest first."""
     order = edges.abs().flatten().argsort(descending=True)[:n].tolist()
     return tuple(tuple(int(i) for i in torch.unravel_index(torch.tensor(k), edges.shape)) for k in order)  # type: ignore[misc]
+
+
+def shown_causes(parts: Float[Tensor, "player prompt"]) -> dict[str, Interval]:
+    """Causes that make a share of a rise of attention whose interval lies above 0; none where it doesn't rise."""
+    whole = parts.sum(0).tolist()
+    if not mean_interval(whole).low > 0:
+        return {}
+    shares = {name: fraction_interval(part.tolist(), whole) for name, part in zip(PLAYERS, parts, strict=True)}
+    return {name: share for name, share in shares.items() if grade(share) != NOT_SHOWN}
+
+
+def explained(parts: Float[Tensor, "player prompt"], heads: str) -> str:
+    """Say which causes explain that the attention of ``heads`` on a suffix rises, graded; or that none does."""
+    whole, shares = mean_interval(parts.sum(0).tolist()), shown_causes(parts)
+    number = f"{whole.mean:+.3f} [{whole.low:+.3f}, {whole.high:+.3f}] relative to random tokens"
+    if not whole.low > 0:
+        return f"the attention of {heads} on it is not shown to rise ({number}), so no part of the split explains it"
+    if not shares:
+        return f"no part of the split is shown to explain that the attention of {heads} on it rises ({number})"
+    said = (f"the {name} {percent(share)} of that ({grade(share)})" for name, share in shares.items())
+    return f"the attention of {heads} on it rises by {number}, explained by {', '.join(said)}"

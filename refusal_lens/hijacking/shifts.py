@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data.prompts import PromptsLike, as_prompts, as_suffixes
 from ..errors import ModelError, PromptError
-from ..hooks.scores import ScoreForm, ScoreRows, Scores, score_forms
+from ..hooks.scores import TOLERANCE, ScoreForm, ScoreRows, Scores, score_forms
 from ..models.model import HookedChatModel
 from ..records.labels import Head, as_heads, visible
 from .causal import matching_columns
@@ -76,14 +76,20 @@ def attention_shift(
     job = _Job(model, forms, heads, pos, notes)
     found = job.measure(requests, suffixes, random, plain)
     edges = found.written.edges(len(heads))
-    ranked = edges if chosen is None else chosen.edges(len(heads))
-    named = largest_edges(ranked.mean[:, TARGETS.index("suffix")], NAMED)
+    ranked = (edges if chosen is None else chosen.edges(len(heads))).mean
+    instruction, suffix = (largest_edges(ranked[:, i], NAMED) for i in range(len(TARGETS)))
+    if job.causality > job.limit:
+        notes.append(
+            f"keys or values before the suffix differ by {job.causality:.1g} of their size, more than rounding: the "
+            "causes below leave that out"
+        )
     return AttentionShift(
         **{"from_plain": None, **found.rows},  # type: ignore[arg-type]
         receivers=heads,
         edges=edges.mean,
         spread=edges.spread,
-        named=named,
+        named=suffix,
+        named_on_instruction=instruction,
         tokens=found.tokens,
         causality=job.causality,
         scores_error=job.scores_error,
@@ -117,6 +123,11 @@ class _Job:
     plain_error: float = 0.0
     hidden: set[int] = field(default_factory=set)
 
+    @property
+    def limit(self) -> float:
+        """What rounding may do in the model's dtype, relative."""
+        return TOLERANCE.get(self.model.dtype, 4e-2)
+
     def measure(
         self, prompts: list[str], suffixes: str | Sequence[str], random: Sequence[str], plain: bool = False
     ) -> _Found:
@@ -128,12 +139,15 @@ class _Job:
         )
         if any(a.suffix != b.suffix for a, b in zip(after.spans, before.spans, strict=True)):
             raise PromptError("the random tokens are not as many as the suffix has: draw them with random_controls")
+        kept = after.mask & ~after.region("suffix")
+        if after.ids.shape != before.ids.shape or not torch.equal(after.ids[kept], before.ids[kept]):
+            raise PromptError("the suffix or its random tokens merge with the instruction: begin both with a space")
         alone = model.tokenize(prompts) if plain else None
         if plain and any("rot_q" in form.hooks or form.norm_last for form in self.forms):
             self.notes.append("the plain run was not compared: this model's rotation is not at hand")
             alone = None
         writers, written = self._writers(), Written()
-        rows: dict[str, Tensor] = {}
+        rows = dict[str, Tensor]()
 
         def put(name: str, index: list[int], x: Tensor) -> None:
             rows.setdefault(name, torch.zeros(*x.shape[:-1], n, dtype=torch.float32))[..., index] = x.float().cpu()
@@ -151,6 +165,12 @@ class _Job:
                 rest, columns = model.run(tokens, read=own)[own], matching_columns(batch, tokens)
             for name, x in self._batch(both, writers, written, widest, rest, columns).items():
                 put(name, index, x)
+        if "from_plain" in rows and self.plain_error > self.limit:
+            del rows["from_plain"]
+            self.notes.append(
+                f"the plain run was not compared: its attention can't be computed from this run's keys (off by "
+                f"{self.plain_error:.2g}), as where rotation depends on length"
+            )
         first = after.ids[0][after.region("suffix")[0]].tolist()
         texts = tuple(visible(model.tokenizer.decode([token])) for token in first)
         texts = ("",) * (widest - len(texts)) + texts

@@ -6,8 +6,11 @@ from ..data.prompts import PromptSet
 from ..direction.records import Selection
 from ..engines.stage import Job, Stage, made_elsewhere
 from ..refusal.records import RefusalTokens
+from .many_records import ManySuffixes
+from .many_section import many_section
+from .probe_records import DetectorComparison
 from .records import Investigation
-from .section import hijacking_section
+from .section import detectors_section, hijacking_section
 
 MAX_NEW_TOKENS = 24  # of replies to suffixed prompts at most
 
@@ -56,4 +59,20 @@ SUFFIXES = Stage(
     "the same, with its own `report.html`; the run's report shows this one if it exists",
     command="refusal-lens hijack",
     section=_section,
+)
+MANY = Stage(
+    "many",
+    {"many": ManySuffixes},
+    made_elsewhere,
+    "many suffixes beside random tokens: strength, causes of attention, recurring heads, clusters",
+    command="python -m analyses.many_suffixes --study",
+    section=lambda study: study.many and many_section(study.many),
+)
+DETECTORS = Stage(
+    "detectors",
+    {"detectors": DetectorComparison},
+    made_elsewhere,
+    "the projection beside detectors that are fitted, on plain, suffixed and borderline prompts",
+    command="python -m analyses.detectors --study",
+    section=lambda study: study.detectors and detectors_section(study.detectors),
 )

@@ -6,5 +6,8 @@ from ..direction.cone_figures import *
 from ..direction.figures import *
 from ..direction.views import *
 from ..exactness.figures import *
+from ..hijacking.circuits import plot_circuit as plot_circuit
 from ..hijacking.figures import *
+from ..hijacking.grid_figures import *
+from ..hijacking.many_figures import *
 from ..hijacking.views import *

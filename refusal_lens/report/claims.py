@@ -51,8 +51,8 @@ def percent(share: Interval | Rate) -> str:
 
 
 def net_effect(rates: Mapping[str, Rate], condition: str, sign: int) -> Rate:
-    """Share of the baseline's replies that a condition changed: refusals that are gone (sign -1), answers that
-    became refusals (+1), with the exact 95% interval. Changes the other way are subtracted.
+    """Share of the baseline's refusals that are gone under a condition (sign -1), or of its answers that became
+    refusals (+1), with the exact 95% interval. Changes the other way are subtracted.
 
     Example:
         >>> from refusal_lens.report.claims import net_effect

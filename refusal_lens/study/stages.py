@@ -45,10 +45,13 @@ PIPELINE: tuple[Stage, ...] = (
     direction.CONES,
     direction.SUBSPACES,
     behaviour.EVALUATION,
+    behaviour.OVER_REFUSAL,
     direction.STABILITY,
     *attribution.STAGES,
     hijacking.ATTACKS,
     hijacking.SUFFIXES,
+    hijacking.MANY,
+    hijacking.DETECTORS,
     exactness.CERTIFICATE,
     Stage("model", {"model": dict}, _facts, "the model as loaded"),
 )

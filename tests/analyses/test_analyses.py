@@ -38,6 +38,8 @@ SCRIPTS = {
     "cross_behaviour": ([], ["ablation", "addition"], ["Cross-effects"]),
     "transfer": ([], ["ablation", "addition"], ["Transfer"]),
     "harm": ([], ["map", "ablation", "addition"], ["AUROC of harmful against harmless", "against its random tokens"]),
+    "over_refusal": (["--condition", "ablation"], ["over_refusal"], ["Of the borderline prompts", "orthogonal to r̂"]),
+    "detectors": (["--harmless-prompts", "20"], ["detectors"], ["Fewer than 500 harmless", "Mahalanobis"]),
     "dose": (
         ["--n", "4", "--strength", "ablation=1", "--strength", "addition=1,2", "--place", "last=-1"],
         ["compared", "test_ablation", "test_addition"],
@@ -46,6 +48,22 @@ SCRIPTS = {
     "fig5_suffix_trace": (["--limit", "1"], ["report"], ["cosine with the direction by layer"]),
     "fig6_suffix_heads": (["--limit", "1"], ["report"], ["attention moved", "random tokens of equal length"]),
     "suffix_attention": (["--limit", "1"], ["report"], ["keys of", "area"]),
+    "suffix_grids": (
+        ["--limit", "1", "--grid-prompts", "4", "--site", "resid_pre", "--exact", "8"],
+        ["resid_pre_into_suffixed", "resid_pre_into_clean", "paths_into_suffixed", "paths_into_clean"],
+        ["largest cell", "random senders", "stays with attention held as in the random run", "8 cells x 4 prompts"],
+    ),
+    "many_suffixes": (
+        ["--count", "12", "--n", "6", "--detail", "1", "--controls", "1", "--detail-n", "6"],
+        ["many", "report"],
+        [
+            "3 are meant to stop refusals, 9 are controls",
+            "dominance score",
+            "silhouette",
+            "heads that recur",
+            "within chance",
+        ],
+    ),
     "causal_table": (["--limit", "1"], ["report"], ["cut top heads", "placebo"]),
     "top_heads": ([], ["heads", "causal", "patching", "sources"], ["rank correlation"]),
     "dla_refusal_tokens": ([], ["dla_harmful", "dla_harmless"], ["TransformerLens's logit_attrs"]),

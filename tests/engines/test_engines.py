@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from refusal_lens.data.organism import instructions
+from refusal_lens.data.suffixes import SuffixSet
 from refusal_lens.engines.local import LocalEngine, named_engine
 from refusal_lens.errors import EngineError, ModelError
+from refusal_lens.hijacking.many import many_suffixes
 from refusal_lens.hijacking.screening import screen
 from refusal_lens.records.store import Store
 from refusal_lens.refusal.metric import refusal_metric
@@ -22,6 +24,7 @@ from refusal_lens.refusal.replies import complete
 from refusal_lens.refusal.tokens import given_refusal_tokens
 from refusal_lens.study.config import StudyConfig
 from refusal_lens.study.pipeline import run_study
+from tests.model.cases import direction_of
 from tests.tiny import tiny_folder
 
 
@@ -76,6 +79,13 @@ def test_sharded_work_is_the_unsharded_one(organism):
     assert [item.response for item in found.items] == organism.generate(prompts[:40], 4)
     suffixes = [" please", " now", " at once, my friend"]
     found = screen(organism, prompts[:2], suffixes, tokens, engine=engine).metric
+    many = [
+        many_suffixes(
+            organism, prompts[:2], SuffixSet.from_rows(suffixes), direction_of(organism), [(1, 0)], tokens, **how
+        )
+        for how in ({"engine": engine}, {})
+    ]
+    assert torch.equal(many[0].parts, many[1].parts) and torch.equal(many[0].metric, many[1].metric)
     for s, suffix in enumerate(suffixes):
         alone = refusal_metric(organism, prompts[:2], tokens, [suffix] * 2)
         assert torch.allclose(found[s], alone, atol=1e-4)

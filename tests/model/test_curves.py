@@ -12,6 +12,7 @@ from refusal_lens.hijacking.curves import head_curves, within_layers
 from refusal_lens.hooks.attention import AttentionKnockout
 from refusal_lens.records.base import load_record
 from refusal_lens.refusal.metric import RefusalMetric
+from refusal_lens.refusal.phrases import is_refusal
 from refusal_lens.refusal.tokens import given_refusal_tokens
 
 from .cases import direction_of, model_of
@@ -23,7 +24,7 @@ def curves_of(architecture):
     model = model_of(architecture, torch.float32)
     drawn = [random_controls(model.chat, some, SUFFIX, 1).texts for some in (PROMPTS, OTHERS)]
     tokens, direction = given_refusal_tokens(model, [40]), direction_of(model)
-    more = {"choosing": OTHERS, "choosing_random": drawn[1], "n_random": 2}
+    more = {"choosing": OTHERS, "choosing_random": drawn[1], "n_random": 2, "max_new_tokens": 2}
     return model, drawn[0], head_curves(model, PROMPTS, SUFFIX, drawn[0], direction, tokens, **more)
 
 
@@ -52,8 +53,14 @@ def test_the_curves_are_the_cuts_that_they_name(architecture, tmp_path):
     single = [model.run(OTHERS, SUFFIX, read=reader, under=AttentionKnockout((head,)))[reader].mean() for head in every]
     assert every[int(torch.stack(single).argmax())] == found.rankings[1][0]
     again = load_record(found.save(tmp_path / "curves"), type(found))
-    assert again.to_frame().equals(found.to_frame()) and len(again.plot().data) == 6
-    assert "heads" in again.sentence()
+    assert again.to_frame().equals(found.to_frame()) and len(again.plot().data) == 10
+    assert "heads" in again.sentence() and "so many refuse" in again.sentence()
+    # Replies with the same heads cut are those of the model under that cut.
+    assert found.reply_counts == (0, 1, 4, 12) and found.replied.shape == (2, 2, 4, 2)
+    with model.hooks(AttentionKnockout(found.rankings[0][:4])):
+        said = model.generate(PROMPTS, 2, SUFFIX)
+    assert found.replied[0, 0, 2].tolist() == [is_refusal(reply) for reply in said]
+    assert torch.equal(found.replied[0, :, 0], found.replied[1, :, -1])
 
 
 def test_attention_held_as_in_the_random_run_leaves_what_values_carry():

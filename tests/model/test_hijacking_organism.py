@@ -14,7 +14,8 @@ import torch
 from refusal_lens.cli.hijack import hijack
 from refusal_lens.data import organism as embedded
 from refusal_lens.data.suffixes import SuffixSet
-from refusal_lens.errors import PromptError
+from refusal_lens.errors import LabelError, PromptError
+from refusal_lens.hijacking.circuits import circuit, finding
 from refusal_lens.hijacking.investigation import Settings, investigate
 from refusal_lens.hijacking.mechanisms import mechanism
 from refusal_lens.hijacking.observation_records import SuffixResult
@@ -112,6 +113,42 @@ def test_tokens_detectors_and_departure(found):
     assert fooled.high < d.roc("last token", layer, "harmful").auroc.low
     assert any("strongest suffix" in text for text in d.failures())
     assert d.flagged("last token", layer, "harmless").rate <= 0.05
+
+
+def test_the_circuit_leads_from_tokens_to_refusal(found):
+    report = found[0]
+    result = report.results[0]
+    frame = circuit(result)
+    writes = frame[frame["kind"] == "head"].set_index("source")
+    fall = (result.random.projection[-1] - result.suffixed.projection[-1]).mean()
+    assert float(writes["value"].sum()) == pytest.approx(float(fall), abs=1e-3)
+    assert writes["value"].idxmax() == "L1H0" and writes.loc["L1H0", "shown"]
+    gained = frame[frame["target"] == "L1H0"]["value"].sum()
+    assert gained == pytest.approx(float(result.shift.change[1, 1, 0].mean()), abs=1e-4)
+    assert frame[frame["target"] == "refusal"]["shown"].all() and 0 < frame["shown"].sum() < len(frame)
+    figure = report.plot("circuit")
+    assert sum(trace.mode == "lines" for trace in figure.data) == circuit(report.result())["shown"].sum()
+    said = finding(result)
+    assert "most of it" in said and "the suffix keys" in said and "effect stays" in said
+    # A suffix that does nothing: no edge of a head is beyond chance, and nothing is claimed.
+    nothing = circuit(dataclasses.replace(result, suffixed=result.random))
+    assert not nothing[nothing["kind"] == "head"]["shown"].any()
+    benign = next(r for r in report.results if not r.suffix.is_attack)
+    assert finding(benign).endswith("not shown.")
+    with pytest.raises(LabelError, match="was not measured"):
+        circuit(benign)
+
+
+def test_replies_return_with_the_heads_cut(found):
+    curves = found[0].results[0].curves
+    none, most, every = curves.reply_counts[0], curves.reply_counts[-2], curves.reply_counts[-1]
+    assert curves.replies_refused("cut", "attribution", none).rate <= 0.1
+    assert curves.replies_refused("cut", "attribution", every).rate >= 0.9
+    assert curves.replies_refused("only", "attribution", every).rate <= 0.1
+    table = curves.to_frame()
+    rows = table[(table["way"] == "cut") & (table["order"] == "attribution") & (table["heads"] == most)]
+    assert rows["refused in replies"].item() == curves.replies_refused("cut", "attribution", most).rate
+    assert table[table["order"] == "greedy"]["refused in replies"].isna().all()
 
 
 def test_it_resumes_and_loads(found, organism):

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from refusal_lens.data.suffixes import Suffix, SuffixSet
 from refusal_lens.errors import PromptError
-from refusal_lens.hijacking.controls import check_suffix, random_controls, shuffled_controls, suffix_ids
+from refusal_lens.hijacking.controls import check_suffix, filled_up, random_controls, shuffled_controls, suffix_ids
 from refusal_lens.models.chat import ChatFormat
 
 from ..tiny import CHATML, tiny_tokenizer
@@ -99,6 +99,42 @@ def test_what_is_left_out_is_said_and_kinds_are_known(tmp_path):
     from refusal_lens.records.base import load_record
 
     assert load_record(path, SuffixSet) == twice
+
+
+def test_scores_are_kept_and_replies_are_not(tmp_path):
+    """A data set with its own column names: CSV and JSON lines give the same; nothing else of a row is read."""
+    rows = [
+        {"adv": "x y !", "asr": 0.75, "method": "gcg", "response": "Sure, here is", "goal": "Do a thing"},
+        {"adv": "z", "asr": None, "method": "", "response": "No", "goal": "Do another"},
+    ]
+    names = {"suffix": "adv", "score": "asr", "kind": "method"}
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "a.csv").write_text('adv,asr,method,response\nx y !,0.75,gcg,"Sure, here is"\nz,,,No\n')
+    for name in ("a.jsonl", "a.csv"):
+        found = SuffixSet.load(tmp_path / name, columns=names)
+        assert found.items == (Suffix("gcg", " x y !", 0.75), Suffix("adversarial", " z", None))
+        kept = found.save(tmp_path / "kept").read_text()
+        assert "Sure" not in kept and "Do a" not in kept and SuffixSet.load(tmp_path / "kept.json") == found
+    artifact = SuffixSet.from_rows(ARTIFACT).save(tmp_path / "artifact").read_text()
+    assert '"r"' not in artifact and "Do a" not in artifact
+    for columns, row, message in (
+        (names, {"adv": "x", "asr": "high"}, "score 'high', which is no number"),
+        ({}, {"adv": "x"}, "columns= names another"),
+        ({"reply": "response"}, {"suffix": "x"}, "columns names reply"),
+    ):
+        with pytest.raises(PromptError, match=message):
+            SuffixSet.from_rows([row], columns=columns)
+
+
+def test_a_set_is_filled_up_with_controls(chat):
+    found = SuffixSet.from_rows([" now!", " please do it"])
+    filled = filled_up(found, 7, chat, PROMPTS, ["Name a river.", "Sing!"], seed=1)
+    assert filled.items[:2] == found.items and len(filled) == 7 and "5 random or benign" in filled.notes[-1]
+    assert [s.kind for s in filled.items[2:]] == ["random_tokens", "benign", "random_tokens", "benign", "random_tokens"]
+    assert not any(s.is_attack for s in filled.items[2:]) and filled[3].text == " Name a river."
+    wanted = [len(suffix_ids(chat, PROMPTS[i % 3], found[i % 2].text)) for i in (0, 2, 4)]
+    assert [len(suffix_ids(chat, PROMPTS[i % 3], filled[i + 2].text)) for i in (0, 2, 4)] == wanted
+    assert filled_up(found, 2, chat, PROMPTS, []) == found
 
 
 @pytest.mark.parametrize(

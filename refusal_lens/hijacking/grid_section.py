@@ -1,0 +1,64 @@
+"""Report items of patching grids and paths."""
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+
+from ..report.page import Figure, Item, Section, Table
+from ..stats import Interval
+from .curve_records import HeadCurves
+from .grid_figures import plot_patching_grid, plot_path_effects
+from .grid_records import PatchingGrid, PathEffects
+
+
+def grid_items(grids: Sequence[PatchingGrid], paths: PathEffects | None, name: str) -> Iterator[Item]:
+    """Each grid with its largest cells, then the paths."""
+    for i, grid in enumerate(grids):
+        exact = f"{len(grid.measured)} cells patched exactly, {grid.passes} passes in {grid.seconds:.0f} s"
+        caption = (
+            f"{grid.sentence()} Share of the difference between both runs that each cell makes: of the refusal metric, "
+            f"and of r̂ᵀx at layer {grid.layer} and the last position; {exact}. Below: to first order, by the gradient. "
+            f"At the instruction's last token both runs differ by {grid.causality:.1g} of the norm. "
+            f"{' '.join(grid.notes)}"
+        )
+        control = "changes of equal norm in random directions, in the table"
+        n = f"{grid.n} prompts"
+        yield Figure(f"{name}-grid-{i}", plot_patching_grid(grid), caption, n, control, grid.to_frame())
+        frame = grid.largest()
+        rows = tuple(
+            (row["cell"], *(_cell(row, key) for key in ("metric", "metric, placebo", "r̂ᵀx", "r̂ᵀx, placebo")))
+            for row in frame.to_dict("records")
+        )
+        caption = (
+            f"The cells with the largest effects on the metric, chosen on the first {grid.n_chosen} prompts; shares on "
+            f"the other {grid.n - grid.n_chosen}, 95% bootstrap intervals."
+        )
+        columns = ("cell", "share of the metric", "placebo", "share of r̂ᵀx", "placebo ")
+        yield Table(f"{name}-cells-{i}", columns, rows, caption, data=frame)
+    if paths is not None and paths.paths:
+        caption = (
+            f"{paths.sentence()} The sender's write of the other run reaches one receiver's query, keys or values; all "
+            "else is frozen up to there, the norm before it is computed anew, and what follows runs on. Bars: 95% "
+            f"bootstrap intervals. {' '.join(paths.notes)}"
+        )
+        control = "random heads of the sender's layer; for MLPs and the embedding, random changes of equal norm"
+        n = f"{paths.effects.shape[-1]} prompts"
+        yield Figure(f"{name}-paths", plot_path_effects(paths), caption, n, control, paths.to_frame())
+
+
+def grid_section(
+    grids: Sequence[PatchingGrid], paths: PathEffects | None = None, curves: HeadCurves | None = None, suffix: str = ""
+) -> Section:
+    """Where one suffix acts, along which paths, and what stays with frozen attention."""
+    text = [f"The suffix {suffix!r}."] if suffix else []
+    text += [grid.sentence() for grid in grids] + ([] if paths is None else [paths.sentence()])
+    if curves is not None:
+        stays = (f"{_interval(curves.stays(run))} as in the {run} run" for run in ("random", "plain"))
+        text.append(f"Of the suffix's effect, this share stays with every head's attention held: {', '.join(stays)}.")
+    return Section("grids", "Where a suffix acts", tuple(text), tuple(grid_items(grids, paths, "suffix")))
+
+
+def _cell(row: Mapping[Hashable, float], key: str) -> str:
+    return _interval(Interval(row[key], row[f"{key} low"], row[f"{key} high"], 0))
+
+
+def _interval(found: Interval) -> str:
+    return f"{found.mean:.0%} [{found.low:.0%}, {found.high:.0%}]" if found.low == found.low else f"{found.mean:.0%}"
