@@ -28,8 +28,8 @@ NAMES = (
     "transfer",
     "base_vs_chat",
     "selection_grid",
-    "subspace",
     "cones",
+    "subspace",
     "stability",
     "fine_tuning",
 )
