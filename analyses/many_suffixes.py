@@ -33,6 +33,7 @@ def main() -> None:
     arguments.add_argument("--controls", type=int, default=2, help="controls to look into")
     arguments.add_argument("--detail-n", type=int, default=32, help="prompts of these")
     arguments.add_argument("--choose", type=int, default=32, help="validation prompts that choose the heads")
+    arguments.add_argument("--grid", nargs="*", default=[], metavar="SITE", help="patching grids of these: take long")
     arguments.add_argument("--engine", default="local", help="local or ray")
     args = arguments.parse_args()
     model, study = prepared(args)
@@ -65,7 +66,9 @@ def main() -> None:
         direction,
         head_prompts=choosing,
         refusal_tokens=tokens,
-        settings=Settings(causal="all", shuffled=False, max_new_tokens=args.max_new_tokens, seed=args.seed),
+        settings=Settings(
+            causal="all", shuffled=False, max_new_tokens=args.max_new_tokens, seed=args.seed, grids=tuple(args.grid)
+        ),
         folder=args.out / "suffixes",
     )
     for result in report.results:

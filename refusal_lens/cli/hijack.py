@@ -32,9 +32,7 @@ def hijack(
     out: Annotated[Path | None, typer.Option(help="Result folder; by default `suffixes` in RUN.")] = None,
     kind: Annotated[str, typer.Option(help="Kind of suffixes, where the file gives none.")] = "adversarial",
     column: Annotated[list[str] | None, typer.Option(help="suffix=, kind= or score= the file's column.")] = None,
-    harmful: Annotated[
-        str | None, typer.Option(help="File of harmful prompts to report on (default: the test prompts of RUN).")
-    ] = None,
+    harmful: Annotated[str | None, typer.Option(help="Harmful prompts to report on (default: RUN's test).")] = None,
     prompts: Annotated[int, typer.Option(min=2, help="Report on the first N of these that are refused.")] = 128,
     harmless: Annotated[int, typer.Option(min=0, help="At most this many of RUN's harmless test prompts.")] = 64,
     borderline: Annotated[
@@ -82,6 +80,7 @@ def hijack(
     settings = Settings(
         top or None, max_new_tokens, causal=causal, shuffled=shuffled, detail=detail or None, prompts=prompts, seed=seed
     )
+    texts = _prompts(study, harmful, harmless, borderline)
     with bars(quiet) as progress, locked(folder, ("screen", "suffixes")):
         loaded = load_like(study, progress, model, dtype, device)
         report = investigate(
@@ -90,7 +89,7 @@ def hijack(
             direction=study.selection.chosen,
             head_prompts=[*study.harmful.val, *study.harmful.train][:N_CHOOSE],
             refusal_tokens=study.refusal_tokens,
-            **_prompts(study, harmful, harmless, borderline),
+            **texts,
             settings=replace(settings, grids=tuple(grid or ())),
             folder=folder,
             progress=progress,

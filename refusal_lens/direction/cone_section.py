@@ -52,14 +52,13 @@ def subspace_section(
             f"Smallest principal angle between {name}, at the direction's position and layer. Few prompts leave an "
             f"angle open: halves of one group are {float(found.halves.mean()):.0f}° apart."
         )
-        n, control = (
-            f"{sum(found.sizes_harmful)} harmful prompts",
-            f"{len(found.control)} groupings at random, their mean",
-        )
+        n = f"{sum(found.sizes_harmful)} harmful prompts"
+        control = f"{len(found.control)} groupings at random, their mean"
         items.append(Figure(f"angles-{name}", plot_angles(found), caption, n, control, found.to_frame()))
     if transfer is not None:
         caption = (
-            "Change of the refusal metric of each language's harmful prompts with each language's direction ablated."
+            "Change of the refusal metric of harmful prompts with r, or each language's difference in means, ablated; "
+            "a language's direction on its own prompts is in-sample."
         )
         sizes, data = sorted({cell.n for cell in transfer.change[0]}), transfer.to_frame()
         n = f"{' or '.join(map(str, sizes))} prompts per cell"

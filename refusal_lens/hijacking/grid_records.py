@@ -162,15 +162,18 @@ class PathEffects(Record, axes={"effect": EFFECTS, "path": "paths"}, figures=FIG
     whole: Float[Tensor, "effect path prompt"]
     notes: tuple[str, ...] = ()
 
-    def share(self, path: str, effect: str = "attention", random: bool = False) -> Interval:
+    def share(self, path: str, effect: str = "attention", random: bool = False, start: int = 0) -> Interval:
         """The part of the difference between both runs that goes along one path, or along random senders' paths.
+
+        Args:
+            start: the first prompt that counts.
 
         Raises:
             LabelError: no such path or effect.
         """
         place = index_of(EFFECTS, effect, "effect", "PathEffects"), index_of(self.paths, path, "path", "PathEffects")
         part = self.random[place].nanmean(0) if random else self.effects[place]
-        return fraction_interval(part.tolist(), self.whole[place].tolist())
+        return fraction_interval(part[start:].tolist(), self.whole[place][start:].tolist())
 
     def to_frame(self) -> pd.DataFrame:
         """One row per path and effect: the change, its share of the difference with interval, random senders, n."""
@@ -184,20 +187,19 @@ class PathEffects(Record, axes={"effect": EFFECTS, "path": "paths"}, figures=FIG
         return pd.DataFrame(rows)
 
     def sentence(self) -> str:
-        """The first path's share of attention and metric, and the path with the largest share of the metric, beside
-        random senders."""
+        """The first path's share of attention and metric, and the path with the largest share of the metric (on the
+        first half of the prompts; the share is that on the others), beside random senders."""
         if not self.paths:
             return "No path was measured."
-        change = self.effects[EFFECTS.index("metric")] / self.whole[EFFECTS.index("metric")].mean(-1, keepdim=True)
-        first, best = self.paths[0], self.paths[int(change.mean(-1).argmax())]
+        i, half = EFFECTS.index("metric"), self.effects.shape[-1] // 2
+        share = self.effects[i, :, : half or 1].mean(-1) / self.whole[i, :, : half or 1].mean(-1)
+        first, best = self.paths[0], self.paths[int(share.argmax())]
         said = f"Direct paths {self.way.replace('clean', 'random')}: {first} makes {self._said(first, 'attention')} of "
-        said += (
-            f"the difference in the head's attention to the suffix, and {self._said(first, 'metric')} of the metric's"
+        said += f"the difference in its attention to the suffix, and {self._said(first, 'metric')} of the metric's. "
+        return (
+            f"{said}Of {len(self.paths)} paths {best} makes most of the metric's: {self._said(best, 'metric', half)}."
         )
-        if best == first:
-            return f"{said}, the largest share of {len(self.paths)} paths."
-        return f"{said}. Of {len(self.paths)} paths {best} makes most of the metric's: {self._said(best, 'metric')}."
 
-    def _said(self, path: str, effect: str) -> str:
-        own, other = (self.share(path, effect, random) for random in (False, True))
+    def _said(self, path: str, effect: str, start: int = 0) -> str:
+        own, other = (self.share(path, effect, random, start) for random in (False, True))
         return f"{own.mean:.0%} [{own.low:.0%}, {own.high:.0%}] (random senders {other.mean:.0%})"
