@@ -85,7 +85,8 @@ def path_effects(
     model.check_direction(direction)
     notes: list[str] = []
     if isinstance(paths, AttentionShift):
-        texts = paths.compositions()["path"].tolist()[:top]
+        named_edges = paths.compositions()
+        texts = named_edges["path"].tolist()[:top] if len(named_edges) else []
         notes += [f"{text}: no single write, so no path" for text in texts if not _PATH.fullmatch(text)]
         texts = [text for text in texts if _PATH.fullmatch(text)]
         sides = ("keys", "values", "keys and values")
