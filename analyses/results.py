@@ -28,8 +28,8 @@ NAMES = (
     "transfer",
     "base_vs_chat",
     "selection_grid",
-    "subspace",
     "cones",
+    "subspace",
     "stability",
     "fine_tuning",
 )
@@ -66,11 +66,10 @@ def main() -> None:
     name = Path(args.model).name
     shown = " ".join(["python -m analyses.results", name, *(f"--skip {s}" for s in args.skip), *map(_short, given)])
     parts = [f"# {name}\n\n```bash\n{shown}\n```\n"]
-    for script in NAMES:
-        if script not in args.skip:
-            parts.append(section(script, args.model, given, args.out))
-            # After each, so that a page of what is done exists at any time.
-            write_atomically(args.page or args.out / "results.md", "\n".join(parts).encode())
+    for script in (name for name in NAMES if name not in args.skip):
+        parts.append(section(script, args.model, given, args.out))
+        # After each, so that a page of what is done exists at any time.
+        write_atomically(args.page or args.out / "results.md", "\n".join(parts).encode())
 
 
 def _short(argument: str) -> str:

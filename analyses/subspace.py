@@ -31,26 +31,26 @@ def main() -> None:
     arguments.add_argument("--most", type=int, default=6, help="most categories, largest first")
     arguments.add_argument("--languages", type=Path, default=Path(__file__).with_name("languages.json"))
     args = arguments.parse_args()
-    if args.groups is None and args.model != "organism":
-        arguments.error("name a file of harmful requests with categories: --groups FILE")
     model, study = prepared(args)
     r, tokens = study.selection.chosen, study.refusal_tokens
     test = study.harmful.test.texts, study.harmless.test.texts
-    every = prompt_groups(args.groups or instructions()["harmful"], args.column, test[0])
-    groups = dict([(name, some) for name, some in every.items() if len(some) >= args.least][: args.most])
-    left = [name for name in every if name not in groups]
-    print(f"categories: {', '.join(groups)}; left out, smaller ones: {', '.join(left) or 'none'}")
-    categories = group_angles(model, groups, study.harmless.train, r, least=args.least)
+    source, categories = args.groups or (instructions()["harmful"] if args.model == "organism" else None), None
+    if source is None:
+        print("no categories of harm, and nothing for the study's report: name a file that has them with --groups")
+    else:
+        every = prompt_groups(source, args.column, test[0])
+        groups = dict([(name, some) for name, some in every.items() if len(some) >= args.least][: args.most])
+        print(f"categories: {', '.join(groups)}; left out: {', '.join(n for n in every if n not in groups) or 'none'}")
+        categories = group_angles(model, groups, study.harmless.train, r, least=args.least)
     train = study.harmful.train.texts, study.harmless.train.texts
     spaces = {"difference in means": Subspace(r.unit.double()[None], "mean", r)}
     spaces |= {
         make.__name__.split("_")[0]: make(model, *train, r, args.k) for make in (pca_subspace, repeated_subspace)
     }
-    spaces["categories"] = categories.subspace.first(args.k)
+    spaces |= {"categories": categories.subspace.first(args.k)} if categories else {}
     for learned in (study.cones or ())[1:3]:
         spaces[f"learned, {learned.dimension}"] = learned.cone(learned.seeds[0])
     effects = subspace_effects(model, spaces, *test, tokens, max_new_tokens=args.max_new_tokens)
-    show(effects.to_frame())
     for kind, cosine in zip(effects.kinds, effects.leading_cosine, strict=True):
         print(f"first direction of {kind}: cosine {cosine:+.3f} with r̂")
     sides = json.loads(args.languages.read_text("utf-8"))
@@ -60,11 +60,11 @@ def main() -> None:
     directions |= {n: replace(r, unit=v[0].float()) for n, v in zip(languages.names, languages.basis, strict=True)}
     grounds = {name: Ground(tuple(some), tokens) for name, some in {"test prompts": test[0], **harmful}.items()}
     transfer = effect_matrix(model, directions, grounds)
-    records = {"effects": effects, "categories": categories, "languages": languages, "transfer": transfer}
-    for found in (categories, languages, transfer):
-        show(found.to_frame())
-    for line in (*effects.summary(), *categories.summary(), *languages.summary()):
-        print(line)
+    records = {"effects": effects, "languages": languages, "transfer": transfer}
+    records |= {"categories": categories} if categories else {}
+    for record in records.values():
+        show(record.to_frame())
+    print(*effects.summary(), *(categories.summary() if categories else ()), *languages.summary(), sep="\n")
     for name, record in records.items():
         record.save(study.folder / "subspaces" / name)  # the study's report shows them
     page = [subspace_section(effects, categories, languages, transfer)]

@@ -118,7 +118,7 @@ class HeadCurves(Record, axes={"way": WAYS, "order": "orders", "count": "counts"
         first = f"cutting {cut} off from the suffix brings" if cut else "no number cut off from the suffix brings"
         said = ""
         if self.replied is not None:
-            n, few = self.reply_counts[-2], self.replied.shape[-1]
+            n, few = self.reply_counts[len(self.reply_counts) // 2], self.replied.shape[-1]
             shares = "; ".join(
                 f"{order}: {percent(self.replies_refused('cut', order, n))}" for order in self.reply_orders
             )
