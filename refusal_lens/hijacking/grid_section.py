@@ -1,6 +1,7 @@
 """Report items of patching grids and paths."""
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
 
 from ..report.page import Figure, Item, Section, Table
 from ..stats import Interval
@@ -56,7 +57,7 @@ def grid_section(
     return Section("grids", "Where a suffix acts", tuple(text), tuple(grid_items(grids, paths, "suffix")))
 
 
-def _cell(row: Mapping[Hashable, float], key: str) -> str:
+def _cell(row: Mapping[Hashable, Any], key: str) -> str:
     return _interval(Interval(row[key], row[f"{key} low"], row[f"{key} high"], 0))
 
 
