@@ -150,8 +150,8 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], seed: int = 0) -> I
 
     Example:
         >>> from refusal_lens.stats import rank_correlation
-        >>> print(rank_correlation([1, 2, 3, 4, 5, 6], [2, 1, 4, 3, 6, 5]))
-        0.829 [0.258, 1] (n = 6)
+        >>> rank_correlation([1, 2, 3, 4, 5, 6], [2, 1, 4, 3, 6, 5]).mean
+        0.8285714285714287
     """
     value, _ = correlation(x, y)
     if value != value:

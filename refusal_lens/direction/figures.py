@@ -294,7 +294,7 @@ def plot_dose_response(record: DoseResponse, effect: str = "") -> Drawing:
         figure.add_hline(y=record.before(effect, measure).mean, line_dash="dot", line_color=style.GREY, row=1, col=col)
         if measure not in ("metric", "kl"):
             figure.update_yaxes(tickformat=".0%", range=[-0.05, 1.05], row=1, col=col)
-    figure.update_xaxes(title_text=_DOSES.get(effect, "strength"), matches="x")
+    figure.update_xaxes(title_text=_DOSES.get(effect, "strength"), range=[doses[0][0] - 0.1, doses[-1][0] + 0.1])
     n = record.before(effect, "refused").n
     return style.finish(figure, f"{effect.capitalize()} by strength and scope (n = {n}; dashed: random)", height=460)
 

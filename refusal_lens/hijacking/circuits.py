@@ -6,7 +6,6 @@ import pandas as pd
 import torch
 
 from ..errors import LabelError
-from ..records.base import figure as registered
 from ..report import style
 from ..report.claims import NOT_SHOWN, grade, grade_beyond, percent
 from ..report.drawing import Drawing
@@ -98,7 +97,6 @@ def _restored(result: SuffixResult) -> Iterator[dict[str, object]]:
         yield {"kind": "direction", "source": DIRECTION, "target": REFUSAL, **numbers}
 
 
-@registered("circuit", SuffixResult, Investigation)
 def plot_circuit(record: SuffixResult | Investigation, result: SuffixResult | str | None = None) -> Drawing:
     """A suffix's tokens, the heads that turn to them, the direction and refusal: edges as wide as their effect within
     their column, orange towards the suffix's effect and blue against it; edges within chance are left out."""

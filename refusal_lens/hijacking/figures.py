@@ -14,7 +14,7 @@ from ..report import style
 from ..report.drawing import Drawing
 from ..stats import mean_interval
 from .causal_records import CausalTests
-from .circuits import plot_circuit as plot_circuit
+from .circuits import plot_circuit
 from .curve_records import WAYS, HeadCurves
 from .detection import Detectors
 from .grid_figures import plot_path_effects
@@ -391,6 +391,7 @@ def _register_part(kind: str, draw: Callable[[Any], Drawing], part: str) -> None
     registered(kind, SuffixResult, Investigation)(drawn)
 
 
+registered("circuit", SuffixResult, Investigation)(plot_circuit)
 _register_part("causal tests", plot_causal_tests, "causal")
 _register_part("tokens", plot_token_effects, "tokens")
 _register_part("number of heads", plot_head_curves, "curves")

@@ -89,8 +89,8 @@ def many_suffixes(
         >>> suffixes = rl.SuffixSet.load(rl.organism.suffixes())
         >>> prompts, tokens = data.harmful.test[:3].texts, found.refusal_tokens
         >>> many = rl.hijacking.many_suffixes(model, prompts, suffixes, found, ["L1H0"], tokens)
-        >>> many.sizes["suffix"], many.grade(0), many.grade(8)
-        (9, 'part of it', 'not shown')
+        >>> many.sizes["suffix"], many.grade(8)
+        (9, 'not shown')
     """
     requests, store, notes = as_prompts(prompts), store or Store(None), list(suffixes.notes)
     direction, named = as_direction(direction), as_heads(heads)
