@@ -21,7 +21,7 @@ def plot_learning(record: LearnedCones) -> Drawing:
     for i, (part, weight) in enumerate(zip(PARTS, record.weights, strict=True)):
         loss = record.losses[..., i].nanmean(0).tolist()
         if any(loss):
-            style_of = {"mode": "lines", "line": {"color": style.colour("", i)}, **style.panel(1)}
+            style_of = {"mode": "lines", "line": {"color": style.colour(part, i + 1)}, **style.panel(1)}
             figure.add_scatter(x=list(range(1, len(loss) + 1)), y=loss, name=f"{part}, weight {weight:g}", **style_of)
     for i, seed in enumerate(record.seeds):
         loss, tint = record.checks[i].tolist(), style.colour("", i + 4)
