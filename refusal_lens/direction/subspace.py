@@ -19,7 +19,7 @@ from ..progress import Progress, silent
 from ..records.direction import DirectionLike, Subspace, as_direction
 from ..refusal.metric import refusal_metric
 from ..refusal.records import RefusalTokens
-from ..refusal.replies import completion, replies
+from ..refusal.replies import complete
 from ..tensors import kl_divergence, orthonormal, project_out, unit
 from .cone_records import MEASURES, GroupAngles, SubspaceEffects
 from .extract import extract_directions
@@ -120,9 +120,8 @@ def subspace_effects(
     def refused(*under: Intervention) -> Tensor:
         if not max_new_tokens:
             return torch.full((n,), torch.nan, dtype=torch.float64)
-        told = replies(model, asked, max_new_tokens, under=under)
-        verdicts = [completion(model, p, reply, "").refused for p, reply in zip(asked, told, strict=True)]
-        return torch.tensor(verdicts, dtype=torch.float64)
+        said = complete(model, asked, {"ablation": under}, "harmful", max_new_tokens)
+        return torch.tensor([item.refused for item in said], dtype=torch.float64)
 
     def measured(vectors: Float[Tensor, "k d_model"]) -> Tensor:
         first, last, middle = Ablate(vectors), Ablate(vectors[-1]), Ablate(vectors.sum(0))

@@ -102,16 +102,10 @@ def _clustered(profiles: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
 
 
 def _silhouette(distance: np.ndarray, labels: np.ndarray) -> float:
-    """Mean silhouette; 0 for a suffix alone in its cluster, and where there is one cluster only."""
-    names, own = np.unique(labels, return_inverse=True)
-    if len(names) < 2:
-        return 0.0
-    member = np.eye(len(names))[own]
-    size, total = member.sum(0), distance @ member
-    inside = total[np.arange(len(own)), own] / np.maximum(size[own] - 1, 1)
-    outside = np.where(member > 0, np.inf, total / size).min(1)
-    value = (outside - inside) / np.maximum(np.maximum(inside, outside), 1e-12)
-    return float(np.where(size[own] > 1, value, 0.0).mean())
+    """Mean silhouette; 0 where there is one cluster only."""
+    from sklearn.metrics import silhouette_score  # slow to import, and every report reads records of this slice
+
+    return float(silhouette_score(distance, labels, metric="precomputed")) if len(set(labels)) > 1 else 0.0
 
 
 def _range(values: list[float]) -> Interval:

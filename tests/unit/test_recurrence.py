@@ -50,13 +50,18 @@ def test_clusters_find_groups_and_do_not_find_noise():
     assert clusters(RNG.normal(size=(18, 40))).p > 0.05
 
 
-def test_the_silhouette_is_scikit_learns():
-    metrics = pytest.importorskip("sklearn.metrics")
-    points, labels = RNG.normal(size=(12, 3)), np.array([1, 1, 2, 2, 2, 3, 3, 3, 3, 1, 2, 3])
+def test_the_silhouette_is_its_definition():
+    """By counting, with a cluster of one, which counts as 0; and where there is one cluster only."""
+    points, labels = RNG.normal(size=(12, 3)), np.array([1, 1, 2, 2, 2, 3, 3, 3, 3, 1, 2, 4])
     distance = np.linalg.norm(points[:, None] - points, axis=-1)
-    assert _silhouette(distance, labels) == pytest.approx(
-        metrics.silhouette_score(distance, labels, metric="precomputed")
-    )
+    values = []
+    for i, own in enumerate(labels):
+        mean = {k: np.mean([distance[i, j] for j in range(12) if labels[j] == k and j != i]) for k in (1, 2, 3)}
+        mean[4] = distance[i, 11]
+        outside = min(value for k, value in mean.items() if k != own)
+        values.append((outside - mean[own]) / max(outside, mean[own]) if own != 4 else 0.0)
+    assert _silhouette(distance, labels) == pytest.approx(np.mean(values))
+    assert _silhouette(distance, np.ones(12)) == 0
 
 
 def test_a_rank_correlation_has_its_interval():
