@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import EngineError, RefusalLensError
-from ..models.counting import FORWARDS, Forwards
+from ..models.counting import FORWARDS
 from ..models.model import HookedChatModel
 from .base import Engine, Value, Work
 
@@ -51,14 +51,14 @@ class Worker:
                 f"{self.fingerprint}: give a model that is the same on every node"
             )
 
-    def run(self, name: str, work: Work, item: Any) -> tuple[Value, Forwards]:
+    def run(self, name: str, work: Work, item: Any) -> tuple[Value, Counter[str]]:
         """Run one item, and count its passes; the work's state is made when its name is new."""
         assert self.model is not None
         before = FORWARDS.copy()
         if self.prepared[0] != name:
             self.prepared = ("", None)
             self.prepared = (name, work.prepare(self.model))
-        return work.run(self.model, self.prepared[1], item), FORWARDS.since(before)
+        return work.run(self.model, self.prepared[1], item), FORWARDS - before
 
 
 def _reach(address: str | None) -> None:
@@ -154,7 +154,7 @@ class RayEngine(Engine):
                     if index is not None:
                         left -= 1
                         found, ran = value
-                        FORWARDS.add(ran.passes, ran.tokens)
+                        FORWARDS.update(ran)
                         yield index, found
         finally:
             for index, worker in busy.values():

@@ -67,7 +67,8 @@ class HookedTransformerBackend(Backend):
                     return_type="tokens",
                     verbose=False,
                 )[:, length:]
-                FORWARDS.add(new.shape[1], new.numel() + len(rows) * (length - 1))  # it does not call its module
+                # It does not call its module, where passes are counted.
+                FORWARDS.update(passes=new.shape[1], tokens=new.numel() + len(rows) * (length - 1))
                 out[rows, : new.shape[1]] = new
         return out
 

@@ -43,7 +43,10 @@ def stage_costs(folder: Path) -> dict[str, Cost]:
     with suppress(*UNREADABLE):
         found = json.loads((folder / SECONDS).read_text("utf-8"))
         given = {str(name): took if isinstance(took, dict) else {"seconds": took} for name, took in found.items()}
-        return {name: Cost(**{k: float(took[k]) for k in Cost._fields if k in took}) for name, took in given.items()}
+        return {
+            name: Cost(**{k: float(took[k]) for k in Cost._fields if took.get(k) is not None})
+            for name, took in given.items()
+        }
     return {}
 
 

@@ -290,11 +290,9 @@ class _Run(Job):
             save_file(self.folder / file, record) for file, record in zip(stage.makes, records or (), strict=False)
         ]
         files = {path.relative_to(self.folder).as_posix(): file_digest(path) for path in paths}
-        ran = FORWARDS.since(before)
-        took = Cost(round(time.monotonic() - begin, 3), ran.passes, ran.tokens)
-        costs = stage_costs(self.folder) | {stage.name: took}
-        known = {name: {k: x for k, x in cost._asdict().items() if x == x} for name, cost in costs.items()}
-        write_json(self.folder / SECONDS, known)
+        took = Cost(round(time.monotonic() - begin, 3), *(FORWARDS[n] - before[n] for n in ("passes", "tokens")))
+        costs = {name: cost._asdict() for name, cost in (stage_costs(self.folder) | {stage.name: took}).items()}
+        write_json(self.folder / SECONDS, plain_json(costs))
         self.store.put("stages/date", self.date)
         # The mark comes last: a kill before it costs this stage only.
         mark = {"files": files, "missing": missing, "settings": plain_json(self.settings(stage))}

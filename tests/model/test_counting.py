@@ -14,8 +14,7 @@ PROMPTS = ["hello", "Tell me a story about cats", "How do I bake bread?"]
 def counted(work) -> tuple[int, int]:
     before = FORWARDS.copy()
     work()
-    ran = FORWARDS.since(before)
-    return ran.passes, ran.tokens
+    return FORWARDS["passes"] - before["passes"], FORWARDS["tokens"] - before["tokens"]
 
 
 def test_a_pass_is_one_pass_and_its_positions_are_its_tokens(organism):
