@@ -39,15 +39,13 @@ class Cost(NamedTuple):
 
 
 def stage_costs(folder: Path) -> dict[str, Cost]:
-    """What each stage took, by name (older versions wrote the seconds only); empty where the file can't be read."""
+    """What each stage took, by name, as far as the file can be read (older versions wrote the seconds only)."""
+    costs: dict[str, Cost] = {}
     with suppress(*UNREADABLE):
-        found = json.loads((folder / SECONDS).read_text("utf-8"))
-        given = {str(name): took if isinstance(took, dict) else {"seconds": took} for name, took in found.items()}
-        return {
-            name: Cost(**{k: float(took[k]) for k in Cost._fields if took.get(k) is not None})
-            for name, took in given.items()
-        }
-    return {}
+        for name, took in json.loads((folder / SECONDS).read_text("utf-8")).items():
+            known = took if isinstance(took, dict) else {"seconds": took}
+            costs[str(name)] = Cost(**{k: float(known[k]) for k in Cost._fields if known.get(k) is not None})
+    return costs
 
 
 def load_file(path: Path, kind: type) -> Any:
