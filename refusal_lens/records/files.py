@@ -15,8 +15,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ..errors import ResultError
 
 LOCK = ".lock"
@@ -97,6 +95,8 @@ def locked(folder: Path, parts: Iterable[str] = ()) -> Iterator[None]:
         ResultError: another process is writing there.
         OSError: the folder can't be made or written.
     """
+    from filelock import FileLock, Timeout  # here: the command line's help needs none
+
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / LOCK
