@@ -32,10 +32,11 @@ def through_cache(file: Path, dtype: Any, read: Read, complete: bool) -> tuple[A
         complete: whether the tokenizer is the file's own; nothing is written without it.
     """
     place = _place(file, dtype)
-    if place is not None and place.is_dir():
+    if place is not None:
         try:
-            return read(place, None)
-        except ModelError:  # damaged since
+            if place.is_dir():
+                return read(place, None)
+        except (ModelError, OSError):  # damaged since, or out of reach
             shutil.rmtree(place, ignore_errors=True)
     found = read(file.parent, file.name)
     if place is not None and complete:
@@ -52,7 +53,10 @@ def _place(file: Path, dtype: torch.dtype) -> Path | None:
         return None
     # transformers' reader makes the names, the order of rows and the config out of the file.
     key = f"{file_digest(file)}-{str(dtype).removeprefix('torch.')}-transformers-{transformers.__version__}"
-    return Path(home).expanduser() / "gguf" / key
+    try:
+        return Path(home).expanduser() / "gguf" / key
+    except RuntimeError:  # nobody's home, in some containers
+        return None
 
 
 def _keep(place: Path, hf: Any, tokenizer: Any) -> None:
