@@ -13,7 +13,7 @@ from ..errors import ModelError
 from ..hooks.conditions import Conditions
 from ..models.chat import no_regions, padded
 from ..models.model import HookedChatModel
-from ..models.texts import Scored, scored_batches
+from ..models.texts import Scored, predictions, scored_batches
 from .records import HarnessScore, HarnessScores
 
 # The paper's benchmarks by their official task names.
@@ -117,10 +117,9 @@ def score(model: HookedChatModel, texts: Sequence[Scored]) -> list[tuple[float, 
     out: list[tuple[float, bool]] = [(0.0, True)] * len(texts)
     for tokens in scored_batches(model, texts):
         logits = model.logits(tokens, last_only=False)
-        for row, index in enumerate(tokens.indices):
-            count = len(texts[index].ids) - texts[index].first
-            scores = logits[row, -count - 1 : -1].double().log_softmax(-1)
-            targets = tokens.ids[row, -count:]
+        found = predictions(logits, tokens, [texts[i] for i in tokens.indices])
+        for index, (rows, targets) in zip(tokens.indices, found, strict=True):
+            scores = rows.double().log_softmax(-1)
             value = float(scores.gather(-1, targets[:, None]).sum())
             out[index] = value, bool((scores.argmax(-1) == targets).all())
     return out

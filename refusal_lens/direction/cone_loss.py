@@ -16,7 +16,7 @@ from ..errors import ModelError
 from ..hooks.interventions import Ablate, Add
 from ..models.chat import Tokens, no_regions, padded
 from ..models.model import HookedChatModel
-from ..models.texts import Scored, reply_tokens
+from ..models.texts import Scored, predictions, reply_tokens
 from ..records.direction import Direction
 from ..refusal.phrases import is_refusal
 from ..refusal.replies import completion, replies
@@ -142,14 +142,11 @@ def forced_logits(
     model: HookedChatModel, texts: Sequence[Scored], *under: Any
 ) -> tuple[Float[Tensor, "token vocab"], Tensor]:
     """Logits that predict the tokens that count, text after text, and these tokens; with a gradient where one is on."""
-    tokens = _batched(model, texts)
-    counts = [len(text.ids) - text.first for text in texts]
+    tokens, longest = _batched(model, texts), max(len(text.ids) - text.first for text in texts)
     with model.hooks(*under):
-        logits = model.backend.logits(tokens.ids, tokens.mask, last_only=max(counts) + 1)
-    rows = [(row, n) for row, n in enumerate(counts) if n]
-    return torch.cat([logits[row, -n - 1 : -1] for row, n in rows]), torch.cat(
-        [tokens.ids[row, -n:] for row, n in rows]
-    )
+        logits = model.backend.logits(tokens.ids, tokens.mask, last_only=longest + 1)
+    rows, targets = zip(*predictions(logits, tokens, texts), strict=True)
+    return torch.cat(rows), torch.cat(targets)
 
 
 def _streams(model: HookedChatModel, texts: Sequence[Scored], *under: Any) -> Float[Tensor, "layer prompt d_model"]:

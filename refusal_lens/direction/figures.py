@@ -10,9 +10,8 @@ from ..records.labels import visible
 from ..records.stream import MASSIVE
 from ..report import style
 from ..report.drawing import Drawing
-from .ablation_records import ALONG, AblationForms
 from .dose_records import DoseResponse
-from .effect_records import EffectMatrix, FineTuning, SystemPrompts
+from .effect_records import ALONG, AblationForms, EffectMatrix, FineTuning, SystemPrompts
 from .harm_records import READINGS, HarmMap
 from .map_records import ConversationMap
 from .records import CandidateDirections, DirectionTrace, FoundDirection, Selection, Stability

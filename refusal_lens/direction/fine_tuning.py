@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import ModelError, PromptError
 from ..hooks.conditions import NECESSITY, SUFFICIENCY, named_conditions
 from ..models.model import HookedChatModel
-from ..models.texts import Scored, scored_batches
+from ..models.texts import Scored, predictions, scored_batches
 from ..progress import Progress, silent
 from ..records.direction import DirectionLike, as_direction
 from ..refusal.phrases import is_refusal
@@ -94,12 +94,9 @@ def completion_loss(model: HookedChatModel, texts: Sequence[Scored]) -> Tensor:
     total, count = torch.zeros((), device=model.device), 0
     for tokens in scored_batches(model, texts):
         logits = model.backend.logits(tokens.ids, tokens.mask, last_only=False)
-        for row, i in enumerate(tokens.indices):
-            n = len(texts[i].ids) - texts[i].first
-            total = total + nn.functional.cross_entropy(
-                logits[row, -n - 1 : -1].float(), tokens.ids[row, -n:], reduction="sum"
-            )
-            count += n
+        for rows, targets in predictions(logits, tokens, [texts[i] for i in tokens.indices]):
+            total = total + nn.functional.cross_entropy(rows.float(), targets, reduction="sum")
+            count += len(targets)
     return total / count
 
 

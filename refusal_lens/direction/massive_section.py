@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..records.direction import Direction
 from ..records.stream import MASSIVE
 from ..report.page import Figure, Item, Section, Table, frame_table, plain
-from .ablation_records import AblationForms
+from .effect_records import AblationForms
 from .figures import FORM_NAMES, plot_massive
 from .records import CandidateDirections, Selection
 

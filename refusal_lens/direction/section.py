@@ -9,9 +9,8 @@ from ..records.base import Record
 from ..records.labels import shortened
 from ..report import style
 from ..report.page import RANDOM_DIRECTION, Figure, Item, Option, Picker, Section, Table, Widget, plain
-from .ablation_records import AblationForms
 from .dose_records import DoseResponse
-from .effect_records import EffectMatrix, FineTuning, SystemPrompts
+from .effect_records import AblationForms, EffectMatrix, FineTuning, SystemPrompts
 from .harm_records import ASKED, HarmMap
 from .map_records import ConversationMap
 from .massive_section import massive_items, massive_sentences, placebo_sentences

@@ -101,15 +101,19 @@ def scored_batches(model: HookedChatModel, texts: Sequence[Scored]) -> Iterator[
         yield padded([texts[i].ids for i in rows], spans, model.chat.pad_id, rows).to(model.device)
 
 
-def batch_nll(model: HookedChatModel, tokens: Tokens, texts: Sequence[Scored]) -> Tensor:
-    logits = model.logits(tokens, last_only=False)
-    sums = []
-    for row, text in zip(range(len(texts)), texts, strict=True):
-        count = len(text.ids) - text.first
+def predictions(logits: Tensor, tokens: Tokens, texts: Sequence[Scored]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each text of a batch, the logits that predict the tokens that count, [n, vocab], and these tokens."""
+    end = tokens.ids.shape[1]
+    for row, text in enumerate(texts):
+        n = len(text.ids) - text.first
         # Position p predicts token p + 1; rows end at the last position.
-        scores = logits[row, -count - 1 : -1].double().log_softmax(-1)
-        targets = tokens.ids[row, -count:]
-        sums.append(-scores.gather(-1, targets[:, None]).sum())
+        yield logits[row, -n - 1 : -1], tokens.ids[row, end - n :]
+
+
+def batch_nll(model: HookedChatModel, tokens: Tokens, texts: Sequence[Scored]) -> Tensor:
+    """Negative log-likelihood of the tokens that count, summed over each text of a batch."""
+    found = predictions(model.logits(tokens, last_only=False), tokens, texts)
+    sums = [-logits.double().log_softmax(-1).gather(-1, ids[:, None]).sum() for logits, ids in found]
     return torch.stack(sums).cpu()
 
 
