@@ -13,7 +13,7 @@ from ..report.drawing import Drawing
 from .causal_records import CausalCheck, PatchingComparison
 from .records import ComponentContributions, DirectLogitAttribution, HeadContributions, TopHeads, highest
 from .token_records import AttentionPatterns, Lens, Propagation, SourceContributions
-from .views import MAX_TOKENS, thinned
+from .views import thinned
 
 
 @registered("map", HeadContributions, TopHeads)
@@ -261,16 +261,16 @@ def plot_head_tokens(record: SourceContributions, prompt: int, head: Head | str)
 
 
 @registered("pattern", AttentionPatterns)
-def plot_attention(record: AttentionPatterns, head: Head | str | None = None, limit: int = MAX_TOKENS) -> Drawing:
+def plot_attention(record: AttentionPatterns, head: Head | str | None = None) -> Drawing:
     """Attention of one head (the first if None) on one prompt, from every token (rows) to every earlier one (columns);
-    more than ``limit`` tokens are grouped, and the title says so.
+    more than ``MAX_TOKENS`` are grouped, and the title says so.
 
     Raises:
         LabelError: the record does not hold this head.
     """
     label = record.labels[0] if head is None else head_label(*as_head(head))
     place = index_of(record.labels, label, "head", "AttentionPatterns")
-    values, tokens, notice = thinned(record.values[place].float(), record.tokens, limit)
+    values, tokens, notice = thinned(record.values[place].float(), record.tokens)
     labels = [visible(token) for token in tokens]
     figure = Drawing()
     style.add_attention(figure, values.tolist(), labels)

@@ -152,11 +152,11 @@ def trace_section(trace: DirectionTrace, id: str, title: str) -> Section:
     return _section(id, title, trace, (), *rest)
 
 
-def conversations_section(maps: Sequence[ConversationMap], kinds: Sequence[str] = ("harmful", "harmless")) -> Section:
+def conversations_section(maps: Sequence[ConversationMap]) -> Section:
     """Where in a conversation the direction is: maps by layer and token, and the text coloured by layer."""
     text: list[str] = []
     items: list[Item] = []
-    for kind, record in zip(kinds, maps, strict=True):
+    for kind, record in zip(("harmful", "harmless"), maps, strict=True):
         counts = record.to_frame().groupby("condition", sort=False)["outside"]
         found = ", ".join(f"{style.readable(str(c))} {int(x.sum())} of {len(x)}" for c, x in counts)
         text.append(
@@ -187,12 +187,12 @@ def direction_section(
     ablations: AblationForms | None = None,
 ) -> Section:
     """The selection grid, why candidates were dropped, and how stable the choice is."""
-    frame = selection.to_frame()
+    frame, kept = selection.to_frame(), len(selection.kept)
     text = [
         f"Chosen: position {selection.chosen.pos}, layer {selection.chosen.layer}. Bypass "
         f"{selection.score('bypass'):.3f} (baseline {selection.baseline_harmful:.3f}), induce "
         f"{selection.score('induce'):.3f} (baseline {selection.baseline_harmless:.3f}), KL "
-        f"{selection.score('kl'):.4f} nats. {_count(len(selection.kept), 'candidate')} known to pass the rule."
+        f"{selection.score('kl'):.4f} nats. {kept} candidate{' is' if kept == 1 else 's are'} known to pass the rule."
     ]
     text += placebo_sentences(selection, ablations) + massive_sentences(candidates, selection.chosen)
     norms = candidates.mean_diff.norm(dim=-1).flatten().numpy()
@@ -226,10 +226,6 @@ def direction_section(
         text += section.text
         items += section.items
     return Section("direction", "The direction", tuple(text), tuple(items))
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what} is" if n == 1 else f"{n} {what}s are"
 
 
 def _candidates(selection: Selection, frame: pd.DataFrame) -> Table:

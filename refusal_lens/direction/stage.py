@@ -122,10 +122,6 @@ def _stability(job: Job, prompts: Pair, refusal_tokens: RefusalTokens) -> Stabil
     return selection_stability(job.model, *prompts, refusal_tokens, resamples=n, rule=rule, progress=job.progress)
 
 
-def _section(study: Any) -> Any:
-    return direction_section(study.selection, study.candidates, study.stability, study.ablations)
-
-
 CANDIDATES = Stage(
     "candidates",
     {"candidates": CandidateDirections},
@@ -138,7 +134,7 @@ SELECTION = Stage(
     _selection,
     "scores, reasons, the chosen direction",
     uses=(*RULE, "coeff", "relax", "full_grid", "ablation"),
-    section=_section,
+    section=lambda study: direction_section(study.selection, study.candidates, study.stability, study.ablations),
 )
 TRACE = Stage("trace", {"trace": DirectionTrace}, _trace, "cosine and projection by layer, per prompt")
 CONVERSATIONS = Stage(
