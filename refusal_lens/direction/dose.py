@@ -78,6 +78,27 @@ def default_scopes(layer: int) -> dict[str, Scope]:
     }
 
 
+def capped(found: FoundDirection, ceiling: float, *, layers: Any = None, positions: Any = None) -> Cap:
+    """The direction capped between the mean projections of the two kinds of prompts.
+
+    Args:
+        found: the result of ``find_direction``, whose candidates have the means by layer.
+        ceiling: 0 for the harmless mean, 1 for the harmful one.
+        layers, positions: as in every intervention.
+
+    Example:
+        >>> rl.direction.capped(found, 0.5, positions="prompt").label
+        'Cap (-1, 2), positions prompt'
+    """
+    r, means = found.direction.unit.double(), found.candidates
+    row = means.positions.index(found.direction.pos)
+    low, high = (mean[row].double() @ r for mean in (means.harmless_mean, means.harmful_mean))
+    gap = high - low
+    # Where the harmful mean is no higher, as at layer 0, there is nothing to cap.
+    ceilings = (low + ceiling * gap).where(gap > 1e-6 * gap.abs().max(), torch.tensor(float("inf")).double())
+    return Cap(found.direction, tuple(ceilings.tolist()), layers=layers, positions=positions)
+
+
 def dose_response(
     model: HookedChatModel,
     data: PromptPair,
@@ -184,13 +205,7 @@ def _intervention(
         return Ablate(found.direction, strength=strength, **place)
     if effect == "addition":
         return Add(found.direction, strength / (1 if scope.layers is None else len(chosen)), **place)
-    r, means = found.direction.unit.double(), found.candidates
-    row = means.positions.index(found.direction.pos)
-    low, high = (mean[row].double() @ r for mean in (means.harmless_mean, means.harmful_mean))
-    gap = high - low
-    # Where the harmful mean is no higher, as at layer 0, there is nothing to cap.
-    ceilings = (low + strength * gap).where(gap > 1e-6 * gap.abs().max(), torch.tensor(float("inf")).double())
-    return Cap(found.direction, tuple(ceilings.tolist()), **place)
+    return capped(found, strength, **place)
 
 
 def _measured(
