@@ -133,7 +133,9 @@ def plot_causal_check(record: CausalCheck) -> Drawing:
         f"change in the refusal metric (n = {record.n_reported})",
         f"single heads: Spearman {record.spearman:.2f} (p = {record.p_value:.2g})",
     )
-    figure = style.panels(titles, column_widths=[0.55, 0.45], horizontal_spacing=0.12)
+    across = ("heads replaced or kept", "predicted change along r̂")
+    up = ("change in the refusal metric", "measured change in the metric")
+    figure = style.panels(titles, across, up, column_widths=[0.55, 0.45], horizontal_spacing=0.12)
     conditions = [name for name in record.conditions if name != "baseline"]
     order = [style.readable(name) for name in conditions]
     for control in (False, True):  # one trace each: Plotly warns about a list of colours with hatches
@@ -157,10 +159,7 @@ def plot_causal_check(record: CausalCheck) -> Drawing:
             hovertemplate="%{text}<br>predicted %{x:.3f} along r̂<br>measured %{y:.3f}<extra></extra>",
             **style.panel(2),
         )
-    figure.update_xaxes(tickangle=-35, title_text="heads replaced or kept", row=1, col=1)
-    figure.update_yaxes(title_text="change in the refusal metric", row=1, col=1)
-    figure.update_xaxes(title_text="predicted change along r̂", row=1, col=2)
-    figure.update_yaxes(title_text="measured change in the metric", row=1, col=2)
+    figure.update_xaxes(tickangle=-35, row=1, col=1)
     return style.finish(figure, "Do the top heads cause the refusal?", height=480)
 
 
