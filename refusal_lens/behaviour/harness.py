@@ -4,7 +4,7 @@ Needs the extra ``evals`` (``pip install refusal-lens[evals]``), which is import
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -116,8 +116,7 @@ def score(model: HookedChatModel, texts: Sequence[Scored]) -> list[tuple[float, 
     """(log-likelihood in nats of the tokens that count, whether greedy decoding would give them), in batches."""
     out: list[tuple[float, bool]] = [(0.0, True)] * len(texts)
     for tokens in scored_batches(model, texts):
-        logits = model.logits(tokens, last_only=False)
-        found = predictions(logits, tokens, [texts[i] for i in tokens.indices])
+        found = predictions(partial(model.logits, tokens), tokens, [texts[i] for i in tokens.indices])
         for index, (rows, targets) in zip(tokens.indices, found, strict=True):
             scores = rows.double().log_softmax(-1)
             value = float(scores.gather(-1, targets[:, None]).sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -142,10 +143,10 @@ def forced_logits(
     model: HookedChatModel, texts: Sequence[Scored], *under: Any
 ) -> tuple[Float[Tensor, "token vocab"], Tensor]:
     """Logits that predict the tokens that count, text after text, and these tokens; with a gradient where one is on."""
-    tokens, longest = _batched(model, texts), max(len(text.ids) - text.first for text in texts)
+    tokens = _batched(model, texts)
     with model.hooks(*under):
-        logits = model.backend.logits(tokens.ids, tokens.mask, last_only=longest + 1)
-    rows, targets = zip(*predictions(logits, tokens, texts), strict=True)
+        found = predictions(partial(model.backend.logits, tokens.ids, tokens.mask), tokens, texts)
+        rows, targets = zip(*found, strict=True)
     return torch.cat(rows), torch.cat(targets)
 
 

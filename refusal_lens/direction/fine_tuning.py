@@ -5,6 +5,7 @@ The trained weights stay in memory and are dropped at the end.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -93,8 +94,8 @@ def completion_loss(model: HookedChatModel, texts: Sequence[Scored]) -> Tensor:
     """Mean cross-entropy, nats per token, of the tokens that count; with a gradient where one is on."""
     total, count = torch.zeros((), device=model.device), 0
     for tokens in scored_batches(model, texts):
-        logits = model.backend.logits(tokens.ids, tokens.mask, last_only=False)
-        for rows, targets in predictions(logits, tokens, [texts[i] for i in tokens.indices]):
+        some = [texts[i] for i in tokens.indices]
+        for rows, targets in predictions(partial(model.backend.logits, tokens.ids, tokens.mask), tokens, some):
             total = total + nn.functional.cross_entropy(rows.float(), targets, reduction="sum")
             count += len(targets)
     return total / count

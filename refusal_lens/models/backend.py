@@ -173,7 +173,7 @@ class Backend:
     ) -> Int[Tensor, "batch new"]:
         """New tokens with the KV cache (greedy at temperature 0), padded with ``pad_id`` after an end token.
 
-        ``prefix`` has keys and values of what all rows begin with, which then need not be run again.
+        ``prefix`` has keys and values of the batch's first columns, a row each, which then are not run again.
         """
         raise NotImplementedError
 
@@ -339,20 +339,6 @@ def _filled_cache(prefix: PrefixCache, rows: int) -> DynamicCache:
     cache = DynamicCache()
     for layer, (keys, values) in enumerate(prefix):
         cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
-    return cache
-
-
-def shifted_cache(prefix: PrefixCache, mask: Bool[Tensor, "batch pos"]) -> DynamicCache:
-    """A cache of the first columns of a left-padded batch: in each row its padding, then the prefix as far as it goes.
-
-    Every token keeps its place in the batch, so whatever counts places (windows, ALiBi) counts as without the cache.
-    """
-    cache, length = DynamicCache(), prefix[0][0].shape[2]
-    place = torch.arange(length, device=mask.device) - (~mask).sum(-1, keepdim=True)
-    for layer, (keys, values) in enumerate(prefix):
-        index = place.clamp_min(0).to(keys.device)  # padding is masked, whatever stands there
-        placed = [x[0][:, index].transpose(0, 1).contiguous() for x in (keys, values)]
-        cache.update(placed[0], placed[1], layer)
     return cache
 
 

@@ -12,7 +12,7 @@ from transformers import DynamicCache, GenerationConfig
 
 from ..errors import ModelError
 from ..hooks.readout import NormWeights
-from .backend import Backend, HookFn, _cache_as_past_key_values, _filled_cache, optional_weight, shifted_cache
+from .backend import Backend, HookFn, _cache_as_past_key_values, _filled_cache, optional_weight
 from .writing_weights import WritingWeight, core, linear, named, not_found
 
 MIXERS = ("linear_attn", "conv")  # in attention's place in some layers (Qwen3-Next, LFM2)
@@ -279,7 +279,7 @@ class BridgeBackend(Backend):
         # transformers fills what is not set from the checkpoint's config: suppressed tokens, penalties, stop strings.
         own, self.hf.generation_config = self.hf.generation_config, GenerationConfig()
         try:
-            given = {} if prefix is None else {"past_key_values": shifted_cache(prefix, mask)}
+            given = {} if prefix is None else {"past_key_values": _filled_cache(prefix, len(ids))}
             with self._passing():
                 out = self.hf.generate(input_ids=ids, attention_mask=mask.long(), generation_config=config, **given)
         finally:

@@ -9,11 +9,8 @@ from torch import Tensor
 
 from ..errors import PromptError, SettingError
 from .chat import Tokens
-from .health import n_hooks
-from .packing import common_prefix
+from .prefixes import beginning, shared_length, shifted
 from .running import running
-
-LEAST_SAVED = 128  # tokens; fewer are not worth a pass of their own
 
 
 def generate(
@@ -41,30 +38,20 @@ def generate(
     with model.exclusive(), torch.random.fork_rng(enabled=temperature > 0):
         if temperature > 0:
             torch.manual_seed(seed)
-        shared = _shared(model, tokens)
-        before = model.prefix_cache(tokens.ids[order[-1]][tokens.mask[order[-1]]][:shared]) if shared else None
+        before = beginning(model, tokens, shared_length(model, tokens))
         for begin in range(0, len(order), batch_size):
             rows = order[begin : begin + batch_size]
             batch = tokens.take(rows)
             with running(model, batch):
+                prefix = None if before is None else shifted(before, batch.mask)
                 new = model.backend.generate(
-                    batch.ids, batch.mask, max_new_tokens, model.eos_ids, model.chat.pad_id, temperature, before
+                    batch.ids, batch.mask, max_new_tokens, model.eos_ids, model.chat.pad_id, temperature, prefix
                 )
             for index, ids in zip(rows, new, strict=True):
                 replies[index] = _text(model, _until_end(model, ids))
             if on_batch:
                 on_batch(len(batch))
     return [replies[i] for i in range(len(replies))]
-
-
-def _shared(model: Any, tokens: Tokens) -> int:
-    """Tokens before the requests that all prompts share and that are run once; 0 where this saves little, or where
-    something that acts on the passes may count positions."""
-    if not model.backend.supports_prefix or model.counts_positions or n_hooks(model.tl) > model.n_interventions:
-        return 0
-    rows = [ids[mask] for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
-    shared = min(common_prefix(rows), *(span.instruction[0] for span in tokens.spans))
-    return shared if (len(rows) - 1) * shared >= LEAST_SAVED else 0
 
 
 def _until_end(model: Any, row: Tensor) -> list[int]:

@@ -230,12 +230,12 @@ class HookedChatModel:
     def logits(
         self,
         tokens: Tokens,
-        last_only: bool = True,
+        last_only: int = True,
         start: tuple[int, Tensor] | None = None,
         prefix: PrefixCache | None = None,
         prefix_mask: Bool[Tensor, "batch prefix"] | None = None,
     ) -> Float[Tensor, "batch kept vocab"]:
-        """Compute the logits of a batch, at the last position or at all of them ([batch, pos, vocab]).
+        """Compute the logits of a batch, at the last position, the last few (a number) or all of them (False).
 
         Args:
             tokens: from ``tokenize`` or ``batches``.

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.files import check_text
@@ -13,6 +15,7 @@ from .chat import Spans, Tokens, no_regions, padded
 from .model import HookedChatModel
 
 LOGIT_ENTRIES = 1 << 26  # logits held at a time: 256 MB in float32
+BATCH_TOKENS = 4096  # of one batch
 
 
 @dataclass(frozen=True)
@@ -93,28 +96,38 @@ def own_completions(
 
 
 def scored_batches(model: HookedChatModel, texts: Sequence[Scored]) -> Iterator[Tokens]:
-    """Left-padded batches of similar length that keep the logits of all positions small."""
+    """Left-padded batches of similar length that keep the logits of what counts small."""
     budget = max(1, LOGIT_ENTRIES // model.d_vocab)
     lengths = [len(text.ids) for text in texts]
-    for rows in by_length(lengths, lambda n, width, real: n <= 64 and n * width <= budget):
+    kept = max((len(text.ids) - text.first for text in texts), default=0) + 1
+
+    def fits(n: int, width: int, real: int) -> bool:
+        return n <= 64 and n * min(width, kept) <= budget and n * width <= BATCH_TOKENS
+
+    for rows in by_length(lengths, fits):
         spans = [texts[i].spans or no_regions(texts[i].first) for i in rows]
         yield padded([texts[i].ids for i in rows], spans, model.chat.pad_id, rows).to(model.device)
 
 
-def predictions(logits: Tensor, tokens: Tokens, texts: Sequence[Scored]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of each text of a batch, the logits that predict the tokens that count, [n, vocab], and these tokens."""
-    end = tokens.ids.shape[1]
-    for row, text in enumerate(texts):
-        n = len(text.ids) - text.first
+def predictions(
+    read: Callable[[int], Tensor], tokens: Tokens, texts: Sequence[Scored]
+) -> Iterator[tuple[Float[Tensor, "n vocab"], Int[Tensor, "n"]]]:
+    """Of each text of a batch, the logits that predict the tokens that count, and these tokens.
+
+    Args:
+        read: number of last positions -> their logits.
+    """
+    counts, end = [len(text.ids) - text.first for text in texts], tokens.ids.shape[1]
+    logits = read(max(counts) + 1)
+    for row, n in enumerate(counts):
         # Position p predicts token p + 1; rows end at the last position.
         yield logits[row, -n - 1 : -1], tokens.ids[row, end - n :]
 
 
 def batch_nll(model: HookedChatModel, tokens: Tokens, texts: Sequence[Scored]) -> Tensor:
     """Negative log-likelihood of the tokens that count, summed over each text of a batch."""
-    found = predictions(model.logits(tokens, last_only=False), tokens, texts)
-    sums = [-logits.double().log_softmax(-1).gather(-1, ids[:, None]).sum() for logits, ids in found]
-    return torch.stack(sums).cpu()
+    found = predictions(partial(model.logits, tokens), tokens, texts)
+    return torch.stack([-x.double().log_softmax(-1).gather(-1, ids[:, None]).sum() for x, ids in found]).cpu()
 
 
 def token_texts(model: HookedChatModel, tokens: Tokens) -> tuple[tuple[str, ...], ...]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from refusal_lens.hooks.interventions import Ablate
-from refusal_lens.models import generation
+from refusal_lens.models import prefixes
 
 from .cases import ALL, direction_of, model_of
 
@@ -17,7 +17,7 @@ def passes(model, monkeypatch, edits, least):
     """(new tokens, whether the prefix was run once)."""
     runs, real = [], model.backend.prefix_cache
     with monkeypatch.context() as patch:
-        patch.setattr(generation, "LEAST_SAVED", least)
+        patch.setattr(prefixes, "LEAST_SAVED", least)
         patch.setattr(model.backend, "prefix_cache", lambda *args: runs.append(1) or real(*args))
         with model.hooks(*edits):
             # Sampled, since some tiny models repeat one token: other logits would give other replies.
@@ -46,3 +46,16 @@ def test_what_may_count_positions_sees_whole_prompts(monkeypatch):
     finally:
         model.tl.reset_hooks()
     assert passes(model, monkeypatch, [ablate], 1)[1] == 1 and not model.n_interventions
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "bloom", "deepseek_v3", "olmo2"])
+def test_logits_after_what_is_shared_are_those_of_whole_rows(architecture, monkeypatch):
+    model = model_of(architecture)
+    tokens = model.tokenize(PROMPTS)
+    monkeypatch.setattr(prefixes, "LEAST_SAVED", 1)
+    shared = prefixes.shared_length(model, tokens)
+    assert shared > 2
+    for edits in ([], [Ablate(direction_of(model))]):
+        with model.hooks(*edits):
+            whole = model.logits(tokens, 3)
+            torch.testing.assert_close(prefixes.last_logits(model, tokens, 3, shared), whole, rtol=0, atol=1e-6)
