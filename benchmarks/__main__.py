@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,8 @@ from .plain import Plain
 from .rows import GROUPS, Ground, Row
 
 
-def arguments() -> argparse.Namespace:
-    """The command line."""
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or what is given in its place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="organism", help="as in load_model, or random:1.5b")
     parser.add_argument("--harmful", default=str(instructions()["harmful"]))
@@ -52,7 +54,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--refusal-token", default="I")
     parser.add_argument("--name", help="of the result file; the model's if left out")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def ground(args: argparse.Namespace) -> Ground:
@@ -102,7 +104,8 @@ def ground(args: argparse.Namespace) -> Ground:
 def as_json(row: Row, peak: float) -> dict[str, Any]:
     """A row with what follows from it."""
     ours, plain = row.seconds
-    busy = row.cpu[0] / torch.get_num_threads()
+    # A CPU that other work shares is judged by its own time; a GPU works while the processor waits for it.
+    busy = math.inf if torch.cuda.is_available() else row.cpu[0] / torch.get_num_threads()
     return {
         **dataclasses.asdict(row),
         "ratio": plain / ours,

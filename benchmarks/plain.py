@@ -51,7 +51,8 @@ class Plain:
         """[pos, layer, d_model] difference of means of the layers' inputs, float64."""
         means = []
         for prompts in (harmful, harmless):
-            sums = torch.zeros(n_pos, len(self.layers), self.hf.config.hidden_size, dtype=torch.float64)
+            size = (n_pos, len(self.layers), self.hf.config.hidden_size)
+            sums = torch.zeros(size, dtype=torch.float64, device=self.hf.device)
 
             def record(layer: int, sums: Tensor = sums) -> Callable:
                 def hook(module: Any, args: tuple) -> None:
@@ -61,7 +62,7 @@ class Plain:
 
             with self.hooked([(block, record(i)) for i, block in enumerate(self.layers)], []):
                 self.last_logits(prompts)
-            means.append(sums / len(prompts))
+            means.append(sums.cpu() / len(prompts))
         return means[0] - means[1]
 
     def metric(self, logits: Tensor) -> Tensor:
