@@ -19,7 +19,7 @@ from refusal_lens.refusal.tokens import given_refusal_tokens
 
 from .models import random_model
 
-# Of a score (KL in nats, the others in the metric's logits), as a share of the largest: the dtype's rounding, over layers.
+# The dtype's rounding over layers, as a share of the largest score or logit.
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 8e-2}
 NEW = 12  # tokens of a reply
 
@@ -70,10 +70,9 @@ def winner(expected: Selection, found: Selection, limit: float) -> dict[str, Any
         gaps[name] = float((a - b)[known].abs().max() / a[known].abs().max())
     i, j = expected.chosen, found.chosen
     same = (i.pos, i.layer) == (j.pos, j.layer)
-    scale = float(expected.scores.bypass[expected.scores.bypass.isfinite()].abs().max())
-    tie = (
-        abs(float(expected.scores.bypass[i.pos, i.layer] - expected.scores.bypass[j.pos, j.layer])) <= 2 * limit * scale
-    )
+    bypass = expected.scores.bypass
+    lead = abs(float(bypass[i.pos, i.layer] - bypass[j.pos, j.layer]))
+    tie = lead <= 2 * limit * float(bypass[bypass.isfinite()].abs().max())
     note = f"{j.label} for {i.label}; gaps " + ", ".join(f"{name} {gap:.1g}" for name, gap in gaps.items())
     return {"name": "winner and scores", "holds": (same or tie) and max(gaps.values()) <= limit, "note": note}
 

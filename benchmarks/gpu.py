@@ -1,6 +1,6 @@
 """The parts of ``gpu.sh``: correctness, every row of the benchmark on three models, and other ways to launch.
 
-Each part is a process with its own limit, and writes after each row, so a part that hangs, fails or is cut off leaves the
+Each part is a process with its own limit, and writes after each row: one that hangs, fails or is cut off leaves the
 others' rows, and its own until then, in ``gpu.json`` and ``gpu.md``.
 """
 
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
 import signal
 import subprocess
 import sys
@@ -36,18 +34,7 @@ SETTINGS = {
     "random:tiny": RANDOM,
 }
 # What the targets ask for first: the rest may be cut off.
-ORDER = (
-    "forward",
-    "generation",
-    "selection",
-    "extraction",
-    "attribution",
-    "suffixes",
-    "full_grid",
-    "grid",
-    "look",
-    "forms",
-)
+ORDER = ("forward", "generation", "selection", "extraction", "attribution", "suffixes", "full_grid")
 
 
 class Report:
@@ -113,8 +100,8 @@ def bench(report: Report, model: str, smoke: bool) -> None:
         start = time.monotonic()
         g = ground(args)
         m = g.model
-        size = sum(p.numel() for p in m.tl.parameters()) / 1e9
-        report.add(name="load", note=f"{size:.2f}B parameters, {time.monotonic() - start:.1f} s", dtype=str(m.dtype))
+        size = sum({p.data_ptr(): p.numel() for p in m.tl.parameters()}.values()) / 1e9
+        report.add(name="load", loaded=f"{size:.2f}B parameters, {m.dtype}, {time.monotonic() - start:.1f} s")
     if g is None:
         return
     for group in order:
@@ -155,7 +142,8 @@ def facts() -> dict[str, Any]:
     from .measure import gemm_peak, machine
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rate = {str(t).removeprefix("torch."): gemm_peak(t, device) / 1e3 for t in (torch.float32, torch.bfloat16)}
+    dtypes = (torch.float32, torch.bfloat16) if device.type == "cuda" else (torch.float32,)
+    rate = {str(dtype).removeprefix("torch."): gemm_peak(dtype, device) / 1e3 for dtype in dtypes}
     note = ", ".join(f"{name} {value:.3g}" for name, value in rate.items())
     return {
         "machine": machine(),
@@ -199,49 +187,26 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         ]
     timed = [row for row in rows if "seconds" in row]
     if timed:
-        head = (
-            "model",
-            "row",
-            "prompts",
-            "ours, s",
-            "plain, s",
-            "ratio",
-            "memory ours / plain, MB",
-            "tokens/s ours / plain",
-        )
-        lines += ["", f"| {' | '.join((*head, 'of GEMM rate', 'note'))} |", "|---" * (len(head) + 2) + "|"]
+        head = ("model", "row", "prompts", "ours, s", "plain, s", "ratio", "memory ours / plain, MB")
+        head += ("tokens/s ours / plain", "of GEMM rate", "note")
+        lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         lines += [_timed(row) for row in timed]
     tried = [row for row in rows if "trial" in row]
     if tried:
         lines += ["", "| model | tried | result | note |", "|---|---|---|---|"]
         lines += [f"| {r['model']} | {r['name']} | {r['trial']} | {r.get('note', '')} |" for r in tried]
     failed = [f"- {row['part']}, {row.get('name', '')}: {row['failed']}" for row in rows if "failed" in row]
-    loads = [
-        f"- {row['part']}: {row['note']}, {row['dtype']}"
-        for row in rows
-        if row.get("name") == "load" and "dtype" in row
-    ]
+    loads = [f"- {row['part']}: {row['loaded']}" for row in rows if "loaded" in row]
     return "\n".join([*lines, "", *loads, *failed]) + "\n"
 
 
 def _timed(row: dict[str, Any]) -> str:
     ours, plain = row["seconds"]
     share = "" if row["share_of_gemm_peak"] is None else f"{row['share_of_gemm_peak']:.0%}"
-    cells = (
-        row["model"],
-        row["name"],
-        row["prompts"],
-        f"{ours:.3g}",
-        f"{plain:.3g}" if plain and math.isfinite(plain) else "",
-        f"{row['ratio']:.2f}" if plain and math.isfinite(plain) else "",
-        " / ".join(f"{value:.0f}" for value in row["peak_mb"]),
-        " / ".join(
-            f"{row['tokens'] / seconds:.0f}" for seconds in row["seconds"] if seconds and math.isfinite(seconds)
-        ),
-        share,
-        row["note"],
-    )
-    return f"| {' | '.join(str(cell) for cell in cells)} |"
+    cells = [row["model"], row["name"], row["prompts"], f"{ours:.3g}", f"{plain:.3g}", f"{row['ratio']:.2f}"]
+    cells += [" / ".join(f"{value:.0f}" for value in row["peak_mb"])]
+    cells += [" / ".join(f"{row['tokens'] / seconds:.0f}" for seconds in row["seconds"]), share, row["note"]]
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def main() -> None:
@@ -265,15 +230,14 @@ def main() -> None:
     spare = 0.0
     for part in args.parts or limits:
         begin = time.monotonic()
-        seconds = min(limits[part] + spare, end - begin)
+        seconds = max(1.0, min(limits[part] + spare, end - begin))
         command = [sys.executable, "-m", "benchmarks.gpu", "--part", part, "--out", str(args.out)]
         command += ["--seconds", f"{max(seconds - 5, 1):.0f}", *(["--site", str(args.site)] if args.site else [])]
+        command += ["--smoke"] if args.smoke else []
         failed = ""
         try:
-            done = subprocess.run(
-                [*command, *(["--smoke"] if args.smoke else [])], timeout=max(seconds, 1), env=os.environ
-            )
-            failed = f"ended with {done.returncode}" if done.returncode else ""
+            if code := subprocess.run(command, timeout=seconds).returncode:
+                failed = f"ended with {code}"
         except subprocess.TimeoutExpired:
             failed = f"cut off after {seconds:.0f} s"
         spare = max(0.0, spare + limits[part] - (time.monotonic() - begin))

@@ -40,7 +40,7 @@ def measure(work: Callable[[], Any], memory: bool = False, pad_id: int = -1) -> 
     """Run ``work`` once. A GPU is waited for before the clock starts and before it stops.
 
     Args:
-        memory: count memory and multiplications, which takes time of its own: then the seconds say nothing. On a GPU the
+        memory: count memory and multiplications, which takes time of its own: then the seconds say nothing. A GPU's
             memory is what its allocator gave at most, above what was there before.
         pad_id: tokens that are this are padding, whose multiplications are not counted.
     """
