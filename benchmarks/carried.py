@@ -1,7 +1,7 @@
 """What ``gpu.sh`` carries to a machine without a network, and stand-ins for what is too large to carry and not used.
 
-python3 -m benchmarks.carried collect FOLDER      download the wheels; a package registry is needed
-python3 -m benchmarks.carried unpack FOLDER SITE  there: into a folder that Python looks into last
+python3 -m benchmarks.carried collect FOLDER [3.12]   download the wheels; a package registry is needed
+python3 -m benchmarks.carried unpack FOLDER SITE      there: into a folder that Python looks into last
 
 Whatever the machine has itself is taken: wheels and stand-ins only fill in what it lacks.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# Of Python 3.12 on x86-64 Linux. What torch, transformers, accelerate, einops and jaxtyping need is there already.
+# Of one Python on x86-64 Linux. What torch, transformers, accelerate, einops and jaxtyping need is there already.
 WHEELS = (
     "transformer-lens==4.3.0",
     "lazy-loader==0.6",
@@ -97,13 +97,13 @@ def code_mb() -> float:
     return sum(path.stat().st_size for path in files if path.is_file()) / 1e6
 
 
-def collect(folder: Path) -> None:
+def collect(folder: Path, python: str = "3.12") -> None:
     """Download exactly ``WHEELS``, without their dependencies, and check the size."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.whl"):
         old.unlink()
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp", "--dest", str(folder)]
+    command += ["--only-binary=:all:", "--python-version", python, "--implementation", "cp", "--dest", str(folder)]
     for platform in PLATFORMS:
         command += ["--platform", platform]
     subprocess.run([*command, *WHEELS], check=True)
@@ -124,7 +124,7 @@ def unpack(folder: Path, site: Path) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["collect"]:
-        collect(Path(sys.argv[2]))
+        collect(Path(sys.argv[2]), *sys.argv[3:])
     elif sys.argv[1:2] == ["unpack"]:
         unpack(Path(sys.argv[2]), Path(sys.argv[3]))
     else:

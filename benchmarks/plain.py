@@ -70,13 +70,13 @@ class Plain:
         p = logits.double().softmax(-1)[:, self.refusal_ids].sum(-1)
         return torch.log(p + 1e-8) - torch.log(1 - p + 1e-8)
 
-    def ablated(self, r: Tensor):
-        """Directional ablation at every layer's input and every attention and MLP output."""
+    def ablated(self, r: Tensor, share: float = 1.0):
+        """Directional ablation at every layer's input and every attention and MLP output, or a share of it."""
         unit = r / (r.norm() + 1e-8)
 
         def project(x: Tensor) -> Tensor:
             u = unit.to(x)
-            return x - (x @ u)[..., None] * u
+            return x - share * (x @ u)[..., None] * u
 
         def pre(module: Any, args: tuple) -> tuple:
             return (project(args[0]), *args[1:])
