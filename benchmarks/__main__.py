@@ -21,13 +21,16 @@ from refusal_lens.data.prompts import PromptSet
 from refusal_lens.data.suffixes import SuffixSet
 from refusal_lens.direction.extract import extract_directions
 from refusal_lens.direction.select import SelectionRule
+from refusal_lens.errors import RefusalLensError
 from refusal_lens.refusal.metric import keep_refused
 from refusal_lens.refusal.tokens import given_refusal_tokens
+from refusal_lens.study.config import StudyConfig
 
+from .groups import GROUPS
 from .measure import gemm_peak, machine
 from .models import named, plain_copy
 from .plain import Plain
-from .rows import GROUPS, Ground, Row
+from .rows import Ground, Row
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
@@ -38,6 +41,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--harmless", default=str(instructions()["harmless"]))
     parser.add_argument("--n-train", type=int, default=64, help="prompts of each kind for extraction")
     parser.add_argument("--n-val", type=int, default=32, help="and for the other rows")
+    parser.add_argument("--n-test", type=int, default=32, help="test prompts of each kind, for the stages of a study")
     parser.add_argument("--pool", type=int, default=0, help="prompts of each kind before the paper's filter")
     parser.add_argument(
         "--unfiltered", action="store_true", help="leave the filter out: the time does not depend on it"
@@ -98,7 +102,16 @@ def ground(args: argparse.Namespace) -> Ground:
         coeff=args.coeff,
         every=args.every,
         turns=args.turns,
+        config=config_of(args),
     )
+
+
+def config_of(args: argparse.Namespace) -> StudyConfig:
+    """Settings of the default run: the embedded model's own, or those of a model and its prompts."""
+    more = {} if args.model == "organism" else {"harmful": args.harmful, "harmless": args.harmless}
+    tokens: Any = {} if args.model == "organism" else {"refusal_tokens": (args.refusal_token,)}
+    how: Any = {"max_kl": args.max_kl, "coeff": args.coeff, "relax": True}
+    return StudyConfig(args.model, sizes=(args.n_train, args.n_val, args.n_test), **more, **tokens, **how)
 
 
 def as_json(row: Row, peak: float) -> dict[str, Any]:
@@ -125,12 +138,17 @@ def table(result: dict[str, Any]) -> str:
     ]
     for row in result["rows"]:
         share = "" if row["share_of_gemm_peak"] is None else f"{row['share_of_gemm_peak']:.0%}"
-        lines.append(
-            f"| {row['name']} | {row['prompts']} | {row['seconds'][0]:.3g} | {row['seconds'][1]:.3g} | "
-            f"{row['ratio']:.2f} | {row['cpu_ratio']:.2f} | {row['peak_mb'][0]:.0f} / {row['peak_mb'][1]:.0f} | "
-            f"{row['tokens_per_second']:.0f} | {share} |"
-        )
+        rate = f"{row['tokens_per_second']:.0f}" if row["tokens"] else ""
+        memory = " / ".join(number(value, ".0f") for value in row["peak_mb"])
+        cells = [row["name"], row["prompts"], *(number(value, ".3g") for value in row["seconds"])]
+        cells += [number(row["ratio"], ".2f"), number(row["cpu_ratio"], ".2f"), memory, rate, share]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
+
+
+def number(value: float | None, form: str) -> str:
+    """A number, or a dash where nothing was measured."""
+    return "-" if value is None or math.isnan(value) else format(value, form)
 
 
 def main() -> None:
@@ -141,12 +159,18 @@ def main() -> None:
     g.plain.last_logits(g.val[0])  # the first pass packs weights
     rows, peaks = [], [gemm_peak(m.dtype, m.device)]
     for group in args.rows:
-        found = GROUPS[group](g)
+        try:
+            found = GROUPS[group](g)
+        except RefusalLensError as error:  # a model that refuses nothing has no refusal to learn from
+            print(f"{group} is left out: {error}", flush=True)
+            continue
         peaks.append(gemm_peak(m.dtype, m.device))
         # Of before and after the higher one: other work on the machine lowers it, nothing raises it.
         rows += [as_json(row, max(peaks[-2:])) for row in found]
         for row in found:
-            print(f"{row.name}: {row.seconds[0]:.3g} s, plain {row.seconds[1]:.3g} s. {row.note}", flush=True)
+            print(
+                f"{row.name}: {row.seconds[0]:.3g} s, plain {number(row.seconds[1], '.3g')} s. {row.note}", flush=True
+            )
     result = {
         "model": m.name,
         "dtype": str(m.dtype).removeprefix("torch."),

@@ -90,8 +90,8 @@ def bench(report: Report, model: str, smoke: bool) -> None:
     import torch
 
     from .__main__ import arguments, as_json, ground
+    from .groups import GROUPS
     from .measure import gemm_peak
-    from .rows import GROUPS
 
     order = [*ORDER, *(name for name in GROUPS if name not in ORDER)]
     args = arguments(["--model", model, *SETTINGS[model], *(SMALL if smoke else [])])
@@ -201,11 +201,12 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def _timed(row: dict[str, Any]) -> str:
-    ours, plain = row["seconds"]
+    from .__main__ import number
+
     share = "" if row["share_of_gemm_peak"] is None else f"{row['share_of_gemm_peak']:.0%}"
-    cells = [row["model"], row["name"], row["prompts"], f"{ours:.3g}", f"{plain:.3g}", f"{row['ratio']:.2f}"]
-    cells += [" / ".join(f"{value:.0f}" for value in row["peak_mb"])]
-    cells += [" / ".join(f"{row['tokens'] / seconds:.0f}" for seconds in row["seconds"]), share, row["note"]]
+    cells = [row["model"], row["name"], row["prompts"], *(number(value, ".3g") for value in row["seconds"])]
+    cells += [number(row["ratio"], ".2f"), " / ".join(number(value, ".0f") for value in row["peak_mb"])]
+    cells += [" / ".join(number(row["tokens"] / seconds, ".0f") for seconds in row["seconds"]), share, row["note"]]
     return f"| {' | '.join(map(str, cells))} |"
 
 

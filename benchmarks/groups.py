@@ -1,0 +1,15 @@
+"""All groups of rows, in the order of the table."""
+
+from collections.abc import Callable
+
+from . import looks, rows, stages
+from .rows import Ground, Row
+
+GROUPS: dict[str, Callable[[Ground], list[Row]]] = {
+    **rows.GROUPS,
+    "split": lambda g: [looks.split_row(g)],
+    "curve": lambda g: [looks.curve_row(g)],
+    "dose": lambda g: [looks.dose_row(g)],
+    "cone": lambda g: [looks.cone_row(g)],
+    "stages": stages.stage_rows,
+}
