@@ -41,7 +41,7 @@ def split_row(g: Ground) -> Row:
         times=g.turns,
     )
     tokens = 2 * int(g.model.tokenize(prompts, after).lengths.sum())
-    note = f"Shapley values of all heads; {g.gap('parts', ours.value.parts, plain.value)}; ours also splits one head's scores"
+    note = g.gap("Shapley values of all heads", ours.value.parts, plain.value) + "; ours also splits one head's scores"
     return row("split", len(prompts), ours, plain, tokens, 0.0, note)
 
 
@@ -107,9 +107,8 @@ def dose_row(g: Ground) -> Row:
     measured = mine.value.values[0, :, :, 2:5].reshape(-1, 3, n)
     edits = len(measured)
     tokens = 2 * edits * sum(map(g.count, sides))
-    gaps = ", ".join(
-        f"{name} {_gap(measured[:, i], other.value[:, i])}" for i, name in enumerate(("metric", "KL", "loss"))
-    )
+    names = ("metric", "KL", "loss")
+    gaps = "; ".join(g.gap(name, measured[:, i], other.value[:, i]) for i, name in enumerate(names))
     return row("dose", n, mine, other, tokens, 0.0, f"{edits} edits, and the replies without them; {gaps}")
 
 
