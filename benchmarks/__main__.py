@@ -160,7 +160,7 @@ def main() -> None:
     rows, peaks = [], [gemm_peak(m.dtype, m.device)]
     for group in args.rows:
         try:
-            found = GROUPS[group](g)
+            found = list(GROUPS[group](g))
         except RefusalLensError as error:  # a model that refuses nothing has no refusal to learn from
             print(f"{group} is left out: {error}", flush=True)
             continue

@@ -31,9 +31,8 @@ def make(source: str, device: str, dtype: torch.dtype) -> HookedChatModel:
     return random_model("tiny", dtype=dtype, device=device)
 
 
-def compare(source: str, n: int) -> Iterator[dict[str, Any]]:
-    """Rows for float32 and bfloat16 on the device (a GPU if there is one) beside float32 on the CPU."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def compare(source: str, n: int, device: str) -> Iterator[dict[str, Any]]:
+    """Rows for float32 and bfloat16 on a device beside float32 on the CPU."""
     reference = make(source, "cpu", torch.float32)
     pools = [list(PromptSet.load(instructions()[kind], sizes=(2 * n, 1, 1)).train) for kind in ("harmful", "harmless")]
     train, val = zip(*[(pool[:n], pool[n:]) for pool in pools], strict=True)

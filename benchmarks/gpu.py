@@ -77,11 +77,14 @@ def _late(*_: Any) -> None:
 
 def agreement(report: Report, smoke: bool) -> None:
     """Winner, scores, packing and generation beside the CPU's float32, on the same weights."""
+    import torch
+
     from .agreement import compare
 
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     for source in ("organism", "random:tiny"):
         with report.step(source):
-            for row in compare(source, 6 if smoke else 16):
+            for row in compare(source, 6 if smoke else 16, device):
                 report.add(**row)
 
 

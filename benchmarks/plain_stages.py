@@ -57,7 +57,19 @@ def travel(p: Plain, prompts: Sequence[str], unit: Tensor) -> Tensor:
 @torch.inference_mode()
 def heads(p: Plain, prompts: Sequence[str], unit: Tensor, suffixes: Sequence[str] | None = None) -> Tensor:
     """[layer, head, prompt] what each head writes along a direction at the last position."""
-    n = p.hf.config.num_attention_heads
+    n, rows = p.hf.config.num_attention_heads, last_z(p, prompts, suffixes)
+    found = torch.empty(len(p.layers), n, len(prompts), dtype=torch.float64)
+    for layer, block in enumerate(p.layers):
+        z = rows[layer].double()
+        readout = block.self_attn.o_proj.weight.double().T @ unit.to(z)
+        for head, part in enumerate(torch.arange(z.shape[1]).chunk(n)):
+            found[layer, head] = (z[:, part] @ readout[part]).cpu()
+    return found
+
+
+@torch.inference_mode()
+def last_z(p: Plain, prompts: Sequence[str], suffixes: Sequence[str] | None = None) -> Tensor:
+    """[layer, prompt, width] outputs of all heads at the last position, before they are written."""
     seen: list[list[Tensor]] = [[] for _ in p.layers]
 
     def keep(layer: int) -> Any:
@@ -65,13 +77,27 @@ def heads(p: Plain, prompts: Sequence[str], unit: Tensor, suffixes: Sequence[str
 
     with p.hooked([(block.self_attn.o_proj, keep(i)) for i, block in enumerate(p.layers)], []):
         p.last_logits(prompts, suffixes, keep=1)
-    found = torch.empty(len(p.layers), n, len(prompts), dtype=torch.float64)
-    for layer, block in enumerate(p.layers):
-        z = torch.cat(seen[layer]).double()
-        readout = block.self_attn.o_proj.weight.double().T @ unit.to(z)
-        for head, part in enumerate(torch.arange(z.shape[1]).chunk(n)):
-            found[layer, head] = (z[:, part] @ readout[part]).cpu()
-    return found
+    return torch.stack([torch.cat(rows) for rows in seen])
+
+
+def replaced(p: Plain, prompts: Sequence[str], z: Tensor, some: Sequence[tuple[int, int]]) -> Tensor:
+    """Metric by prompt with some heads' last outputs from ``z`` ([layer, prompt or 1, width]); one batch."""
+    d = z.shape[-1] // p.hf.config.num_attention_heads
+    by_layer: dict[int, list[int]] = {}
+    for layer, head in some:
+        by_layer.setdefault(layer, []).append(head)
+
+    def put(layer: int) -> Any:
+        def hook(module: Any, args: tuple) -> tuple:
+            x = args[0].clone()
+            for head in by_layer[layer]:
+                x[:, -1, head * d : (head + 1) * d] = z[layer][:, head * d : (head + 1) * d]
+            return (x,)
+
+        return hook
+
+    with p.hooked([(p.layers[layer].self_attn.o_proj, put(layer)) for layer in by_layer], []):
+        return p.metric(p.last_logits(prompts, keep=1)).cpu()
 
 
 @torch.inference_mode()

@@ -1,11 +1,11 @@
-"""A row for every stage of a default run, beside a plain implementation where one makes sense, and the whole run."""
+"""A row for every stage of a default run, beside a plain implementation where one makes sense, and one for the run."""
 
 from __future__ import annotations
 
 import math
+import random
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from refusal_lens.direction.select import choose
 from refusal_lens.direction.stage import REPLIES_AT, STRENGTH_PROMPTS, STRENGTH_TOKENS
 from refusal_lens.engines.local import LocalEngine
 from refusal_lens.engines.stage import Job, Stage
+from refusal_lens.hooks.attention import random_heads
 from refusal_lens.models.texts import reply_tokens
 from refusal_lens.progress import silent
 from refusal_lens.refusal.phrases import is_refusal
@@ -64,13 +65,12 @@ class Bench(Job):
         return SuffixSet.load(embedded_suffixes() if chosen == "organism" else str(chosen))
 
 
-def stage_rows(g: Ground) -> list[Row]:
-    """Every stage in order, each on what the stages before it made; then the whole run."""
-    rows, made = [], dict[str, Any]()
-    config = g.config
+def stage_rows(g: Ground) -> Iterator[Row]:
+    """Every stage in order, each on what the stages before it made."""
+    made = dict[str, Any]()
     with tempfile.TemporaryDirectory() as folder:
-        for stage in planned(config):
-            job = Bench(g, config, Path(folder) / stage.name)
+        for stage in planned(g.config):
+            job = Bench(g, g.config, Path(folder))
             given = [made[name] for name in stage.needs]
 
             def ours(stage: Stage = stage, given: list[Any] = given, job: Bench = job) -> Any:
@@ -85,16 +85,16 @@ def stage_rows(g: Ground) -> list[Row]:
                 found, plain = beside(g, ours, side[0], times=g.turns)
                 note = side[1](found.value, plain.value)
             made[stage.name] = found.value
-            rows.append(row(f"stage {stage.name}", _prompts(made, stage), found, plain, 0, 0.0, note))
-        begin = time.perf_counter()
-        run_study(config, Path(folder) / "run", progress=silent, model=g.model)
-        seconds = time.perf_counter() - begin
-    both = [r.seconds for r in rows if not math.isnan(r.seconds[1])]
-    parts = [sum(side) for side in zip(*both, strict=True)]
-    note = f"with files and report; the stages with a plain side take {parts[0]:.3g} s of it, plain {parts[1]:.3g} s"
-    nothing = (math.nan, math.nan)
-    whole = Row("whole run", sum(2 * n for n in config.sizes), (seconds, math.nan), nothing, nothing, 0, 0.0, note)
-    return [*rows, whole]
+            yield row(f"stage {stage.name}", _prompts(made, stage), found, plain, 0, 0.0, note)
+
+
+def run_row(g: Ground) -> Row:
+    """The whole run: all stages, files and report."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(lambda: run_study(g.config, Path(folder) / "run", progress=silent, model=g.model))
+    plain = Measured(None, math.nan, math.nan, math.nan, 0.0)
+    note = "seconds only: all stages, their files and the report; plain sides stand at the stages"
+    return row("whole run", 2 * sum(g.config.sizes), found, plain, 0, 0.0, note)
 
 
 def _prompts(made: Mapping[str, Any], stage: Stage) -> int:
@@ -107,7 +107,6 @@ ALONE = {
     "conversations": "seconds only: a forward of two conversations per condition, and texts",
     "harm": "seconds only: projections of the trace, at one more token, and placebos",
     "stability": "seconds only: extraction and selection above, once per resample",
-    "causal": "seconds only: the metric above, with heads replaced",
     "logits": "seconds only: heads above, along an unembedding",
     "lens": "seconds only: one product with the unembedding",
     "attacks": "seconds only: the rows suffix batch, split and curve are its parts",
@@ -129,6 +128,7 @@ def _plain(g: Ground, job: Bench, name: str, made: Mapping[str, Any]) -> Side | 
         "completions_harmless": lambda: _replies(g, job, made, 1),
         "strengths": lambda: _strengths(g, job, made),
         "heads": lambda: _heads(g, made),
+        "causal": lambda: _causal(g, job, made),
         "propagation": lambda: _travel(g, job, made),
         "sources": lambda: _sources(g, job, made),
         "patterns": lambda: _patterns(g, made),
@@ -301,6 +301,38 @@ def _heads(g: Ground, made: Mapping[str, Any]) -> Side:
 
 def _some(job: Bench, made: Mapping[str, Any]) -> list[str]:
     return _pair(made, "test")[0][: job.config.inside_prompts]
+
+
+def _causal(g: Ground, job: Bench, made: Mapping[str, Any]) -> Side:
+    """Every set of heads replaced by the mean over harmless prompts, or by the outputs on one of them."""
+    some, reference = (texts[: job.config.inside_prompts] for texts in _pair(made, "test"))
+    named, direction = made["heads"].heads, made["selection"].chosen
+    every = [(layer, head) for layer in range(g.model.n_layers) for head in range(g.model.n_heads)]
+
+    def work() -> tuple[Tensor, Tensor]:
+        rng = random.Random(0)
+        z = plain_stages.last_z(g.plain, reference)
+        mean = z.float().mean(1, keepdim=True).to(z.dtype)
+        donors = z[:, [rng.randrange(len(reference)) for _ in some]]
+        draws = [random_heads(g.model, named, rng) for _ in range(5)]
+
+        def metric(heads: Any, values: Tensor = mean) -> Tensor:
+            return plain_stages.replaced(g.plain, some, values, heads)
+
+        def effects(heads: Any) -> Tensor:
+            others = [head for head in every if head not in heads]
+            return torch.stack([metric(heads), metric(heads, donors), metric(others)])
+
+        rows = [metric(()), *effects(named), *torch.stack([effects(draw) for draw in draws]).mean(0), metric(every)]
+        with g.plain.ablated(direction.vector.double()):
+            rows.append(g.plain.metric(g.plain.last_logits(some, keep=1)).cpu())
+        singles = dict.fromkeys([*named, *(head for draw in draws for head in draw)])
+        return torch.stack(rows), torch.stack([metric([head]) - rows[0] for head in singles])
+
+    def agree(ours: Any, plain: tuple[Tensor, Tensor]) -> str:
+        return g.gap("conditions", ours.metric, plain[0]) + "; " + g.gap("single heads", ours.measured, plain[1])
+
+    return work, agree
 
 
 def _travel(g: Ground, job: Bench, made: Mapping[str, Any]) -> Side:
