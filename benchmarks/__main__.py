@@ -119,7 +119,7 @@ def as_json(row: Row, peak: float) -> dict[str, Any]:
     ours, plain = row.seconds
     # A CPU that other work shares is judged by its own time; a GPU works while the processor waits for it.
     busy = math.inf if torch.cuda.is_available() else row.cpu[0] / torch.get_num_threads()
-    return {
+    found = {
         **dataclasses.asdict(row),
         "ratio": plain / ours,
         "cpu_ratio": row.cpu[1] / row.cpu[0],
@@ -127,6 +127,14 @@ def as_json(row: Row, peak: float) -> dict[str, Any]:
         "gemm_peak_gflops": peak,
         "share_of_gemm_peak": row.gflop / min(ours, busy) / peak if row.gflop else None,
     }
+    return {name: _known(value) for name, value in found.items()}
+
+
+def _known(value: Any) -> Any:
+    """None for NaN, which JSON does not have."""
+    if isinstance(value, tuple):
+        return tuple(map(_known, value))
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def table(result: dict[str, Any]) -> str:

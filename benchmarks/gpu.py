@@ -209,7 +209,8 @@ def _timed(row: dict[str, Any]) -> str:
     share = "" if row["share_of_gemm_peak"] is None else f"{row['share_of_gemm_peak']:.0%}"
     cells = [row["model"], row["name"], row["prompts"], *(number(value, ".3g") for value in row["seconds"])]
     cells += [number(row["ratio"], ".2f"), " / ".join(number(value, ".0f") for value in row["peak_mb"])]
-    cells += [" / ".join(number(row["tokens"] / seconds, ".0f") for seconds in row["seconds"]), share, row["note"]]
+    rates = [row["tokens"] / seconds if row["tokens"] and seconds else None for seconds in row["seconds"]]
+    cells += [" / ".join(number(rate, ".0f") for rate in rates), share, row["note"]]
     return f"| {' | '.join(map(str, cells))} |"
 
 

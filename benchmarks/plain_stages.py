@@ -114,7 +114,7 @@ def sources(p: Plain, prompts: Sequence[str], unit: Tensor) -> Iterator[tuple[Te
         found = []
         for block, v, weights in zip(p.layers, values, out.attentions, strict=True):
             n, pattern = weights.shape[1], weights[0, :, -1].double()
-            readout = (block.self_attn.o_proj.weight.double().T @ unit.to(v).double()).reshape(n, -1)
+            readout = (block.self_attn.o_proj.weight.double().T @ unit.to(v.device).double()).reshape(n, -1)
             by_head = (
                 v.double()
                 .reshape(len(v), -1, readout.shape[1])

@@ -7,6 +7,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,16 @@ from refusal_lens.hooks.attention import random_heads
 from refusal_lens.models.texts import reply_tokens
 from refusal_lens.progress import silent
 from refusal_lens.refusal.phrases import is_refusal
+from refusal_lens.refusal.tokens import N_PROMPTS
 from refusal_lens.study.config import StudyConfig
 from refusal_lens.study.pipeline import run_study
 from refusal_lens.study.stages import planned
 
 from . import plain_stages
 from .measure import Measured, measure
-from .plain import nonzero
+from .plain import Plain, nonzero
 from .rows import Ground, Row, beside, row
 
-REFUSAL_PROMPTS = 64  # of each kind, whose replies find the refusal tokens
 Side = tuple[Callable[[], Any], Callable[[Any, Any], str]]  # plain work; (ours, plain) -> how they agree
 
 
@@ -68,6 +69,7 @@ class Bench(Job):
 def stage_rows(g: Ground) -> Iterator[Row]:
     """Every stage in order, each on what the stages before it made."""
     made = dict[str, Any]()
+    g = replace(g, plain=Plain(g.plain.hf, g.plain.tokenize, g.tokens.ids))  # the study finds tokens of its own
     with tempfile.TemporaryDirectory() as folder:
         for stage in planned(g.config):
             job = Bench(g, g.config, Path(folder))
@@ -145,7 +147,7 @@ def _texts(g: Ground, ids: Sequence[Sequence[int]]) -> list[str]:
 
 
 def _tokens(g: Ground, job: Bench) -> Side:
-    some = [list(p.train[:REFUSAL_PROMPTS]) for p in job.input("prompts")]
+    some = [list(p.train[:N_PROMPTS]) for p in job.input("prompts")]
 
     def work() -> tuple[Tensor, list[bool]]:
         logits = torch.cat([g.plain.last_logits(texts, keep=1) for texts in some])
