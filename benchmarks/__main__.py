@@ -107,11 +107,12 @@ def ground(args: argparse.Namespace) -> Ground:
 
 
 def config_of(args: argparse.Namespace) -> StudyConfig:
-    """Settings of the default run: the embedded model's own, or those of a model and its prompts."""
-    more = {} if args.model == "organism" else {"harmful": args.harmful, "harmless": args.harmless}
-    tokens: Any = {} if args.model == "organism" else {"refusal_tokens": (args.refusal_token,)}
-    how: Any = {"max_kl": args.max_kl, "coeff": args.coeff, "relax": True}
-    return StudyConfig(args.model, sizes=(args.n_train, args.n_val, args.n_test), **more, **tokens, **how)
+    """Settings of the default run: the command line's own for the embedded model, or those of a model and prompts."""
+    how: dict[str, Any] = {"full_grid": True, "stability": 10, "suffixes": "organism"}
+    if args.model != "organism":
+        how = {"harmful": args.harmful, "harmless": args.harmless, "refusal_tokens": (args.refusal_token,)}
+    how |= {"max_kl": args.max_kl, "coeff": args.coeff, "relax": True}
+    return StudyConfig(args.model, sizes=(args.n_train, args.n_val, args.n_test), **how)
 
 
 def as_json(row: Row, peak: float) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from refusal_lens.data.organism import suffixes as embedded_suffixes
 from refusal_lens.data.prompts import load_prompts
 from refusal_lens.data.suffixes import SuffixSet
 from refusal_lens.direction.dose import FIRST, STRENGTHS
-from refusal_lens.direction.select import choose
+from refusal_lens.direction.select import SelectionRule, choose
 from refusal_lens.direction.stage import REPLIES_AT, STRENGTH_PROMPTS, STRENGTH_TOKENS
 from refusal_lens.engines.local import LocalEngine
 from refusal_lens.engines.stage import Job, Stage
@@ -196,6 +196,7 @@ def _candidates(g: Ground, made: Mapping[str, Any]) -> Side:
 def _selection(g: Ground, job: Bench, made: Mapping[str, Any]) -> Side:
     r, val = made["candidates"].mean_diff, _pair(made, "val")
     timed = nonzero(r)[:: g.every]
+    rule = SelectionRule(job.config.max_kl, made["refusal_tokens"].threshold, job.config.layer_cutoff)
 
     def agree(ours: Any, plain: Tensor) -> str:
         known = ~torch.isnan(plain[0]) & ~torch.isnan(ours.scores.bypass)
@@ -203,7 +204,7 @@ def _selection(g: Ground, job: Bench, made: Mapping[str, Any]) -> Side:
         if len(timed) < len(nonzero(r)):
             return f"{gap}; plain on {len(timed)} of {len(nonzero(r))} candidates"
         scores = type(ours.scores)(*plain)
-        return f"{gap}; the same winner: {choose(scores, ours.rule).chosen == (ours.chosen.pos, ours.chosen.layer)}"
+        return f"{gap}; the same winner: {choose(scores, rule).chosen == (ours.chosen.pos, ours.chosen.layer)}"
 
     return lambda: g.plain.select(r, *val, job.config.coeff, timed), agree
 
@@ -239,7 +240,7 @@ def _metrics(g: Ground, job: Bench, made: Mapping[str, Any]) -> Side:
         return torch.stack(means)
 
     def agree(ours: Any, plain: Tensor) -> str:
-        means = [x.mean for kind in (ours.harmful, ours.harmless) for x in kind.values()]
+        means = [x.mean for kind in (ours.harmful_all, ours.harmless) for x in kind.values()]
         return g.gap("means", torch.tensor(means, dtype=torch.float64), plain)
 
     return work, agree
