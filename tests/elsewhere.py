@@ -63,7 +63,9 @@ def _run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     inside = {**kwargs, "device": torch.device("cpu")} if to is not None else kwargs
     out = func(*tree_map(_inner, args), **tree_map(_inner, inside))
     if func._schema.is_mutable:
-        return args[0] if isinstance(out, torch.Tensor) else out
+        given = {a.name: x for a, x in zip(func._schema.arguments, args, strict=False)} | kwargs
+        written = [given[a.name] for a in func._schema.arguments if a.is_write and a.name in given]
+        return written[0] if isinstance(out, torch.Tensor) else out
     if to is not None and torch.device(to).type == "cpu":
         return out
     return tree_map(lambda x: Elsewhere(x) if isinstance(x, torch.Tensor) else x, out)
