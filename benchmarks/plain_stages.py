@@ -6,7 +6,7 @@ Each function takes the ``Plain`` model first. Batches are padded to one length;
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import permutations, product
 from typing import Any
@@ -300,7 +300,7 @@ def doses(
     return torch.stack(rows)
 
 
-def edits(p: Plain, direction: Any, placebo: Any, grid: dict[str, Sequence[float]]) -> dict[str, list[Any]]:
+def edits(p: Plain, direction: Any, placebo: Any, grid: Mapping[str, Sequence[float]]) -> dict[str, list[Any]]:
     """Effect -> at each strength, the direction's intervention and its placebo's, each to be entered anew."""
 
     def edit(effect: str, strength: float, of: Any) -> Any:
