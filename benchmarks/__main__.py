@@ -168,18 +168,17 @@ def main() -> None:
     g.plain.last_logits(g.val[0])  # the first pass packs weights
     rows, peaks = [], [gemm_peak(m.dtype, m.device)]
     for group in args.rows:
+        found = []
         try:
-            found = list(GROUPS[group](g))
+            for row in GROUPS[group](g):
+                found.append(row)
+                plain = number(row.seconds[1], ".3g")
+                print(f"{row.name}: {row.seconds[0]:.3g} s, plain {plain} s. {row.note}", flush=True)
         except RefusalLensError as error:  # a model that refuses nothing has no refusal to learn from
-            print(f"{group} is left out: {error}", flush=True)
-            continue
+            print(f"the rest of {group} is left out: {error}", flush=True)
         peaks.append(gemm_peak(m.dtype, m.device))
         # Of before and after the higher one: other work on the machine lowers it, nothing raises it.
         rows += [as_json(row, max(peaks[-2:])) for row in found]
-        for row in found:
-            print(
-                f"{row.name}: {row.seconds[0]:.3g} s, plain {number(row.seconds[1], '.3g')} s. {row.note}", flush=True
-            )
     result = {
         "model": m.name,
         "dtype": str(m.dtype).removeprefix("torch."),

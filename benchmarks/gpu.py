@@ -26,7 +26,7 @@ LIMITS = {"agreement": 70, "organism": 60, "random:1.5b": 80, "random:7b": 140, 
 SMOKE = {"agreement": 200, "organism": 200, "random:tiny": 200, "launches": 100}
 SMALL = ["--n-train", "4", "--n-val", "3", "--n-suffixes", "3", "--every", "12", "--positions", "1", "--layers", "2"]
 # Random weights refuse nothing, so that a rule would drop all and little of the work would run.
-RANDOM = ["--min-induce", "-1e9", "--max-kl", "1e9"]
+RANDOM = ["--min-induce=-1e9", "--max-kl=1e9"]
 SETTINGS = {
     "organism": ["--n-train", "64", "--n-val", "32", "--n-suffixes", "64"],
     "random:1.5b": ["--n-train", "64", "--n-val", "32", "--n-suffixes", "128", "--every", "30", *RANDOM],

@@ -71,7 +71,11 @@ class Plain:
         return torch.log(p + 1e-8) - torch.log(1 - p + 1e-8)
 
     def ablated(self, r: Tensor, share: float = 1.0):
-        """Directional ablation at every layer's input and every attention and MLP output, or a share of it."""
+        """Directional ablation at every layer's input and every attention and MLP output.
+
+        A share of it acts where the stream is written, the embedding included: at the inputs it would act anew on what
+        is left.
+        """
         unit = r / (r.norm() + 1e-8)
 
         def project(x: Tensor) -> Tensor:
@@ -85,6 +89,8 @@ class Plain:
             return (project(output[0]), *output[1:]) if isinstance(output, tuple) else project(output)
 
         writes = [part for block in self.layers for part in (block.self_attn, block.mlp)]
+        if share != 1:
+            return self.hooked([], [(part, post) for part in (self.hf.model.embed_tokens, *writes)])
         return self.hooked([(block, pre) for block in self.layers], [(part, post) for part in writes])
 
     def added(self, r: Tensor, layer: int):

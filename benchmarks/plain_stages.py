@@ -147,7 +147,8 @@ def damage(p: Plain, texts: Sequence[Any], under: Any, first: int) -> Tensor:
         before = p.hf(input_ids=ids).logits[0, text.first - 1 :].double().log_softmax(-1)
         with under():
             after = p.hf(input_ids=ids).logits[0, text.first - 1 :].double().log_softmax(-1)
-        found[0, i] = (before.exp() * (before - after)).sum(-1)[:first].mean()
+        p_, q = before.exp(), after.exp()
+        found[0, i] = (p_ * (torch.log(p_ + 1e-6) - torch.log(q + 1e-6))).sum(-1)[:first].mean()
         found[1, i] = -after[:-1].gather(-1, ids[0, text.first :, None]).mean()
     return found
 
