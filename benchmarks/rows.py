@@ -275,7 +275,7 @@ def suffix_row(g: Ground) -> Row:
         lambda: g.plain.metric(g.plain.last_logits(asked, behind)).reshape(len(prompts), -1).T,
         times=g.turns,
     )
-    gap = float((ours.value - plain.value).abs().max())
+    gap = float((ours.value.metric - plain.value.cpu()).abs().max())
     tokens = int(g.model.tokenize(asked, behind).lengths.sum())
     note = f"{len(prompts)} prompts x {len(g.suffixes)} suffixes; largest gap of the metric {gap:.2g}"
     return row("suffix batch", len(pairs), ours, plain, tokens, ours.gflop, note)
