@@ -59,19 +59,20 @@ def _run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         here = []
     if here and func not in COPIES and len(here) < len(tensors):
         raise RuntimeError(f"{func}: expected all tensors to be on the same device, {NAME} and cpu were given")
-    to = kwargs.get("device")
-    inside = {**kwargs, "device": torch.device("cpu")} if to is not None else kwargs
-    out = func(*tree_map(_inner, args), **tree_map(_inner, inside))
+    to = next((x for x in (*args, *kwargs.values()) if isinstance(x, torch.device)), None)
+    out = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
     if func._schema.is_mutable:
         given = {a.name: x for a, x in zip(func._schema.arguments, args, strict=False)} | kwargs
         written = [given[a.name] for a in func._schema.arguments if a.is_write and a.name in given]
         return written[0] if isinstance(out, torch.Tensor) else out
-    if to is not None and torch.device(to).type == "cpu":
+    if to is not None and to.type == "cpu":
         return out
     return tree_map(lambda x: Elsewhere(x) if isinstance(x, torch.Tensor) else x, out)
 
 
 def _inner(x: Any) -> Any:
+    if isinstance(x, torch.device) and x.type == NAME:
+        return torch.device("cpu")
     return x.inner if isinstance(x, Elsewhere) else x
 
 
