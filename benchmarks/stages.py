@@ -22,6 +22,7 @@ from refusal_lens.direction.select import SelectionRule, choose
 from refusal_lens.direction.stage import REPLIES_AT, STRENGTH_PROMPTS, STRENGTH_TOKENS
 from refusal_lens.engines.local import LocalEngine
 from refusal_lens.engines.stage import Job, Stage
+from refusal_lens.errors import RefusalLensError
 from refusal_lens.hooks.attention import random_heads
 from refusal_lens.models.texts import reply_tokens
 from refusal_lens.progress import silent
@@ -36,6 +37,7 @@ from .measure import Measured, measure
 from .plain import Plain, nonzero
 from .rows import Ground, Row, beside, row
 
+NOTHING = Measured(None, math.nan, math.nan, math.nan, 0.0)
 Side = tuple[Callable[[], Any], Callable[[Any, Any], str]]  # plain work; (ours, plain) -> how they agree
 
 
@@ -79,30 +81,35 @@ def stage_rows(g: Ground) -> Iterator[Row]:
                 job.folder = Path(tempfile.mkdtemp(dir=folder))  # a stage with files of its own would read them again
                 return stage.run(job, *given)
 
-            side = _plain(g, job, stage.name, made)
-            if side is None:
-                found = measure(ours)
-                plain, note = Measured(None, math.nan, math.nan, math.nan, 0.0), ALONE.get(stage.name, "seconds only")
-            else:
-                found, plain = beside(g, ours, side[0], times=g.turns)
-                note = side[1](found.value, plain.value)
+            if any(x is None for x in given):
+                made[stage.name] = None
+                continue
+            try:
+                found, plain, note = _sides(g, ours, _plain(g, job, stage.name, made), stage.name)
+            except RefusalLensError as error:
+                if not stage.optional:
+                    raise
+                made[stage.name] = None
+                print(f"stage {stage.name} is left out: {error}", flush=True)
+                continue
             made[stage.name] = found.value
-            yield row(f"stage {stage.name}", _prompts(made, stage), found, plain, 0, 0.0, note)
+            yield row(f"stage {stage.name}", 2 * sum(g.config.sizes), found, plain, 0, 0.0, note)
+
+
+def _sides(g: Ground, ours: Callable[[], Any], side: Side | None, name: str) -> tuple[Measured, Measured, str]:
+    """Both sides and how they agree; ours alone, once, where there is no plain one."""
+    if side is None:
+        return measure(ours), NOTHING, ALONE.get(name, "seconds only")
+    found, plain = beside(g, ours, side[0], times=g.turns)
+    return found, plain, side[1](found.value, plain.value)
 
 
 def run_row(g: Ground) -> Row:
     """The whole run: all stages, files and report."""
     with tempfile.TemporaryDirectory() as folder:
         found = measure(lambda: run_study(g.config, Path(folder) / "run", progress=silent, model=g.model))
-    plain = Measured(None, math.nan, math.nan, math.nan, 0.0)
     note = "seconds only: all stages, their files and the report; plain sides stand at the stages"
-    return row("whole run", 2 * sum(g.config.sizes), found, plain, 0, 0.0, note)
-
-
-def _prompts(made: Mapping[str, Any], stage: Stage) -> int:
-    """Of the study, for the table."""
-    pair = made.get("prompts")
-    return sum(len(x) for p in pair for x in (p.train, p.val, p.test)) if pair and "prompts" in stage.needs else 0
+    return row("whole run", 2 * sum(g.config.sizes), found, NOTHING, 0, 0.0, note)
 
 
 ALONE = {
