@@ -135,6 +135,7 @@ def work(part: str, out: Path, seconds: float, smoke: bool) -> None:
         report.add(name="machine", **facts())
     with report.step(part):
         kinds[part](report, smoke) if part in kinds else bench(report, part, smoke)
+    report.add(stand_ins=carried.used())
 
 
 def facts() -> dict[str, Any]:
@@ -158,7 +159,6 @@ def facts() -> dict[str, Any]:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-        "stand_ins": carried.used(),
         "note": f"GEMM rate, TFLOP/s: {note}",
     }
 
@@ -182,7 +182,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         if "machine" in row:
             versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
-            stand_ins = ", ".join(row["stand_ins"]) or "none"
+            used = {name for other in rows for name in other.get("stand_ins", ())}
+            stand_ins = ", ".join(sorted(used)) or "none"
             lines += [f"{row['machine']}; {versions}; stand-ins: {stand_ins}. {row['note']}."]
     checks = [row for row in rows if "holds" in row]
     if checks:
