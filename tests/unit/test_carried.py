@@ -13,18 +13,17 @@ from benchmarks import carried
 MACHINE = ("torch", "transformers", "accelerate", "einops", "jaxtyping")
 ALONE = """
 import sys
+from importlib.machinery import PathFinder
 
 class Bare:
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(name, path=None, target=None):
         top = name.partition(".")[0]
-        if top in sys.stdlib_module_names or top in ALLOWED or top.startswith("_"):
-            return None
-        if top in carried.STAND_INS:
-            return carried.StandIns().find_spec(name)
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        have = top in sys.stdlib_module_names or top in ALLOWED or top.startswith("_")
+        return PathFinder.find_spec(name, path, target) if have else None
 
 from benchmarks import carried
-sys.meta_path.insert(0, Bare())
+sys.meta_path = [Bare if finder is PathFinder else finder for finder in sys.meta_path]
+carried.use(None)
 import benchmarks.gpu, benchmarks.groups, benchmarks.agreement, benchmarks.launches
 from refusal_lens import load_model
 load_model("organism")
