@@ -15,11 +15,12 @@ from refusal_lens.data.suffixes import SuffixSet
 from refusal_lens.engines.local import named_engine
 from refusal_lens.hijacking.circuits import finding
 from refusal_lens.hijacking.controls import filled_up
-from refusal_lens.hijacking.investigation import Settings, investigate, refused_prompts
+from refusal_lens.hijacking.investigation import Settings, investigate
 from refusal_lens.hijacking.many import many_suffixes
 from refusal_lens.hijacking.many_section import many_section
 from refusal_lens.hijacking.section import hijacking_section
 from refusal_lens.records.store import Store
+from refusal_lens.refusal.metric import refused_prompts
 from refusal_lens.study.config import StudyConfig
 
 COLUMNS = ["suffix", "metric_drop", "low", "high", "not_refused", "random", "grade", "dominance"]

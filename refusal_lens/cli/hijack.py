@@ -101,7 +101,7 @@ def hijack(
     say("report", folder / "report.html")
 
 
-def _prompts(study: Any, harmful: str | None, harmless: int, borderline: Path | None) -> dict[str, list[str]]:
+def _prompts(study: Any, harmful: str | None, harmless: int, borderline: Path | None) -> dict[str, Any]:
     """Prompts to report on, without those that chose the direction or the heads."""
     from ..behaviour.table import read_prompts
     from ..data.borderline import told_apart

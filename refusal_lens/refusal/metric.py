@@ -10,7 +10,7 @@ from torch import Tensor
 from ..data.prompts import Prompts, PromptSet, PromptsLike, as_prompts
 from ..engines.base import Engine
 from ..engines.local import LocalEngine
-from ..errors import ModelError
+from ..errors import ModelError, PromptError
 from ..hooks.base import Intervention, Model
 from ..hooks.readers import Reader
 from ..models.model import HookedChatModel
@@ -178,3 +178,25 @@ class _Filter:
             kept = [p for p, m in zip(some, found, strict=True) if (m > threshold if refused else m < threshold)]
             done.kept.extend(kept[: wanted - len(done.kept)])
         return done
+
+
+def refused_prompts(
+    model: HookedChatModel, prompts: list[str], tokens: RefusalTokens, limit: int | None
+) -> tuple[list[str], int]:
+    """(the refused prompts, the first ``limit`` of them; how many prompts were read to find them)."""
+    kept: list[str] = []
+    highest, step = float("-inf"), 64
+    for start in range(0, len(prompts), step):
+        some = prompts[start : start + step]
+        metric = refusal_metric(model, some, tokens).tolist()
+        highest = max(highest, *metric)
+        for i, (prompt, value) in enumerate(zip(some, metric, strict=True), start=start + 1):
+            kept += [prompt] if value > tokens.threshold else []
+            if len(kept) == limit:
+                return kept, i
+    if not kept:
+        raise PromptError(
+            f"no refused prompt is left: {model.name} refuses none of {len(prompts)} prompts without a suffix (highest "
+            f"refusal metric {highest:.2f}, must be > {tokens.threshold:.3g}); use prompts that it refuses"
+        )
+    return kept, len(prompts)
