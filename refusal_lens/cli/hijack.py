@@ -1,5 +1,6 @@
 """``refusal-lens hijack MODEL --suffixes F --direction RUN --out DIR``."""
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from .options import Model, OfRunDevice, OfRunDtype
+from .options import Address, EngineName, Model, OfRunDevice, OfRunDtype, Workers
 from .terminal import LATEST, LogJson, Quiet, bars, console, error_console, load_like, log, say
 
 N_CHOOSE = 32  # prompts that choose the top heads: validation prompts of RUN, then, where these are few, training ones
@@ -51,6 +52,9 @@ def hijack(
     seed: Annotated[int, typer.Option(help="Seed of random suffixes, random heads and placebos.")] = 0,
     dtype: OfRunDtype = None,
     device: OfRunDevice = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    workers: Workers = None,
     quiet: Quiet = False,
     log_json: LogJson = None,
 ) -> None:
@@ -66,10 +70,12 @@ def hijack(
     """
     from ..data.organism import suffixes as embedded
     from ..data.suffixes import SuffixSet
+    from ..engines.local import named_engine
     from ..errors import PromptError
     from ..hijacking.investigation import Settings, investigate
     from ..hijacking.section import hijacking_page
     from ..records.files import locked, write_atomically
+    from ..study.config import StudyConfig
     from ..study.folder import Study
 
     if suffixes is None and model != "organism":
@@ -81,19 +87,24 @@ def hijack(
         top or None, max_new_tokens, causal=causal, shuffled=shuffled, detail=detail or None, prompts=prompts, seed=seed
     )
     texts = _prompts(study, harmful, harmless, borderline)
+    places = {name: study.provenance["settings"].get(name) for name in ("device", "device_map")}
+    config = StudyConfig(model, **places | ({"device": device} if device else {}))
+    make = named_engine(engine, config, address, workers)
     with bars(quiet) as progress, locked(folder, ("screen", "suffixes")):
         loaded = load_like(study, progress, model, dtype, device)
-        report = investigate(
-            loaded,
-            suffixes=found,
-            direction=study.selection.chosen,
-            head_prompts=[*study.harmful.val, *study.harmful.train][:N_CHOOSE],
-            refusal_tokens=study.refusal_tokens,
-            **texts,
-            settings=replace(settings, grids=tuple(grid or ())),
-            folder=folder,
-            progress=progress,
-        )
+        with closing(make(loaded)) as running:
+            report = investigate(
+                loaded,
+                suffixes=found,
+                direction=study.selection.chosen,
+                head_prompts=[*study.harmful.val, *study.harmful.train][:N_CHOOSE],
+                refusal_tokens=study.refusal_tokens,
+                **texts,
+                settings=replace(settings, grids=tuple(grid or ())),
+                folder=folder,
+                progress=progress,
+                engine=running,
+            )
     write_atomically(folder / "report.html", hijacking_page(report).render().encode())
     log.write({"event": "result", "suffixes": report.results_frame().to_dict("records")})
     if not quiet:
