@@ -40,7 +40,7 @@ STRENGTHS: dict[str, tuple[float, ...]] = {
 EDITS = 10  # interventions of one effect in one scope, in one item of an engine
 FIRST = 16  # tokens of a reply over which KL is taken
 Judge = Callable[[str], bool]
-_Edit = tuple[Intervention, bool, bool]  # with whether it acts on replies only, and whether replies are read
+_Edit = tuple[Intervention | None, bool, bool]  # with whether it acts on replies only, and whether replies are read
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def dose_response(
     scopes = default_scopes(found.direction.layer) if scopes is None else scopes
     _check(grid, scopes)
     doses = [(effect, float(strength)) for effect, row in grid.items() for strength in row]
-    items: list[tuple[str, list[_Edit]]] = [(effect, []) for effect in grid]
+    items: list[tuple[str, list[_Edit]]] = [(effect, [(None, True, False)]) for effect in grid]  # the baselines
     for scope, (effect, row) in itertools.product(scopes.values(), grid.items()):
         edits = []
         for strength in map(float, row):
@@ -219,11 +219,9 @@ class _Doses:
         return {kind: _Side(model, prompts, *rest) for kind, prompts in self.sets.items()}
 
     def run(self, model: HookedChatModel, sides: dict[str, _Side], item: tuple[str, list[_Edit]]) -> DoseItem:
-        """The measures under each of an effect's interventions, or without any; the first reply under addition."""
+        """The measures under each of an effect's interventions; the first reply under addition."""
         effect, edits = item
         acts, other = _sides(sides, effect)
-        if not edits:
-            return DoseItem(acts.before(other)[None], ())
         damages = forced_damage(model, other.own, [edit[:2] for edit in edits])
         found = [acts.under(*edit, damage) for edit, damage in zip(edits, damages, strict=True)]
         first = tuple(told[0] if told and effect == "addition" else "" for _, told in found)
@@ -250,27 +248,21 @@ class _Side:
         rows = [[item.refused for item in found], readable, broken]
         return torch.tensor(rows, dtype=torch.float64), [item.response for item in found]
 
-    def before(self, other: _Side) -> Float[Tensor, "measure prompt"]:
-        """The measures without intervention."""
-        return self._table(self.judged, self.metric, forced_damage(self.model, other.own, [(None, False)])[0])
-
     def under(
-        self, edit: Intervention, starts_late: bool, reads: bool, damage: Float[Tensor, "2 prompt"]
+        self, edit: Intervention | None, starts_late: bool, reads: bool, damage: Float[Tensor, "2 prompt"]
     ) -> tuple[Float[Tensor, "measure prompt"], list[str]]:
-        """The measures under an intervention, and the replies; shares are NaN and there is no reply unless it
-        ``reads`` them."""
-        judged = torch.full((3, len(self.prompts)), torch.nan, dtype=torch.float64)
-        told: list[str] = []
-        if reads:
+        """The measures under an intervention (None: as they are), and the replies; shares are NaN and there is no reply
+        unless it ``reads`` them."""
+        judged, told = torch.full((3, len(self.prompts)), torch.nan, dtype=torch.float64), list[str]()
+        if edit is None:
+            judged = self.judged
+        elif reads:
             judged, told = self._judged(replies(self.model, self.prompts, self.max_new_tokens, under=(edit,)))
         # What acts on replies only leaves the first token as it is.
-        metric = self.metric if starts_late else refusal_metric(self.model, self.prompts, self.tokens, under=(edit,))
-        return self._table(judged, metric, damage), told
-
-    @staticmethod
-    def _table(judged: Tensor, metric: Tensor, damage: Tensor) -> Float[Tensor, "measure prompt"]:
+        late = edit is None or starts_late
+        metric = self.metric if late else refusal_metric(self.model, self.prompts, self.tokens, under=(edit,))
         refused, readable, broken = judged
-        return torch.stack([refused, readable, metric.double(), *damage, broken])
+        return torch.stack([refused, readable, metric.double(), *damage, broken]), told
 
 
 def forced_damage(

@@ -98,7 +98,7 @@ def patching_grid(
     cells = job.ranked(job.estimate, exact, chosen) if exact is not None and job.estimate is not None else None
     forecast, total = job.forecast(cells, limit, folder)
     with progress(f"patch {site} {way} ({forecast})", total) as advance:
-        effects = job.grid(cells, engine, work, Store(folder) if folder else None, advance)
+        effects = job.grid(cells, engine, Store(folder) if folder else None, advance)
         top = job.ranked(effects, n_placebo, chosen)
         placebo = job.placebo(top, seed)
     return job.record(effects, top, placebo, "plain" if clean_suffixes is None else "random", forecast)
@@ -124,10 +124,7 @@ class _Cells:
 
     def prepare(self, model: HookedChatModel) -> _Job:
         """Both runs as they are, and the gradient's estimate of every cell."""
-        pairs = pairs_of(model, self.prompts, self.suffix, self.clean, self.way)
-        job = _Job(model, pairs, self.direction, self.ids, self.site, self.way, len(self.prompts))
-        job.begin()
-        return job
+        return _Job(model, self)
 
     def run(self, model: HookedChatModel, job: _Job, item: tuple[int, int, list[list[int]]]) -> dict[str, Tensor]:
         """Effects of patches in groups of places, in that order, and the seconds."""
@@ -143,12 +140,7 @@ class _Job:
     """All batches of a grid."""
 
     model: HookedChatModel
-    pairs: list[Pair]
-    direction: Direction
-    ids: tuple[int, ...]
-    site: str
-    way: str
-    n: int
+    work: _Cells
     notes: list[str] = field(default_factory=list)
     estimate: Float[Tensor, "value layer place prompt"] | None = None
     causality: float = 0.0
@@ -156,7 +148,9 @@ class _Job:
     passes: int = 0
 
     def __post_init__(self) -> None:
-        model = self.model
+        model, work, self.n = self.model, self.work, len(self.work.prompts)
+        self.direction, self.site, self.way = work.direction, work.site, work.way
+        self.pairs = pairs_of(model, work.prompts, work.suffix, work.clean, work.way)
         self.n_last = self.pairs[0].into.n_last
         self.places = model.n_heads if self.site == "z" else self.n_last
         self.r = self.direction.unit.to(model.device, torch.promote_types(model.dtype, torch.float32))
@@ -165,6 +159,7 @@ class _Job:
         self.ends = torch.zeros(2, 2, self.n, dtype=torch.float64)  # into and source, value
         self.given: list[dict[str, Tensor]] = []
         self.room = ROOM.get(model.device.type, ROOM_ELSEWHERE)
+        self._begin()
 
     def labels(self) -> tuple[str, ...]:
         """Heads; or positions from the end with the suffixed run's tokens after the first prompt."""
@@ -201,7 +196,7 @@ class _Job:
         )
 
     # -- before the patches ---------------------------------------------------------------------------------
-    def begin(self) -> None:
+    def _begin(self) -> None:
         """Both runs as they are, what one gives to the other, and the gradient's estimate of every cell."""
         estimates = torch.zeros(2, self.model.n_layers, self.places, self.n, dtype=torch.float64)
         for pair in self.pairs:
@@ -231,7 +226,7 @@ class _Job:
         """Gradient times difference, summed over what a cell holds."""
         if self.notes and "no gradient" in self.notes[-1]:
             return
-        metric = partial(refusal_log_odds, token_ids=self.ids)
+        metric = partial(refusal_log_odds, token_ids=self.work.ids)
         here = pair.into.read(self.names, self.n_last)
         try:
             slopes = pair.into.gradients(self.names, metric, (self.direction.layer, self.r))
@@ -247,7 +242,7 @@ class _Job:
         self.estimate = out
 
     def _metric(self, logits: Tensor) -> Tensor:
-        return refusal_log_odds(logits, self.ids).double().cpu()
+        return refusal_log_odds(logits, self.work.ids).double().cpu()
 
     def ranked(self, effects: Tensor, most: int | None, chosen: int) -> tuple[tuple[int, int], ...]:
         """The cells with the largest effects on the metric, mean over the first prompts."""
@@ -321,15 +316,15 @@ class _Job:
         return found
 
     def grid(
-        self, cells: Sequence[tuple[int, int]] | None, engine: Engine, work: _Cells, store: Store | None, advance: Any
+        self, cells: Sequence[tuple[int, int]] | None, engine: Engine, store: Store | None, advance: Any
     ) -> Float[Tensor, "value layer place prompt"]:
         """Effects of exact patches, layer by layer, each kept in the store; NaN elsewhere."""
         items, names = [], []
         for i, pair in enumerate(self.pairs):
             for layer, places in self._by_layer(cells).items():
                 items.append((i, layer, list(self.groups(len(pair.into), places))))
-                names.append((f"batch-{i}/layer-{layer}", work.key(self.model, pair.rows, *items[-1][1:])))
-        made = engine.map("cells", work, items, lambda index: advance(len(items[index][2])), store, names)
+                names.append((f"batch-{i}/layer-{layer}", self.work.key(self.model, pair.rows, *items[-1][1:])))
+        made = engine.map("cells", self.work, items, lambda index: advance(len(items[index][2])), store, names)
         effects = torch.full((2, self.model.n_layers, self.places, self.n), float("nan"), dtype=torch.float64)
         for (i, layer, groups), item in zip(items, made, strict=True):
             for k, place in enumerate(place for some in groups for place in some):
