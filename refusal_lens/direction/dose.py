@@ -134,7 +134,7 @@ def dose_response(
     doses = [(effect, float(strength)) for effect, row in grid.items() for strength in row]
     items: list[tuple[str, list[_Edit]]] = [(effect, [(None, True, False)]) for effect in grid]  # the baselines
     for scope, (effect, row) in itertools.product(scopes.values(), grid.items()):
-        edits = []
+        edits: list[_Edit] = []
         for strength in map(float, row):
             real = _intervention(model, found, effect, strength, scope)  # made first, so that a mistake costs nothing
             reads = replies_at is None or strength in replies_at
@@ -259,8 +259,9 @@ class _Side:
         elif reads:
             judged, told = self._judged(replies(self.model, self.prompts, self.max_new_tokens, under=(edit,)))
         # What acts on replies only leaves the first token as it is.
-        late = edit is None or starts_late
-        metric = self.metric if late else refusal_metric(self.model, self.prompts, self.tokens, under=(edit,))
+        metric = self.metric
+        if edit is not None and not starts_late:
+            metric = refusal_metric(self.model, self.prompts, self.tokens, under=(edit,))
         refused, readable, broken = judged
         return torch.stack([refused, readable, metric.double(), *damage, broken]), told
 

@@ -146,25 +146,16 @@ class _Steps:
     ) -> SuffixResult:
         """The result with causal tests and token forensics."""
         settings, text = self.settings, result.suffix.text
-        causal = causal_tests(
-            model,
-            plain,
-            result.suffixed,
-            self.direction,
-            self.heads,
-            self.tokens,
-            n_random=settings.n_random,
-            max_new_tokens=settings.max_new_tokens,
-            seed=seed,
-        )
+        how: Any = {"n_random": settings.n_random, "max_new_tokens": settings.max_new_tokens, "seed": seed}
+        causal = causal_tests(model, plain, result.suffixed, self.direction, self.heads, self.tokens, **how)
         some = self.prompts[: settings.forensics]
         tokens = None
         if some:
             sources = source_contributions(model, some, self.direction, suffixes=[text] * len(some))
             tokens = token_effects(model, some, text, sources, self.heads, self.tokens)
-        return replace(result, causal=causal, tokens=tokens, **self._explained(model, result, seed))
+        return replace(result, causal=causal, tokens=tokens, **self._explained(model, result, seed, how))
 
-    def _explained(self, model: HookedChatModel, result: SuffixResult, seed: int) -> dict[str, Any]:
+    def _explained(self, model: HookedChatModel, result: SuffixResult, seed: int, how: Any) -> dict[str, Any]:
         """Why attention moves and how many heads are needed; a note where this model or suffix does not allow it."""
         text, found = result.suffix.text, dict[str, Any]()
         inputs = (model, self.prompts, text, result.random.suffixes)
@@ -172,9 +163,7 @@ class _Steps:
             check_suffix(model.chat, self.choosing, text, model.n_ctx)
             drawn = random_controls(model.chat, self.choosing, text, seed + 1).texts
             others: dict[str, Any] = {"choosing": self.choosing, "choosing_random": drawn}
-            more: dict[str, Any] = {**others, "n_random": self.settings.n_random, "seed": seed}
-            more["max_new_tokens"] = self.settings.max_new_tokens
-            found["curves"] = head_curves(*inputs, self.direction, self.tokens, **more)
+            found["curves"] = head_curves(*inputs, self.direction, self.tokens, **others, **how)
             n = self.settings.forensics
             few = (model, self.prompts[:n], text, result.random.suffixes[:n], self.direction, self.tokens)
             found["grids"] = tuple(patching_grid(*few, site=site, seed=seed) for site in self.settings.grids if n)

@@ -199,7 +199,7 @@ def _through(model, engine, folder):
     data = load_prompts("organism", sizes=(24, 6, 70))
     found = rl.find_direction(model, data)
     asked, calm = data.harmful.test[:4].texts, data.harmless.test[:4].texts
-    suffixes, tokens = SuffixSet.load(embedded_suffixes())[:4], found.refusal_tokens
+    suffixes, tokens = SuffixSet("some", SuffixSet.load(embedded_suffixes()).items[:4]), found.refusal_tokens
     few = Settings(max_new_tokens=4, causal="all", n_random=1, forensics=2, shown=1, shuffled=False)
     how = {"harmless": calm, "head_prompts": data.harmful.val, "refusal_tokens": tokens, "settings": few}
     drawn = random_controls(model.chat, asked, " please").texts
@@ -229,10 +229,8 @@ def test_two_ray_nodes_give_the_bytes_of_one_process(organism, one_thread, tmp_p
     try:
         for name, folder in folders.items():
             kept = folders["local"] if name == "again" else folder
-            make = named_engine(
-                "ray" if name == "ray" else "local", StudyConfig(), *(name == "ray") * (cluster.address, 2)
-            )
-            with closing(make(organism)) as engine:
+            where = ("ray", StudyConfig(), cluster.address, 2) if name == "ray" else ("local", StudyConfig())
+            with closing(named_engine(*where)(organism)) as engine:
                 assert engine.width == 1 + (name == "ray")
                 engine.keep(Store(kept / "items"), "key")
                 for label, record in _through(organism, engine, kept).items():
