@@ -116,9 +116,9 @@ def score(model: HookedChatModel, texts: Sequence[Scored]) -> list[tuple[float, 
     """(log-likelihood in nats of the tokens that count, whether greedy decoding would give them), in batches."""
     out: list[tuple[float, bool]] = [(0.0, True)] * len(texts)
     for tokens in scored_batches(model, texts):
-        logits = model.logits(tokens, last_only=False)
-        for row, index in enumerate(tokens.indices):
-            count = len(texts[index].ids) - texts[index].first
+        counts = [len(texts[i].ids) - texts[i].first for i in tokens.indices]
+        logits = model.logits(tokens, max(counts) + 1)
+        for row, (index, count) in enumerate(zip(tokens.indices, counts, strict=True)):
             scores = logits[row, -count - 1 : -1].double().log_softmax(-1)
             targets = tokens.ids[row, -count:]
             value = float(scores.gather(-1, targets[:, None]).sum())

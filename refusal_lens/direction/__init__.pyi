@@ -7,6 +7,7 @@ from .cone_records import SubspaceEffects as SubspaceEffects
 from .cones import learn_cone as learn_cone
 from .conversation import read as read
 from .dose import Scope as Scope
+from .dose import capped as capped
 from .dose import dose_response as dose_response
 from .dose_records import DoseResponse as DoseResponse
 from .effect_records import EffectMatrix as EffectMatrix

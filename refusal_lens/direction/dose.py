@@ -19,6 +19,7 @@ from ..hooks.base import Intervention, Layers, Positions, layers_of
 from ..hooks.capping import Cap
 from ..hooks.interventions import Ablate, Add
 from ..models.model import HookedChatModel
+from ..models.prefixes import last_logits, shared_length
 from ..models.texts import Scored, reply_tokens, scored_batches
 from ..progress import Progress, silent
 from ..records.direction import DirectionLike
@@ -81,6 +82,27 @@ def default_scopes(layer: int) -> dict[str, Scope]:
         **{name: Scope(positions=place) for name, place in places.items()},
         **({name: Scope(layers=layers) for name, layers in ranges.items()} if layer else {}),
     }
+
+
+def capped(found: FoundDirection, ceiling: float, *, layers: Any = None, positions: Any = None) -> Cap:
+    """The direction capped between the mean projections of the two kinds of prompts.
+
+    Args:
+        found: the result of ``find_direction``, whose candidates have the means by layer.
+        ceiling: 0 for the harmless mean, 1 for the harmful one.
+        layers, positions: as in every intervention.
+
+    Example:
+        >>> rl.direction.capped(found, 0.5, positions="prompt").label
+        'Cap (-1, 2), positions prompt'
+    """
+    r, means = found.direction.unit.double(), found.candidates
+    row = means.positions.index(found.direction.pos)
+    low, high = (mean[row].double() @ r for mean in (means.harmless_mean, means.harmful_mean))
+    gap = high - low
+    # Where the harmful mean is no higher, as at layer 0, there is nothing to cap.
+    ceilings = (low + ceiling * gap).where(gap > 1e-6 * gap.abs().max(), torch.tensor(float("inf")).double())
+    return Cap(found.direction, tuple(ceilings.tolist()), layers=layers, positions=positions)
 
 
 def dose_response(
@@ -195,13 +217,7 @@ def _intervention(
         return Ablate(found.direction, strength=strength, **place)
     if effect == "addition":
         return Add(found.direction, strength / (1 if scope.layers is None else len(chosen)), **place)
-    r, means = found.direction.unit.double(), found.candidates
-    row = means.positions.index(found.direction.pos)
-    low, high = (mean[row].double() @ r for mean in (means.harmless_mean, means.harmful_mean))
-    gap = high - low
-    # Where the harmful mean is no higher, as at layer 0, there is nothing to cap.
-    ceilings = (low + strength * gap).where(gap > 1e-6 * gap.abs().max(), torch.tensor(float("inf")).double())
-    return Cap(found.direction, tuple(ceilings.tolist()), **place)
+    return capped(found, strength, **place)
 
 
 @dataclass(frozen=True)
@@ -281,12 +297,13 @@ def forced_damage(
     found = torch.zeros(len(edits), 2, len(texts), dtype=torch.float64)
     for batch in scored_batches(model, texts):
         counts = [len(texts[i].ids) - texts[i].first for i in batch.indices]
-        before = model.logits(batch, last_only=False)
+        n_last, shared = max(counts) + 1, shared_length(model, batch)
+        before = last_logits(model, batch, n_last, shared)
         for k, (edit, starts_late) in enumerate(edits):
             after = before
             if edit is not None and (any(counts) or not starts_late):
                 with model.hooks(edit):
-                    after = model.logits(batch, last_only=False)
+                    after = last_logits(model, batch, n_last, 0 if model.counts_positions else shared)
             for row, (i, n) in enumerate(zip(batch.indices, counts, strict=True)):
                 # The last n + 1 positions predict the reply's n tokens and its end.
                 some = slice(-n - 1, None if n + 1 <= FIRST else FIRST - n - 1)

@@ -93,9 +93,9 @@ def completion_loss(model: HookedChatModel, texts: Sequence[Scored]) -> Tensor:
     """Mean cross-entropy, nats per token, of the tokens that count; with a gradient where one is on."""
     total, count = torch.zeros((), device=model.device), 0
     for tokens in scored_batches(model, texts):
-        logits = model.backend.logits(tokens.ids, tokens.mask, last_only=False)
-        for row, i in enumerate(tokens.indices):
-            n = len(texts[i].ids) - texts[i].first
+        counts = [len(texts[i].ids) - texts[i].first for i in tokens.indices]
+        logits = model.backend.logits(tokens.ids, tokens.mask, max(counts) + 1)
+        for row, n in enumerate(counts):
             total = total + nn.functional.cross_entropy(
                 logits[row, -n - 1 : -1].float(), tokens.ids[row, -n:], reduction="sum"
             )

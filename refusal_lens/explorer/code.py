@@ -6,14 +6,20 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from ..direction.dose import Scope, default_scopes
+from ..direction.dose import Scope, capped, default_scopes
 from ..direction.records import FoundDirection
 from ..hooks.base import Intervention
 from ..hooks.interventions import Ablate, Add
 from ..records.labels import head_label
 from .records import Look
 
-KINDS = {"none": "", "ablation": "rl.Ablate(found)", "addition": "rl.Add(found)", "subtraction": "rl.Add(found, -1.0)"}
+KINDS = {
+    "none": "",
+    "ablation": "rl.Ablate(found)",
+    "addition": "rl.Add(found)",
+    "subtraction": "rl.Add(found, -1.0)",
+    "capping": "rl.direction.capped(found)",
+}
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,7 @@ class Change:
 
     Attributes:
         kind: one of ``KINDS``.
+        strength: of capping, the ceiling: 0 for the harmless mean projection, 1 for the harmful one.
         scope: one of ``scopes(found)``.
     """
 
@@ -32,17 +39,20 @@ class Change:
     def under(self, found: FoundDirection) -> dict[str, list[Intervention]]:
         """The intervention by its name; nothing for "none"."""
         made = {"ablation": Ablate(found), "addition": Add(found), "subtraction": Add(found, -1.0)}.get(self.kind)
-        scope = scopes(found).get(self.scope, Scope())
-        place: dict[str, Any] = {"layers": scope.layers, "positions": scope.positions, "strength": float(self.strength)}
-        return {} if made is None else {self.kind: [dataclasses.replace(made, **place)]}
+        scope, strength = scopes(found).get(self.scope, Scope()), float(self.strength)
+        place: dict[str, Any] = {"layers": scope.layers, "positions": scope.positions}
+        if self.kind == "capping":
+            return {self.kind: [capped(found, strength, **place)]}
+        return {} if made is None else {self.kind: [dataclasses.replace(made, strength=strength, **place)]}
 
     def code(self, found: FoundDirection) -> str:
         """The same as Python; "" for "none"."""
         scope, given = scopes(found).get(self.scope, Scope()), ""
+        size = "ceiling" if self.kind == "capping" else "strength"
         for name, value, default in (
             ("layers", scope.layers, None),
             ("positions", scope.positions, None),
-            ("strength", float(self.strength), 1.0),
+            (size, float(self.strength), 1.0 if size == "strength" else None),
         ):
             given += "" if value == default else f", {name}={value!r}"
         return KINDS[self.kind] and f"{KINDS[self.kind][:-1]}{given})"

@@ -5,7 +5,8 @@ const SKELETON = `
   <label class="wide">suffix, with its leading space<input data-ask="suffix" type="text"></label>
   <label>pick one<select data-pick="suffix"></select></label>
   <label>intervention<select data-ask="kind"></select></label>
-  <label>strength <output data-name="strength"></output>
+  <label title="of capping, the ceiling: 0 the harmless mean projection, 1 the harmful one">strength
+    <output data-name="strength"></output>
     <input data-ask="strength" type="range" min="0" max="2" step="0.05"></label>
   <label>where<select data-ask="scope"></select></label>
   <label>compare plain with<select data-ask="beside"></select></label>

@@ -169,8 +169,12 @@ class Backend:
         eos_ids: list[int],
         pad_id: int,
         temperature: float = 0.0,
+        prefix: PrefixCache | None = None,
     ) -> Int[Tensor, "batch new"]:
-        """New tokens with the KV cache (greedy at temperature 0), padded with ``pad_id`` after an end token."""
+        """New tokens with the KV cache (greedy at temperature 0), padded with ``pad_id`` after an end token.
+
+        ``prefix`` has keys and values of the batch's first columns, a row each, which then are not run again.
+        """
         raise NotImplementedError
 
     def end_tokens(self) -> set[int]:

@@ -266,7 +266,7 @@ class BridgeBackend(Backend):
             scores[head] = scores.get(head, 0.0) + score
         return scores
 
-    def generate(self, ids, mask, max_new_tokens, eos_ids, pad_id, temperature=0.0):
+    def generate(self, ids, mask, max_new_tokens, eos_ids, pad_id, temperature=0.0, prefix=None):
         config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=temperature > 0,
@@ -279,8 +279,9 @@ class BridgeBackend(Backend):
         # transformers fills what is not set from the checkpoint's config: suppressed tokens, penalties, stop strings.
         own, self.hf.generation_config = self.hf.generation_config, GenerationConfig()
         try:
+            given = {} if prefix is None else {"past_key_values": _filled_cache(prefix, len(ids))}
             with self._passing():
-                out = self.hf.generate(input_ids=ids, attention_mask=mask.long(), generation_config=config)
+                out = self.hf.generate(input_ids=ids, attention_mask=mask.long(), generation_config=config, **given)
         finally:
             self.hf.generation_config = own
         return out[:, ids.shape[1] :]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import PromptError, SettingError
 from .chat import Tokens
+from .prefixes import beginning, shared_length, shifted
 from .running import running
 
 
@@ -37,12 +38,14 @@ def generate(
     with model.exclusive(), torch.random.fork_rng(enabled=temperature > 0):
         if temperature > 0:
             torch.manual_seed(seed)
+        before = beginning(model, tokens, shared_length(model, tokens))
         for begin in range(0, len(order), batch_size):
             rows = order[begin : begin + batch_size]
             batch = tokens.take(rows)
             with running(model, batch):
+                prefix = None if before is None else shifted(before, batch.mask)
                 new = model.backend.generate(
-                    batch.ids, batch.mask, max_new_tokens, model.eos_ids, model.chat.pad_id, temperature
+                    batch.ids, batch.mask, max_new_tokens, model.eos_ids, model.chat.pad_id, temperature, prefix
                 )
             for index, ids in zip(rows, new, strict=True):
                 replies[index] = _text(model, _until_end(model, ids))

@@ -22,6 +22,12 @@ def active_hooks(tl: Any) -> tuple[str, ...]:
     return tuple(found.values())
 
 
+def n_hooks(tl: Any) -> int:
+    """Number of functions on the hook points of a TransformerLens model, without its own."""
+    points = {id(point): point for point in tl.hook_dict.values()}
+    return sum(_foreign(handle) for point in points.values() for handle in _handles(point))
+
+
 def _handles(point: Any) -> list[Any]:
     return [*point.fwd_hooks, *point.bwd_hooks]
 

@@ -47,7 +47,7 @@ class HookedTransformerBackend(Backend):
                 logits = self.tl(start[1], start_at_layer=start[0], tokens=ids, **kwargs)
         return logits[:, -int(last_only) :] if last_only else logits
 
-    def generate(self, ids, mask, max_new_tokens, eos_ids, pad_id, temperature=0.0):
+    def generate(self, ids, mask, max_new_tokens, eos_ids, pad_id, temperature=0.0, prefix=None):
         # Its generate() guesses padding from the pad token, so rows of one length go together, unpadded.
         lengths = mask.sum(-1)
         out = torch.full((len(ids), max_new_tokens), pad_id, dtype=torch.long, device=ids.device)

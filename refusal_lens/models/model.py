@@ -63,6 +63,7 @@ class HookedChatModel:
         self.chat = ChatFormat(self.tokenizer, system, **template)
         self.running: Tokens | None = None  # the padded batch under way, for interventions that ask for positions
         self._places: list[Where] = []
+        self.n_interventions = 0  # hooks of active interventions
         self.packs: bool | None = None  # whether packed prompts give the same; measured at first use
         self._lock = lock_of(tl)
         for size in ("n_layers", "n_heads", "d_model", "d_head", "d_vocab", "n_ctx"):
@@ -168,18 +169,20 @@ class HookedChatModel:
                     hooked.append(item)
                 else:
                     stack.enter_context(item.applied(self))
-            pairs: list[tuple[str, Callable]] = []
-            for item in hooked:
-                pairs += [item] if isinstance(item, tuple) else item.hooks(self)
+            functions: list[tuple[str, Callable]] = [item for item in hooked if isinstance(item, tuple)]
+            acting = [pair for item in hooked if not isinstance(item, tuple) for pair in item.hooks(self)]
+            pairs = functions + acting
             for name, _ in pairs:
                 self._check_hook(name)
             places = list(scopes(pairs))
             stack.enter_context(self.exclusive())
             stack.enter_context(self.backend.hooks(pairs))
             self._places += [place for place in places if place.intervention.counts_positions]
+            self.n_interventions += len(acting)
             try:
                 yield self
             finally:
+                self.n_interventions -= len(acting)
                 self._places = [place for place in self._places if place not in places]
         for place in places:
             place.check()
@@ -227,12 +230,12 @@ class HookedChatModel:
     def logits(
         self,
         tokens: Tokens,
-        last_only: bool = True,
+        last_only: int = True,
         start: tuple[int, Tensor] | None = None,
         prefix: PrefixCache | None = None,
         prefix_mask: Bool[Tensor, "batch prefix"] | None = None,
     ) -> Float[Tensor, "batch kept vocab"]:
-        """Compute the logits of a batch, at the last position or at all of them ([batch, pos, vocab]).
+        """Compute the logits of a batch, at the last position, the last few (a number) or all of them (False).
 
         Args:
             tokens: from ``tokenize`` or ``batches``.

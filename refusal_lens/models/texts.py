@@ -13,6 +13,7 @@ from .chat import Spans, Tokens, no_regions, padded
 from .model import HookedChatModel
 
 LOGIT_ENTRIES = 1 << 26  # logits held at a time: 256 MB in float32
+BATCH_TOKENS = 4096  # of one batch
 
 
 @dataclass(frozen=True)
@@ -93,16 +94,21 @@ def own_completions(
 
 
 def scored_batches(model: HookedChatModel, texts: Sequence[Scored]) -> Iterator[Tokens]:
-    """Left-padded batches of similar length that keep the logits of all positions small."""
+    """Left-padded batches of similar length that keep the logits of what counts small."""
     budget = max(1, LOGIT_ENTRIES // model.d_vocab)
     lengths = [len(text.ids) for text in texts]
-    for rows in by_length(lengths, lambda n, width, real: n <= 64 and n * width <= budget):
+    kept = max((len(text.ids) - text.first for text in texts), default=0) + 1
+
+    def fits(n: int, width: int, real: int) -> bool:
+        return n <= 64 and n * min(width, kept) <= budget and n * width <= BATCH_TOKENS
+
+    for rows in by_length(lengths, fits):
         spans = [texts[i].spans or no_regions(texts[i].first) for i in rows]
         yield padded([texts[i].ids for i in rows], spans, model.chat.pad_id, rows).to(model.device)
 
 
 def batch_nll(model: HookedChatModel, tokens: Tokens, texts: Sequence[Scored]) -> Tensor:
-    logits = model.logits(tokens, last_only=False)
+    logits = model.logits(tokens, max(len(text.ids) - text.first for text in texts) + 1)
     sums = []
     for row, text in zip(range(len(texts)), texts, strict=True):
         count = len(text.ids) - text.first

@@ -14,6 +14,7 @@ STEPS = {
     "val": "choosing the direction and the heads",
     "test": "the report",
     "metric": "the refusal metric",
+    "causal": "the causal check of the heads",
     "suffixes": "the suffixes",
 }
 
@@ -82,9 +83,11 @@ def few_prompts(counts: Mapping[str, Mapping[str, int]]) -> str:
     return f"Few prompts (under {FEW}): {', '.join(few)}. What rests on them is uncertain." if few else ""
 
 
-def few_in(summary: Mapping[str, Any]) -> str:
-    """``few_prompts`` of a ``summary.json``; "" for one of an older version, which has no numbers of prompts."""
+def few_in(summary: Mapping[str, Any], causal: int | None = None) -> str:
+    """``few_prompts`` of a ``summary.json`` and of the prompts of a causal check; "" for a summary of an older version,
+    which has no numbers of prompts."""
     if "prompts" not in summary:
         return ""
     refused = summary["refusal_metric"]["harmful"]["baseline"]["n"]
-    return few_prompts({**summary["prompts"], "refused harmful": {"metric": refused}})
+    harmful = summary["prompts"]["harmful"] | ({} if causal is None else {"causal": causal})
+    return few_prompts({**summary["prompts"], "harmful": harmful, "refused harmful": {"metric": refused}})

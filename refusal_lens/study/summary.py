@@ -10,12 +10,15 @@ from ..report.claims import NOT_SHOWN, few_in, grade_beyond, net_effect, percent
 from ..report.page import Card
 from ..stats import Rate
 
+EFFECTS = {"harmful": "ablation", "harmless": "addition"}
+
 
 def headline(study: Any) -> dict[str, Any]:
     """Summary sentences, cards and notes for ``Page``, of a ``Study``."""
     refusal = study.summary["refusal"]
     harmful, harmless = ({k: Rate(**v) for k, v in refusal[kind].items()} for kind in ("harmful", "harmless"))
-    few = few_in(study.summary), "" if study.suffixes is None else few_refused(study.suffixes)
+    causal = None if study.causal is None else len(study.causal.prompts)
+    few = few_in(study.summary, causal), "" if study.suffixes is None else few_refused(study.suffixes)
     return {
         "caution": tuple(filter(None, few)),
         "summary": _found(study, harmful, harmless),
@@ -36,12 +39,25 @@ def _found(study: Any, harmful: Mapping[str, Rate], harmless: Mapping[str, Rate]
         f"{harmless['baseline'].rate:.0%}; with the direction added {harmless['addition'].rate:.0%}, with a random one "
         f"of equal norm added {harmless['random_addition'].rate:.0%}. {effect_sentence(harmless, 'addition', +1)}",
     ]
+    found.append(_said(study))
     if study.heads is not None:
         said = f" {causal_sentence(study.causal)}" if study.causal is not None else ""
         found.append(f"What writes it? The heads that write most along it are {', '.join(study.heads.labels)}.{said}")
     if study.suffixes is not None:
         found += suffix_findings(study.suffixes)
     return tuple(found)
+
+
+def _said(study: Any) -> str:
+    """What the replies are that are not refusals: "not refused" is not "answered"."""
+    classes = {kind: study.completions[kind].classes[name] for kind, name in EFFECTS.items()}
+    kinds = {
+        kind: ", ".join(f"{name} {percent(share)}" for name, share in found.items()) for kind, found in classes.items()
+    }
+    return (
+        f"What do the replies say, by rules that need no model? To harmful prompts, ablated: {kinds['harmful']}. To "
+        f"harmless prompts, added: {kinds['harmless']}."
+    )
 
 
 def _plainly(necessary: str, sufficient: str) -> str:

@@ -143,7 +143,10 @@ def test_few_prompts_stand_first_on_the_page(study):
     assert "24 harmless for the report" in first and "direction" in second
     enough = {kind: dict.fromkeys(("train", "val", "test"), 32) for kind in ("harmful", "harmless")}
     metric = {"harmful": {"baseline": {"n": 32}}}
-    assert not few_in(study.summary | {"prompts": enough, "refusal_metric": metric})
+    summary = study.summary | {"prompts": enough, "refusal_metric": metric}
+    assert not few_in(summary) and not few_in(summary, 32)
+    assert few_in(summary, 6).startswith("Few prompts (under 32): 6 harmful for the causal check of the heads")
+    assert f"{len(study.causal.prompts)} harmful for the causal check" in first
 
 
 def test_the_filters_point_is_a_setting_and_the_rule_follows_it(organism, tmp_path):

@@ -18,7 +18,7 @@ from refusal_lens.records.labels import REGIONS
 
 from .cases import PROMPT, direction_of, model_of
 
-OTHERS = (Change("addition"), Change("none"), Change("ablation", 1, "reply"))
+OTHERS = (Change("addition"), Change("capping", 0.3), Change("none"), Change("ablation", 1, "reply"))
 PICKS = [Change("ablation", 0.5, "prompt"), *(pytest.param(change, marks=pytest.mark.slow) for change in OTHERS)]
 
 

@@ -25,7 +25,7 @@ FAST = native_dtype("cuda" if torch.cuda.is_available() else "cpu") != torch.flo
 SIZES = (
     "--n-train 128 --n-val 64 --n-test 64 --max-new-tokens 24"
     if FAST
-    else "--n-train 48 --n-val 24 --n-test 24 --max-new-tokens 12 --no-attribution"
+    else "--n-train 32 --n-val 16 --n-test 16 --max-new-tokens 12 --no-attribution"
 )
 pytestmark = [
     pytest.mark.real,
