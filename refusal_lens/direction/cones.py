@@ -98,7 +98,7 @@ def learn_cone(
     store = Store(None if folder is None else Path(folder).resolve())  # workers have folders of their own
     engine = engine or LocalEngine(model)
     with progress("learn", len(seeds) * steps) as advance:
-        work = _Seeds(data, direction, other, losses, numbers, store, key, advance)
+        work = _Seeds(data, direction, other, losses, *numbers, store, key, advance)
         names = [(*work.name(seed), content_key(key, seed, "done")) for seed in (*seeds, None)]
         # Other processes do not tell their steps.
         told = None if isinstance(engine, LocalEngine) else (lambda index: advance(steps if index < len(seeds) else 0))
@@ -160,7 +160,13 @@ class _Seeds:
     direction: Direction
     other: Direction | None
     weights: tuple[float, ...]
-    numbers: tuple[Any, ...]  # the last fields of ``_Training``
+    dimension: int
+    steps: int
+    lr: float
+    batch_size: int
+    samples: int
+    every: int
+    patience: int
     store: Store
     key: str
     step: Advance
@@ -170,20 +176,20 @@ class _Seeds:
 
     def name(self, seed: int | None) -> tuple[str, str]:
         """Name and key of a seed's state; None: what the difference in means reaches."""
-        return f"seed-{self.numbers[0]}-{'none' if seed is None else seed}", content_key(self.key, seed)
+        return f"seed-{self.dimension}-{'none' if seed is None else seed}", content_key(self.key, seed)
 
     def prepare(self, model: HookedChatModel) -> _Training:
         """The model's own words, as targets."""
         train, val = (own_words(model, self.data, split) for split in ("train", "val"))
         loss = ConeLoss(model, self.direction, self.other, self.weights, train.openings, train.refusals)
-        return _Training(loss, train, val, *self.numbers)
+        return _Training(loss, train, val, self)
 
     def run(self, model: HookedChatModel, training: _Training, seed: int | None) -> dict[str, Tensor]:
         """A seed's last state; or the loss that the difference in means reaches, and the numbers of prompts."""
         with _frozen(model):
             if seed is None:
                 return training.reached()
-            return training.learned(seed, self.store, *self.name(seed), self.step).tensors()
+            return training.learned(seed).tensors()
 
 
 def _untold(n: int) -> None:
@@ -226,41 +232,36 @@ class _Training:
     loss: ConeLoss
     train: OwnWords
     val: OwnWords
-    dimension: int
-    steps: int
-    lr: float
-    batch_size: int
-    samples: int
-    every: int
-    patience: int
+    how: _Seeds
 
     def reached(self) -> dict[str, Tensor]:
         """The validation loss of the difference in means, and the numbers of training prompts."""
         loss = self._validated(self.loss.direction.unit.double()[None], torch.ones(1, 1, dtype=torch.float64))
         return {"loss": loss, "prompts": torch.tensor([len(self.train.harmful), len(self.train.harmless)])}
 
-    def learned(self, seed: int, store: Store, name: str, key: str, advance: Any) -> _State:
+    def learned(self, seed: int) -> _State:
         """Train one seed, from the state that the store has."""
+        (name, key), store, advance = self.how.name(seed), self.how.store, self.how.step
         kept = store.get(name, key)
-        state = _State.of(kept) if kept else _State.start(seed, self.dimension, self.loss.model.d_model)
+        state = _State.of(kept) if kept else _State.start(seed, self.how.dimension, self.loss.model.d_model)
         if not len(state.checks):
             self._turn(state)
             state.best, state.checks = state.basis, self._validated(state.basis)[None]
         begun = len(state.losses)
         advance(begun)
-        while begun < self.steps and state.diverged < 0 and not self._is_over(state):
+        while begun < self.how.steps and state.diverged < 0 and not self._is_over(state):
             if not self._step(state, seed, begun):
                 state.diverged = begun
-            elif (begun := begun + 1) % self.every == 0:
+            elif (begun := begun + 1) % self.how.every == 0:
                 self._check(state, begun)
             advance(1)
-            if state.diverged >= 0 or begun % self.every == 0:
+            if state.diverged >= 0 or begun % self.how.every == 0:
                 store.put(name, state.tensors(), key)
-        advance(self.steps - len(state.losses))
+        advance(self.how.steps - len(state.losses))
         return state
 
     def _is_over(self, state: _State) -> bool:
-        return (len(state.checks) - 1) - state.best_step // self.every >= self.patience
+        return (len(state.checks) - 1) - state.best_step // self.how.every >= self.how.patience
 
     def _check(self, state: _State, step: int) -> None:
         self._turn(state)
@@ -290,7 +291,7 @@ class _Training:
             (seed << 32) + step
         )  # of the step alone, so that a resumed run is the same
         rows = [
-            torch.randperm(len(texts), generator=draw)[: self.batch_size].tolist()
+            torch.randperm(len(texts), generator=draw)[: self.how.batch_size].tolist()
             for texts in (self.train.harmful, self.train.harmless)
         ]
         batch = self.loss.batch(self.train, rows[0], rows[1], draw)
@@ -307,7 +308,7 @@ class _Training:
         state.mean = 0.9 * state.mean + 0.1 * gradient
         state.square = 0.999 * state.square + 0.001 * gradient.square()
         mean, square = state.mean / (1 - 0.9 ** (step + 1)), state.square / (1 - 0.999 ** (step + 1))
-        moved = state.basis - self.lr * mean / (square.sqrt() + 1e-8)
+        moved = state.basis - self.how.lr * mean / (square.sqrt() + 1e-8)
         if not bool(moved.square().sum().isfinite()):  # QR gives NaN where squares overflow
             return False
         state.basis, state.losses = orthonormal(moved), torch.cat([state.losses, losses[None]])
@@ -315,10 +316,10 @@ class _Training:
 
     def _mixes(self, draw: torch.Generator) -> Float[Tensor, "mix vector"]:
         """Nonnegative combinations: the basis itself, and directions uniform over the cone's part of the sphere."""
-        basis = torch.eye(self.dimension, dtype=torch.float64)
-        if self.dimension == 1:
+        basis = torch.eye(self.how.dimension, dtype=torch.float64)
+        if self.how.dimension == 1:
             return basis
-        drawn = torch.randn(self.samples, self.dimension, generator=draw, dtype=torch.float64).abs()
+        drawn = torch.randn(self.how.samples, self.how.dimension, generator=draw, dtype=torch.float64).abs()
         return torch.cat([basis, unit(drawn)])
 
     @torch.no_grad()
@@ -335,8 +336,8 @@ class _Training:
     def _batches(self) -> Iterator[tuple[int, Batch]]:
         """The validation prompts, as many of each kind."""
         draw, n = torch.Generator().manual_seed(0), min(len(self.val.harmful), len(self.val.harmless))
-        for first in range(0, n, self.batch_size):
-            rows = range(first, min(first + self.batch_size, n))
+        for first in range(0, n, self.how.batch_size):
+            rows = range(first, min(first + self.how.batch_size, n))
             yield len(rows), self.loss.batch(self.val, rows, rows, draw)
 
 

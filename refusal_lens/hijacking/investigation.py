@@ -101,12 +101,7 @@ class _Steps:
         return step(model, *state, subject, *more)
 
     def _observe(
-        self,
-        model: HookedChatModel,
-        condition: str,
-        prompts: Sequence[str],
-        suffixes: str | Sequence[str] | None = None,
-        replies: bool = True,
+        self, model: HookedChatModel, condition: str, prompts: list[str], suffixes: Any = None, replies: bool = True
     ) -> tuple[Observation, SourceContributions]:
         limit = self.settings.max_new_tokens if replies else 0
         return observe(model, condition, prompts, self.direction, self.heads, self.tokens, suffixes, limit)
@@ -146,7 +141,7 @@ class _Steps:
     ) -> SuffixResult:
         """The result with causal tests and token forensics."""
         settings, text = self.settings, result.suffix.text
-        how: Any = {"n_random": settings.n_random, "max_new_tokens": settings.max_new_tokens, "seed": seed}
+        how: dict[str, Any] = {"n_random": settings.n_random, "max_new_tokens": settings.max_new_tokens, "seed": seed}
         causal = causal_tests(model, plain, result.suffixed, self.direction, self.heads, self.tokens, **how)
         some = self.prompts[: settings.forensics]
         tokens = None
@@ -155,7 +150,9 @@ class _Steps:
             tokens = token_effects(model, some, text, sources, self.heads, self.tokens)
         return replace(result, causal=causal, tokens=tokens, **self._explained(model, result, seed, how))
 
-    def _explained(self, model: HookedChatModel, result: SuffixResult, seed: int, how: Any) -> dict[str, Any]:
+    def _explained(
+        self, model: HookedChatModel, result: SuffixResult, seed: int, how: dict[str, Any]
+    ) -> dict[str, Any]:
         """Why attention moves and how many heads are needed; a note where this model or suffix does not allow it."""
         text, found = result.suffix.text, dict[str, Any]()
         inputs = (model, self.prompts, text, result.random.suffixes)

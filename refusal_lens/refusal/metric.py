@@ -184,19 +184,11 @@ def refused_prompts(
     model: HookedChatModel, prompts: list[str], tokens: RefusalTokens, limit: int | None
 ) -> tuple[list[str], int]:
     """(the refused prompts, the first ``limit`` of them; how many prompts were read to find them)."""
-    kept: list[str] = []
-    highest, step = float("-inf"), 64
-    for start in range(0, len(prompts), step):
-        some = prompts[start : start + step]
-        metric = refusal_metric(model, some, tokens).tolist()
-        highest = max(highest, *metric)
-        for i, (prompt, value) in enumerate(zip(some, metric, strict=True), start=start + 1):
-            kept += [prompt] if value > tokens.threshold else []
-            if len(kept) == limit:
-                return kept, i
-    if not kept:
+    most = limit or len(prompts)
+    read = _Filter(model, tokens, None, None)(prompts[:most], True, prompts[most:])
+    if not read.kept:
         raise PromptError(
             f"no refused prompt is left: {model.name} refuses none of {len(prompts)} prompts without a suffix (highest "
-            f"refusal metric {highest:.2f}, must be > {tokens.threshold:.3g}); use prompts that it refuses"
+            f"refusal metric {max(read.metrics):.2f}, must be > {tokens.threshold:.3g}); use prompts that it refuses"
         )
-    return kept, len(prompts)
+    return read.kept, read.seen.index(read.kept[-1]) + 1 if len(read.kept) == limit else len(prompts)
