@@ -160,7 +160,8 @@ class _Steps:
             check_suffix(model.chat, self.choosing, text, model.n_ctx)
             drawn = random_controls(model.chat, self.choosing, text, seed + 1).texts
             others: dict[str, Any] = {"choosing": self.choosing, "choosing_random": drawn}
-            found["curves"] = head_curves(*inputs, self.direction, self.tokens, **others, **how)
+            more: dict[str, Any] = {**others, **how}
+            found["curves"] = head_curves(*inputs, self.direction, self.tokens, **more)
             n = self.settings.forensics
             few = (model, self.prompts[:n], text, result.random.suffixes[:n], self.direction, self.tokens)
             found["grids"] = tuple(patching_grid(*few, site=site, seed=seed) for site in self.settings.grids if n)
