@@ -91,11 +91,10 @@ def causal_check(
     singles = tuple(dict.fromkeys([*named, *(head for draw in draws for head in draw)]))
     every = every_head(model)
     sets: list[Any] = [((), False), *_effects(named, every), (every, False), None]
-    sets += [one for draw in draws for one in _effects(draw, every)]
-    sets += [((head,), False) for head in singles]
+    sets += [*(one for draw in draws for one in _effects(draw, every)), *(((head,), False) for head in singles)]
     work = _Replaced(prompts, suffixes, reference, direction, refusal_tokens, n_last, donors)
-    groups = [sets[i : i + SETS] for i in range(0, len(sets), SETS)]
-    *made, predicted = (engine or LocalEngine(model)).map("replace heads", work, [*groups, singles])
+    items = [*(sets[i : i + SETS] for i in range(0, len(sets), SETS)), singles]
+    *made, predicted = (engine or LocalEngine(model)).map("replace heads", work, items)
     found = torch.cat(made)
     controls = found[6 : 6 + 3 * n_random].unflatten(0, (n_random, 3)).mean(0)
     metric, measured = torch.cat([found[:4], controls, found[4:6]]), found[6 + 3 * n_random :] - found[0]

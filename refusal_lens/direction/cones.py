@@ -103,23 +103,7 @@ def learn_cone(
         # Other processes do not tell their steps.
         told = None if isinstance(engine, LocalEngine) else (lambda index: advance(steps if index < len(seeds) else 0))
         *ends, reached = engine.map("seeds", work, [*seeds, None], told, store, names)
-    states = [_State.of(end) for end in ends]
-    if all(state.diverged >= 0 and not state.best_step for state in states):
-        raise DirectionError(diverged_at(states[0].diverged, lr, 0))
-    return LearnedCones(
-        direction,
-        tuple(seeds),
-        torch.stack([state.best for state in states]),
-        torch.stack([_filled(state.losses, steps) for state in states]),
-        torch.stack([_filled(state.checks, steps // every + 1) for state in states]),
-        every,
-        tuple(state.best_step for state in states),
-        tuple(state.diverged for state in states),
-        float(reached["loss"]),
-        losses,
-        lr,
-        tuple(reached["prompts"].tolist()),
-    )
+    return work.record(tuple(seeds), [_State.of(end) for end in ends], reached)
 
 
 def _check(
@@ -190,6 +174,25 @@ class _Seeds:
             if seed is None:
                 return training.reached()
             return training.learned(seed).tensors()
+
+    def record(self, seeds: tuple[int, ...], states: list[_State], reached: Mapping[str, Tensor]) -> LearnedCones:
+        """What was learned with each seed, and what the difference in means reaches."""
+        if all(state.diverged >= 0 and not state.best_step for state in states):
+            raise DirectionError(diverged_at(states[0].diverged, self.lr, 0))
+        return LearnedCones(
+            self.direction,
+            seeds,
+            torch.stack([state.best for state in states]),
+            torch.stack([_filled(state.losses, self.steps) for state in states]),
+            torch.stack([_filled(state.checks, self.steps // self.every + 1) for state in states]),
+            self.every,
+            tuple(state.best_step for state in states),
+            tuple(state.diverged for state in states),
+            float(reached["loss"]),
+            self.weights,
+            self.lr,
+            tuple(reached["prompts"].tolist()),
+        )
 
 
 def _untold(n: int) -> None:
