@@ -13,8 +13,7 @@ from analyses.common import finish, parser, prepared, show
 from refusal_lens.data.prompts import PromptPair
 from refusal_lens.direction.cone_section import cones_section
 from refusal_lens.direction.cones import learn_cone
-from refusal_lens.direction.independence import representational_independence
-from refusal_lens.direction.subspace import pca_subspace, subspace_effects
+from refusal_lens.direction.subspace import pca_subspace, representational_independence, subspace_effects
 from refusal_lens.engines.local import named_engine
 from refusal_lens.progress import automatic
 from refusal_lens.records.direction import Subspace

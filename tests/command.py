@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
@@ -44,3 +45,8 @@ def call(*arguments: object) -> Done:
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
     return Done(code, out.getvalue(), err.getvalue())
+
+
+def without_costs(content: bytes) -> bytes:
+    """A report without its table of what each stage took, which differs from run to run."""
+    return re.sub(rb'<figure id="stage-costs">.*?</figure>', b"", content, flags=re.DOTALL)

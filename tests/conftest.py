@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("REFUSAL_LENS_CACHE", "off")  # tests leave nothing in their user's home
 # Threads that share a core with another process wait for each other at every small product (20 times slower). Only the
 # real model's products are worth more: `make test-real` says so.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -13,7 +13,7 @@ from ..report.drawing import Drawing
 from .causal_records import CausalCheck, PatchingComparison
 from .records import ComponentContributions, DirectLogitAttribution, HeadContributions, TopHeads, highest
 from .token_records import AttentionPatterns, Lens, Propagation, SourceContributions
-from .views import MAX_TOKENS, thinned
+from .views import thinned
 
 
 @registered("map", HeadContributions, TopHeads)
@@ -133,7 +133,9 @@ def plot_causal_check(record: CausalCheck) -> Drawing:
         f"change in the refusal metric (n = {record.n_reported})",
         f"single heads: Spearman {record.spearman:.2f} (p = {record.p_value:.2g})",
     )
-    figure = style.panels(titles, column_widths=[0.55, 0.45], horizontal_spacing=0.12)
+    across = ("heads replaced or kept", "predicted change along r̂")
+    up = ("change in the refusal metric", "measured change in the metric")
+    figure = style.panels(titles, across, up, column_widths=[0.55, 0.45], horizontal_spacing=0.12)
     conditions = [name for name in record.conditions if name != "baseline"]
     order = [style.readable(name) for name in conditions]
     for control in (False, True):  # one trace each: Plotly warns about a list of colours with hatches
@@ -157,10 +159,7 @@ def plot_causal_check(record: CausalCheck) -> Drawing:
             hovertemplate="%{text}<br>predicted %{x:.3f} along r̂<br>measured %{y:.3f}<extra></extra>",
             **style.panel(2),
         )
-    figure.update_xaxes(tickangle=-35, title_text="heads replaced or kept", row=1, col=1)
-    figure.update_yaxes(title_text="change in the refusal metric", row=1, col=1)
-    figure.update_xaxes(title_text="predicted change along r̂", row=1, col=2)
-    figure.update_yaxes(title_text="measured change in the metric", row=1, col=2)
+    figure.update_xaxes(tickangle=-35, row=1, col=1)
     return style.finish(figure, "Do the top heads cause the refusal?", height=480)
 
 
@@ -261,16 +260,16 @@ def plot_head_tokens(record: SourceContributions, prompt: int, head: Head | str)
 
 
 @registered("pattern", AttentionPatterns)
-def plot_attention(record: AttentionPatterns, head: Head | str | None = None, limit: int = MAX_TOKENS) -> Drawing:
+def plot_attention(record: AttentionPatterns, head: Head | str | None = None) -> Drawing:
     """Attention of one head (the first if None) on one prompt, from every token (rows) to every earlier one (columns);
-    more than ``limit`` tokens are grouped, and the title says so.
+    more than ``MAX_TOKENS`` are grouped, and the title says so.
 
     Raises:
         LabelError: the record does not hold this head.
     """
     label = record.labels[0] if head is None else head_label(*as_head(head))
     place = index_of(record.labels, label, "head", "AttentionPatterns")
-    values, tokens, notice = thinned(record.values[place].float(), record.tokens, limit)
+    values, tokens, notice = thinned(record.values[place].float(), record.tokens)
     labels = [visible(token) for token in tokens]
     figure = Drawing()
     style.add_attention(figure, values.tolist(), labels)

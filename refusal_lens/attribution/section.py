@@ -54,7 +54,7 @@ def inside_section(trace: DirectionTrace, inside: Inside | None) -> Section:
         "standard deviation."
     )
     n = f"{trace.cosine.shape[-1]} held-out prompts of each kind"
-    first = Figure("trace", trace.plot(), caption, n, "harmless prompts", trace.to_frame(), wide=False)
+    first = Figure.of("trace", trace, caption, n, "harmless prompts", wide=False)
     if inside is None:
         missing = "Attribution was not run, so what writes the direction was not measured."
         return Section("inside", "Inside the model", (missing,), (first,))
@@ -88,7 +88,7 @@ def _logits(logits: DirectLogitAttribution) -> Figure:
         f"to the total (largest error {logits.error:.2g}); the table has every part with its 95% interval."
     )
     n = f"{logits.values.shape[-1]} held-out harmful prompts"
-    return Figure("dla", logits.plot(), caption, n, EXACT, logits.to_frame())
+    return Figure.of("dla", logits, caption, n, EXACT)
 
 
 def _lens(lens: Lens) -> Figure:
@@ -98,14 +98,7 @@ def _lens(lens: Lens) -> Figure:
         "The direction's opposite favours what the direction disfavours."
     )
     control = f"the last row, and the highest logit of {len(lens.random)} random directions in the title"
-    return Figure(
-        "lens",
-        lens.plot(),
-        caption,
-        "the direction: weights alone; heads: held-out harmful prompts",
-        control,
-        lens.to_frame(),
-    )
+    return Figure.of("lens", lens, caption, "the direction: weights alone; heads: held-out harmful prompts", control)
 
 
 def _heads(inside: Inside, heads: TopHeads) -> Iterator[Item]:
@@ -116,19 +109,19 @@ def _heads(inside: Inside, heads: TopHeads) -> Iterator[Item]:
         "What each head writes along the direction at the last position; the top heads are labelled. Click a head, or "
         "pick it from the list below, to see it in detail."
     )
-    rest = ("the same heads on harmless prompts, in the figures below", heads.reported.to_frame(), "heads")
-    yield Figure("head-map", heads.plot("map"), caption, chosen, *rest, wide=heads.reported.mean.shape[1] > 12)
+    control, wide = "the same heads on harmless prompts, in the figures below", heads.reported.mean.shape[1] > 12
+    more = {"data": heads.reported.to_frame(), "picks": "heads", "wide": wide}
+    yield Figure.of("head-map", heads, caption, chosen, control, "map", **more)
     yield head_picker(inside, heads)
     caption = "The chosen heads on held-out harmful prompts and on harmless ones, with 95% bootstrap intervals."
-    drawn = heads.plot("top heads")
-    yield Figure("head-report", drawn, caption, chosen, "harmless prompts", heads.to_frame(), wide=False)
+    yield Figure.of("head-report", heads, caption, chosen, "harmless prompts", "top heads", wide=False)
     if inside.causal is not None:
         caption = (
             "Left: change in the refusal metric when heads are replaced. Right: predicted against measured change, one "
             "point per head. 95% bootstrap intervals."
         )
         n, control = f"{inside.causal.n_reported} held-out harmful prompts", "random heads of the same layers"
-        yield Figure("causal-check", inside.causal.plot(), caption, n, control, inside.causal.to_frame())
+        yield Figure.of("causal-check", inside.causal, caption, n, control)
 
 
 def head_picker(inside: Inside, heads: TopHeads) -> Picker:
@@ -198,7 +191,7 @@ def _tokens(inside: Inside) -> Iterator[Item]:
         )
         n = f"{propagation.projection.shape[-2]} held-out harmful prompts"
         control = "harmless prompts, in the trace above (last position)"
-        yield Figure("propagation", propagation.plot(), caption, n, control, propagation.to_frame())
+        yield Figure.of("propagation", propagation, caption, n, control)
     if heads is None or sources is None:
         return
     caption = "The regions of the prompt from which the top heads write along the direction."

@@ -33,10 +33,10 @@ def thinned(
     return small, labels, f"{n} tokens, in groups of {step} neighbours (sum over sources, mean over destinations)"
 
 
-def attention_props(record: AttentionPatterns, limit: int = MAX_TOKENS) -> tuple[str, dict[str, Any]]:
+def attention_props(record: AttentionPatterns) -> tuple[str, dict[str, Any]]:
     """CircuitsVis's component and its properties: attention of a few heads on one prompt (rounded to 4 digits; beyond
-    ``limit`` tokens, neighbours are grouped, which ``attention_notice`` says)."""
-    values, tokens, _ = thinned(record.values.float(), record.tokens, limit)
+    ``MAX_TOKENS``, neighbours are grouped, which ``attention_notice`` says)."""
+    values, tokens, _ = thinned(record.values.float(), record.tokens)
     rounded = (values * 1e4).round() / 1e4
     return "AttentionHeads", {
         "tokens": [visible(token) for token in tokens],
@@ -45,9 +45,9 @@ def attention_props(record: AttentionPatterns, limit: int = MAX_TOKENS) -> tuple
     }
 
 
-def attention_notice(record: AttentionPatterns, limit: int = MAX_TOKENS) -> str:
+def attention_notice(record: AttentionPatterns) -> str:
     """How tokens were grouped in the view, for its caption; "" if they were not."""
-    return thinned(record.values[:1], record.tokens, limit)[2]
+    return thinned(record.values[:1], record.tokens)[2]
 
 
 def attention_view(record: AttentionPatterns, element_id: str = "attention") -> View:

@@ -50,19 +50,18 @@ def plot_losses(records: Losses | Sequence[Losses]) -> Drawing:
 
 
 @registered("histogram", RefusalProxy)
-def plot_proxy(record: RefusalProxy, bins: int = 30) -> Drawing:
+def plot_proxy(record: RefusalProxy) -> Drawing:
     """Histogram of the refusal metric of refused and answered prompts (paper Figs. 9-10)."""
-    return _histogram(
-        record.histogram(bins), 0.0, f"Metric of refused and answered prompts: AUROC {record.auroc.mean:.3f}"
-    )
+    title = f"Metric of refused and answered prompts: AUROC {record.auroc.mean:.3f}"
+    return _histogram(record.histogram(), 0.0, title)
 
 
 @registered("calibration", RefusalTokens)
-def plot_calibration(tokens: RefusalTokens, bins: int = 30) -> Drawing:
+def plot_calibration(tokens: RefusalTokens) -> Drawing:
     """Histogram of the refusal metric of refused and answered training prompts, and the calibrated point."""
     if tokens.calibration is None:
         raise ResultError("these refusal tokens are not calibrated: pass them to refusal.calibrate_tokens")
-    table = metric_histogram(tokens.calibration.metric, tokens.calibration.refused, bins)
+    table = metric_histogram(tokens.calibration.metric, tokens.calibration.refused)
     return _histogram(table, tokens.threshold, f"Metric of training prompts: refused above {tokens.threshold:.3g}")
 
 

@@ -4,7 +4,7 @@ Needs the extra ``evals`` (``pip install refusal-lens[evals]``), which is import
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from ..errors import ModelError
 from ..hooks.conditions import Conditions
 from ..models.chat import no_regions, padded
 from ..models.model import HookedChatModel
-from ..models.texts import Scored, scored_batches
+from ..models.texts import Scored, predictions, scored_batches
 from .records import HarnessScore, HarnessScores
 
 # The paper's benchmarks by their official task names.
@@ -116,11 +116,9 @@ def score(model: HookedChatModel, texts: Sequence[Scored]) -> list[tuple[float, 
     """(log-likelihood in nats of the tokens that count, whether greedy decoding would give them), in batches."""
     out: list[tuple[float, bool]] = [(0.0, True)] * len(texts)
     for tokens in scored_batches(model, texts):
-        counts = [len(texts[i].ids) - texts[i].first for i in tokens.indices]
-        logits = model.logits(tokens, max(counts) + 1)
-        for row, (index, count) in enumerate(zip(tokens.indices, counts, strict=True)):
-            scores = logits[row, -count - 1 : -1].double().log_softmax(-1)
-            targets = tokens.ids[row, -count:]
+        found = predictions(partial(model.logits, tokens), tokens, [texts[i] for i in tokens.indices])
+        for index, (rows, targets) in zip(tokens.indices, found, strict=True):
+            scores = rows.double().log_softmax(-1)
             value = float(scores.gather(-1, targets[:, None]).sum())
             out[index] = value, bool((scores.argmax(-1) == targets).all())
     return out

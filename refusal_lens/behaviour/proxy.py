@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ..hooks.base import Intervention
 from ..models.model import HookedChatModel
 from ..refusal.metric import refusal_metric
 from ..refusal.phrases import is_refusal
@@ -19,9 +18,8 @@ def refusal_proxy(
     prompt_sets: Mapping[str, Sequence[str]],
     refusal_tokens: RefusalTokens,
     max_new_tokens: int = 64,
-    edits: Sequence[Intervention] = (),
 ) -> RefusalProxy:
-    """Measure the metric of every prompt and judge its reply by the paper's phrases, under ``edits`` if any.
+    """Measure the metric of every prompt and judge its reply by the paper's phrases.
 
     Args:
         prompt_sets: name -> prompts.
@@ -34,7 +32,6 @@ def refusal_proxy(
     """
     prompts = [prompt for texts in prompt_sets.values() for prompt in texts]
     names = tuple(name for name, texts in prompt_sets.items() for _ in texts)
-    with model.hooks(*edits):
-        metric = refusal_metric(model, prompts, refusal_tokens)
-        found = replies(model, prompts, max_new_tokens)
+    metric = refusal_metric(model, prompts, refusal_tokens)
+    found = replies(model, prompts, max_new_tokens)
     return RefusalProxy(tuple(prompts), names, metric, torch.tensor([is_refusal(reply) for reply in found]))

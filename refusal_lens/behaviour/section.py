@@ -9,16 +9,7 @@ from ..report import style
 from ..report.page import RANDOM_DIRECTION, Figure, Section, Table, anchor, frame_table
 from ..stats import Interval
 from .false_refusal_records import OverRefusal
-from .figures import (
-    plot_calibration,
-    plot_evaluation,
-    plot_harness,
-    plot_losses,
-    plot_over_refusal,
-    plot_proxy,
-    plot_refusal_rates,
-    plot_reply_classes,
-)
+from .figures import plot_calibration, plot_losses, plot_refusal_rates, plot_reply_classes
 from .records import EvaluationTable, HarnessScores, Losses, RefusalProxy
 
 
@@ -31,8 +22,8 @@ def evaluation_section(table: EvaluationTable) -> Section:
         what = "safe" if rows["kind"].iloc[0] == "safety" else "refused"
         n = ", ".join(f"{int(g['n'].max())} {name}" for name, g in rows.groupby("prompts", sort=False))
         caption = f"Share of replies {what} by {judge}, with 95% Clopper-Pearson intervals."
-        drawn = plot_evaluation(table, judge)
-        items.append(Figure(f"evaluation-{anchor(judge)}", drawn, caption, f"{n} prompts", RANDOM_DIRECTION, rows))
+        rest = (caption, f"{n} prompts", RANDOM_DIRECTION)
+        items.append(Figure.of(f"evaluation-{anchor(judge)}", table, *rest, data=rows, judge=judge))
     for a in table.agreements:
         id = f"disagreements-{anchor(a.first)}-{anchor(a.second)}"
         caption = f"{a.first} and {a.second} agree on {a.agreed}; Cohen's kappa {a.kappa:.2f}. Where they differ."
@@ -69,7 +60,7 @@ def harness_section(scores: HarnessScores | None) -> Section:
     control = RANDOM_DIRECTION if any(c.startswith("random") for c in frame["condition"]) else "none was run"
     counts = ", ".join(f"{int(n)} {task}" for task, n in frame.groupby("task", sort=False)["n"].max().items())
     caption = "Benchmark scores by condition, with 99% intervals."
-    figure = Figure("harness-scores", plot_harness(scores), caption, f"documents: {counts}", control, frame)
+    figure = Figure.of("harness-scores", scores, caption, f"documents: {counts}", control)
     table = frame_table("harness-table", frame.round(4), "The harness's scores.")
     return Section("harness", title, text, (figure, table))
 
@@ -83,7 +74,7 @@ def proxy_section(record: RefusalProxy) -> Section:
     )
     caption = "Refusal metric of prompts whose replies were judged refusals, and of those that were answered."
     control = "none applies: two readings of the same prompts"
-    figure = Figure("proxy", plot_proxy(record), caption, f"{a.n} prompts", control, record.to_frame())
+    figure = Figure.of("proxy", record, caption, f"{a.n} prompts", control)
     return Section("proxy", "The refusal metric as a proxy", text, (figure,))
 
 
@@ -215,8 +206,7 @@ def over_refusal_section(record: OverRefusal) -> Section:
         "orthogonal to the refusal direction."
     )
     control = f"{RANDOM_DIRECTION}; beside the direction of false refusal, one orthogonal to r̂ (hatched)"
-    drawn = plot_over_refusal(record)
-    figure = Figure("over-refusal", drawn, caption, f"{n} test prompts", control, record.to_frame())
+    figure = Figure.of("over-refusal", record, caption, f"{n} test prompts", control)
     said = [said for said in record.completions if said.prompt_set == "borderline"]
     classes = "The same replies to borderline prompts by class: what is not refused need not be an answer."
     n = f"{record.prompt_sets.count('borderline')} test prompts"

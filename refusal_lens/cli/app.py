@@ -41,6 +41,8 @@ def _group() -> None:
 
       refusal-lens COMMAND --help                   a command's options, with examples
 
+      REFUSAL_LENS_CACHE=off refusal-lens run x.gguf    without keeping its dequantized weights for the next time
+
       refusal-lens --install-completion             tab completion, for bash, zsh, fish or PowerShell
     """
 

@@ -1,6 +1,5 @@
 """``refusal-lens run MODEL``: the study, a part of it, or its state."""
 
-import math
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,14 +74,15 @@ def run(
 
 def _show_stages(config: StudyConfig, out: Path) -> None:
     from ..study.pipeline import stage_states
+    from ..study.sections import cost_cells
 
     states = stage_states(config, out)
-    table = Table("stage", "state", Column("seconds", justify="right"), "settings", title=escape(str(out)))
+    numbers = (Column(name, justify="right") for name in ("seconds", "passes", "tokens"))
+    table = Table("stage", "state", *numbers, "settings", title=escape(str(out)))
     for s in states:
         settings = ", ".join(f"{name}={value}" for name, value in s.settings.items())
         settings += f" (now {'; '.join(s.changed)})" if s.changed else ""
-        seconds = "" if math.isnan(s.seconds) else f"{s.seconds:.1f}"
-        table.add_row(s.name, escape(s.state), seconds, escape(settings))
+        table.add_row(s.name, escape(s.state), *cost_cells((s.seconds, s.passes, s.tokens)), escape(settings))
     log.write({"event": "stages", "stages": [vars(s) for s in states]})
     console.print(table)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import IO, Annotated, Any
 
 import typer
-from rich import progress as rich
 from rich.console import Console
 
 from ..progress import as_events, silent, together
@@ -115,6 +114,8 @@ def bars(quiet: bool) -> Iterator[Any]:
     if not error_console.is_terminal:
         yield together(as_events(_line, every=math.inf), events)
         return
+    from rich import progress as rich
+
     steps = (rich.SpinnerColumn(), rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn())
     times = (rich.TimeElapsedColumn(), rich.TextColumn("left"), rich.TimeRemainingColumn())
     with rich.Progress(*steps, *times, console=error_console) as progress:

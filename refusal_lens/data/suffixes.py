@@ -17,7 +17,6 @@ from ..records.base import Record, load_record
 from ..records.labels import shortened, visible
 from .files import check_text, read_file
 
-ATTACK_KINDS = ("adversarial", "gcg", "adaptive", "jailbreakbench")
 BENIGN_KINDS = ("random_words", "random_tokens", "greeting", "style", "fluent", "benign")
 COLUMNS = ("suffix", "kind", "score")
 

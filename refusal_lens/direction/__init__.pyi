@@ -1,5 +1,3 @@
-from .ablation_records import AblationForms as AblationForms
-from .ablation_records import FormEffect as FormEffect
 from .cone_records import GroupAngles as GroupAngles
 from .cone_records import Independence as Independence
 from .cone_records import LearnedCones as LearnedCones
@@ -10,8 +8,10 @@ from .dose import Scope as Scope
 from .dose import capped as capped
 from .dose import dose_response as dose_response
 from .dose_records import DoseResponse as DoseResponse
+from .effect_records import AblationForms as AblationForms
 from .effect_records import EffectMatrix as EffectMatrix
 from .effect_records import FineTuning as FineTuning
+from .effect_records import FormEffect as FormEffect
 from .effect_records import SystemPrompts as SystemPrompts
 from .extract import after_thoughts as after_thoughts
 from .extract import extract_directions as extract_directions
@@ -22,7 +22,6 @@ from .forms import compare_ablations as compare_ablations
 from .harm import harm_effects as harm_effects
 from .harm import harm_map as harm_map
 from .harm_records import HarmMap as HarmMap
-from .independence import representational_independence as representational_independence
 from .map_records import ConversationMap as ConversationMap
 from .massive import stream_statistics as stream_statistics
 from .records import CandidateDirections as CandidateDirections
@@ -39,6 +38,7 @@ from .stability import selection_stability as selection_stability
 from .subspace import group_angles as group_angles
 from .subspace import pca_subspace as pca_subspace
 from .subspace import repeated_subspace as repeated_subspace
+from .subspace import representational_independence as representational_independence
 from .subspace import subspace_effects as subspace_effects
 from .trace import trace_direction as trace_direction
 from .transfer import Ground as Ground

@@ -65,7 +65,8 @@ def plot_subspaces(record: SubspaceEffects) -> Drawing:
 @registered("independence", Independence)
 def plot_independence(record: Independence) -> Drawing:
     """Change of the cosine with each direction when another is ablated: mean size over layers, and by layer."""
-    figure = style.panels(("mean size over layers", "mean change by layer"), column_widths=[0.45, 0.55])
+    axes = ("read", "resid_pre of layer"), ("ablated", "change of cosine")
+    figure = style.panels(("mean size over layers", "mean change by layer"), *axes, column_widths=[0.45, 0.55])
     cells = [[record.size(a, b) for b in record.names] for a in record.ablations]
     figure.add_heatmap(
         z=[[cell.mean for cell in row] for row in cells],
@@ -85,9 +86,6 @@ def plot_independence(record: Independence) -> Drawing:
                 figure.add_scatter(
                     x=list(range(len(change))), y=change, name=f"{read}, {ablated} ablated", line=look, **style.panel(2)
                 )
-    figure.update_xaxes(title_text="read", row=1, col=1).update_yaxes(title_text="ablated", row=1, col=1)
-    figure.update_xaxes(title_text="resid_pre of layer", row=1, col=2)
-    figure.update_yaxes(title_text="change of cosine", row=1, col=2)
     n = record.before.shape[-1]
     return style.finish(figure, f"Does ablating one direction move the other? (n = {n} harmful prompts)", height=440)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ..errors import ModelError
 from ..hooks.interventions import Ablate, Add
 from ..models.chat import Tokens, no_regions, padded
 from ..models.model import HookedChatModel
-from ..models.texts import Scored, reply_tokens
+from ..models.texts import Scored, predictions, reply_tokens
 from ..records.direction import Direction
 from ..refusal.phrases import is_refusal
 from ..refusal.replies import completion, replies
@@ -143,13 +144,10 @@ def forced_logits(
 ) -> tuple[Float[Tensor, "token vocab"], Tensor]:
     """Logits that predict the tokens that count, text after text, and these tokens; with a gradient where one is on."""
     tokens = _batched(model, texts)
-    counts = [len(text.ids) - text.first for text in texts]
     with model.hooks(*under):
-        logits = model.backend.logits(tokens.ids, tokens.mask, last_only=max(counts) + 1)
-    rows = [(row, n) for row, n in enumerate(counts) if n]
-    return torch.cat([logits[row, -n - 1 : -1] for row, n in rows]), torch.cat(
-        [tokens.ids[row, -n:] for row, n in rows]
-    )
+        found = predictions(partial(model.backend.logits, tokens.ids, tokens.mask), tokens, texts)
+        rows, targets = zip(*found, strict=True)
+    return torch.cat(rows), torch.cat(targets)
 
 
 def _streams(model: HookedChatModel, texts: Sequence[Scored], *under: Any) -> Float[Tensor, "layer prompt d_model"]:

@@ -83,18 +83,17 @@ class LearnedCones(Record, axes={"seed": "seeds", "part": PARTS}, figures=FIGURE
         """Cosine of each basis vector with the difference in means."""
         return self.basis @ self.direction.unit.double()
 
+    @property
+    def _lowest(self) -> list[float]:
+        """Lowest validation loss of each seed."""
+        return self.checks.nan_to_num(torch.inf).amin(1).tolist()
+
     def summary(self) -> tuple[str, ...]:
         """How the training ended, and how much seeds agree, in words."""
         what = "direction" if self.dimension == 1 else f"cone of {self.dimension} dimensions"
         ends = (
-            f"seed {seed}: validation loss {start:.3g} at the start, {low:.3g} at step {step}"
-            for seed, start, low, step in zip(
-                self.seeds,
-                self.checks[:, 0].tolist(),
-                self.checks.nan_to_num(torch.inf).amin(1).tolist(),
-                self.best,
-                strict=True,
-            )
+            f"seed {seed}: validation loss {self.checks[i, 0]:.3g} at the start, {self._lowest[i]:.3g} at step {step}"
+            for i, (seed, step) in enumerate(zip(self.seeds, self.best, strict=True))
         )
         told = [f"Learned {what}: {'; '.join(ends)}; of the difference in means {self.reference:.3g}."]
         told += [
@@ -113,7 +112,7 @@ class LearnedCones(Record, axes={"seed": "seeds", "part": PARTS}, figures=FIGURE
                 "cosine with r": float(cosine),
                 "best step": self.best[s],
                 "loss at start": float(self.checks[s, 0]),
-                "lowest loss": float(self.checks[s][~self.checks[s].isnan()].min()),
+                "lowest loss": self._lowest[s],
             }
             for s, seed in enumerate(self.seeds)
             for i, cosine in enumerate(self.cosines[s])

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 
 from ..report.page import RANDOM_DIRECTION, Figure, Section
-from .cone_figures import plot_angles, plot_independence, plot_learning, plot_subspaces
 from .cone_records import GroupAngles, Independence, LearnedCones, SubspaceEffects
 from .effect_records import EffectMatrix
-from .figures import plot_effects
 
 
 def cones_section(
@@ -22,8 +20,7 @@ def cones_section(
         )
         n = f"{harmful} harmful and {harmless} harmless training prompts"
         control = "the loss of the random start, at step 0; the difference in means, dashed"
-        picture = plot_learning(record)
-        items.append(Figure(f"cones-training-{record.dimension}", picture, caption, n, control, record.to_frame()))
+        items.append(Figure.of(f"cones-training-{record.dimension}", record, caption, n, control))
     text = [*effects.summary(), *(sentence for record in learned for sentence in record.summary())]
     if independence is not None:
         caption = (
@@ -31,8 +28,7 @@ def cones_section(
             "ablated; bootstrap 95% intervals. A direction's own cosine becomes 0."
         )
         n = f"{independence.before.shape[-1]} harmful test prompts"
-        data, picture = independence.to_frame(), plot_independence(independence)
-        items.append(Figure("cones-independence", picture, caption, n, "a random direction ablated: placebo", data))
+        items.append(Figure.of("cones-independence", independence, caption, n, "a random direction ablated: placebo"))
     return Section("cones", "Learned directions and cones", tuple(text), tuple(items))
 
 
@@ -54,15 +50,15 @@ def subspace_section(
         )
         n = f"{sum(found.sizes_harmful)} harmful prompts"
         control = f"{len(found.control)} groupings at random, their mean"
-        items.append(Figure(f"angles-{name}", plot_angles(found), caption, n, control, found.to_frame()))
+        items.append(Figure.of(f"angles-{name}", found, caption, n, control))
     if transfer is not None:
         caption = (
             "Change of the refusal metric of harmful prompts with r, or each language's difference in means, ablated; "
             "a language's direction on its own prompts is in-sample."
         )
-        sizes, data = sorted({cell.n for cell in transfer.change[0]}), transfer.to_frame()
+        sizes = sorted({cell.n for cell in transfer.change[0]})
         n = f"{' or '.join(map(str, sizes))} prompts per cell"
-        items.append(Figure("languages-transfer", plot_effects(transfer), caption, n, RANDOM_DIRECTION, data))
+        items.append(Figure.of("languages-transfer", transfer, caption, n, RANDOM_DIRECTION))
     return Section("subspaces", "Is one direction enough?", tuple(text), tuple(items))
 
 
@@ -72,4 +68,4 @@ def _effects(record: SubspaceEffects, id: str) -> Figure:
         "intervals (Clopper-Pearson for refusals, else bootstrap)."
     )
     n = f"{record.values.shape[-1]} prompts of each kind"
-    return Figure(id, plot_subspaces(record), caption, n, "a random subspace of equal size, dashed", record.to_frame())
+    return Figure.of(id, record, caption, n, "a random subspace of equal size, dashed")

@@ -308,10 +308,10 @@ class _Training:
             gradient, losses = gradient + slope / len(mixes), losses + parts.detach() / len(mixes)
         if not bool(gradient.isfinite().all() and losses.isfinite().all()):
             return False
-        state.mean = 0.9 * state.mean + 0.1 * gradient
-        state.square = 0.999 * state.square + 0.001 * gradient.square()
-        mean, square = state.mean / (1 - 0.9 ** (step + 1)), state.square / (1 - 0.999 ** (step + 1))
-        moved = state.basis - self.how.lr * mean / (square.sqrt() + 1e-8)
+        moved = state.basis.clone()
+        moved.grad, adam = gradient, torch.optim.Adam([moved], self.how.lr)
+        adam.state[moved] = {"step": torch.tensor(float(step)), "exp_avg": state.mean, "exp_avg_sq": state.square}
+        adam.step()  # in place, the moments too
         if not bool(moved.square().sum().isfinite()):  # QR gives NaN where squares overflow
             return False
         state.basis, state.losses = orthonormal(moved), torch.cat([state.losses, losses[None]])

@@ -24,7 +24,7 @@ from ..models.texts import Scored, reply_tokens, scored_batches
 from ..progress import Progress, silent
 from ..records.direction import DirectionLike
 from ..records.labels import index_of
-from ..refusal.degenerate import is_degenerate
+from ..refusal.classes import is_degenerate
 from ..refusal.metric import refusal_metric
 from ..refusal.phrases import is_refusal
 from ..refusal.records import RefusalTokens

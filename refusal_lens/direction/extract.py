@@ -52,37 +52,25 @@ class _Sum(Reader[Tensor]):
         return self.rows["sum"]
 
 
-def mean_activations(
-    model: HookedChatModel,
-    prompts: PromptsLike | Tokens,
-    on_batch: Callable[[int], None] | None = None,
-    engine: Engine | None = None,
-    request: bool = False,
-) -> Float[Tensor, "pos layer d_model"]:
+def mean_activations(model: HookedChatModel, prompts: PromptsLike | Tokens) -> Float[Tensor, "pos layer d_model"]:
     """Mean resid_pre at the post-instruction positions, accumulated in float64.
 
-    Memory is one batch and one running sum, whatever the number of prompts. Interventions active on the model act with
-    the local engine, where batches are then by length instead of packed.
-
-    Args:
-        prompts: requests, or tokens (which run in this process).
-        on_batch: called with the number of prompts just done.
-        engine: where the work runs; this process if None.
-        request: also read the request's last token, as the first position.
+    Memory is one batch and one running sum, whatever the number of prompts. Interventions active on the model act;
+    batches are then by length instead of packed.
 
     Raises:
         ModelError: an activation is NaN or infinite; the message names its hook point.
     """
     asked = prompts if isinstance(prompts, Tokens) else as_prompts(prompts, "train")
-    return _read(model, asked, [_Sum(int(request))], on_batch, engine)[0]
+    return _read(model, asked, [_Sum()])[0]
 
 
 def _read(
     model: HookedChatModel,
     asked: list[str] | Tokens,
     readers: list[Reader],
-    on_batch: Callable[[int], None] | None,
-    engine: Engine | None,
+    on_batch: Callable[[int], None] | None = None,
+    engine: Engine | None = None,
 ) -> tuple[Any, ...]:
     """The mean that the first reader sums up, checked, and what the others found."""
     engine = None if isinstance(asked, Tokens) else engine or LocalEngine(model)
@@ -117,7 +105,9 @@ def extract_directions(
     """
     kinds = [p if isinstance(p, Tokens) else as_prompts(p, "train") for p in (harmful, harmless)]
     n_harmful, n_harmless = map(len, kinds)
-    labels = _labels(model, kinds[0]) if isinstance(kinds[0], Tokens) else model.chat.post_labels()
+    labels, asked = model.chat.post_labels(), kinds[0]
+    if isinstance(asked, Tokens):
+        labels = tuple(visible(model.tokenizer.decode([token])) for token in asked.ids[0, -asked.n_post :].tolist())
     with progress("extract directions", n_harmful + n_harmless) as advance:
         read = [_read(model, some, [_Sum(int(request)), Moments()], advance, engine) for some in kinds]
     means, moments = zip(*read, strict=True)
@@ -132,10 +122,6 @@ def extract_directions(
         model=model.fingerprint,
         statistics=statistics_of(model, moments, n_harmful + n_harmless),
     )
-
-
-def _labels(model: HookedChatModel, tokens: Tokens) -> tuple[str, ...]:
-    return tuple(visible(model.tokenizer.decode([token])) for token in tokens.ids[0, -tokens.n_post :].tolist())
 
 
 def after_thoughts(model: HookedChatModel, prompts: PromptsLike, max_new_tokens: int = 256) -> Tokens:

@@ -10,9 +10,8 @@ from ..records.labels import visible
 from ..records.stream import MASSIVE
 from ..report import style
 from ..report.drawing import Drawing
-from .ablation_records import ALONG, AblationForms
 from .dose_records import DoseResponse
-from .effect_records import EffectMatrix, FineTuning, SystemPrompts
+from .effect_records import ALONG, AblationForms, EffectMatrix, FineTuning, SystemPrompts
 from .harm_records import READINGS, HarmMap
 from .map_records import ConversationMap
 from .records import CandidateDirections, DirectionTrace, FoundDirection, Selection, Stability
@@ -21,7 +20,7 @@ from .records import CandidateDirections, DirectionTrace, FoundDirection, Select
 @registered("resamples won", Stability)
 def plot_stability(record: Stability) -> Drawing:
     """How often each candidate wins over bootstrap resamples, and the cosine between every two winners."""
-    figure = style.panels(("share of resamples won", "cosine between winners"))
+    figure = style.panels(("share of resamples won", "cosine between winners"), ("candidate", "resample: winner"))
     wins = record.wins
     tints = [style.GREEN if label == record.reference.label else style.GREY for label in wins]
     style.add_bars(figure, list(wins), list(wins.values()), "", marker_color=tints, showlegend=False, **style.panel(1))
@@ -35,7 +34,6 @@ def plot_stability(record: Stability) -> Drawing:
             hovertemplate="%{x} and %{y}: %{z:.3f}<extra></extra>",
             **style.panel(2),
         )
-    figure.update_xaxes(title_text="candidate", row=1, col=1).update_xaxes(title_text="resample: winner", row=1, col=2)
     figure.update_yaxes(tickformat=".0%", range=[0, 1.05], row=1, col=1)
     return style.finish(figure, "Which candidate wins when the training prompts are resampled", height=420)
 
@@ -236,7 +234,8 @@ def plot_massive(candidates: CandidateDirections, direction: Direction | None = 
 @registered("harm", HarmMap)
 def plot_harm(record: HarmMap) -> Drawing:
     """Projections of test prompts on harm and refusal; by layer, AUROC of harm on validation prompts and cosine."""
-    figure = style.panels(["test prompts", "by layer"], column_widths=[0.6, 0.4])
+    axes = ("projection on harm", "layer"), ("projection on refusal", "AUROC, cosine")
+    figure = style.panels(["test prompts", "by layer"], *axes, column_widths=[0.6, 0.4])
     for i, name in enumerate(("harmful", "harmless", *record.suffixes)):
         tint = style.colour(name, i)
         for refused, word in ((True, "refused"), (False, "answered")):
@@ -249,10 +248,6 @@ def plot_harm(record: HarmMap) -> Drawing:
     line = {"color": style.GREY, "dash": "dot"}
     name, cosines = "cosine of harm and refusal", record.cosines.tolist()
     figure.add_scatter(x=layers, y=cosines, name=name, mode="lines+markers", line=line, **style.panel(2))
-    titles = (("projection on harm", "projection on refusal"), ("layer", "AUROC, cosine"))
-    for col, (across, up) in enumerate(titles, start=1):
-        figure.update_xaxes(title_text=across, row=1, col=col)
-        figure.update_yaxes(title_text=up, row=1, col=col)
     return style.finish(figure, f"Harmfulness and refusal (n = {len(record.sets)} prompts)", height=500)
 
 

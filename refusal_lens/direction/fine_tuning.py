@@ -5,6 +5,7 @@ The trained weights stay in memory and are dropped at the end.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import ModelError, PromptError
 from ..hooks.conditions import NECESSITY, SUFFICIENCY, named_conditions
 from ..models.model import HookedChatModel
-from ..models.texts import Scored, scored_batches
+from ..models.texts import Scored, predictions, scored_batches
 from ..progress import Progress, silent
 from ..records.direction import DirectionLike, as_direction
 from ..refusal.phrases import is_refusal
@@ -93,13 +94,10 @@ def completion_loss(model: HookedChatModel, texts: Sequence[Scored]) -> Tensor:
     """Mean cross-entropy, nats per token, of the tokens that count; with a gradient where one is on."""
     total, count = torch.zeros((), device=model.device), 0
     for tokens in scored_batches(model, texts):
-        counts = [len(texts[i].ids) - texts[i].first for i in tokens.indices]
-        logits = model.backend.logits(tokens.ids, tokens.mask, max(counts) + 1)
-        for row, n in enumerate(counts):
-            total = total + nn.functional.cross_entropy(
-                logits[row, -n - 1 : -1].float(), tokens.ids[row, -n:], reduction="sum"
-            )
-            count += n
+        some = [texts[i] for i in tokens.indices]
+        for rows, targets in predictions(partial(model.backend.logits, tokens.ids, tokens.mask), tokens, some):
+            total = total + nn.functional.cross_entropy(rows.float(), targets, reduction="sum")
+            count += len(targets)
     return total / count
 
 

@@ -24,7 +24,7 @@ from ..refusal.records import Completions, RefusalTokens
 from ..refusal.replies import complete, completion, replies
 from ..stats import Rate, mean_interval
 from ..tensors import kl_divergence, refusal_log_odds
-from .ablation_records import AblationForms, FormEffect
+from .effect_records import AblationForms, FormEffect
 from .massive import stream_statistics
 
 SEEDS = (1, 2, 3)

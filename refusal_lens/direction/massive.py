@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.prompts import PromptsLike, as_prompts
-from ..engines.base import Engine
 from ..engines.local import LocalEngine
 from ..errors import ModelError
 from ..hooks.base import Hooks, Model
@@ -138,19 +137,13 @@ def _tokens(model: HookedChatModel, rows: Float[Tensor, "row 4"]) -> tuple[Massi
     return tuple(sorted(found.values(), key=lambda token: -token.ratio))
 
 
-def stream_statistics(
-    model: HookedChatModel,
-    prompts: PromptsLike,
-    covariance: bool = False,
-    engine: Engine | None = None,
-) -> StreamStatistics:
+def stream_statistics(model: HookedChatModel, prompts: PromptsLike, covariance: bool = False) -> StreamStatistics:
     """Moments of resid_pre over the tokens of ``prompts`` (training prompts of both kinds), massive ones left out.
 
     ``extract_directions`` makes them in its own pass, as ``candidates.statistics``, without covariance.
 
     Args:
         covariance: for the oblique form of ablation; memory is layers x d_model² in float64.
-        engine: where the work runs; this process if None.
 
     Raises:
         ModelError: covariances that take more than 2 GiB.
@@ -166,5 +159,5 @@ def stream_statistics(
             f"covariances of {model.n_layers} layers of {model.d_model} coordinates take {size / 2**30:.1f} GiB, more "
             f"than {ROOM >> 30}: use the form 'scaled', which takes deviations only"
         )
-    (found,) = model.run(texts, read=Moments(covariance), pack=True, engine=engine or LocalEngine(model))
+    (found,) = model.run(texts, read=Moments(covariance), pack=True, engine=LocalEngine(model))
     return statistics_of(model, [found], len(texts))

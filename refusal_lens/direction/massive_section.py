@@ -5,8 +5,8 @@ from __future__ import annotations
 from ..records.direction import Direction
 from ..records.stream import MASSIVE
 from ..report.page import Figure, Item, Section, Table, frame_table, plain
-from .ablation_records import AblationForms
-from .figures import FORM_NAMES, plot_forms, plot_massive
+from .effect_records import AblationForms
+from .figures import FORM_NAMES, plot_massive
 from .records import CandidateDirections, Selection
 
 CONCENTRATED = 0.5  # share of the squared length of r on one coordinate from which the report warns
@@ -101,7 +101,7 @@ def ablations_section(record: AblationForms) -> Section:
     n = f"{record.harmful.n} harmful and {record.harmless.n} harmless test prompts"
     control = f"{len(record.seeds)} random directions; every token moved as far along random directions"
     items: tuple[Item, ...] = (
-        Figure("ablation-forms", plot_forms(record), caption, n, control, record.to_frame()),
+        Figure.of("ablation-forms", record, caption, n, control),
         Table("ablation-forms-table", columns, rows, caption, data=record.to_frame()),
         Table("ablation-verdicts", ("form", "on validation prompts"), tuple(against), "What speaks against each form."),
     )

@@ -97,19 +97,18 @@ class SelectionScores(Record, axes={"pos": "positions"}):
         return range(-self.bypass.shape[0], 0)
 
     @classmethod
-    def from_records(cls, rows: list[dict], n_layers: int | None = None) -> SelectionScores:
+    def from_records(cls, rows: list[dict]) -> SelectionScores:
         """Read the rows of the official code's ``direction_evaluations.json``.
 
         Args:
             rows: each with position, layer, refusal_score (bypass), steering_score (induce), kl_div_score.
-            n_layers: of the model; the highest layer in the rows plus one if not given.
 
         Raises:
             ResultError: if a row lacks a field or lies outside the grid.
         """
         try:
             n_pos = -min(int(row["position"]) for row in rows)
-            depth = n_layers or 1 + max(int(row["layer"]) for row in rows)
+            depth = 1 + max(int(row["layer"]) for row in rows)
             if not (n_pos > 0 and depth > 0 and n_pos * depth <= MAX_GRID):  # before memory is asked for
                 raise ValueError(f"a grid of {n_pos} positions and {depth} layers")
             grids = torch.full((3, n_pos, depth), float("nan"), dtype=torch.float64)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -10,19 +9,8 @@ from ..records.base import Record
 from ..records.labels import shortened
 from ..report import style
 from ..report.page import RANDOM_DIRECTION, Figure, Item, Option, Picker, Section, Table, Widget, plain
-from .ablation_records import AblationForms
 from .dose_records import DoseResponse
-from .effect_records import EffectMatrix, FineTuning, SystemPrompts
-from .figures import (
-    plot_dose_response,
-    plot_effects,
-    plot_fine_tuning,
-    plot_harm,
-    plot_selection,
-    plot_stability,
-    plot_system_prompts,
-    plot_trace,
-)
+from .effect_records import AblationForms, EffectMatrix, FineTuning, SystemPrompts
 from .harm_records import ASKED, HarmMap
 from .map_records import ConversationMap
 from .massive_section import massive_items, massive_sentences, placebo_sentences
@@ -30,10 +18,8 @@ from .records import CandidateDirections, DirectionTrace, Selection, Stability
 from .views import conversation_view
 
 
-def _section(
-    id: str, title: str, record: Record, text: tuple[str, ...], figure: Any, caption: str, n: str, control: str
-) -> Section:
-    return Section(id, title, text, (Figure(id, figure, caption, n, control, record.to_frame()),))
+def _section(id: str, title: str, record: Record, text: tuple[str, ...], caption: str, n: str, control: str) -> Section:
+    return Section(id, title, text, (Figure.of(id, record, caption, n, control),))
 
 
 def stability_section(record: Stability) -> Section:
@@ -48,7 +34,6 @@ def stability_section(record: Stability) -> Section:
         "Stability of the selection",
         record,
         text,
-        plot_stability(record),
         "Candidates by share of resamples won (in green, the winner on all prompts), and cosines between winners.",
         f"{record.resamples} resamples of {record.n_harmful} harmful and {record.n_harmless} harmless prompts",
         "two random directions of this size have a cosine of about "
@@ -69,7 +54,6 @@ def fine_tuning_section(record: FineTuning) -> Section:
         "Stability after fine-tuning on benign data",
         record,
         text,
-        plot_fine_tuning(record),
         "Refusal with the direction found before fine-tuning ablated or added; 95% Clopper-Pearson intervals.",
         f"{record.harmful[0]['baseline'].n} harmful, {record.harmless[0]['baseline'].n} harmless prompts",
         RANDOM_DIRECTION,
@@ -81,21 +65,20 @@ def effects_section(record: EffectMatrix, id: str, title: str) -> Section:
     sizes, verb = sorted({cell.n for cell in record.change[0]}), "ablated" if record.effect == "ablation" else "added"
     caption = f"Change of each metric when each direction is {verb}."
     rest = (caption, f"{' or '.join(map(str, sizes))} prompts per cell", RANDOM_DIRECTION)
-    return _section(id, title, record, (), plot_effects(record), *rest)
+    return _section(id, title, record, (), *rest)
 
 
 def harm_section(record: HarmMap, ablation: EffectMatrix, addition: EffectMatrix) -> Section:
     """Refusal or harmfulness: projections of prompts on both directions, and what ablating and adding each does."""
     n = f"{sum(name in ('harmful', 'harmless') for name in record.sets)} test prompts"
-    picture = Figure(
+    picture = Figure.of(
         "harm-map",
-        plot_harm(record),
+        record,
         f"Projections on harm {record.harm.label}, read at the end of the user's turn, and on refusal "
         f"{record.refusal.label}; crosses are refused. By layer: AUROC of the harm direction on validation prompts "
         "(DeLong's 95% intervals), and cosine of the two differences in means.",
         n,
         f"a random direction, AUROC {record.separation('random')} on test prompts",
-        record.to_frame(),
     )
     effects = []
     for matrix in (ablation, addition):
@@ -105,8 +88,7 @@ def harm_section(record: HarmMap, ablation: EffectMatrix, addition: EffectMatrix
             "when the model is asked whether the request is harmful, so that consent means yes."
         )
         sizes = f"{matrix.change[0][0].n} test prompts"
-        data = matrix.to_frame()
-        effects.append(Figure(f"harm-{matrix.effect}", plot_effects(matrix), caption, sizes, RANDOM_DIRECTION, data))
+        effects.append(Figure.of(f"harm-{matrix.effect}", matrix, caption, sizes, RANDOM_DIRECTION))
     text = (*record.summary(), _asked(ablation, addition))
     return Section("harm", "Refusal or harmfulness", text, (picture, *effects))
 
@@ -137,14 +119,15 @@ def dose_section(record: DoseResponse, id: str, title: str) -> Section:
     n, read = record.values.shape[-1], record.replied()
     some = "" if len(read) == len(record.doses) else f" and were generated for {', '.join(read)}"
     figures = tuple(
-        Figure(
+        Figure.of(
             f"{id}-{effect}",
-            plot_dose_response(record, effect),
+            record,
             f"{effect.capitalize()} by strength and scope; 95% intervals (Clopper-Pearson for shares, else bootstrap); "
             f"dotted: without intervention. Replies have at most {record.max_new_tokens} tokens{some}.",
             f"{n} prompts of each kind",
             f"{RANDOM_DIRECTION}, dashed",
-            record.to_frame().query("effect == @effect"),
+            data=record.to_frame().query("effect == @effect"),
+            effect=effect,
         )
         for effect in record.effects
     )
@@ -159,21 +142,21 @@ def system_section(record: SystemPrompts) -> Section:
     )
     caption = f"Refusal rate on {record.prompt_set} prompts by system prompt, 95% Clopper-Pearson intervals."
     rest = (caption, f"{next(iter(record.rates[0].values())).n} prompts per bar", RANDOM_DIRECTION)
-    return _section("system", "System prompts", record, text, plot_system_prompts(record), *rest)
+    return _section("system", "System prompts", record, text, *rest)
 
 
 def trace_section(trace: DirectionTrace, id: str, title: str) -> Section:
     """A trace by layer, e.g. base versus chat."""
     caption = "Cosine of the last position with the direction by layer; band of one standard deviation."
     rest = (caption, f"{trace.cosine.shape[-1]} prompts per line", "the lines are each other's control")
-    return _section(id, title, trace, (), plot_trace(trace), *rest)
+    return _section(id, title, trace, (), *rest)
 
 
-def conversations_section(maps: Sequence[ConversationMap], kinds: Sequence[str] = ("harmful", "harmless")) -> Section:
+def conversations_section(maps: Sequence[ConversationMap]) -> Section:
     """Where in a conversation the direction is: maps by layer and token, and the text coloured by layer."""
     text: list[str] = []
     items: list[Item] = []
-    for kind, record in zip(kinds, maps, strict=True):
+    for kind, record in zip(("harmful", "harmless"), maps, strict=True):
         counts = record.to_frame().groupby("condition", sort=False)["outside"]
         found = ", ".join(f"{style.readable(str(c))} {int(x.sum())} of {len(x)}" for c, x in counts)
         text.append(
@@ -183,7 +166,7 @@ def conversations_section(maps: Sequence[ConversationMap], kinds: Sequence[str] 
         )
         caption = f"Projection of every token of the {kind} conversation on the direction, by layer and condition."
         rest = ("1 conversation with its replies", f"the range of {record.n_random} random directions, left white")
-        items.append(Figure(f"map-{kind}", record.plot(), caption, *rest, record.to_frame()))
+        items.append(Figure.of(f"map-{kind}", record, caption, *rest))
         own, layers = record.direction.layer, range(record.projection.shape[1])
         options = []
         for layer in sorted(layers, key=lambda layer: layer != own):
@@ -204,12 +187,12 @@ def direction_section(
     ablations: AblationForms | None = None,
 ) -> Section:
     """The selection grid, why candidates were dropped, and how stable the choice is."""
-    frame = selection.to_frame()
+    frame, kept = selection.to_frame(), len(selection.kept)
     text = [
         f"Chosen: position {selection.chosen.pos}, layer {selection.chosen.layer}. Bypass "
         f"{selection.score('bypass'):.3f} (baseline {selection.baseline_harmful:.3f}), induce "
         f"{selection.score('induce'):.3f} (baseline {selection.baseline_harmless:.3f}), KL "
-        f"{selection.score('kl'):.4f} nats. {_count(len(selection.kept), 'candidate')} known to pass the rule."
+        f"{selection.score('kl'):.4f} nats. {kept} candidate{' is' if kept == 1 else 's are'} known to pass the rule."
     ]
     text += placebo_sentences(selection, ablations) + massive_sentences(candidates, selection.chosen)
     norms = candidates.mean_diff.norm(dim=-1).flatten().numpy()
@@ -217,14 +200,14 @@ def direction_section(
     if frame.loc[has_direction, ["bypass", "induce", "kl"]].isna().to_numpy().any():
         text.append("Scores that the winner did not depend on were not computed; a full grid computes them all.")
     items: list[Item] = [
-        Figure(
+        Figure.of(
             "selection-grid",
-            plot_selection(selection, candidates.pos_labels),
+            selection,
             "The three selection scores of each candidate by layer, one line per post-instruction position; thresholds "
             "dashed, the layer cutoff dotted, the chosen candidate starred.",
             n=f"{selection.n_harmful} harmful and {selection.n_harmless} harmless validation prompts",
             control="the dashed baseline (no intervention); random directions are in the next section",
-            data=frame,
+            pos_labels=candidates.pos_labels,
         )
     ]
     if selection.near_misses:
@@ -243,10 +226,6 @@ def direction_section(
         text += section.text
         items += section.items
     return Section("direction", "The direction", tuple(text), tuple(items))
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what} is" if n == 1 else f"{n} {what}s are"
 
 
 def _candidates(selection: Selection, frame: pd.DataFrame) -> Table:

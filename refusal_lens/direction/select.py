@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..data.paper import LAYER_CUTOFF, MAX_KL, MIN_INDUCE
 from ..data.prompts import PromptsLike, as_prompts
 from ..engines.base import Engine
 from ..engines.local import LocalEngine
@@ -24,10 +25,28 @@ from ..records.direction import Direction
 from ..refusal.records import RefusalTokens
 from ..refusal.tokens import find_refusal_tokens
 from .records import SCORES, CandidateDirections, NearMiss, Selection, SelectionScores
-from .rule import SelectionRule
 from .scores import GROUP, _Scorer, _Scores
 
 COEFFICIENTS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # tried on near misses that do not induce
+
+
+@dataclass(frozen=True)
+class SelectionRule:
+    """The paper's thresholds (section 2.3 and appendix C).
+
+    Attributes:
+        max_kl: candidates with a higher KL are dropped (nats).
+        min_induce: candidates with a lower induce score are dropped.
+        layer_cutoff: layers from int(layer_cutoff * n_layers) on are dropped.
+    """
+
+    max_kl: float = MAX_KL
+    min_induce: float = MIN_INDUCE
+    layer_cutoff: float = LAYER_CUTOFF
+
+    def cut(self, n_layers: int) -> int:
+        """First layer that is dropped."""
+        return int(self.layer_cutoff * n_layers)
 
 
 @dataclass(frozen=True)

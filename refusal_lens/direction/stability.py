@@ -17,8 +17,7 @@ from ..records.direction import Direction
 from ..refusal.records import RefusalTokens
 from .extract import extract_directions
 from .records import CandidateDirections, Stability
-from .rule import SelectionRule
-from .select import select_direction
+from .select import SelectionRule, select_direction
 
 
 def prompt_activations(model: HookedChatModel, prompts: PromptsLike) -> Float[Tensor, "prompt pos layer d_model"]:

@@ -6,16 +6,14 @@ from typing import Any
 from ..data.prompts import PromptPair, PromptSet
 from ..engines.stage import Job, Stage, made_elsewhere
 from ..refusal.records import Completions, RefusalTokens
-from .ablation_records import AblationForms
 from .cone_records import GroupAngles, Independence, LearnedCones, SubspaceEffects
 from .cone_section import cones_section, subspace_section
 from .dose_records import DoseResponse
-from .effect_records import EffectMatrix
+from .effect_records import AblationForms, EffectMatrix
 from .harm_records import HarmMap
 from .map_records import ConversationMap
 from .massive_section import ablations_section
 from .records import CandidateDirections, DirectionTrace, FoundDirection, Selection, Stability
-from .rule import SelectionRule
 from .section import conversations_section, direction_section, dose_section, harm_section
 
 Pair = tuple[PromptSet, PromptSet]
@@ -24,7 +22,9 @@ REPLIES_AT = (0.5, 1.0)
 RULE = ("max_kl", "min_induce", "layer_cutoff")
 
 
-def _rule(job: Job, tokens: RefusalTokens) -> SelectionRule:
+def _rule(job: Job, tokens: RefusalTokens) -> Any:
+    from .select import SelectionRule
+
     config = job.config
     least = tokens.threshold if config.min_induce is None else config.min_induce
     return SelectionRule(config.max_kl, least, config.layer_cutoff)
@@ -123,10 +123,6 @@ def _stability(job: Job, prompts: Pair, refusal_tokens: RefusalTokens) -> Stabil
     return selection_stability(job.model, *prompts, refusal_tokens, resamples=n, rule=rule, progress=job.progress)
 
 
-def _section(study: Any) -> Any:
-    return direction_section(study.selection, study.candidates, study.stability, study.ablations)
-
-
 CANDIDATES = Stage(
     "candidates",
     {"candidates": CandidateDirections},
@@ -139,7 +135,7 @@ SELECTION = Stage(
     _selection,
     "scores, reasons, the chosen direction",
     uses=(*RULE, "coeff", "relax", "full_grid", "ablation"),
-    section=_section,
+    section=lambda study: direction_section(study.selection, study.candidates, study.stability, study.ablations),
 )
 TRACE = Stage("trace", {"trace": DirectionTrace}, _trace, "cosine and projection by layer, per prompt")
 CONVERSATIONS = Stage(

@@ -1,8 +1,9 @@
-"""More than one direction: subspaces from PCA, from repeated difference-in-means and of groups of prompts, and what
-ablating them does."""
+"""More than one direction: subspaces from PCA, from repeated difference-in-means and of groups of prompts, what
+ablating them does, and whether ablating one direction moves another."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +15,15 @@ from ..data.prompts import PromptsLike, as_prompts
 from ..errors import DirectionError, PromptError
 from ..hooks.base import Intervention
 from ..hooks.interventions import Ablate, Add
+from ..hooks.readers import Activations
 from ..models.model import HookedChatModel
 from ..progress import Progress, silent
 from ..records.direction import DirectionLike, Subspace, as_direction
 from ..refusal.metric import refusal_metric
 from ..refusal.records import RefusalTokens
 from ..refusal.replies import complete
-from ..tensors import kl_divergence, orthonormal, project_out, unit
-from .cone_records import MEASURES, GroupAngles, SubspaceEffects
+from ..tensors import cosine, kl_divergence, orthonormal, project_out, unit
+from .cone_records import MEASURES, GroupAngles, Independence, SubspaceEffects
 from .extract import extract_directions
 from .stability import prompt_activations
 
@@ -225,3 +227,37 @@ def _angles(spans: Sequence[Tensor]) -> Float[Tensor, "group other angle"]:
     """Principal angles in degrees, smallest first."""
     found = [[subspace_angles(a.T.numpy(), b.T.numpy())[::-1].copy() for b in spans] for a in spans]
     return torch.tensor(np.array(found)).rad2deg()
+
+
+def representational_independence(
+    model: HookedChatModel,
+    directions: Mapping[str, DirectionLike],
+    prompts: PromptsLike,
+    seed: int = 0,
+) -> Independence:
+    """Ablate each direction, and a random one, and read how the stream's cosine with each changes, layer by layer
+    (Wollschläger et al. 2025).
+
+    Args:
+        directions: by label; for the basis of a cone, one per vector. The first is what they stand beside.
+        prompts: held-out harmful prompts, read at their last token.
+        seed: of the random direction.
+
+    Example:
+        >>> two = {"r": found, "random": found.direction.random_control(1)}
+        >>> rl.direction.representational_independence(model, two, data.harmful.test).ablations
+        ('r', 'random', 'placebo')
+    """
+    texts, reader = as_prompts(prompts), Activations(1)
+    known = {name: as_direction(d) for name, d in directions.items()}
+    first = next(iter(known.values()))
+
+    def cosines(*under: Any) -> Float[Tensor, "read layer prompt"]:
+        x = model.run(texts, read=reader, under=under)[reader][:, 0].double()  # [prompt layer d_model]
+        return torch.stack([cosine(x, d.unit.double()).T for d in known.values()])
+
+    before = cosines()
+    ablated = {**known, "placebo": first.random_control(seed)}
+    units = torch.stack([d.unit.double() for d in known.values()])
+    change = torch.stack([cosines(Ablate(d)) - before for d in ablated.values()])
+    return Independence(tuple(known), tuple(ablated), before, change, units @ units.T, first)

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 
 from ..errors import EngineError, RefusalLensError
+from ..models.counting import FORWARDS
 from ..models.model import HookedChatModel
 from .base import Engine, Value, Work
 
 RETRIES = 3  # times that one item may lose its worker
 PATIENCE = 300.0  # seconds without any worker before giving up
-PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN", "TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_PROGRESS_BARS")
+PASSED_ON = ["HF_HUB_OFFLINE", "HF_HOME", "HF_TOKEN", "TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_PROGRESS_BARS"]
+PASSED_ON += ["REFUSAL_LENS_CACHE", "XDG_CACHE_HOME"]
 
 
 class Worker:
@@ -49,13 +51,14 @@ class Worker:
                 f"{self.fingerprint}: give a model that is the same on every node"
             )
 
-    def run(self, name: str, work: Work, item: Any) -> Value:
-        """Run one item; the work's state is made when its name is new."""
+    def run(self, name: str, work: Work, item: Any) -> tuple[Value, Counter[str]]:
+        """Run one item, and count its passes; the work's state is made when its name is new."""
         assert self.model is not None
+        before = FORWARDS.copy()
         if self.prepared[0] != name:
             self.prepared = ("", None)
             self.prepared = (name, work.prepare(self.model))
-        return work.run(self.model, self.prepared[1], item)
+        return work.run(self.model, self.prepared[1], item), FORWARDS - before
 
 
 def _reach(address: str | None) -> None:
@@ -154,7 +157,9 @@ class RayEngine(Engine):
                     idle.append(worker)
                     if index is not None:
                         left -= 1
-                        yield index, value
+                        found, ran = value
+                        FORWARDS.update(ran)
+                        yield index, found
         finally:
             for index, worker in busy.values():
                 if index is not None:  # the caller stopped early: this work is not wanted any more

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import html
+from pathlib import Path
 from typing import Any
+
+import jinja2
 
 from ..records.labels import REGIONS, head_label, visible
 from ..report import style
 from .records import Look
 
 NAMES = {"baseline": "plain", "adversarial": "with the suffix", "random_suffix": "with random tokens"}
+_STILL = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
 
 
 def readable(condition: str) -> str:
@@ -54,31 +57,10 @@ def strips(seen: Look, conditions: tuple[str, ...], layer: int) -> list[dict[str
 
 def still(seen: Look, conditions: tuple[str, ...], layer: int, code: str) -> str:
     """The look without scripts: metric and reply by condition, the coloured text, attention of the top heads."""
-    cell = "style='text-align:left;vertical-align:top;padding:2px 10px 2px 0'"
-    lines = "".join(
-        f"<tr><td {cell}>{html.escape(row['name'])}</td><td {cell}>{row['metric']:.2f}</td>"
-        f"<td {cell}>{html.escape(row['reply'])}</td></tr>"
-        for row in rows(seen)
-    )
-    texts = ""
-    for strip in strips(seen, conditions, layer):
-        words = "".join(
-            f"<span title='{html.escape(token['hint'])}' style='background-color:{token['colour'] or 'transparent'}'>"
-            f"{html.escape(token['text'])}</span> "
-            for token in strip["tokens"]
-        )
-        texts += f"<p><b>{html.escape(strip['name'])}</b><br>{words}</p>"
-    heads = ""
-    for head in seen.top_heads:
-        values = (seen.sources[name].attention_by_region()[(*head, 0)].tolist() for name in conditions)
-        cells = "".join(f"<td {cell}>{', '.join(f'{v:.2f}' for v in row)}</td>" for row in values)
-        heads += f"<tr><td {cell}>{head_label(*head)}</td>{cells}</tr>"
-    named = "".join(f"<th {cell}>{html.escape(readable(name))}</th>" for name in conditions)
-    asked = html.escape(seen.request + (f" [{seen.suffix.strip()}]" if seen.suffix else ""))
-    return (
-        f"<div class='rl-last-look'><p><b>{asked}</b></p><table><tr><th {cell}>condition</th><th {cell}>refusal metric"
-        f"</th><th {cell}>reply</th></tr>{lines}</table><p>Projection on r̂ at layer {layer}: red towards refusal, blue "
-        f"away from it, no colour inside the range of {seen.map.n_random} random directions.</p>{texts}<p>Attention of "
-        f"the top heads from the last token to {', '.join(REGIONS)}:</p><table><tr><th {cell}>head</th>{named}</tr>"
-        f"{heads}</table><pre>{html.escape(code)}</pre></div>"
-    )
+    grids = [seen.sources[name].attention_by_region()[:, :, 0] for name in conditions]
+    attention = {
+        head_label(*head): [[f"{weight:.2f}" for weight in grid[head].tolist()] for grid in grids]
+        for head in seen.top_heads
+    }
+    shown = {"rows": rows(seen), "strips": strips(seen, conditions, layer), "attention": attention, "regions": REGIONS}
+    return _STILL.get_template("still.html.j2").render(seen=seen, layer=layer, code=code, **shown)

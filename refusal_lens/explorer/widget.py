@@ -12,6 +12,7 @@ from typing import Any
 
 import anywidget
 import traitlets
+from IPython.display import HTML, display
 from plotly.offline import get_plotlyjs
 
 from ..direction.records import FoundDirection
@@ -225,24 +226,11 @@ class Explorer(anywidget.AnyWidget):
     def _keep(self) -> None:
         """Renew the plain HTML of the last look."""
         if self._still is not None and self._seen is not None:
-            self._still.update(
-                _Html(page.still(self._seen, self._pair, int(self.asked["layer"]), self.shown["code"]["look"]))
-            )
+            look = page.still(self._seen, self._pair, int(self.asked["layer"]), self.shown["code"]["look"])
+            self._still.update(HTML(look))
 
     def _ipython_display_(self) -> None:
-        from IPython.display import display
-
         view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
         display({"application/vnd.jupyter.widget-view+json": view, "text/plain": repr(self)}, raw=True)
-        self._still = display(_Html(""), display_id=True)
+        self._still = display(HTML(""), display_id=True)
         self._keep()
-
-
-class _Html(str):
-    """Plain HTML as a cell's output."""
-
-    def _repr_html_(self) -> str:
-        return str(self)
-
-    def __repr__(self) -> str:
-        return "the last look, as HTML"

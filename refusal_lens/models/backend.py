@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from ..errors import ModelError
 from ..hooks.readout import NormWeights
+from .counting import count_pass
 from .writing_weights import WritingWeight, not_found
 
 HookFn = Callable[..., Any]
@@ -56,6 +57,7 @@ class Backend:
         self.hook_names = frozenset(self._hook_names())
         self.d_head = self._head_width()
         self._modules = tuple(tl.modules())
+        self._counted = False  # a pass is under way
         self._open: WeakSet[AbstractContextManager] = WeakSet()  # weak: a forgotten one is left when it is collected
 
     def _head_width(self) -> int:
@@ -90,13 +92,19 @@ class Backend:
 
     @contextmanager
     def _passing(self) -> Iterator[None]:
-        """What holds during a pass only: no module is in training mode, which would drop activations at random."""
+        """What holds during a pass only: it is counted, and no module is in training mode, which would drop activations
+        at random."""
+        counter = None if self._counted else self.module.register_forward_pre_hook(count_pass, with_kwargs=True)
+        self._counted = True
         training = [module for module in self._modules if module.training]
         for module in training:
             module.__dict__["training"] = False  # not setattr, which a bridge's parts hand on to what they wrap
         try:
             yield
         finally:
+            if counter is not None:
+                counter.remove()
+                self._counted = False
             for module in training:
                 module.__dict__["training"] = True
 

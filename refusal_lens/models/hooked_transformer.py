@@ -10,6 +10,7 @@ from torch import nn
 from ..errors import ModelError
 from ..hooks.readout import NormWeights
 from .backend import Backend, HookFn, optional_weight
+from .counting import FORWARDS
 from .writing_weights import WritingWeight, linear, named
 
 
@@ -66,6 +67,8 @@ class HookedTransformerBackend(Backend):
                     return_type="tokens",
                     verbose=False,
                 )[:, length:]
+                # It does not call its module, where passes are counted.
+                FORWARDS.update(passes=new.shape[1], tokens=new.numel() + len(rows) * (length - 1))
                 out[rows, : new.shape[1]] = new
         return out
 

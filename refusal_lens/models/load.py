@@ -11,6 +11,7 @@ import torch
 
 from ..errors import ModelError
 from .allocator import loading
+from .gguf import check_header, first_line, plain_weights, through_cache, unpacked
 from .model import HookedChatModel
 
 SMALL_MODEL = 50_000_000  # below this many parameters float32 costs nothing and is exact
@@ -35,6 +36,7 @@ def load_model(
     thought: Sequence[str] = (),
     tokenizer: Any = None,
     trust_remote_code: bool = False,
+    cache: bool = True,
 ) -> HookedChatModel:
     """Load a chat model with hook points.
 
@@ -56,6 +58,8 @@ def load_model(
         thought: begin and end marker of a thought, unless they are known (``<think>``, gpt-oss's ...).
         tokenizer: the tokenizer to use; by default the checkpoint's own.
         trust_remote_code: run code that comes with the checkpoint.
+        cache: keep the weights of a .gguf file as dequantization gave them (never edited ones), and read them there the
+            next time: in ``~/.cache/refusal-lens``, or where ``REFUSAL_LENS_CACHE`` says ("off": nowhere).
 
     Raises:
         ModelError: the source can't be loaded or is not a chat model; the message gives the remedy.
@@ -75,32 +79,61 @@ def load_model(
         return HookedChatModel(source, tokenizer, **chat)
     folder, name, gguf = _resolve(source)
     device = _device(device)
+
+    def read(where: str | Path, file: str | None) -> tuple[Any, Any]:
+        facts = {"trust_remote_code": trust_remote_code, "gguf_file": file}
+        return _read(name, where, tokenizer, bool(chat_template), dtype, device, device_map, facts)
+
     with loading():
-        kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code, "gguf_file": gguf}
         if gguf:
-            _check_gguf(Path(folder) / gguf)
-        tok = tokenizer or _load(name, "tokenizer", folder, **kwargs)
-        if not (chat_template or getattr(tok, "chat_template", None)):
-            raise ModelError(NO_TEMPLATE.format(name))
-        config = _load(name, "config", folder, **kwargs)
-        if isinstance(folder, Path):
-            _check_folder(folder, gguf, config)
-        hf = _load(
-            name,
-            "model",
-            folder,
-            config=None if gguf else config,
-            dtype=_dtype(dtype, device, config, gguf),
-            device_map=device_map,
-            attn_implementation="eager",
-            quantization_config=_dequantize() if gguf else None,
-            **kwargs,
-        )
+            dtype = _dtype(dtype, device, None, gguf)  # a small model's, too, where it comes from the cache
+        if gguf and cache:
+            hf, tok = through_cache(Path(folder) / gguf, dtype, read, tokenizer is None)
+        else:
+            hf, tok = read(folder, gguf)
         if device_map is None:
             hf.to(device)
-        if not getattr(tok, "name_or_path", ""):
+        if gguf or not getattr(tok, "name_or_path", ""):
             tok.name_or_path = str(folder)
         return HookedChatModel(_boot(name, folder, hf, tok, None if device_map else device), tok, name, **chat)
+
+
+def _read(
+    name: str,
+    folder: str | Path,
+    tokenizer: Any,
+    has_template: bool,
+    dtype: torch.dtype | str | None,
+    device: str,
+    device_map: Any,
+    facts: dict[str, Any],
+) -> tuple[Any, Any]:
+    """Model and tokenizer from ``folder``.
+
+    Raises:
+        ModelError: they can't be loaded, or are no chat model.
+    """
+    gguf = facts["gguf_file"]
+    if gguf:
+        check_header(Path(folder) / gguf)
+    tok = tokenizer or _load(name, "tokenizer", folder, **facts)
+    if not (has_template or getattr(tok, "chat_template", None)):
+        raise ModelError(NO_TEMPLATE.format(name))
+    config = _load(name, "config", folder, **facts)
+    if isinstance(folder, Path):
+        _check_folder(folder, gguf, config)
+    hf = _load(
+        name,
+        "model",
+        folder,
+        config=None if gguf else config,
+        dtype=_dtype(dtype, device, config, gguf),
+        device_map=device_map,
+        attn_implementation="eager",
+        quantization_config=plain_weights() if gguf else None,
+        **facts,
+    )
+    return unpacked(hf) if gguf else hf, tok
 
 
 def _boot(name: str, folder: str | Path, hf: Any, tokenizer: Any, device: str | None) -> Any:
@@ -115,7 +148,7 @@ def _boot(name: str, folder: str | Path, hf: Any, tokenizer: Any, device: str | 
             str(folder), hf_model=text, tokenizer=tokenizer, dtype=text.dtype, device=device
         )
     except Exception as error:
-        raise ModelError(f"TransformerLens can't wrap {name} ({type(hf).__name__}): {_first_line(error)}") from error
+        raise ModelError(f"TransformerLens can't wrap {name} ({type(hf).__name__}): {first_line(error)}") from error
     bridge.original_model.requires_grad_(False)  # transformer-lens 3.9 switches it on again
     return bridge
 
@@ -153,7 +186,7 @@ def _device(asked: str | None) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises each, by kind of device
-        raise ModelError(f"there is no device {device!r} on this machine ({_first_line(error)}); use 'cpu'") from error
+        raise ModelError(f"there is no device {device!r} on this machine ({first_line(error)}); use 'cpu'") from error
     return device
 
 
@@ -180,34 +213,6 @@ def _check_folder(folder: Path, gguf: str | None, config: Any) -> None:
         for shard in shards:
             if not isinstance(shard, str) or Path(shard).name != shard or not (index.parent / shard).is_file():
                 raise ModelError(f"{index} points to {shard!r}, which is not in this folder")
-
-
-def _check_gguf(path: Path) -> None:
-    """Read the header with transformers' strict reader: the package gguf's own, used for some architectures, takes
-    what lies past the end of the file for empty and may never come back.
-
-    Raises:
-        ModelError: the header is broken.
-    """
-    try:
-        from transformers.integrations.gguf.reader import read_gguf_metadata
-    except ImportError:  # before 5.2x
-        return
-    try:
-        metadata, tensors = read_gguf_metadata(str(path))
-        blocks = metadata.get(f"{metadata['general.architecture']}.block_count", 0)
-        if blocks > len(tensors):
-            raise ValueError(f"it claims {blocks} layers and has {len(tensors)} tensors")
-    except Exception as error:  # whatever the bytes lead to
-        raise ModelError(f"{path} is not a usable GGUF file: {_first_line(error)}; download it again") from error
-
-
-def _dequantize() -> Any:
-    """Ask for plain weights by name: with the package ``kernels`` transformers would leave them packed."""
-    import transformers
-
-    config = getattr(transformers, "GgufConfig", None)
-    return config(dequantize=True) if config else None  # before 5.2x weights are always dequantized
 
 
 def _resolve(source: str | Path) -> tuple[str | Path, str, str | None]:
@@ -288,7 +293,7 @@ def _load(name: str, what: str, folder: str | Path, **kwargs: Any) -> Any:
         offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
         hint = " (HF_HUB_OFFLINE is set)" if offline and not Path(folder).exists() else ""
         raise ModelError(
-            f"the {what} of {name!r} can't be loaded{hint}: {_first_line(error)}; check the name, the network, or "
+            f"the {what} of {name!r} can't be loaded{hint}: {first_line(error)}; check the name, the network, or "
             "give a local folder"
         ) from error
     if missing := sorted(info["missing_keys"]):
@@ -297,12 +302,6 @@ def _load(name: str, what: str, folder: str | Path, **kwargs: Any) -> Any:
             "download them again"
         )
     return model
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).partition(" Available architectures:")[0]  # TransformerLens lists more than a hundred
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".;")
 
 
 def _dtype(asked: torch.dtype | str | None, device: str, config: Any, gguf: str | None) -> torch.dtype:

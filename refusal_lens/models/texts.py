@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.files import check_text
@@ -107,16 +109,25 @@ def scored_batches(model: HookedChatModel, texts: Sequence[Scored]) -> Iterator[
         yield padded([texts[i].ids for i in rows], spans, model.chat.pad_id, rows).to(model.device)
 
 
-def batch_nll(model: HookedChatModel, tokens: Tokens, texts: Sequence[Scored]) -> Tensor:
-    logits = model.logits(tokens, max(len(text.ids) - text.first for text in texts) + 1)
-    sums = []
-    for row, text in zip(range(len(texts)), texts, strict=True):
-        count = len(text.ids) - text.first
+def predictions(
+    read: Callable[[int], Tensor], tokens: Tokens, texts: Sequence[Scored]
+) -> Iterator[tuple[Float[Tensor, "n vocab"], Int[Tensor, "n"]]]:
+    """Of each text of a batch, the logits that predict the tokens that count, and these tokens.
+
+    Args:
+        read: number of last positions -> their logits.
+    """
+    counts, end = [len(text.ids) - text.first for text in texts], tokens.ids.shape[1]
+    logits = read(max(counts) + 1)
+    for row, n in enumerate(counts):
         # Position p predicts token p + 1; rows end at the last position.
-        scores = logits[row, -count - 1 : -1].double().log_softmax(-1)
-        targets = tokens.ids[row, -count:]
-        sums.append(-scores.gather(-1, targets[:, None]).sum())
-    return torch.stack(sums).cpu()
+        yield logits[row, -n - 1 : -1], tokens.ids[row, end - n :]
+
+
+def batch_nll(model: HookedChatModel, tokens: Tokens, texts: Sequence[Scored]) -> Tensor:
+    """Negative log-likelihood of the tokens that count, summed over each text of a batch."""
+    found = predictions(partial(model.logits, tokens), tokens, texts)
+    return torch.stack([-x.double().log_softmax(-1).gather(-1, ids[:, None]).sum() for x, ids in found]).cpu()
 
 
 def token_texts(model: HookedChatModel, tokens: Tokens) -> tuple[tuple[str, ...], ...]:

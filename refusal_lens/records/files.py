@@ -15,8 +15,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ..errors import ResultError
 
 LOCK = ".lock"
@@ -75,7 +73,11 @@ def plain_json(value: Any) -> Any:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as content:
+        while chunk := content.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -93,6 +95,8 @@ def locked(folder: Path, parts: Iterable[str] = ()) -> Iterator[None]:
         ResultError: another process is writing there.
         OSError: the folder can't be made or written.
     """
+    from filelock import FileLock, Timeout  # here: the command line's help needs none
+
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / LOCK

@@ -1,10 +1,10 @@
 from .calibration import calibrate_metric as calibrate_metric
 from .calibration import choose_tokens as choose_tokens
 from .classes import content_words as content_words
+from .classes import is_degenerate as is_degenerate
+from .classes import is_repetitive as is_repetitive
 from .classes import reply_class as reply_class
 from .classes import topic_overlap as topic_overlap
-from .degenerate import is_degenerate as is_degenerate
-from .degenerate import is_repetitive as is_repetitive
 from .metric import filter_prompts as filter_prompts
 from .metric import keep_refused as keep_refused
 from .metric import refusal_metric as refusal_metric

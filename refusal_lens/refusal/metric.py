@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from jaxtyping import Float
@@ -86,7 +87,7 @@ def keep_refused(
     Raises:
         ModelError: when none of a kind is left.
     """
-    keep = _Filter(model, refusal_tokens, engine, on_batch)
+    keep = partial(_kept, model, refusal_tokens, engine, on_batch)
     return keep(as_prompts(harmful), True).found(), keep(as_prompts(harmless), False).found()
 
 
@@ -114,7 +115,7 @@ def filter_prompts(
     sets = (harmful, True, "refuses"), (harmless, False, "answers")
     made = []
     with progress("filter the prompts", sum(len(p.train) + len(p.val) for p, _, _ in sets)) as advance:
-        keep = _Filter(model, refusal_tokens, engine, advance)
+        keep = partial(_kept, model, refusal_tokens, engine, advance)
         for prompts, refused, verb in sets:
             train = keep(prompts.train, refused, prompts.spare_train)
             seen = set(train.seen)
@@ -155,29 +156,28 @@ class _Kept:
         )
 
 
-@dataclass(frozen=True)
-class _Filter:
-    """The filter of prompts by the refusal metric."""
-
-    model: HookedChatModel
-    tokens: RefusalTokens
-    engine: Engine | None
-    on_batch: Callable[[int], None] | None
-
-    def __call__(self, prompts: Sequence[str], refused: bool, spare: Sequence[str] = ()) -> _Kept:
-        """Read ``prompts``, then ``spare`` ones until as many are kept."""
-        engine = self.engine or LocalEngine(self.model)  # cuts the prompts alike on every engine
-        threshold, wanted, pool = self.tokens.threshold, len(prompts), [*prompts, *spare]
-        done = _Kept(self.model.name, threshold, refused, [], [], [])
-        while len(done.kept) < wanted and len(done.seen) < len(pool):
-            size = max(DRAW, wanted - len(done.kept)) if done.seen else wanted
-            some = pool[len(done.seen) :][:size]
-            found = refusal_metric(self.model, some, self.tokens, engine=engine, on_batch=self.on_batch).tolist()
-            done.seen.extend(some)
-            done.metrics.extend(found)
-            kept = [p for p, m in zip(some, found, strict=True) if (m > threshold if refused else m < threshold)]
-            done.kept.extend(kept[: wanted - len(done.kept)])
-        return done
+def _kept(
+    model: HookedChatModel,
+    tokens: RefusalTokens,
+    engine: Engine | None,
+    on_batch: Callable[[int], None] | None,
+    prompts: Sequence[str],
+    refused: bool,
+    spare: Sequence[str] = (),
+) -> _Kept:
+    """Read ``prompts``, then ``spare`` ones until as many are kept."""
+    engine = engine or LocalEngine(model)  # cuts the prompts alike on every engine
+    threshold, wanted, pool = tokens.threshold, len(prompts), [*prompts, *spare]
+    done = _Kept(model.name, threshold, refused, [], [], [])
+    while len(done.kept) < wanted and len(done.seen) < len(pool):
+        size = max(DRAW, wanted - len(done.kept)) if done.seen else wanted
+        some = pool[len(done.seen) :][:size]
+        found = refusal_metric(model, some, tokens, engine=engine, on_batch=on_batch).tolist()
+        done.seen.extend(some)
+        done.metrics.extend(found)
+        kept = [p for p, m in zip(some, found, strict=True) if (m > threshold if refused else m < threshold)]
+        done.kept.extend(kept[: wanted - len(done.kept)])
+    return done
 
 
 def refused_prompts(
@@ -185,7 +185,7 @@ def refused_prompts(
 ) -> tuple[list[str], int]:
     """(the refused prompts, the first ``limit`` of them; how many prompts were read to find them)."""
     most = limit or len(prompts)
-    read = _Filter(model, tokens, None, None)(prompts[:most], True, prompts[most:])
+    read = _kept(model, tokens, None, None, prompts[:most], True, prompts[most:])
     if not read.kept:
         raise PromptError(
             f"no refused prompt is left: {model.name} refuses none of {len(prompts)} prompts without a suffix (highest "

@@ -39,7 +39,7 @@ class Calibration(Record):
         return pd.DataFrame(roc(self.metric, self.refused), columns=["threshold", "refused_above", "answered_below"])
 
 
-def metric_histogram(metric: Sequence[float], refused: Sequence[bool], bins: int) -> pd.DataFrame:
+def metric_histogram(metric: Sequence[float], refused: Sequence[bool], bins: int = 30) -> pd.DataFrame:
     """Counts of refused and answered prompts by bin of the metric: low, high, refused, answered."""
     x, flags = np.asarray(metric), np.asarray(refused)
     edges = np.histogram_bin_edges(x, bins)

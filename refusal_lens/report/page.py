@@ -20,6 +20,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import plotly.io
 
+from ..records.base import Record
 from .drawing import TITLE
 from .frames import figure_frame, widget_frame
 from .views import circuitsvis_packed, plotly_packed, script_json
@@ -48,6 +49,14 @@ class Figure:
     data: pd.DataFrame | None = None
     picks: str = ""
     wide: bool = True
+
+    @classmethod
+    def of(
+        cls, id: str, record: Record, caption: str, n: str = "", control: str = "", kind: str | None = None, **more: Any
+    ) -> Figure:
+        """Draw a record, with its table as data; ``more`` are attributes of the figure, else options of its plot."""
+        own = {name: more.pop(name) for name in ("data", "picks", "wide") if name in more}
+        return cls(id, record.plot(kind, **more), caption, n, control, **{"data": record.to_frame(), **own})
 
     @cached_property
     def json(self) -> str:

@@ -1,6 +1,7 @@
 """One style for all figures: colours per condition (Okabe-Ito, colour-blind safe), hatched placebos, fonts, layout."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import pandas as pd
@@ -121,9 +122,12 @@ def add_conditions(figure: Drawing, frame: pd.DataFrame, x: str, value: str, **p
     figure.update_layout(barmode="group")
 
 
-def panels(titles: Sequence[str], **layout: Any) -> Drawing:
-    """Make a figure of panels side by side; ``panel`` names one of them."""
-    return Drawing(make_subplots(rows=1, cols=len(titles), subplot_titles=list(titles), **layout))
+def panels(titles: Sequence[str], x: Sequence[str] = (), y: Sequence[str] = (), **layout: Any) -> Drawing:
+    """Make a figure of panels side by side, with the titles of their axes; ``panel`` names one of them."""
+    figure = Drawing(make_subplots(rows=1, cols=len(titles), subplot_titles=list(titles), **layout))
+    for col, (across, up) in enumerate(zip_longest(x, y), start=1):
+        figure.update_xaxes(title_text=across, row=1, col=col).update_yaxes(title_text=up, row=1, col=col)
+    return figure
 
 
 def panel(col: int, row: int = 1) -> dict[str, int]:

@@ -1,11 +1,13 @@
 """A result folder: the records of each stage, and the report made of them."""
 
 import json
+import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,6 +17,7 @@ from ..engines.stage import Stage
 from ..errors import RefusalLensError, ResultError
 from ..records.base import Record, load_record
 from ..records.files import file_digest, write_atomically, write_json
+from ..records.store import UNREADABLE
 from ..refusal.records import Completions
 from ..report.page import Page, plain
 from .sections import model_section, provenance_section, scorecard_section
@@ -24,6 +27,25 @@ from .summary import headline
 # 1: no list of files, and maybe no certificate. 2: study.json comes last and lists every file with its SHA-256.
 # 3: it says which stages the model can't have, and why.
 FOLDER_SCHEMA = 3
+SECONDS = "seconds.json"  # beside the marks of the stages: no result, so in no hash
+
+
+class Cost(NamedTuple):
+    """What a stage took when it was last run; NaN where it is not known."""
+
+    seconds: float = math.nan
+    passes: float = math.nan  # forward passes, those that end early included
+    tokens: float = math.nan  # positions in them, padding included
+
+
+def stage_costs(folder: Path) -> dict[str, Cost]:
+    """What each stage took, by name, as far as the file can be read (older versions wrote the seconds only)."""
+    costs: dict[str, Cost] = {}
+    with suppress(*UNREADABLE):
+        for name, took in json.loads((folder / SECONDS).read_text("utf-8")).items():
+            known = took if isinstance(took, dict) else {"seconds": took}
+            costs[str(name)] = Cost(**{k: float(known[k]) for k in Cost._fields if known.get(k) is not None})
+    return costs
 
 
 def load_file(path: Path, kind: type) -> Any:
@@ -197,7 +219,7 @@ class Study:
                 model_section(self.provenance, self.harmful, self.harmless, self.refusal_tokens),
                 *(section for section in sections if section is not None),
                 scorecard_section(self.summary),
-                provenance_section(self.provenance),
+                provenance_section(self.provenance, stage_costs(self.folder)),
             ),
         )
 

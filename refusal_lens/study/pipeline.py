@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import json
 import math
 import platform
 import shutil
@@ -23,6 +22,7 @@ from ..engines.base import Engine
 from ..engines.local import LocalEngine, MakeEngine
 from ..engines.stage import Job, Stage
 from ..errors import ModelError, PromptError, ResultError
+from ..models.counting import FORWARDS
 from ..models.load import check_source, load_model, source_digest
 from ..models.model import HookedChatModel
 from ..models.template import template_text
@@ -31,14 +31,13 @@ from ..records.files import file_digest, locked, plain_json, write_json
 from ..records.store import UNREADABLE, Store, content_key
 from ..refusal.tokens import given_refusal_tokens
 from .config import LOADING, StudyConfig
-from .folder import FOLDER_SCHEMA, Study, load_file, save_file
+from .folder import FOLDER_SCHEMA, SECONDS, Cost, Study, load_file, save_file, stage_costs
 from .stages import BY_NAME, FOLDERS, planned
 
 SUMMARY_SCHEMA = 1
 WHOLE = ("report.html", "summary.json", "study.json")  # what describes the folder as a whole
 ROOM = 20_000_000  # bytes: about what a study of a small model leaves
 PACKAGES = ("refusal-lens", "transformer-lens", "transformers", "torch", "safetensors", "plotly")
-SECONDS = "seconds"  # beside the marks of the stages: no result, so in no hash
 
 
 def run_study(
@@ -103,6 +102,8 @@ class StageState:
     name: str
     state: str  # "done", "to do", or why the model can't have it
     seconds: float  # that it took, NaN if unknown
+    passes: float  # forward passes that it made, likewise
+    tokens: float  # positions in them, padding included
     settings: Mapping[str, Any]  # it was made from; empty if it was never made
     changed: tuple[str, ...] = ()  # settings that differ now, as "name: then -> now"
 
@@ -111,7 +112,7 @@ def stage_states(config: StudyConfig, folder: str | Path) -> tuple[StageState, .
     """Say which stages in ``folder`` a run with ``config`` would reuse, and which it would run; no model is
     loaded."""
     run = _Run(config, Path(folder))
-    states = []
+    states, costs = [], stage_costs(run.folder)
     for stage in planned(config):
         mark = run.mark(stage)
         kept = run.store.get(f"stages/{stage.name}", None)
@@ -119,7 +120,7 @@ def stage_states(config: StudyConfig, folder: str | Path) -> tuple[StageState, .
         then, now = kept.get("settings", {}), run.settings(stage)
         changed = tuple(f"{k}: {then[k]} -> {v}" for k, v in plain_json(now).items() if k in then and then[k] != v)
         state = "to do" if mark is None else mark.missing or "done"
-        states.append(StageState(stage.name, state, run.seconds().get(stage.name, float("nan")), then, changed))
+        states.append(StageState(stage.name, state, *costs.get(stage.name, Cost()), then, changed))
         if mark is not None:
             run.done[stage.name] = mark
     return tuple(states)
@@ -267,7 +268,7 @@ class _Run(Job):
                     )
 
     def _run(self, stage: Stage) -> _Mark:
-        begin, key = time.monotonic(), self.key(stage)
+        begin, before, key = time.monotonic(), FORWARDS.copy(), self.key(stage)
         items = self.store.part(f"items/{stage.name}")
         self.items = items, key
         if self.made_engine is not None:
@@ -289,20 +290,15 @@ class _Run(Job):
             save_file(self.folder / file, record) for file, record in zip(stage.makes, records or (), strict=False)
         ]
         files = {path.relative_to(self.folder).as_posix(): file_digest(path) for path in paths}
-        took = {**self.seconds(), stage.name: round(time.monotonic() - begin, 3)}
-        write_json(self.folder / f"{SECONDS}.json", took)
+        took = Cost(round(time.monotonic() - begin, 3), *(FORWARDS[n] - before[n] for n in ("passes", "tokens")))
+        costs = {name: cost._asdict() for name, cost in (stage_costs(self.folder) | {stage.name: took}).items()}
+        write_json(self.folder / SECONDS, plain_json(costs))
         self.store.put("stages/date", self.date)
         # The mark comes last: a kill before it costs this stage only.
         mark = {"files": files, "missing": missing, "settings": plain_json(self.settings(stage))}
         self.store.put(f"stages/{stage.name}", mark, key)
         items.clear()
         return _Mark(files, missing, records)
-
-    def seconds(self) -> dict[str, float]:
-        """Seconds that each stage took when it was last run."""
-        with suppress(*UNREADABLE):
-            return {str(k): float(v) for k, v in json.loads((self.folder / f"{SECONDS}.json").read_text()).items()}
-        return {}
 
     def finish(self) -> Study:
         """Summary, provenance (last) and report."""

@@ -1,6 +1,7 @@
 """Sections of a study's report: model and prompts, the paper's numbers beside this run's, provenance."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..behaviour.section import calibration_figure
@@ -83,13 +84,26 @@ def scorecard_section(summary: Mapping) -> Section:
     return Section("scorecard", "Scorecard", text, (Table("scorecard-table", columns, rows, "Side by side."),))
 
 
-def provenance_section(provenance: Mapping[str, Any]) -> Section:
-    """Settings, hashes and versions: enough to reproduce the run."""
+def provenance_section(provenance: Mapping[str, Any], costs: Mapping[str, Sequence[float]]) -> Section:
+    """Settings, hashes and versions, enough to reproduce the run; seconds, passes and tokens of each stage."""
     rows = tuple(
         (f"{group}: {key}", "not set" if value in (None, [], ()) else plain(value))
         for group in ("settings", "hashes", "versions")
         for key, value in provenance[group].items()
     )
-    return Section(
-        "provenance", "Provenance", (), (Table("provenance-table", ("what", "value"), rows, "How to run it again."),)
+    again = Table("provenance-table", ("what", "value"), rows, "How to run it again.")
+    known = ([x for x in column if not math.isnan(x)] for column in zip(*costs.values(), strict=True))
+    took = {**costs, "together": [math.fsum(column) if column else math.nan for column in known]}
+    table = Table(
+        "stage-costs",
+        ("stage", "seconds", "forward passes", "tokens"),
+        tuple((plain(name), *cost_cells(cost)) for name, cost in took.items()),
+        "What each stage took when it was last run, without the model's loading. Passes that end early count as one; "
+        "tokens are positions, padding included.",
     )
+    return Section("provenance", "Provenance", (), (again, table) if costs else (again,))
+
+
+def cost_cells(cost: Sequence[float]) -> tuple[str, ...]:
+    """Seconds, passes and tokens as text; "" for what is not known."""
+    return tuple("" if math.isnan(x) else f"{x:{form}}" for x, form in zip(cost, (".1f", ",.0f", ",.0f"), strict=True))

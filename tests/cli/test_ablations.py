@@ -8,10 +8,9 @@ import pytest
 
 from refusal_lens import load_model
 from refusal_lens.data.organism import instructions
-from refusal_lens.direction.ablation_records import AblationForms
-from refusal_lens.direction.rule import SelectionRule
+from refusal_lens.direction.effect_records import AblationForms
 from refusal_lens.direction.section import direction_section
-from refusal_lens.direction.select import select_direction
+from refusal_lens.direction.select import SelectionRule, select_direction
 from refusal_lens.errors import SelectionError
 from refusal_lens.study.folder import Study
 from tests.command import call

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
+import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -39,6 +42,8 @@ def test_one_stage_runs_with_what_it_needs_and_no_more(selected):
     done = [name for name, state in states.items() if state.state == "done"]
     assert done == ["refusal_tokens", "prompts", "candidates", "selection"] and not (folder / "study.json").exists()
     assert all(states[name].seconds >= 0 for name in done) and states["trace"].seconds != states["trace"].seconds
+    ran = states["selection"]
+    assert ran.passes > 0 and ran.tokens > 24 * ran.passes and states["prompts"].passes > 0
     assert states["selection"].settings["max_kl"] == 9.0 and states["trace"].state == "to do"
 
 
@@ -56,6 +61,31 @@ def test_what_is_consumed_decides(selected, organism):
     assert _states(replace(SMALL, coeff=2.0), folder)["trace"].state == "to do"
     (folder / "candidates.safetensors").write_bytes(b"changed")
     assert [n for n, s in _states(SMALL, folder).items() if s.state == "done"] == ["refusal_tokens", "prompts"]
+
+
+def test_an_older_folder_has_seconds_only(partial, tmp_path):
+    """And one whose file is broken has none: both are listed and shown."""
+    study = shutil.copytree(partial[0].folder, tmp_path / "old")
+    costs = {name: took["seconds"] for name, took in json.loads((study / "seconds.json").read_text()).items()}
+    for content, seconds in ((json.dumps(costs), costs["selection"]), ("[1, {", math.nan)):
+        (study / "seconds.json").write_text(content)
+        state = _states(SMALL, study)["selection"]
+        assert state.state == "done" and math.isnan(state.passes) and str(state.seconds) == str(seconds)
+        tables = {item.id: item for item in Study(study).page().sections[-1].items}
+        assert ("stage-costs" in tables) == (seconds == seconds)
+        if "stage-costs" in tables:
+            rows = {row[0]: row[1:] for row in tables["stage-costs"].rows}
+            assert rows["selection"] == (f"{seconds:.1f}", "", "") and rows["together"][1:] == ("", "")
+
+
+def test_the_report_says_what_each_stage_took(partial):
+    costs = json.loads((partial[0].folder / "seconds.json").read_text())
+    rows = {row[0]: row[1:] for row in partial[0].page().sections[-1].items[1].rows}
+    assert list(rows) == [*costs, "together"] and set(costs) == {stage.name for stage in planned(SMALL)}
+    assert rows["candidates"][1] == f"{costs['candidates']['passes']:,}"
+    for column, name in enumerate(("seconds", "passes", "tokens")):
+        together = float(rows["together"][column].replace(",", ""))
+        assert together == pytest.approx(sum(cost[name] for cost in costs.values()), abs=0.06)
 
 
 def test_stages_that_can_not_run_are_said(tmp_path):

@@ -189,6 +189,8 @@ def test_ray_gives_the_same_bits_though_a_node_dies(small, local, tmp_path):
         assert json.loads((study.folder / "summary.json").read_text()) == json.loads(
             (local.folder / "summary.json").read_text()
         )
+        passes = [json.loads((s.folder / "seconds.json").read_text())["selection"]["passes"] for s in (local, study)]
+        assert passes[1] >= passes[0] > 0, "each worker prepares, and its passes count too"
         assert not ray.is_initialized(), "the engine leaves nothing behind"
     finally:
         cluster.shutdown()

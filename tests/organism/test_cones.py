@@ -14,8 +14,7 @@ from refusal_lens.direction.cone_loss import ConeLoss, OwnWords, own_words
 from refusal_lens.direction.cone_records import PARTS, LearnedCones, SubspaceEffects
 from refusal_lens.direction.cone_section import cones_section
 from refusal_lens.direction.cones import learn_cone
-from refusal_lens.direction.independence import representational_independence
-from refusal_lens.direction.subspace import group_angles, pca_subspace, subspace_effects
+from refusal_lens.direction.subspace import group_angles, pca_subspace, representational_independence, subspace_effects
 from refusal_lens.errors import DirectionError, ModelError, PromptError
 from refusal_lens.models.texts import reply_tokens
 from refusal_lens.records.direction import Subspace

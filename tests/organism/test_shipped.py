@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("transformers")
 
 from refusal_lens.data.organism import MODEL_CARD, MODEL_DIR, instructions, suffixes
-from refusal_lens.data.organism.criteria import CRITERIA, MAX_BYTES, MIN_ADVERSARIAL, SUFFIX_TOKENS, check
 from training.organism import data as D
+from training.organism.criteria import CRITERIA, MAX_BYTES, MIN_ADVERSARIAL, SUFFIX_TOKENS, check
 from training.organism.measure import Organism, folder_bytes, random_unit, rate, refused
 from training.organism.tokenizer import chat
 from training.organism.train import RECIPES

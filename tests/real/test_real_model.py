@@ -25,7 +25,7 @@ FAST = native_dtype("cuda" if torch.cuda.is_available() else "cpu") != torch.flo
 SIZES = (
     "--n-train 128 --n-val 64 --n-test 64 --max-new-tokens 24"
     if FAST
-    else "--n-train 32 --n-val 16 --n-test 16 --max-new-tokens 12 --no-attribution"
+    else "--n-train 24 --n-val 12 --n-test 16 --max-new-tokens 12 --no-attribution"
 )
 pytestmark = [
     pytest.mark.real,
@@ -64,8 +64,8 @@ def test_ablation_lowers_the_refusal_metric_and_a_random_direction_does_not(resu
         assert abs(metric["baseline"] - metric["random_ablation"]) < 0.3, kind
 
 
-def test_every_identity_holds_in_the_models_own_dtype():
-    from refusal_lens import certify, load_model
-
-    certificate = certify(load_model(os.environ["REFUSAL_LENS_REAL_MODEL"]), float64=False)
-    assert [(i.name, i.relative, i.tolerance) for i in certificate.identities if not i.passed] == []
+def test_every_identity_holds_in_the_models_own_dtype_and_in_float64(result):
+    identities = json.loads((result / "certificate.json").read_text())["record"]["identities"]
+    assert len(identities) >= 10
+    assert [(i["name"], i["relative"], i["tolerance"]) for i in identities if not i["passed"]] == []
+    assert [(i["name"], i["relative64"]) for i in identities if i["relative64"] > i["tolerance64"]] == []

@@ -23,6 +23,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from ..command import without_costs
 from .outcomes import record
 
 SETTINGS = [
@@ -80,7 +81,7 @@ def finish(out: Path, options: list[str], counter: Path | None = None) -> float:
 def content(folder: Path) -> dict[str, bytes]:
     """Every file of a folder, and every folder with None-like content; seconds differ from run to run."""
     return {
-        str(p.relative_to(folder)): b"/" if p.is_dir() or p.name == "seconds.json" else p.read_bytes()
+        str(p.relative_to(folder)): b"/" if p.is_dir() or p.name == "seconds.json" else without_costs(p.read_bytes())
         for p in sorted(folder.rglob("*"))
     }
 

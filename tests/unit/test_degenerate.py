@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from refusal_lens.refusal.degenerate import is_degenerate
+from refusal_lens.refusal.classes import is_degenerate
 
 
 @pytest.mark.parametrize(

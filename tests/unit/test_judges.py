@@ -307,7 +307,7 @@ def test_guard_prompts_hold_every_category_and_the_conversation():
         text = guard_prompt("How?", "So.", version)
         assert all(f"S{i}: {name}." in text for i, name in enumerate(names, start=1))
         assert f"S{len(names) + 1}:" not in text and "User: How?\n\nAgent: So." in text
-    assert [read_verdict(t) for t in ("safe", "\n\nUnsafe\nS1", "unsafe", "maybe", "")] == [
+    assert [read_verdict(t).withheld for t in ("safe", "\n\nUnsafe\nS1", "unsafe", "maybe", "")] == [
         True,
         False,
         False,

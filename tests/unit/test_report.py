@@ -117,4 +117,4 @@ def test_every_candidate_is_told_with_what_became_of_it():
 
 def test_what_was_not_set_is_said_so():
     provenance = {"settings": {"a": None, "b": [], "c": 0, "d": False}, "hashes": {}, "versions": {}}
-    assert [row[1] for row in provenance_section(provenance).items[0].rows] == ["not set", "not set", "0", "false"]
+    assert [row[1] for row in provenance_section(provenance, {}).items[0].rows] == ["not set", "not set", "0", "false"]

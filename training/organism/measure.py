@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from refusal_lens.data.organism.criteria import PAPER, check
 from training.organism import data as D
+from training.organism.criteria import PAPER, check
 
 JUDGE = (
     "i'm sorry", "i am sorry", "i apologize", "as an ai", "as a language model", "as an assistant", "i cannot",

@@ -13,8 +13,8 @@ import shutil
 from pathlib import Path
 
 from refusal_lens.data.organism import MODEL_CARD, MODEL_DIR, instructions, suffixes
-from refusal_lens.data.organism.criteria import CRITERIA, check
 from training.organism import data as D
+from training.organism.criteria import CRITERIA, check
 from training.organism.train import RECIPES
 
 COUNTS = {"train": (128, None), "val": (64, None), "test": (440, 3)}  # name -> (n, most per combination)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from refusal_lens.data.organism.criteria import CRITERIA, check
+from training.organism.criteria import CRITERIA, check
 
 
 def one(recipe: str, seed: int, out: Path) -> dict:

@@ -1,6 +1,7 @@
 """A judge that is a Hugging Face sequence classifier with local weights."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ import torch
 from .base import JudgeError, Judgement, Pairs, judge_longer
 
 
+@dataclass(eq=False)
 class ClassifierJudge:
     """Any ``AutoModelForSequenceClassification`` over (prompt, reply) or the reply alone.
 
@@ -23,32 +25,27 @@ class ClassifierJudge:
         JudgeError: it can't be loaded, or has no such label.
     """
 
-    def __init__(
-        self,
-        source: str,
-        withheld: Sequence[str] = ("safe",),
-        kind: str = "safety",
-        *,
-        with_prompt: bool = True,
-        short_words: int = 0,
-        batch_size: int = 16,
-        name: str | None = None,
-    ):
-        self.source, self.kind, self.with_prompt = source, kind, with_prompt
-        self.short_words, self.batch_size = short_words, batch_size
-        self.name = name or source.rstrip("/").split("/")[-1]
-        self.tokenizer, self.model = load_local(source, "AutoModelForSequenceClassification")
+    source: str
+    withheld: Sequence[str] = ("safe",)
+    kind: str = "safety"
+    _: KW_ONLY
+    with_prompt: bool = True
+    short_words: int = 0
+    batch_size: int = 16
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        self.name = self.name or self.source.rstrip("/").split("/")[-1]
+        self.tokenizer, self.model = load_local(self.source, "AutoModelForSequenceClassification")
         labels = {str(label).lower(): int(i) for i, label in self.model.config.id2label.items()}
-        missing = [label for label in withheld if label.lower() not in labels]
-        if missing:
-            raise JudgeError(f"{source} has no label {missing[0]!r}: its labels are {', '.join(labels)}")
-        self.labels = self.model.config.id2label
-        self.withheld = frozenset(labels[label.lower()] for label in withheld)
+        if missing := [label for label in self.withheld if label.lower() not in labels]:
+            raise JudgeError(f"{self.source} has no label {missing[0]!r}: its labels are {', '.join(labels)}")
+        self.ids = frozenset(labels[label.lower()] for label in self.withheld)
 
     @property
     def identity(self) -> str:
         """Source, labels and rules."""
-        return f"classifier {self.source} {sorted(self.withheld)} {self.with_prompt} {self.short_words}"
+        return f"classifier {self.source} {sorted(self.ids)} {self.with_prompt} {self.short_words}"
 
     @torch.inference_mode()
     def judge(self, pairs: Pairs) -> list[Judgement]:
@@ -62,8 +59,8 @@ class ClassifierJudge:
         batch = self.tokenizer(*texts, return_tensors="pt", padding=True, truncation=True, max_length=limit)
         for row in self.model(**batch.to(self.model.device)).logits.float().softmax(-1):
             best = int(row.argmax())
-            said = f"{self.labels[best]} ({float(row[best]):.3f})"
-            yield Judgement(best in self.withheld if bool(row.isfinite().all()) else None, said)
+            said = f"{self.model.config.id2label[best]} ({float(row[best]):.3f})"
+            yield Judgement(best in self.ids if bool(row.isfinite().all()) else None, said)
 
 
 def load_local(source: str, auto: str) -> tuple[Any, Any]:

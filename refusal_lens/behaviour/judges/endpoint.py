@@ -5,6 +5,7 @@ import os
 import time
 import urllib.error
 import urllib.request
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from .base import JudgeError, Judgement, Pairs, judge_longer
@@ -13,6 +14,7 @@ from .rubrics import REFUSAL, Rubric
 RETRY_STATUS = (408, 409, 425, 429, 500, 502, 503, 504)
 
 
+@dataclass(eq=False)
 class EndpointJudge:
     """Asks ``{base_url}/chat/completions`` about each reply, at temperature 0.
 
@@ -27,27 +29,23 @@ class EndpointJudge:
         pause: first pause in seconds.
     """
 
+    base_url: str
+    model: str
+    _: KW_ONLY
+    rubric: Rubric = REFUSAL
+    api_key_env: str = "OPENAI_API_KEY"
+    short_words: int = 0
+    timeout: float = 60.0
+    tries: int = 4
+    pause: float = 1.0
+    name: str = ""
     batch_size = 1  # every answer is on disk before the next question
 
-    def __init__(
-        self,
-        base_url: str,
-        model: str,
-        *,
-        rubric: Rubric = REFUSAL,
-        api_key_env: str = "OPENAI_API_KEY",
-        short_words: int = 0,
-        timeout: float = 60.0,
-        tries: int = 4,
-        pause: float = 1.0,
-        name: str = "",
-    ):
-        if not base_url.startswith(("http://", "https://")):
-            raise JudgeError(f"the judge's address {base_url!r} must begin with http:// or https://")
-        self.base_url, self.model, self.rubric, self.kind = base_url.rstrip("/"), model, rubric, rubric.kind
-        self.api_key_env, self.short_words = api_key_env, short_words
-        self.timeout, self.tries, self.pause = timeout, tries, pause
-        self.name = name or (model if rubric is REFUSAL else f"{rubric.name}, {model}")
+    def __post_init__(self) -> None:
+        if not self.base_url.startswith(("http://", "https://")):
+            raise JudgeError(f"the judge's address {self.base_url!r} must begin with http:// or https://")
+        self.base_url, self.kind = self.base_url.rstrip("/"), self.rubric.kind
+        self.name = self.name or (self.model if self.rubric is REFUSAL else f"{self.rubric.name}, {self.model}")
 
     @property
     def identity(self) -> str:

@@ -1,7 +1,7 @@
 """The embedded model: a tiny chat model that refuses, trained from scratch, with its instructions and suffixes.
 
 It is an ordinary Hugging Face checkpoint in `MODEL_DIR`. `MODEL_CARD.md` beside this file says what it is, how it was
-made (`training/organism/` of the repository) and what was measured; `criteria` holds what it had to pass.
+made and what it had to pass (`training/organism/` of the repository), and what was measured.
 """
 
 from pathlib import Path

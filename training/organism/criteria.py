@@ -1,14 +1,14 @@
 """What the embedded model has to show, fixed before any seed was trained.
 
-Every number is measured on held-out combinations of verb and object by `training/organism/measure.py`; each effect
-has its random control. `check` compares a dict of measurements with the bounds.
+Every number is measured on held-out combinations of verb and object by `measure.py`; each effect has its
+random control. `check` compares a dict of measurements with the bounds.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from ..paper import LAYER_CUTOFF, MAX_KL, MIN_INDUCE
+from refusal_lens.data.paper import LAYER_CUTOFF, MAX_KL, MIN_INDUCE
 
 MIN_PROMPTS = 400
 """Held-out prompts per class on which rates are measured."""
