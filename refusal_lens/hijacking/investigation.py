@@ -101,7 +101,7 @@ class _Steps:
         return step(model, *state, subject, *more)
 
     def _observe(
-        self, model: HookedChatModel, condition: str, prompts: list[str], suffixes: Any = None, replies: bool = True
+        self, model: HookedChatModel, condition: str, prompts: Sequence[str], suffixes: Any = None, replies: bool = True
     ) -> tuple[Observation, SourceContributions]:
         limit = self.settings.max_new_tokens if replies else 0
         return observe(model, condition, prompts, self.direction, self.heads, self.tokens, suffixes, limit)
