@@ -17,7 +17,7 @@ _setup_privateuseone_for_python_backend(NAME)
 aten = torch.ops.aten
 # A GPU's tensor takes indices from the CPU, and copies go either way.
 BOTH = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
-COPIES = {aten.copy_.default, aten._to_copy.default}
+COPIES = {aten.copy_.default, aten._to_copy.default, aten.expand_as.default}  # the last one reads a shape only
 
 
 class Elsewhere(torch.Tensor):
@@ -78,3 +78,17 @@ def _inner(x: Any) -> Any:
 
 _LIBRARY = torch.library.Library("_", "IMPL")  # what has no tensor of the device yet: torch.zeros(..., device="other")
 _LIBRARY.fallback(lambda func, *args, **kwargs: _run(func, args, kwargs), "PrivateUse1")
+
+
+def _made_here(function: Any) -> Any:
+    """torch.tensor and torch.as_tensor fill a new tensor below the dispatcher: made on the CPU, then moved."""
+
+    def make(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
+        if device is None or torch.device(device).type != NAME:
+            return function(data, *args, device=device, **kwargs)
+        return data.to(device) if isinstance(data, Elsewhere) else Elsewhere(function(data, *args, **kwargs))
+
+    return make
+
+
+torch.tensor, torch.as_tensor = _made_here(torch.tensor), _made_here(torch.as_tensor)

@@ -16,6 +16,8 @@ import sys
 from importlib.machinery import PathFinder
 
 class Bare:
+    find_distributions = PathFinder.find_distributions
+
     def find_spec(name, path=None, target=None):
         top = name.partition(".")[0]
         have = top in sys.stdlib_module_names or top in ALLOWED or top.startswith("_")
