@@ -92,6 +92,8 @@ def provenance_section(provenance: Mapping[str, Any], costs: Mapping[str, Sequen
         for key, value in provenance[group].items()
     )
     again = Table("provenance-table", ("what", "value"), rows, "How to run it again.")
+    if not costs:
+        return Section("provenance", "Provenance", (), (again,))
     known = ([x for x in column if not math.isnan(x)] for column in zip(*costs.values(), strict=True))
     took = {**costs, "together": [math.fsum(column) if column else math.nan for column in known]}
     table = Table(
@@ -101,7 +103,7 @@ def provenance_section(provenance: Mapping[str, Any], costs: Mapping[str, Sequen
         "What each stage took when it was last run, without the model's loading. Passes that end early count as one; "
         "tokens are positions, padding included.",
     )
-    return Section("provenance", "Provenance", (), (again, table) if costs else (again,))
+    return Section("provenance", "Provenance", (), (again, table))
 
 
 def cost_cells(cost: Sequence[float]) -> tuple[str, ...]:
