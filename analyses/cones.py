@@ -14,8 +14,10 @@ from refusal_lens.data.prompts import PromptPair
 from refusal_lens.direction.cone_section import cones_section
 from refusal_lens.direction.cones import learn_cone
 from refusal_lens.direction.subspace import pca_subspace, representational_independence, subspace_effects
+from refusal_lens.engines.local import named_engine
 from refusal_lens.progress import automatic
 from refusal_lens.records.direction import Subspace
+from refusal_lens.study.config import StudyConfig
 
 
 def main() -> None:
@@ -26,10 +28,11 @@ def main() -> None:
     arguments.add_argument("--batch", type=int, default=8, help="prompts of each kind per step")
     arguments.add_argument("--samples", type=int, default=2, help="directions sampled inside the cone per step")
     arguments.add_argument("--lr", type=float, default=0.01, help="learning rate of Adam")
+    arguments.add_argument("--engine", default="local", help="local or ray")
     args = arguments.parse_args()
     model, study = prepared(args)
     data, r = PromptPair(study.harmful, study.harmless), study.selection.chosen
-    learned = []
+    learned, engine = [], named_engine(args.engine, StudyConfig(model=args.model))(model)
     for dimension in (1, args.dimension):
         start = time.perf_counter()
         record = learn_cone(
@@ -44,10 +47,12 @@ def main() -> None:
             samples=args.samples,
             folder=args.out / "training",
             progress=automatic,
+            engine=engine,
         )
         learned.append(record)
         steps = int((~record.losses[..., 0].isnan()).sum())
         print(*record.summary(), f"{steps} steps, {time.perf_counter() - start:.0f} s in this call", sep="\n")
+    engine.close()
     direction, cone = learned
     spaces = {"difference in means": Subspace(r.unit.double()[None], "mean", r)}
     spaces |= {f"learned, seed {seed}": direction.cone(seed) for seed in direction.seeds}

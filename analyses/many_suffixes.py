@@ -5,8 +5,6 @@ python -m analyses.many_suffixes [MODEL] [--suffixes FILE] [--count N] [--n PROM
 
 from __future__ import annotations
 
-from contextlib import closing
-
 from analyses.common import finish, parser, prepared, show
 from analyses.suffix_common import loaded, with_suffixes
 from refusal_lens.attribution.components import heads as head_contributions
@@ -15,11 +13,12 @@ from refusal_lens.data.suffixes import SuffixSet
 from refusal_lens.engines.local import named_engine
 from refusal_lens.hijacking.circuits import finding
 from refusal_lens.hijacking.controls import filled_up
-from refusal_lens.hijacking.investigation import Settings, investigate, refused_prompts
+from refusal_lens.hijacking.investigation import Settings, investigate
 from refusal_lens.hijacking.many import many_suffixes
 from refusal_lens.hijacking.many_section import many_section
 from refusal_lens.hijacking.section import hijacking_section
 from refusal_lens.records.store import Store
+from refusal_lens.refusal.metric import refused_prompts
 from refusal_lens.study.config import StudyConfig
 
 COLUMNS = ["suffix", "metric_drop", "low", "high", "not_refused", "random", "grade", "dominance"]
@@ -45,9 +44,8 @@ def main() -> None:
     prompts, reported = refused[:cut], refused[cut:]  # the strongest are chosen on some, and looked into on others
     print(f"{len(found)} suffixes x {cut} refused prompts (of {read}); heads chosen on {len(choosing)} others")
     top = choose_heads(head_contributions(model, choosing, direction), min(8, model.n_heads))
-    with closing(named_engine(args.engine, StudyConfig(model=args.model))(model)) as engine:
-        store = Store(args.out)
-        many = many_suffixes(model, prompts, found, direction, top, tokens, seed=args.seed, store=store, engine=engine)
+    engine, store = named_engine(args.engine, StudyConfig(model=args.model))(model), Store(args.out)
+    many = many_suffixes(model, prompts, found, direction, top, tokens, seed=args.seed, store=store, engine=engine)
     many.save(study.folder / "many")  # the study's report shows it
     show(many.to_frame()[[*COLUMNS, "explained by"]])
     for by in ("attention", "write"):
@@ -70,7 +68,9 @@ def main() -> None:
             causal="all", shuffled=False, max_new_tokens=args.max_new_tokens, seed=args.seed, grids=tuple(args.grid)
         ),
         folder=args.out / "suffixes",
+        engine=engine,
     )
+    engine.close()
     for result in report.results:
         print(f"{result.suffix.text.strip()!r} ({result.suffix.kind}): {finding(result)}")
     finish(args, "Many suffixes", [many_section(many), hijacking_section(report)], many=many, report=report)

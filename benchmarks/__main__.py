@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +21,27 @@ from refusal_lens.data.prompts import PromptSet
 from refusal_lens.data.suffixes import SuffixSet
 from refusal_lens.direction.extract import extract_directions
 from refusal_lens.direction.select import SelectionRule
+from refusal_lens.errors import RefusalLensError
 from refusal_lens.refusal.metric import keep_refused
 from refusal_lens.refusal.tokens import given_refusal_tokens
+from refusal_lens.study.config import StudyConfig
 
+from .groups import GROUPS
 from .measure import gemm_peak, machine
 from .models import named, plain_copy
 from .plain import Plain
-from .rows import GROUPS, Ground, Row
+from .rows import Ground, Row
 
 
-def arguments() -> argparse.Namespace:
-    """The command line."""
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or what is given in its place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="organism", help="as in load_model, or random:1.5b")
     parser.add_argument("--harmful", default=str(instructions()["harmful"]))
     parser.add_argument("--harmless", default=str(instructions()["harmless"]))
     parser.add_argument("--n-train", type=int, default=64, help="prompts of each kind for extraction")
     parser.add_argument("--n-val", type=int, default=32, help="and for the other rows")
+    parser.add_argument("--n-test", type=int, default=32, help="test prompts of each kind, for the stages of a study")
     parser.add_argument("--pool", type=int, default=0, help="prompts of each kind before the paper's filter")
     parser.add_argument(
         "--unfiltered", action="store_true", help="leave the filter out: the time does not depend on it"
@@ -52,7 +58,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--refusal-token", default="I")
     parser.add_argument("--name", help="of the result file; the model's if left out")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def ground(args: argparse.Namespace) -> Ground:
@@ -96,14 +102,25 @@ def ground(args: argparse.Namespace) -> Ground:
         coeff=args.coeff,
         every=args.every,
         turns=args.turns,
+        config=config_of(args),
     )
+
+
+def config_of(args: argparse.Namespace) -> StudyConfig:
+    """Settings of the default run: the command line's own for the embedded model, or those of a model and prompts."""
+    how: dict[str, Any] = {"full_grid": True, "stability": 10, "suffixes": "organism"}
+    if args.model != "organism":
+        how = {"harmful": args.harmful, "harmless": args.harmless, "refusal_tokens": (args.refusal_token,)}
+    how |= {"max_kl": args.max_kl, "coeff": args.coeff, "relax": True}
+    return StudyConfig(args.model, sizes=(args.n_train, args.n_val, args.n_test), **how)
 
 
 def as_json(row: Row, peak: float) -> dict[str, Any]:
     """A row with what follows from it."""
     ours, plain = row.seconds
-    busy = row.cpu[0] / torch.get_num_threads()
-    return {
+    # A CPU that other work shares is judged by its own time; a GPU works while the processor waits for it.
+    busy = math.inf if torch.cuda.is_available() else row.cpu[0] / torch.get_num_threads()
+    found = {
         **dataclasses.asdict(row),
         "ratio": plain / ours,
         "cpu_ratio": row.cpu[1] / row.cpu[0],
@@ -111,6 +128,14 @@ def as_json(row: Row, peak: float) -> dict[str, Any]:
         "gemm_peak_gflops": peak,
         "share_of_gemm_peak": row.gflop / min(ours, busy) / peak if row.gflop else None,
     }
+    return {name: _known(value) for name, value in found.items()}
+
+
+def _known(value: Any) -> Any:
+    """None for NaN, which JSON does not have."""
+    if isinstance(value, tuple):
+        return tuple(map(_known, value))
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def table(result: dict[str, Any]) -> str:
@@ -122,12 +147,17 @@ def table(result: dict[str, Any]) -> str:
     ]
     for row in result["rows"]:
         share = "" if row["share_of_gemm_peak"] is None else f"{row['share_of_gemm_peak']:.0%}"
-        lines.append(
-            f"| {row['name']} | {row['prompts']} | {row['seconds'][0]:.3g} | {row['seconds'][1]:.3g} | "
-            f"{row['ratio']:.2f} | {row['cpu_ratio']:.2f} | {row['peak_mb'][0]:.0f} / {row['peak_mb'][1]:.0f} | "
-            f"{row['tokens_per_second']:.0f} | {share} |"
-        )
+        rate = f"{row['tokens_per_second']:.0f}" if row["tokens"] else ""
+        memory = " / ".join(number(value, ".0f") for value in row["peak_mb"])
+        cells = [row["name"], row["prompts"], *(number(value, ".3g") for value in row["seconds"])]
+        cells += [number(row["ratio"], ".2f"), number(row["cpu_ratio"], ".2f"), memory, rate, share]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
+
+
+def number(value: float | None, form: str) -> str:
+    """A number, or a dash where nothing was measured."""
+    return "-" if value is None or math.isnan(value) else format(value, form)
 
 
 def main() -> None:
@@ -138,12 +168,17 @@ def main() -> None:
     g.plain.last_logits(g.val[0])  # the first pass packs weights
     rows, peaks = [], [gemm_peak(m.dtype, m.device)]
     for group in args.rows:
-        found = GROUPS[group](g)
+        found = []
+        try:
+            for row in GROUPS[group](g):
+                found.append(row)
+                plain = number(row.seconds[1], ".3g")
+                print(f"{row.name}: {row.seconds[0]:.3g} s, plain {plain} s. {row.note}", flush=True)
+        except RefusalLensError as error:  # a model that refuses nothing has no refusal to learn from
+            print(f"the rest of {group} is left out: {error}", flush=True)
         peaks.append(gemm_peak(m.dtype, m.device))
         # Of before and after the higher one: other work on the machine lowers it, nothing raises it.
         rows += [as_json(row, max(peaks[-2:])) for row in found]
-        for row in found:
-            print(f"{row.name}: {row.seconds[0]:.3g} s, plain {row.seconds[1]:.3g} s. {row.note}", flush=True)
     result = {
         "model": m.name,
         "dtype": str(m.dtype).removeprefix("torch."),

@@ -26,7 +26,7 @@ class Measured:
         seconds: wall time.
         cpu: processor time of this process, all threads; what other programs on the machine take is not in it.
         peak_mb: highest sum of the bytes of all tensors made and still there, in MB; 0 where it wasn't counted.
-        gflop: of multiplications with weights (attention's own are left out), padding left out.
+        gflop: of multiplications with weights (attention's own are left out), padding left out; counted with memory.
     """
 
     value: Any
@@ -37,22 +37,29 @@ class Measured:
 
 
 def measure(work: Callable[[], Any], memory: bool = False, pad_id: int = -1) -> Measured:
-    """Run ``work`` once, with its multiplications counted, and its memory (some microseconds an operation).
+    """Run ``work`` once. A GPU is waited for before the clock starts and before it stops.
 
     Args:
+        memory: count memory and multiplications, which takes time of its own: then the seconds say nothing. A GPU's
+            memory is what its allocator gave at most, above what was there before.
         pad_id: tokens that are this are padding, whose multiplications are not counted.
     """
     gc.collect()
-    if torch.cuda.is_available():
+    gpu = torch.cuda.is_available()
+    live, flops = LiveBytes(), LinearFlops(pad_id)
+    before = 0
+    if gpu:
         torch.cuda.synchronize()
-    live = LiveBytes()
-    with live if memory else nullcontext(), LinearFlops(pad_id) as flops:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    with live if memory and not gpu else nullcontext(), flops if memory else nullcontext():
         start, busy = time.perf_counter(), time.process_time()
         value = work()
-        if torch.cuda.is_available():
+        if gpu:
             torch.cuda.synchronize()
         seconds, cpu = time.perf_counter() - start, time.process_time() - busy
-    return Measured(value, seconds, cpu, live.peak / 1e6, flops.total / 1e9)
+    peak = torch.cuda.max_memory_allocated() - before if gpu else live.peak
+    return Measured(value, seconds, cpu, peak / 1e6 if memory else 0.0, flops.total / 1e9)
 
 
 class LinearFlops:
@@ -78,12 +85,17 @@ class LinearFlops:
         self._handle.remove()
 
 
-def gemm_peak(dtype: torch.dtype, device: torch.device, n: int = 2048) -> float:
-    """Matrix-multiply rate, GFLOP/s of wall time: the best of eight products of n x n matrices."""
+def gemm_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """Matrix-multiply rate, GFLOP/s of wall time: the best of eight measurements of square products.
+
+    A GPU gets larger matrices and several products per measurement, so that launching and waiting do not count.
+    """
+    n, products = (8192, 8) if device.type == "cuda" else (2048, 1)
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     best = 0.0
     for _ in range(8):
-        best = max(best, 2 * n**3 / measure(lambda: a @ b).seconds / 1e9)
+        seconds = measure(lambda: [a @ b for _ in range(products)]).seconds
+        best = max(best, products * 2 * n**3 / seconds / 1e9)
     return best
 
 

@@ -16,6 +16,7 @@ from refusal_lens.models.load import native_dtype
 
 # hidden, layers, heads, key-value heads, MLP: Qwen2.5's.
 SIZES = {
+    "tiny": (256, 4, 4, 2, 512),
     "0.5b": (896, 24, 14, 2, 4864),
     "1.5b": (1536, 28, 12, 2, 8960),
     "3b": (2048, 36, 16, 2, 11008),
@@ -25,10 +26,12 @@ VOCAB = 151936
 
 
 def named(source: str, dtype: str | None = None) -> HookedChatModel:
-    """``random:1.5b`` for random weights of that size (in what the CPU multiplies), else as in ``load_model``."""
+    """``random:1.5b`` for random weights of that size (in what the machine multiplies), else as in ``load_model``."""
     keep_freed_memory()  # as the command line does
     if source.startswith("random:"):
-        return random_model(source.removeprefix("random:"), dtype=native_dtype("cpu"))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        own = getattr(torch, dtype) if dtype else native_dtype(device)
+        return random_model(source.removeprefix("random:"), dtype=own, device=device)
     return load_model(source, dtype=dtype)
 
 
@@ -38,8 +41,12 @@ def random_model(
     width: int | None = None,
     dtype: torch.dtype = torch.bfloat16,
     vocab: int = VOCAB,
+    device: str = "cpu",
 ) -> HookedChatModel:
-    """Random weights with the embedded model's tokenizer, made in ``dtype`` at once: never a second copy."""
+    """Random weights with the embedded model's tokenizer, made in ``dtype`` at once: never a second copy.
+
+    Those of a ``tiny`` model are drawn on the CPU in float32, so that they are the same on every device.
+    """
     from transformer_lens.model_bridge import TransformerBridge
 
     hidden, n_layers, heads, kv_heads, mlp = SIZES[size]
@@ -58,29 +65,29 @@ def random_model(
     )
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     torch.manual_seed(0)
-    hf = _filled(config, dtype)
+    hf = _filled(config, dtype, device, same_everywhere=size == "tiny")
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         bridge = TransformerBridge.boot_transformers(
-            folder, hf_model=hf, tokenizer=tokenizer, dtype=dtype, device="cpu"
+            folder, hf_model=hf, tokenizer=tokenizer, dtype=dtype, device=device
         )
     return HookedChatModel(bridge, tokenizer, name=f"random-{size}")
 
 
-def _filled(config: Qwen2Config, dtype: torch.dtype) -> Any:
+def _filled(config: Qwen2Config, dtype: torch.dtype, device: str, same_everywhere: bool) -> Any:
     """Random weights, some rows at a time: torch draws bfloat16 numbers through a float32 copy of the whole tensor."""
     with torch.device("meta"):
         hf = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
-    hf.to_empty(device="cpu")
-    hf.model.rotary_emb = type(hf.model.rotary_emb)(config)
+    hf.to_empty(device=device)
+    hf.model.rotary_emb = type(hf.model.rotary_emb)(config).to(device)
     hf.tie_weights()
     for name, parameter in hf.requires_grad_(False).named_parameters():
         if parameter.ndim == 1:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
         else:
             for rows in parameter.split(1024):
-                rows.normal_(0, 0.02)
+                rows.copy_(0.02 * torch.randn(rows.shape)) if same_everywhere else rows.normal_(0, 0.02)
     return hf.eval()
 
 

@@ -51,7 +51,8 @@ class Plain:
         """[pos, layer, d_model] difference of means of the layers' inputs, float64."""
         means = []
         for prompts in (harmful, harmless):
-            sums = torch.zeros(n_pos, len(self.layers), self.hf.config.hidden_size, dtype=torch.float64)
+            size = (n_pos, len(self.layers), self.hf.config.hidden_size)
+            sums = torch.zeros(size, dtype=torch.float64, device=self.hf.device)
 
             def record(layer: int, sums: Tensor = sums) -> Callable:
                 def hook(module: Any, args: tuple) -> None:
@@ -61,7 +62,7 @@ class Plain:
 
             with self.hooked([(block, record(i)) for i, block in enumerate(self.layers)], []):
                 self.last_logits(prompts)
-            means.append(sums / len(prompts))
+            means.append(sums.cpu() / len(prompts))
         return means[0] - means[1]
 
     def metric(self, logits: Tensor) -> Tensor:
@@ -69,13 +70,17 @@ class Plain:
         p = logits.double().softmax(-1)[:, self.refusal_ids].sum(-1)
         return torch.log(p + 1e-8) - torch.log(1 - p + 1e-8)
 
-    def ablated(self, r: Tensor):
-        """Directional ablation at every layer's input and every attention and MLP output."""
+    def ablated(self, r: Tensor, share: float = 1.0):
+        """Directional ablation at every layer's input and every attention and MLP output.
+
+        A share of it acts where the stream is written, the embedding included: at the inputs it would act anew on what
+        is left.
+        """
         unit = r / (r.norm() + 1e-8)
 
         def project(x: Tensor) -> Tensor:
             u = unit.to(x)
-            return x - (x @ u)[..., None] * u
+            return x - share * (x @ u)[..., None] * u
 
         def pre(module: Any, args: tuple) -> tuple:
             return (project(args[0]), *args[1:])
@@ -84,6 +89,8 @@ class Plain:
             return (project(output[0]), *output[1:]) if isinstance(output, tuple) else project(output)
 
         writes = [part for block in self.layers for part in (block.self_attn, block.mlp)]
+        if share != 1:
+            return self.hooked([], [(part, post) for part in (self.hf.model.embed_tokens, *writes)])
         return self.hooked([(block, pre) for block in self.layers], [(part, post) for part in writes])
 
     def added(self, r: Tensor, layer: int):

@@ -27,11 +27,13 @@ from refusal_lens.hijacking.grids import patching_grid
 from refusal_lens.hijacking.screening import screen
 from refusal_lens.progress import silent
 from refusal_lens.refusal.records import RefusalTokens
+from refusal_lens.study.config import StudyConfig
 
 from .measure import Measured, measure
 from .plain import Plain, nonzero
 
 NEW_TOKENS = 32
+ROUNDING = {torch.float32: 1e-3}  # of the largest number; in other dtypes a tenth
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,25 @@ class Ground:
     coeff: float
     every: int
     turns: int
+    config: StudyConfig
 
     def count(self, prompts: Sequence[str]) -> int:
         """Real tokens of the prompts."""
         return int(self.model.tokenize(list(prompts)).lengths.sum())
+
+    def gap(self, what: str, ours: torch.Tensor, plain: torch.Tensor) -> str:
+        """A sentence on the largest difference of both sides' numbers.
+
+        Raises:
+            AssertionError: it is more than rounding, or NaN on one side only.
+        """
+        a, b = ours.double().cpu(), plain.double().cpu()
+        known = b.isfinite()
+        assert torch.equal(known, a.isfinite()), f"{what}: NaN on one side only"
+        share = float((a - b)[known].abs().max() / b[known].abs().max().clamp_min(1e-30)) if known.any() else 0.0
+        said = f"{what}: largest gap {share:.1g} of the largest"
+        assert share <= ROUNDING.get(self.model.dtype, 0.1), said
+        return said
 
     def gflop(self, tokens: int, rows: int) -> float:
         """Of one forward: every token through the blocks, one row a prompt through the unembedding."""
@@ -86,7 +103,7 @@ class Ground:
         return 2 * (tokens * blocks + rows * m.d_model * m.d_vocab) / 1e9
 
 
-def _beside(g: Ground, *works: Callable[[], Any], times: int = 3) -> list[Measured]:
+def beside(g: Ground, *works: Callable[[], Any], times: int = 3) -> list[Measured]:
     """Each work's first value and median time; they take turns, so a machine that slows down slows all of them.
 
     A first turn warms up and counts memory, which takes time of its own: it is not timed.
@@ -106,7 +123,8 @@ def _beside(g: Ground, *works: Callable[[], Any], times: int = 3) -> list[Measur
     ]
 
 
-def _row(name: str, prompts: int, ours: Measured, plain: Measured, *rest: Any, times: float = 1) -> Row:
+def row(name: str, prompts: int, ours: Measured, plain: Measured, *rest: Any, times: float = 1) -> Row:
+    """Both sides in one row; the plain side was timed on a part of the work, and is multiplied by ``times``."""
     seconds, cpu = (ours.seconds, plain.seconds * times), (ours.cpu, plain.cpu * times)
     return Row(name, prompts, seconds, cpu, (ours.peak_mb, plain.peak_mb), *rest)
 
@@ -129,11 +147,11 @@ def forward_rows(g: Ground) -> list[Row]:
 
     tokens = batch.ids.numel()
     gflop = g.gflop(tokens, len(prompts))
-    beside, points, ablation = _beside(g, plain, lambda: g.model.logits(batch), ablated)
+    bare, points, ablation = beside(g, plain, lambda: g.model.logits(batch), ablated)
     note = "same padded batch, last position's logits; real tokens and padding counted alike"
     return [
-        _row("forward, hook points", len(prompts), points, beside, tokens, gflop, note),
-        _row("forward, ablation hooks", len(prompts), ablation, beside, tokens, gflop, note),
+        row("forward, hook points", len(prompts), points, bare, tokens, gflop, note),
+        row("forward, ablation hooks", len(prompts), ablation, bare, tokens, gflop, note),
     ]
 
 
@@ -154,17 +172,17 @@ def forms_rows(g: Ground) -> list[Row]:
         return work
 
     forms = ("affine", "scaled", "oblique")
-    plain, *found = _beside(g, under("paper"), *map(under, forms), times=2 * g.turns + 3)
+    plain, *found = beside(g, under("paper"), *map(under, forms), times=2 * g.turns + 3)
     tokens = batch.ids.numel()
     return [
-        _row(f"forward, {form}", len(prompts), ours, plain, tokens, 0.0, "beside plain ablation, in turns")
+        row(f"forward, {form}", len(prompts), ours, plain, tokens, 0.0, "beside plain ablation, in turns")
         for form, ours in zip(forms, found, strict=True)
     ]
 
 
 def extraction_row(g: Ground) -> Row:
     """Difference in means at all positions and layers."""
-    ours, plain = _beside(
+    ours, plain = beside(
         g,
         lambda: extract_directions(g.model, *g.train),
         lambda: g.plain.mean_diff(*g.train, len(g.model.chat.post_labels())),
@@ -172,7 +190,7 @@ def extraction_row(g: Ground) -> Row:
     gap = float((ours.value.mean_diff - plain.value).abs().max() / plain.value.abs().max())
     n, tokens = sum(map(len, g.train)), sum(map(g.count, g.train))
     note = f"largest gap {gap:.1g} of the largest value"
-    return _row("extraction", n, ours, plain, tokens, ours.gflop, note)
+    return row("extraction", n, ours, plain, tokens, ours.gflop, note)
 
 
 def _select(g: Ground, rule: SelectionRule, full: bool) -> Selection:
@@ -185,7 +203,7 @@ def _beside_plain(g: Ground, rule: SelectionRule, full: bool) -> tuple[Measured,
     """Ours; the plain algorithm on some candidates; what its time is multiplied with for all; a word on that."""
     live = nonzero(g.candidates.mean_diff)
     timed = live[:: g.every]
-    ours, plain = _beside(
+    ours, plain = beside(
         g,
         lambda: _select(g, rule, full),
         lambda: g.plain.select(g.candidates.mean_diff, *g.val, g.coeff, timed),
@@ -226,13 +244,13 @@ def full_grid_row(g: Ground) -> Row:
 
 def _selection_row(name: str, g: Ground, ours: Measured, plain: Measured, times: float, note: str) -> Row:
     tokens = 3 * len(nonzero(g.candidates.mean_diff)) * sum(map(g.count, g.val)) // 2
-    return _row(name, sum(map(len, g.val)), ours, plain, tokens, ours.gflop, note, times=times)
+    return row(name, sum(map(len, g.val)), ours, plain, tokens, ours.gflop, note, times=times)
 
 
 def attribution_rows(g: Ground) -> list[Row]:
     """Heads and source tokens that write the direction, beside one plain forward of the same prompts."""
     prompts, direction = g.val[0], next_direction(g.candidates)
-    plain, heads, sources = _beside(
+    plain, heads, sources = beside(
         g,
         lambda: g.plain.last_logits(prompts, keep=1),
         lambda: head_contributions(g.model, prompts, direction),
@@ -241,7 +259,7 @@ def attribution_rows(g: Ground) -> list[Row]:
     tokens, n = g.count(prompts), len(prompts)
     gflop = g.gflop(tokens, 0)
     return [
-        _row(name, n, ours, plain, tokens, gflop, "beside a forward")
+        row(name, n, ours, plain, tokens, gflop, "beside a forward")
         for name, ours in (("head contributions", heads), ("source contributions", sources))
     ]
 
@@ -251,16 +269,16 @@ def suffix_row(g: Ground) -> Row:
     prompts = g.val[0][:4]
     pairs = [(p, s) for p in prompts for s in g.suffixes]
     asked, behind = map(list, zip(*pairs, strict=True))
-    ours, plain = _beside(
+    ours, plain = beside(
         g,
         lambda: screen(g.model, prompts, g.suffixes, g.tokens, engine=LocalEngine(g.model)),
         lambda: g.plain.metric(g.plain.last_logits(asked, behind)).reshape(len(prompts), -1).T,
         times=g.turns,
     )
-    gap = float((ours.value - plain.value).abs().max())
+    gap = float((ours.value.metric - plain.value.cpu()).abs().max())
     tokens = int(g.model.tokenize(asked, behind).lengths.sum())
     note = f"{len(prompts)} prompts x {len(g.suffixes)} suffixes; largest gap of the metric {gap:.2g}"
-    return _row("suffix batch", len(pairs), ours, plain, tokens, ours.gflop, note)
+    return row("suffix batch", len(pairs), ours, plain, tokens, ours.gflop, note)
 
 
 def grid_row(g: Ground) -> Row:
@@ -278,12 +296,12 @@ def grid_row(g: Ground) -> Row:
         return g.plain.grid(prompts, after, drawn, n) - g.plain.metric(g.plain.last_logits(prompts, after, keep=1))
 
     ours_first = ours()
-    found, beside = _beside(g, ours, plain, times=g.turns)
-    gap = float((found.value.effects[0] - beside.value).abs().max())
+    found, other = beside(g, ours, plain, times=g.turns)
+    gap = float((found.value.effects[0] - other.value).abs().max())
     cells, n = len(found.value.measured), len(prompts)
     tokens = cells * int(g.model.tokenize(prompts, after).lengths.sum())
     note = f"{cells} cells in {found.value.passes} passes, and their gradients; largest gap of the metric {gap:.2g}"
-    return _row("patching grid", n, found, beside, tokens, 0.0, note)
+    return row("patching grid", n, found, other, tokens, 0.0, note)
 
 
 def generation_row(g: Ground) -> Row:
@@ -306,9 +324,9 @@ def generation_row(g: Ground) -> Row:
             )
             lengths.append(new.shape[1])
 
-    row = _row("generation, ablation", len(prompts), *_beside(g, ours, plain), len(prompts) * NEW_TOKENS, 0.0)
+    found = row("generation, ablation", len(prompts), *beside(g, ours, plain), len(prompts) * NEW_TOKENS, 0.0)
     assert set(lengths) == {batch.ids.shape[1] + NEW_TOKENS}
-    return row
+    return found
 
 
 def look_row(g: Ground) -> Row:
@@ -317,14 +335,14 @@ def look_row(g: Ground) -> Row:
     found: Any = SimpleNamespace(direction=direction, refusal_tokens=g.tokens)
     under = {"ablation": [Ablate(direction)]}
     after = ["", *[suffix] * 4]
-    ours, plain = _beside(
+    ours, plain = beside(
         g,
         lambda: look(g.model, prompt, found, suffix, under=under),
         lambda: [g.plain.last_logits([prompt], [text], keep=1) for text in after],
         times=g.turns,
     )
     tokens = int(g.model.tokenize([prompt] * len(after), after).lengths.sum())
-    return _row(
+    return row(
         "a look", len(after), ours, plain, tokens, 0.0, "one pass per condition and one to the head; beside forwards"
     )
 

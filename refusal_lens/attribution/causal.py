@@ -1,7 +1,8 @@
 """Whether the heads that attribution names matter: replace their outputs and read the refusal metric."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.prompts import PromptsLike, as_prompts
+from ..engines.base import Engine
+from ..engines.local import LocalEngine
 from ..errors import PromptError
 from ..hooks.attention import every_head, random_heads
 from ..hooks.base import Model
@@ -17,7 +20,7 @@ from ..hooks.interventions import Ablate
 from ..hooks.readers import Cache, Kept, check_position
 from ..hooks.readout import Readout
 from ..models.model import HookedChatModel
-from ..records.direction import DirectionLike, as_direction
+from ..records.direction import Direction, DirectionLike, as_direction
 from ..records.labels import Head, as_heads
 from ..refusal.metric import RefusalMetric
 from ..refusal.tokens import TokensLike
@@ -26,6 +29,8 @@ from ..tensors import wide
 from .causal_records import CausalCheck
 from .components import texts
 from .records import TopHeads
+
+SETS = 8  # of heads that are replaced, in one item of an engine
 
 
 def causal_check(
@@ -40,6 +45,7 @@ def causal_check(
     n_last: int = 1,
     n_random: int = 5,
     seed: int = 0,
+    engine: Engine | None = None,
 ) -> CausalCheck:
     """Ablate the heads (mean and resample), keep only them, and do the same with random heads of their layers.
 
@@ -55,6 +61,7 @@ def causal_check(
         n_last: at most the number of post-instruction tokens, so that positions correspond.
         n_random: draws of random heads.
         seed: of those draws and of resampling.
+        engine: spreads sets of heads over its workers; this process if None.
 
     Raises:
         PromptError: a prompt that chose the heads, or too large an ``n_last``.
@@ -78,21 +85,19 @@ def causal_check(
     if not 1 <= n_last <= tokens.n_post:
         raise PromptError(f"n_last {n_last} must be from 1 to {tokens.n_post}, the post-instruction tokens")
     rng = random.Random(seed)
-    z = last_z(model, reference, n_last)
-    mean = z.mean(1, keepdim=True)
     # Every condition draws the same donors, so that conditions differ by heads only.
-    donors = z[:, [rng.randrange(len(reference)) for _ in prompts]]
+    donors = [rng.randrange(len(reference)) for _ in prompts]
     draws = tuple(random_heads(model, named, rng) for _ in range(n_random))
-    reader = RefusalMetric(refusal_tokens)
-
-    def replaced(heads: Sequence[Head], values: Tensor = mean) -> Tensor:
-        return model.run(tokens, read=reader, under=InterchangeHeads(tuple(heads), values))[reader]
-
-    without = model.run(tokens, read=reader, under=Ablate(direction))[reader]
-    metric = torch.cat([_conditions(replaced, donors, named, draws, every_head(model)), without[None]])
     singles = tuple(dict.fromkeys([*named, *(head for draw in draws for head in draw)]))
-    measured = torch.stack([replaced((head,)) - metric[0] for head in singles])
-    (predicted,) = model.run(tokens, read=_Gap(Readout.of(model, direction.unit), mean, singles))
+    every = every_head(model)
+    sets: list[Any] = [((), False), *_effects(named, every), (every, False), None]
+    sets += [*(one for draw in draws for one in _effects(draw, every)), *(((head,), False) for head in singles)]
+    work = _Replaced(prompts, suffixes, reference, direction, refusal_tokens, n_last, donors)
+    items = [*(sets[i : i + SETS] for i in range(0, len(sets), SETS)), singles]
+    *made, predicted = (engine or LocalEngine(model)).map("replace heads", work, items)
+    found = torch.cat(made)
+    controls = found[6 : 6 + 3 * n_random].unflatten(0, (n_random, 3)).mean(0)
+    metric, measured = torch.cat([found[:4], controls, found[4:6]]), found[6 + 3 * n_random :] - found[0]
     spearman, p_value = correlation(predicted.tolist(), measured.mean(-1).tolist())
     return CausalCheck(
         heads=named,
@@ -110,23 +115,38 @@ def causal_check(
     )
 
 
-def _conditions(
-    replaced: Callable[..., Tensor],
-    donors: Tensor,
-    named: tuple[Head, ...],
-    draws: Sequence[tuple[Head, ...]],
-    every: tuple[Head, ...],
-) -> Float[Tensor, "condition prompt"]:
-    """Metric under each of ``CONDITIONS`` that replaces heads."""
+def _effects(heads: tuple[Head, ...], every: Sequence[Head]) -> list[tuple[tuple[Head, ...], bool]]:
+    """The heads at the mean and resampled, and all others at the mean."""
+    return [(heads, False), (heads, True), (tuple(head for head in every if head not in heads), False)]
 
-    def kept(heads: Sequence[Head]) -> Tensor:
-        return replaced([head for head in every if head not in heads])
 
-    def effects(heads: Sequence[Head]) -> Tensor:
-        return torch.stack([replaced(heads), replaced(heads, donors), kept(heads)])
+@dataclass(frozen=True)
+class _Replaced:
+    """The metric with sets of heads replaced, as work for an engine."""
 
-    controls = torch.stack([effects(draw) for draw in draws]).mean(0)
-    return torch.stack([replaced(()), *effects(named), *controls, kept(())])
+    prompts: list[str]
+    suffixes: Sequence[str] | None
+    reference: list[str]
+    direction: Direction
+    refusal_tokens: TokensLike
+    n_last: int
+    donors: list[int]  # a reference prompt for each prompt
+
+    def prepare(self, model: HookedChatModel) -> tuple[Tensor, Tensor]:
+        """The mean reference z, and that of each prompt's donor."""
+        z = last_z(model, self.reference, self.n_last)
+        return z.mean(1, keepdim=True), z[:, self.donors]
+
+    def run(self, model: HookedChatModel, state: tuple[Tensor, Tensor], item: Sequence[Any]) -> Tensor:
+        """Metric by set, each with whether it is resampled (None ablates the direction), [set prompt]; for single heads
+        the change along the direction that they predict, [head]."""
+        tokens = model.tokenize(self.prompts, self.suffixes)
+        if isinstance(item, tuple):
+            (gaps,) = model.run(tokens, read=_Gap(Readout.of(model, self.direction.unit), state[0], item))
+            return gaps
+        reader = RefusalMetric(self.refusal_tokens)
+        under = [Ablate(self.direction) if one is None else InterchangeHeads(one[0], state[one[1]]) for one in item]
+        return torch.stack([model.run(tokens, read=reader, under=edit)[reader] for edit in under])
 
 
 def last_z(model: HookedChatModel, prompts: PromptsLike, n_last: int) -> Float[Tensor, "layer prompt last head d_head"]:

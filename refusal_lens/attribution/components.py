@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.prompts import PromptsLike, as_prompts, as_suffixes
+from ..engines.base import Engine
 from ..errors import ModelError
 from ..hooks.attention_readers import Components, Heads
 from ..hooks.base import Layers, Model, layers_of
@@ -64,8 +65,10 @@ def heads(
     suffixes: Sequence[str] | None = None,
     pos: int = -1,
     check: bool = True,
+    engine: Engine | None = None,
 ) -> HeadContributions:
-    """What every head writes along r̂; arguments and errors as in ``component_contributions``.
+    """What every head writes along r̂; arguments and errors as in ``component_contributions``; ``engine`` spreads blocks
+    of 64 prompts over its workers.
 
     Example:
         >>> heads = rl.attribution.heads(model, data.harmful.test[:4], found)
@@ -75,7 +78,7 @@ def heads(
         torch.Size([4])
     """
     prompts, direction = as_prompts(prompts), as_direction(direction)
-    (values,) = model.run(prompts, suffixes, read=Heads(direction, pos, check))
+    (values,) = model.run(prompts, suffixes, read=Heads(direction, pos, check), engine=engine)
     return HeadContributions(values, direction, texts(prompts, suffixes), pos)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.prompts import PromptsLike, as_prompts
+from ..engines.base import Engine
 from ..errors import ModelError, PromptError
 from ..hooks.attention_readers import PARTS_TOLERANCE, Components, Parts
 from ..hooks.base import Model
@@ -51,6 +52,7 @@ def direct_logit_attribution(
     *,
     suffixes: Sequence[str] | None = None,
     check: bool = True,
+    engine: Engine | None = None,
 ) -> DirectLogitAttribution:
     """What every component adds to the mean logit of ``answer`` minus that of ``against``, at the last position.
 
@@ -59,6 +61,7 @@ def direct_logit_attribution(
         against: compliance tokens (see ``compliance_tokens``); None attributes the answer's logit alone.
         suffixes: one per prompt (with its leading space), or None.
         check: verify that heads sum to attention and that the readout gives the model's own logits.
+        engine: as in ``attribution.heads``.
 
     Raises:
         PromptError: a string that is not one token, or a token in both groups.
@@ -74,7 +77,7 @@ def direct_logit_attribution(
     if both := set(wanted.ids) & set(other.ids):
         raise PromptError(f"the token ids {sorted(both)} are in answer and in against; leave them out of one")
     reader = _LogitParts(model, wanted, other, check)
-    (found,) = model.run(prompts, suffixes, read=reader)
+    (found,) = model.run(prompts, suffixes, read=reader, engine=engine)
     fixed = torch.ones_like(found["measured"])
     parts: dict[str, Any] = {name: found[name] for name in Parts._fields}
     return DirectLogitAttribution(

@@ -4,6 +4,7 @@ import torch
 from scipy import stats as scipy_stats
 
 from ..data.prompts import PromptsLike
+from ..engines.base import Engine
 from ..errors import PromptError
 from ..models.model import HookedChatModel
 from ..records.direction import DirectionLike
@@ -54,17 +55,19 @@ def top_heads(
     *,
     contrast: PromptsLike | None = None,
     top: int = 8,
+    engine: Engine | None = None,
 ) -> TopHeads:
     """The heads that write most along r̂: chosen on ``selection`` prompts, reported on ``report`` prompts.
 
     Args:
         contrast: prompts of the other kind (harmless), for the test over heads.
+        engine: as in ``attribution.heads``.
 
     Example:
         >>> top = rl.attribution.top_heads(model, data.harmful.val, data.harmful.test, found, top=2)
         >>> top.labels
         ('L1H0', 'L1H2')
     """
-    chosen, reported = (contributions(model, prompts, direction) for prompts in (selection, report))
-    other = None if contrast is None else contributions(model, contrast, direction)
+    chosen, reported = (contributions(model, prompts, direction, engine=engine) for prompts in (selection, report))
+    other = None if contrast is None else contributions(model, contrast, direction, engine=engine)
     return confirm_heads(chosen, reported, other, top)

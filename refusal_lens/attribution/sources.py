@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..data.prompts import PromptsLike, as_prompts
+from ..engines.base import Engine
 from ..errors import PromptError
 from ..hooks.attention_readers import Sources
 from ..hooks.pattern_readers import Pattern, WrittenPattern
@@ -30,6 +31,7 @@ def source_contributions(
     suffixes: Sequence[str] | None = None,
     pos: int = -1,
     check: bool = True,
+    engine: Engine | None = None,
 ) -> SourceContributions:
     """pattern[dest, src] · (v_src · W_O r̂) for every head and source token, at one destination.
 
@@ -39,6 +41,7 @@ def source_contributions(
         suffixes: one per prompt (with its leading space), or None.
         pos: the destination, counted from the end.
         check: verify that sources sum to z · W_O r̂.
+        engine: spreads blocks of 64 prompts over its workers; this process if None.
 
     Raises:
         DirectionError: a direction of another model.
@@ -51,15 +54,21 @@ def source_contributions(
     """
     prompts, direction = as_prompts(prompts), as_direction(direction)
     tokens = model.tokenize(prompts, suffixes)
-    (found,) = model.run(tokens, read=Sources(direction, pos, check))
+    (found,) = model.run(prompts, suffixes, read=Sources(direction, pos, check), engine=engine)
     bounds, words, asked = bounds_of(tokens), token_texts(model, tokens), texts(prompts, suffixes)
     return SourceContributions(found.values, found.pattern, bounds, words, asked, direction, pos)
 
 
 def propagation(
-    model: HookedChatModel, prompts: PromptsLike, direction: DirectionLike, *, suffixes: Sequence[str] | None = None
+    model: HookedChatModel,
+    prompts: PromptsLike,
+    direction: DirectionLike,
+    *,
+    suffixes: Sequence[str] | None = None,
+    engine: Engine | None = None,
 ) -> Propagation:
-    """The projection on r̂ at every layer and token, and what attention and MLP wrote there along r̂.
+    """The projection on r̂ at every layer and token, and what attention and MLP wrote there along r̂; ``engine`` as in
+    ``source_contributions``.
 
     Raises:
         DirectionError: a direction of another model.
@@ -71,7 +80,7 @@ def propagation(
     """
     prompts, direction = as_prompts(prompts), as_direction(direction)
     tokens = model.tokenize(prompts, suffixes)
-    (found,) = model.run(tokens, read=EveryToken(direction, writes=True))
+    (found,) = model.run(prompts, suffixes, read=EveryToken(direction, writes=True), engine=engine)
     return Propagation(
         **{name: found[name] for name in ("projection", "attn", "mlp")},
         bounds=bounds_of(tokens),

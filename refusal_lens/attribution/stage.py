@@ -32,7 +32,8 @@ def _heads(job: Job, prompts: Pair, selection: Selection) -> TopHeads:
     harmful, harmless = prompts
     choosing, reported, top = harmful.val.texts, harmful.test.texts, min(TOP, job.model.n_heads)
     with job.progress("attribute heads", 0):
-        return top_heads(job.model, choosing, reported, selection.chosen, contrast=harmless.test.texts, top=top)
+        more: Any = {"contrast": harmless.test.texts, "top": top, "engine": job.engine}
+        return top_heads(job.model, choosing, reported, selection.chosen, **more)
 
 
 def _causal(
@@ -42,7 +43,7 @@ def _causal(
 
     some, contrast = (p.test.texts[: job.config.inside_prompts] for p in prompts)
     with job.progress("replace heads", 0):
-        return causal_check(job.model, some, contrast, selection.chosen, heads, refusal_tokens)
+        return causal_check(job.model, some, contrast, selection.chosen, heads, refusal_tokens, engine=job.engine)
 
 
 def _logits(job: Job, prompts: Pair, refusal_tokens: RefusalTokens) -> DirectLogitAttribution:
@@ -51,21 +52,23 @@ def _logits(job: Job, prompts: Pair, refusal_tokens: RefusalTokens) -> DirectLog
     harmful, harmless = prompts
     with job.progress("attribute logits", 0):
         against = compliance_tokens(job.model, harmless.val.texts, refusal_tokens)
-        return direct_logit_attribution(job.model, harmful.test.texts, refusal_tokens, against)
+        return direct_logit_attribution(job.model, harmful.test.texts, refusal_tokens, against, engine=job.engine)
 
 
 def _propagation(job: Job, prompts: Pair, selection: Selection) -> Propagation:
     from .sources import propagation
 
     with job.progress("trace the direction over tokens", 0):
-        return propagation(job.model, prompts[0].test.texts[: job.config.inside_prompts], selection.chosen)
+        some = prompts[0].test.texts[: job.config.inside_prompts]
+        return propagation(job.model, some, selection.chosen, engine=job.engine)
 
 
 def _sources(job: Job, prompts: Pair, selection: Selection) -> SourceContributions:
     from .sources import source_contributions
 
     with job.progress("attribute source tokens", 0):
-        return source_contributions(job.model, prompts[0].test.texts[: job.config.inside_prompts], selection.chosen)
+        some = prompts[0].test.texts[: job.config.inside_prompts]
+        return source_contributions(job.model, some, selection.chosen, engine=job.engine)
 
 
 def _patterns(job: Job, prompts: Pair, heads: TopHeads, sources: SourceContributions) -> AttentionPatterns:

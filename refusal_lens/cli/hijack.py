@@ -1,6 +1,6 @@
 """``refusal-lens hijack MODEL --suffixes F --direction RUN --out DIR``."""
 
-from dataclasses import replace
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from .options import Model, OfRunDevice, OfRunDtype
+from .options import Address, EngineName, Model, OfRunDevice, OfRunDtype, Workers
 from .terminal import LATEST, LogJson, Quiet, bars, console, error_console, load_like, log, say
 
 N_CHOOSE = 32  # prompts that choose the top heads: validation prompts of RUN, then, where these are few, training ones
@@ -51,6 +51,9 @@ def hijack(
     seed: Annotated[int, typer.Option(help="Seed of random suffixes, random heads and placebos.")] = 0,
     dtype: OfRunDtype = None,
     device: OfRunDevice = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    workers: Workers = None,
     quiet: Quiet = False,
     log_json: LogJson = None,
 ) -> None:
@@ -66,10 +69,12 @@ def hijack(
     """
     from ..data.organism import suffixes as embedded
     from ..data.suffixes import SuffixSet
+    from ..engines.local import named_engine
     from ..errors import PromptError
     from ..hijacking.investigation import Settings, investigate
     from ..hijacking.section import hijacking_page
     from ..records.files import locked, write_atomically
+    from ..study.config import StudyConfig
     from ..study.folder import Study
 
     if suffixes is None and model != "organism":
@@ -77,23 +82,17 @@ def hijack(
     found = SuffixSet.load(suffixes or embedded(), kind, columns=dict(c.partition("=")[::2] for c in column or ()))
     study = Study(direction)
     folder = out or study.folder / "suffixes"
-    settings = Settings(
-        top or None, max_new_tokens, causal=causal, shuffled=shuffled, detail=detail or None, prompts=prompts, seed=seed
-    )
-    texts = _prompts(study, harmful, harmless, borderline)
+    how: Any = {"causal": causal, "shuffled": shuffled, "grids": tuple(grid or ())}
+    settings = Settings(top or None, max_new_tokens, detail=detail or None, prompts=prompts, seed=seed, **how)
+    inputs = _inputs(study, harmful, harmless, borderline)
+    places = {name: study.provenance["settings"].get(name) for name in ("device", "device_map")}
+    config = StudyConfig(model, **places | ({"device": device} if device else {}))
+    make = named_engine(engine, config, address, workers)
     with bars(quiet) as progress, locked(folder, ("screen", "suffixes")):
         loaded = load_like(study, progress, model, dtype, device)
-        report = investigate(
-            loaded,
-            suffixes=found,
-            direction=study.selection.chosen,
-            head_prompts=[*study.harmful.val, *study.harmful.train][:N_CHOOSE],
-            refusal_tokens=study.refusal_tokens,
-            **texts,
-            settings=replace(settings, grids=tuple(grid or ())),
-            folder=folder,
-            progress=progress,
-        )
+        with closing(make(loaded)) as running:
+            where: Any = {"folder": folder, "progress": progress, "engine": running}
+            report = investigate(loaded, suffixes=found, **inputs, settings=settings, **where)
     write_atomically(folder / "report.html", hijacking_page(report).render().encode())
     log.write({"event": "result", "suffixes": report.results_frame().to_dict("records")})
     if not quiet:
@@ -101,8 +100,8 @@ def hijack(
     say("report", folder / "report.html")
 
 
-def _prompts(study: Any, harmful: str | None, harmless: int, borderline: Path | None) -> dict[str, list[str]]:
-    """Prompts to report on, without those that chose the direction or the heads."""
+def _inputs(study: Any, harmful: str | None, harmless: int, borderline: Path | None) -> dict[str, Any]:
+    """The study's direction and tokens; prompts to report on, without those that chose the direction or the heads."""
     from ..behaviour.table import read_prompts
     from ..data.borderline import told_apart
 
@@ -115,7 +114,14 @@ def _prompts(study: Any, harmful: str | None, harmless: int, borderline: Path | 
         notes.append(f"{len(seen)} prompts left out: RUN used them to find its direction and heads")
     for note in notes:
         error_console.print(note, markup=False)
-    return {"prompts": texts, "harmless": list(study.harmless.test)[:harmless], "borderline": edge}
+    return {
+        "prompts": texts,
+        "harmless": list(study.harmless.test)[:harmless],
+        "borderline": edge,
+        "direction": study.selection.chosen,
+        "head_prompts": [*study.harmful.val, *study.harmful.train][:N_CHOOSE],
+        "refusal_tokens": study.refusal_tokens,
+    }
 
 
 def _findings(model: str, report: Any) -> Table:

@@ -17,10 +17,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.prompts import PromptPair, check_pair
+from ..engines.base import Engine
+from ..engines.local import LocalEngine
 from ..errors import DirectionError
 from ..models.model import HookedChatModel
-from ..progress import Progress, silent
-from ..records.direction import DirectionLike, as_direction
+from ..progress import Advance, Progress, silent
+from ..records.direction import Direction, DirectionLike, as_direction
 from ..records.store import Store, content_key
 from ..tensors import orthonormal, unit
 from .cone_loss import Batch, ConeLoss, OwnWords, own_words
@@ -46,6 +48,7 @@ def learn_cone(
     patience: int = 5,
     folder: str | Path | None = None,
     progress: Progress = silent,
+    engine: Engine | None = None,
 ) -> LearnedCones:
     """Learn a refusal direction, or a cone of several dimensions, by gradient from random starts.
 
@@ -69,6 +72,7 @@ def learn_cone(
         every: steps between two validations.
         patience: validations without improvement after which a seed ends.
         folder: keeps the state of each seed at each validation, so that a later call goes on from there.
+        engine: spreads the seeds over its workers; this process if None.
 
     Raises:
         ModelError: the model refuses no harmful, or answers no harmless, training or validation prompt.
@@ -87,21 +91,19 @@ def learn_cone(
     other = None if independent_of is None else as_direction(independent_of)
     if other is not None:
         model.check_direction(other)
-    with progress("the model's own words", 2) as advance:
-        sides = []
-        for split in ("train", "val"):
-            sides.append(own_words(model, data, split))
-            advance(1)
-    loss = ConeLoss(model, direction, other, tuple(used[part] for part in PARTS), sides[0].openings, sides[0].refusals)
-    run = _Training(loss, sides[0], sides[1], dimension, steps, lr, batch_size, samples, every, patience)
-    store, states = Store(folder), []
-    with progress("learn", len(seeds) * steps) as advance, _frozen(model):
-        for seed in seeds:
-            key = content_key("learned cone", 1, model.fingerprint, run.settings(), seed)
-            states.append(run.learned(seed, store, f"seed-{dimension}-{seed}", key, advance))
-    if all(state.diverged >= 0 and not state.best_step for state in states):
-        raise DirectionError(diverged_at(states[0].diverged, lr, 0))
-    return run.record(tuple(seeds), states)
+    losses = tuple(used[part] for part in PARTS)
+    numbers = dimension, steps, lr, batch_size, samples, every, patience
+    about = [model.fingerprint, str(model.dtype), model.chat.render("{}"), data.harmful, data.harmless]
+    key = content_key("learned cone", 2, *about, direction, None if other is None else other.unit, losses, numbers)
+    store = Store(None if folder is None else Path(folder).resolve())  # workers have folders of their own
+    engine = engine or LocalEngine(model)
+    with progress("learn", len(seeds) * steps) as advance:
+        work = _Seeds(data, direction, other, losses, *numbers, store, key, advance)
+        names = [(*work.name(seed), content_key(key, seed, "done")) for seed in (*seeds, None)]
+        # Other processes do not tell their steps.
+        told = None if isinstance(engine, LocalEngine) else (lambda index: advance(steps if index < len(seeds) else 0))
+        *ends, reached = engine.map("seeds", work, [*seeds, None], told, store, names)
+    return work.record(tuple(seeds), [_State.of(end) for end in ends], reached)
 
 
 def _check(
@@ -132,6 +134,69 @@ def _frozen(model: HookedChatModel) -> Iterator[None]:
     finally:
         for parameter in held:
             parameter.requires_grad_(True)
+
+
+@dataclass(frozen=True)
+class _Seeds:
+    """The training from one random start, as work for an engine."""
+
+    data: PromptPair
+    direction: Direction
+    other: Direction | None
+    weights: tuple[float, ...]
+    dimension: int
+    steps: int
+    lr: float
+    batch_size: int
+    samples: int
+    every: int
+    patience: int
+    store: Store
+    key: str
+    step: Advance
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "step": _untold}
+
+    def name(self, seed: int | None) -> tuple[str, str]:
+        """Name and key of a seed's state; None: what the difference in means reaches."""
+        return f"seed-{self.dimension}-{'none' if seed is None else seed}", content_key(self.key, seed)
+
+    def prepare(self, model: HookedChatModel) -> _Training:
+        """The model's own words, as targets."""
+        train, val = (own_words(model, self.data, split) for split in ("train", "val"))
+        loss = ConeLoss(model, self.direction, self.other, self.weights, train.openings, train.refusals)
+        return _Training(loss, train, val, self)
+
+    def run(self, model: HookedChatModel, training: _Training, seed: int | None) -> dict[str, Tensor]:
+        """A seed's last state; or the loss that the difference in means reaches, and the numbers of prompts."""
+        with _frozen(model):
+            if seed is None:
+                return training.reached()
+            return training.learned(seed).tensors()
+
+    def record(self, seeds: tuple[int, ...], states: list[_State], reached: Mapping[str, Tensor]) -> LearnedCones:
+        """What was learned with each seed, and what the difference in means reaches."""
+        if all(state.diverged >= 0 and not state.best_step for state in states):
+            raise DirectionError(diverged_at(states[0].diverged, self.lr, 0))
+        return LearnedCones(
+            self.direction,
+            seeds,
+            torch.stack([state.best for state in states]),
+            torch.stack([_filled(state.losses, self.steps) for state in states]),
+            torch.stack([_filled(state.checks, self.steps // self.every + 1) for state in states]),
+            self.every,
+            tuple(state.best_step for state in states),
+            tuple(state.diverged for state in states),
+            float(reached["loss"]),
+            self.weights,
+            self.lr,
+            tuple(reached["prompts"].tolist()),
+        )
+
+
+def _untold(n: int) -> None:
+    """Steps on another process."""
 
 
 @dataclass
@@ -170,63 +235,36 @@ class _Training:
     loss: ConeLoss
     train: OwnWords
     val: OwnWords
-    dimension: int
-    steps: int
-    lr: float
-    batch_size: int
-    samples: int
-    every: int
-    patience: int
+    how: _Seeds
 
-    def record(self, seeds: tuple[int, ...], states: Sequence[_State]) -> LearnedCones:
-        """What was learned with each seed, and what the difference in means reaches."""
-        ones = torch.ones(1, 1, dtype=torch.float64)
-        return LearnedCones(
-            self.loss.direction,
-            seeds,
-            torch.stack([state.best for state in states]),
-            torch.stack([_filled(state.losses, self.steps) for state in states]),
-            torch.stack([_filled(state.checks, self.steps // self.every + 1) for state in states]),
-            self.every,
-            tuple(state.best_step for state in states),
-            tuple(state.diverged for state in states),
-            float(self._validated(self.loss.direction.unit.double()[None], ones)),
-            self.loss.weights,
-            self.lr,
-            (len(self.train.harmful), len(self.train.harmless)),
-        )
+    def reached(self) -> dict[str, Tensor]:
+        """The validation loss of the difference in means, and the numbers of training prompts."""
+        loss = self._validated(self.loss.direction.unit.double()[None], torch.ones(1, 1, dtype=torch.float64))
+        return {"loss": loss, "prompts": torch.tensor([len(self.train.harmful), len(self.train.harmless)])}
 
-    def settings(self) -> list[Any]:
-        """All that determines a result but the model and the seed."""
-        numbers = (self.dimension, self.steps, self.lr, self.batch_size, self.samples, self.every, self.patience)
-        other = None if self.loss.other is None else self.loss.other.unit
-        texts = [
-            [text.ids for text in side] for words in (self.train, self.val) for side in (words.harmful, words.harmless)
-        ]
-        return [numbers, self.loss.weights, self.loss.direction, other, texts]
-
-    def learned(self, seed: int, store: Store, name: str, key: str, advance: Any) -> _State:
+    def learned(self, seed: int) -> _State:
         """Train one seed, from the state that the store has."""
+        (name, key), store, advance = self.how.name(seed), self.how.store, self.how.step
         kept = store.get(name, key)
-        state = _State.of(kept) if kept else _State.start(seed, self.dimension, self.loss.model.d_model)
+        state = _State.of(kept) if kept else _State.start(seed, self.how.dimension, self.loss.model.d_model)
         if not len(state.checks):
             self._turn(state)
             state.best, state.checks = state.basis, self._validated(state.basis)[None]
         begun = len(state.losses)
         advance(begun)
-        while begun < self.steps and state.diverged < 0 and not self._is_over(state):
+        while begun < self.how.steps and state.diverged < 0 and not self._is_over(state):
             if not self._step(state, seed, begun):
                 state.diverged = begun
-            elif (begun := begun + 1) % self.every == 0:
+            elif (begun := begun + 1) % self.how.every == 0:
                 self._check(state, begun)
             advance(1)
-            if state.diverged >= 0 or begun % self.every == 0:
+            if state.diverged >= 0 or begun % self.how.every == 0:
                 store.put(name, state.tensors(), key)
-        advance(self.steps - len(state.losses))
+        advance(self.how.steps - len(state.losses))
         return state
 
     def _is_over(self, state: _State) -> bool:
-        return (len(state.checks) - 1) - state.best_step // self.every >= self.patience
+        return (len(state.checks) - 1) - state.best_step // self.how.every >= self.how.patience
 
     def _check(self, state: _State, step: int) -> None:
         self._turn(state)
@@ -256,7 +294,7 @@ class _Training:
             (seed << 32) + step
         )  # of the step alone, so that a resumed run is the same
         rows = [
-            torch.randperm(len(texts), generator=draw)[: self.batch_size].tolist()
+            torch.randperm(len(texts), generator=draw)[: self.how.batch_size].tolist()
             for texts in (self.train.harmful, self.train.harmless)
         ]
         batch = self.loss.batch(self.train, rows[0], rows[1], draw)
@@ -271,7 +309,7 @@ class _Training:
         if not bool(gradient.isfinite().all() and losses.isfinite().all()):
             return False
         moved = state.basis.clone()
-        moved.grad, adam = gradient, torch.optim.Adam([moved], self.lr)
+        moved.grad, adam = gradient, torch.optim.Adam([moved], self.how.lr)
         adam.state[moved] = {"step": torch.tensor(float(step)), "exp_avg": state.mean, "exp_avg_sq": state.square}
         adam.step()  # in place, the moments too
         if not bool(moved.square().sum().isfinite()):  # QR gives NaN where squares overflow
@@ -281,10 +319,10 @@ class _Training:
 
     def _mixes(self, draw: torch.Generator) -> Float[Tensor, "mix vector"]:
         """Nonnegative combinations: the basis itself, and directions uniform over the cone's part of the sphere."""
-        basis = torch.eye(self.dimension, dtype=torch.float64)
-        if self.dimension == 1:
+        basis = torch.eye(self.how.dimension, dtype=torch.float64)
+        if self.how.dimension == 1:
             return basis
-        drawn = torch.randn(self.samples, self.dimension, generator=draw, dtype=torch.float64).abs()
+        drawn = torch.randn(self.how.samples, self.how.dimension, generator=draw, dtype=torch.float64).abs()
         return torch.cat([basis, unit(drawn)])
 
     @torch.no_grad()
@@ -301,8 +339,8 @@ class _Training:
     def _batches(self) -> Iterator[tuple[int, Batch]]:
         """The validation prompts, as many of each kind."""
         draw, n = torch.Generator().manual_seed(0), min(len(self.val.harmful), len(self.val.harmless))
-        for first in range(0, n, self.batch_size):
-            rows = range(first, min(first + self.batch_size, n))
+        for first in range(0, n, self.how.batch_size):
+            rows = range(first, min(first + self.how.batch_size, n))
             yield len(rows), self.loss.batch(self.val, rows, rows, draw)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.prompts import SPLITS, PromptPair, check_pair
+from ..engines.base import Engine
+from ..engines.local import LocalEngine
 from ..errors import DirectionError, InterventionError, PromptError
 from ..hooks.base import Intervention, Layers, Positions, layers_of
 from ..hooks.capping import Cap
@@ -27,7 +30,7 @@ from ..refusal.phrases import is_refusal
 from ..refusal.records import RefusalTokens
 from ..refusal.replies import completion, replies
 from ..tensors import kl_divergence
-from .dose_records import MEASURES, DoseResponse
+from .dose_records import MEASURES, DoseItem, DoseResponse
 from .records import FoundDirection
 
 STRENGTHS: dict[str, tuple[float, ...]] = {
@@ -35,8 +38,10 @@ STRENGTHS: dict[str, tuple[float, ...]] = {
     "addition": (0.25, 0.5, 1.0, 1.5, 2.0),
     "capping": (0.0, 0.25, 0.5, 0.75, 1.0),
 }
+EDITS = 10  # interventions of one effect in one scope, in one item of an engine
 FIRST = 16  # tokens of a reply over which KL is taken
 Judge = Callable[[str], bool]
+_Edit = tuple[Intervention | None, bool, bool]  # with whether it acts on replies only, and whether replies are read
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,7 @@ def dose_response(
     judge: Judge = is_refusal,
     seed: int = 0,
     progress: Progress = silent,
+    engine: Engine | None = None,
 ) -> DoseResponse:
     """Measure refusal, metric, KL, loss and degenerate replies by strength, layers and positions.
 
@@ -128,6 +134,7 @@ def dose_response(
         judge: reply -> refused; the paper's substrings by default.
         seed: of the random direction for each curve.
         progress: called with a stage's name and its total.
+        engine: spreads scopes and effects over its workers; this process if None.
 
     Raises:
         DirectionError: ``found`` has no candidates, whose means the ceilings of capping come from.
@@ -147,18 +154,22 @@ def dose_response(
     scopes = default_scopes(found.direction.layer) if scopes is None else scopes
     _check(grid, scopes)
     doses = [(effect, float(strength)) for effect, row in grid.items() for strength in row]
-    under = [  # made first, so that a mistake costs nothing
-        (scope, effect, strength, _intervention(model, found, effect, strength, scope))
-        for scope in scopes.values()
-        for effect, strength in doses
-    ]
+    items: list[tuple[str, list[_Edit]]] = [(effect, [(None, True, False)]) for effect in grid]  # the baselines
+    for scope, (effect, row) in itertools.product(scopes.values(), grid.items()):
+        edits: list[_Edit] = []
+        for strength in map(float, row):
+            real = _intervention(model, found, effect, strength, scope)  # made first, so that a mistake costs nothing
+            reads = replies_at is None or strength in replies_at
+            edits += [(edit, scope.starts_late, reads) for edit in (real, real.placebo(seed))]
+        items += [(effect, edits[i : i + EDITS]) for i in range(0, len(edits), EDITS)]
     sets = _split(data, split)
     n = min(map(len, sets.values()))
-    sides = {
-        kind: _Side(model, list(texts[:n]), found.refusal_tokens, max_new_tokens, judge) for kind, texts in sets.items()
-    }
-    read = {strength for _, strength in doses if replies_at is None or strength in replies_at}
-    values, examples = _measured(sides, under, read, seed, progress)
+    work = _Doses({k: list(texts[:n]) for k, texts in sets.items()}, found.refusal_tokens, max_new_tokens, judge)
+    engine = engine or LocalEngine(model)
+    with progress("dose and scope", sum(len(edits) for _, edits in items)) as advance:
+        made = engine.map("doses", work, items, lambda index: advance(len(items[index][1])))
+    values = torch.cat([one.values for one in made[len(grid) :]])
+    examples = [text for one in made[len(grid) :] for text in one.examples[::2]]
     return DoseResponse(
         scopes=tuple(scopes),
         doses=tuple(f"{effect} {strength:g}" for effect, strength in doses),
@@ -166,7 +177,7 @@ def dose_response(
         strengths=tuple(strength for _, strength in doses),
         values=values.reshape(len(scopes), len(doses), 2, len(MEASURES), n),
         effects=tuple(grid),
-        baseline=torch.stack([acts.before(other) for acts, other in (_sides(sides, effect) for effect in grid)]),
+        baseline=torch.cat([one.values for one in made[: len(grid)]]),
         where=tuple(scope.words for scope in scopes.values()),
         examples=tuple(tuple(examples[i : i + len(doses)]) for i in range(0, len(examples), len(doses))),
         max_new_tokens=max_new_tokens,
@@ -209,32 +220,28 @@ def _intervention(
     return capped(found, strength, **place)
 
 
-def _measured(
-    sides: Mapping[str, _Side],
-    under: Sequence[tuple[Scope, str, float, Intervention]],
-    read: set[float],
-    seed: int,
-    progress: Progress,
-) -> tuple[Float[Tensor, "edit 2 measure prompt"], list[str]]:
-    """The measures under each intervention and under its placebo; the first reply under addition where it was read."""
-    n = len(sides["harmful"].prompts)
-    values = torch.empty(len(under), 2, len(MEASURES), n, dtype=torch.float64)
-    examples = [""] * len(under)
-    with progress("dose and scope", 4 * len(under)) as advance:
-        for effect in {effect: None for _, effect, *_ in under}:
-            acts, other = _sides(sides, effect)
-            edits = [
-                (i, c, edit, scope.starts_late, strength in read)
-                for i, (scope, of, strength, real) in enumerate(under)
-                if of == effect
-                for c, edit in enumerate((real, real.placebo(seed)))
-            ]
-            damages = forced_damage(acts.model, other.own, [e[2:4] for e in edits], advance)
-            for (i, c, edit, late, reads), damage in zip(edits, damages, strict=True):
-                values[i, c], told = acts.under(edit, damage, late, reads)
-                examples[i] = told[0] if told and effect == "addition" and not c else examples[i]
-                advance(1)
-    return values, examples
+@dataclass(frozen=True)
+class _Doses:
+    """Some doses of one effect in one scope, as work for an engine."""
+
+    sets: dict[str, list[str]]
+    tokens: RefusalTokens
+    max_new_tokens: int
+    judge: Judge
+
+    def prepare(self, model: HookedChatModel) -> dict[str, _Side]:
+        """The baseline of both kinds of prompts."""
+        rest = self.tokens, self.max_new_tokens, self.judge
+        return {kind: _Side(model, prompts, *rest) for kind, prompts in self.sets.items()}
+
+    def run(self, model: HookedChatModel, sides: dict[str, _Side], item: tuple[str, list[_Edit]]) -> DoseItem:
+        """The measures under each of an effect's interventions; the first reply under addition."""
+        effect, edits = item
+        acts, other = _sides(sides, effect)
+        damages = forced_damage(model, other.own, [edit[:2] for edit in edits])
+        found = [acts.under(*edit, damage) for edit, damage in zip(edits, damages, strict=True)]
+        first = tuple(told[0] if told and effect == "addition" else "" for _, told in found)
+        return DoseItem(torch.stack([values for values, _ in found]), first)
 
 
 class _Side:
@@ -257,34 +264,28 @@ class _Side:
         rows = [[item.refused for item in found], readable, broken]
         return torch.tensor(rows, dtype=torch.float64), [item.response for item in found]
 
-    def before(self, other: _Side) -> Float[Tensor, "measure prompt"]:
-        """The measures without intervention."""
-        return self._table(self.judged, self.metric, forced_damage(self.model, other.own, [(None, False)])[0])
-
     def under(
-        self, edit: Intervention, damage: Float[Tensor, "2 prompt"], starts_late: bool, reads: bool
+        self, edit: Intervention | None, starts_late: bool, reads: bool, damage: Float[Tensor, "2 prompt"]
     ) -> tuple[Float[Tensor, "measure prompt"], list[str]]:
-        """The measures under an intervention, and the replies; shares are NaN and there is no reply unless it
-        ``reads`` them."""
-        judged = torch.full((3, len(self.prompts)), torch.nan, dtype=torch.float64)
-        told: list[str] = []
-        if reads:
+        """The measures under an intervention (None: as they are), and the replies; shares are NaN and there is no reply
+        unless it ``reads`` them."""
+        judged, told = torch.full((3, len(self.prompts)), torch.nan, dtype=torch.float64), list[str]()
+        if edit is None:
+            judged = self.judged
+        elif reads:
             judged, told = self._judged(replies(self.model, self.prompts, self.max_new_tokens, under=(edit,)))
         # What acts on replies only leaves the first token as it is.
-        metric = self.metric if starts_late else refusal_metric(self.model, self.prompts, self.tokens, under=(edit,))
-        return self._table(judged, metric, damage), told
-
-    @staticmethod
-    def _table(judged: Tensor, metric: Tensor, damage: Tensor) -> Float[Tensor, "measure prompt"]:
+        metric = self.metric
+        if edit is not None and not starts_late:
+            metric = refusal_metric(self.model, self.prompts, self.tokens, under=(edit,))
         refused, readable, broken = judged
-        return torch.stack([refused, readable, metric.double(), *damage, broken])
+        return torch.stack([refused, readable, metric.double(), *damage, broken]), told
 
 
 def forced_damage(
     model: HookedChatModel,
     texts: Sequence[Scored],
     edits: Sequence[tuple[Intervention | None, bool]],
-    on_edit: Callable[[int], None] = lambda n: None,
 ) -> Float[Tensor, "edit 2 prompt"]:
     """KL(baseline || changed) over a reply's first tokens, and the reply's loss, both per token, teacher-forced.
 
@@ -292,11 +293,9 @@ def forced_damage(
         texts: prompts with the baseline's own replies, from ``reply_tokens``.
         edits: interventions (None for the baseline), each with whether it acts on replies only, so that nothing
             changes where all of them are empty.
-        on_edit: called as edits are done, in all as often as there are edits.
     """
     found = torch.zeros(len(edits), 2, len(texts), dtype=torch.float64)
-    batches = list(scored_batches(model, texts))
-    for last, batch in enumerate(batches, start=1 - len(batches)):
+    for batch in scored_batches(model, texts):
         counts = [len(texts[i].ids) - texts[i].first for i in batch.indices]
         n_last, shared = max(counts) + 1, shared_length(model, batch)
         before = last_logits(model, batch, n_last, shared)
@@ -311,5 +310,4 @@ def forced_damage(
                 found[k, 0, i] = kl_divergence(before[row, some], after[row, some]).mean()
                 scores = after[row, -n - 1 : -1].double().log_softmax(-1)
                 found[k, 1, i] = -scores.gather(-1, batch.ids[row, -n:, None]).mean() if n else float("nan")
-            on_edit(int(not last))
     return found

@@ -17,6 +17,14 @@ MAX_REFUSED, MIN_READABLE, MAX_KL, MAX_DEGENERATE = 0.1, 0.9, 0.1, 0.1
 
 
 @dataclass(frozen=True)
+class DoseItem(Record):
+    """What an engine's item measures: the measures by intervention, and a reply where one was read and shown."""
+
+    values: Float[Tensor, "edit measure prompt"]
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class DoseResponse(
     Record,
     axes={

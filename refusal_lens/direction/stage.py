@@ -109,7 +109,8 @@ def _strengths(
     data = PromptPair(*(replace(kind, test=kind.test[:STRENGTH_PROMPTS]) for kind in prompts))
     found = FoundDirection(selection, candidates, refusal_tokens)
     effects = {effect: STRENGTHS[effect] for effect in ("ablation", "addition")}
-    how: Any = {"max_new_tokens": STRENGTH_TOKENS, "seed": job.config.seed + 1, "progress": job.progress}
+    how: Any = {"max_new_tokens": STRENGTH_TOKENS, "seed": job.config.seed + 1}
+    how |= {"progress": job.progress, "engine": job.engine}
     return dose_response(
         job.model, data, found, strengths=effects, scopes={"all": Scope()}, replies_at=REPLIES_AT, **how
     )

@@ -6,14 +6,17 @@ every matrix multiplication has the same shape on every engine and results agree
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from ..models.model import HookedChatModel
+from ..records.base import Record
 from ..records.store import Store
 
-Value = Tensor | dict[str, Tensor] | list[str]
+Value = Tensor | dict[str, Tensor] | list[str] | Record
+OnItem = Callable[[int], None]
 
 
 @runtime_checkable
@@ -24,15 +27,38 @@ class Work(Protocol):
         """Make the state that all items share (e.g. baseline activations), once on each worker."""
 
     def run(self, model: HookedChatModel, state: Any, item: Any) -> Value:
-        """Compute the result of one item: a tensor, named tensors or texts."""
+        """Compute the result of one item: a tensor, named tensors, texts or a record."""
+
+
+@dataclass(frozen=True)
+class Each:
+    """A picklable function (model, item) -> result, as work whose items share nothing."""
+
+    function: Callable[[HookedChatModel, Any], Value]
+
+    def prepare(self, model: HookedChatModel) -> None:
+        """Items share nothing."""
+
+    def run(self, model: HookedChatModel, state: None, item: Any) -> Value:
+        """The function's result."""
+        return self.function(model, item)
 
 
 class Engine(ABC):
     """Runs work over items; work that is not mapped runs on ``model``."""
 
+    _prepared: tuple[Work, Any] | None = None
+
     def __init__(self, model: HookedChatModel):
         self.model = model
         self.keep(Store(None), "")
+
+    def state(self, work: Work) -> Any:
+        """What the items of ``work`` share, on the driver's model; kept until that of another work is made."""
+        if self._prepared is None or self._prepared[0] is not work:
+            self._prepared = None  # free the old state before the new one is made
+            self._prepared = (work, work.prepare(self.model))
+        return self._prepared[1]
 
     def keep(self, store: Store, key: str) -> None:
         """Keep results of items in ``store`` from now on, and reuse those of an interrupted run.
@@ -42,20 +68,31 @@ class Engine(ABC):
         self._store, self._key, self._maps = store, key, 0
 
     def each(
-        self, label: str, work: Work, items: Sequence[Any], on_item: Callable[[int], None] | None = None
-    ) -> Iterator[Value]:
+        self,
+        label: str,
+        work: Work | Callable[[HookedChatModel, Any], Value],
+        items: Sequence[Any],
+        on_item: OnItem | None = None,
+        store: Store | None = None,
+        names: Sequence[tuple[str, ...]] = (),
+    ) -> Iterator[Any]:
         """Yield results in the order of ``items``, each as soon as it and those before it are ready.
 
         Args:
             label: part of the names of kept results.
+            work: or a picklable function (model, item) -> result, where items share nothing.
             items: picklable values.
             on_item: called with an item's index when it is done (for progress).
+            store: keeps the results in place of the stage's own store.
+            names: of each result in ``store``, with the content keys that it is filed under; the last one must fit.
         """
-        self._maps += 1
-        label = f"{self._maps:03d}-{label}"
+        if store is None:
+            self._maps += 1
+            names = [(f"{self._maps:03d}-{label}-{i:05d}", self._key) for i in range(len(items))]
+        work = work if isinstance(work, Work) else Each(work)
         ahead: dict[int, Value] = {}
         following = 0
-        for index, value in self._results(label, work, items):
+        for index, value in self._results(work, items, store or self._store, names):
             ahead[index] = value
             if on_item:
                 on_item(index)
@@ -63,24 +100,25 @@ class Engine(ABC):
                 yield ahead.pop(following)
                 following += 1
 
-    def map(
-        self, label: str, work: Work, items: Sequence[Any], on_item: Callable[[int], None] | None = None
-    ) -> list[Value]:
+    def map(self, *args: Any, **kwargs: Any) -> list[Any]:
         """All results of ``each``."""
-        return list(self.each(label, work, items, on_item))
+        return list(self.each(*args, **kwargs))
 
-    def _results(self, label: str, work: Work, items: Sequence[Any]) -> Iterator[tuple[int, Value]]:
+    def _results(
+        self, work: Work, items: Sequence[Any], store: Store, names: Sequence[tuple[str, ...]]
+    ) -> Iterator[tuple[int, Value]]:
         """Kept ones first, then the others as they come."""
         left: dict[int, Any] = {}
-        for index, item in enumerate(items):
-            known = self._store.get(f"{label}-{index:05d}", self._key)
+        for index, (item, (name, *keys)) in enumerate(zip(items, names, strict=True)):
+            known = store.get(name, keys[-1])
             if known is None:
                 left[index] = item
             else:
                 yield index, known
         if left:
             for index, value in self._run(work, left):
-                yield index, self._store.put(f"{label}-{index:05d}", value, self._key)
+                name, *keys = names[index]
+                yield index, store.put(name, value, *keys)
 
     @abstractmethod
     def _run(self, work: Work, items: dict[int, Any]) -> Iterator[tuple[int, Value]]:

@@ -109,6 +109,8 @@ class RayEngine(Engine):
         make = make.options(num_cpus=threads, num_gpus=gpus, max_restarts=-1, runtime_env={"env_vars": env})
         self._workers = [make.remote(load, threads, model.fingerprint) for _ in range(count)]
 
+        self._sent: tuple[Work, Any] | None = None
+
     @property
     def width(self) -> int:
         return len(self._workers)
@@ -119,7 +121,9 @@ class RayEngine(Engine):
 
     def _run(self, work: Work, items: dict[int, Any]) -> Iterator[tuple[int, Value]]:
         ray, errors = self.ray, self.ray.exceptions
-        shared, waiting, lost = ray.put(work), deque(items), Counter[int]()
+        if self._sent is None or self._sent[0] is not work:  # workers keep the last work's state
+            self._sent = work, ray.put(work)
+        shared, waiting, lost = self._sent[1], deque(items), Counter[int]()
         # Answer to come -> (index, or None for a worker that is loading; worker).
         busy: dict[Any, tuple[int | None, Any]] = {self._ready(w): (None, w) for w in self._workers}
         idle: list[Any] = []

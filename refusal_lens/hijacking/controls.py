@@ -2,13 +2,15 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from ..data.suffixes import SuffixSet
 from ..errors import PromptError
 from ..models.chat import ChatFormat, Encoded
+from ..models.model import HookedChatModel
+from ..records.labels import shortened
 
 TRIES = 60  # draws per control
 
@@ -170,3 +172,20 @@ def _pools(chat: ChatFormat) -> tuple[list[int], list[int], list[int]]:
     if not starts:
         raise PromptError("the tokenizer has no token that begins with a space, so no random suffix can be drawn")
     return starts, [token for token in starts if texts[token][1:].isalpha()], others
+
+
+def fitting(
+    model: HookedChatModel, prompts: list[str], suffixes: SuffixSet, max_new_tokens: int, notes: list[str]
+) -> SuffixSet:
+    """The suffixes that can be investigated; the others are noted, each with its reason."""
+    kept, reason = [], PromptError("there is no suffix: give at least one")
+    for item in suffixes:
+        try:
+            check_suffix(model.chat, prompts, item.text, model.n_ctx - max_new_tokens if model.n_ctx else 0)
+            kept.append(item)
+        except PromptError as error:
+            notes.append(f"suffix {shortened(item.text.strip())!r} left out: {error}")
+            reason = error
+    if not kept:
+        raise reason
+    return replace(suffixes, items=tuple(kept))

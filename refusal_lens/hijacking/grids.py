@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.prompts import PromptsLike, as_prompts
+from ..engines.base import Engine
+from ..engines.local import LocalEngine
 from ..errors import SettingError
 from ..models.model import HookedChatModel
 from ..progress import Progress, automatic
@@ -24,9 +26,9 @@ from ..records.store import Store, content_key
 from ..refusal.records import RefusalTokens
 from ..tensors import refusal_log_odds, wide
 from .grid_records import SITES, WAYS, PatchingGrid
-from .restarts import Pair, pairs_of
+from .restarts import Pair, at_random, pairs_of
 
-LAYOUT = 1  # of stored items
+LAYOUT = 2  # of stored items
 ROOM = {"cpu": 512}  # tokens of a pass, so that passes of a small model hold several cells
 ROOM_ELSEWHERE = 16384
 SLACK = 0.05  # relative change before the suffix that is more than rounding
@@ -48,6 +50,7 @@ def patching_grid(
     limit: float | None = None,
     folder: str | Path | None = None,
     progress: Progress = automatic,
+    engine: Engine | None = None,
 ) -> PatchingGrid:
     """Put each cell of one run into the other, and measure the refusal metric and r̂ᵀx at the direction's layer.
 
@@ -66,7 +69,8 @@ def patching_grid(
         seed: of these changes.
         limit: seconds; a grid that would take longer is refused before it begins.
         folder: keep what is done here, layer by layer, and take it from here with the same inputs.
-        progress: shows passes; its name tells the time and size expected.
+        progress: shows passes; its name tells the time and size expected (on one worker).
+        engine: spreads batches and layers over its workers; this process if None.
 
     Raises:
         PromptError: a suffix across the boundary, or clean suffixes of another length.
@@ -87,19 +91,48 @@ def patching_grid(
     if site == "z":
         for layer in range(model.n_layers):
             model.backend.output_weight(layer)  # refuses a layer without heads
-    pairs = pairs_of(model, requests, suffix, clean_suffixes, way)
-    inputs = [model.fingerprint, str(model.dtype), model.chat.render("{}"), requests, suffix, clean_suffixes]
-    key = content_key(LAYOUT, *inputs, direction.unit, direction.layer, refusal_tokens.ids, site, way)
-    job = _Job(model, pairs, direction, refusal_tokens.ids, site, way, len(requests), Store(folder), key)
-    job.begin()
+    work = _Cells(requests, suffix, clean_suffixes, direction, refusal_tokens.ids, site, way)
+    engine = engine or LocalEngine(model)
+    job = engine.state(work)
     chosen = max(1, job.n // 2)
     cells = job.ranked(job.estimate, exact, chosen) if exact is not None and job.estimate is not None else None
-    forecast, total = job.forecast(cells, limit)
+    forecast, total = job.forecast(cells, limit, folder)
     with progress(f"patch {site} {way} ({forecast})", total) as advance:
-        effects = job.grid(cells, advance)
+        effects = job.grid(cells, engine, Store(folder) if folder else None, advance)
         top = job.ranked(effects, n_placebo, chosen)
         placebo = job.placebo(top, seed)
     return job.record(effects, top, placebo, "plain" if clean_suffixes is None else "random", forecast)
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """The cells of a batch and layer, as work for an engine."""
+
+    prompts: list[str]
+    suffix: str
+    clean: Sequence[str] | None
+    direction: Direction
+    ids: tuple[int, ...]
+    site: str
+    way: str
+
+    def key(self, model: HookedChatModel, *more: Any) -> str:
+        """Digest of everything that decides an item's result."""
+        inputs = [model.fingerprint, str(model.dtype), model.chat.render("{}"), self.prompts, self.suffix, self.clean]
+        about = self.direction.unit, self.direction.layer, self.ids, self.site, self.way
+        return content_key(content_key(LAYOUT, *inputs, *about), *more)
+
+    def prepare(self, model: HookedChatModel) -> _Job:
+        """Both runs as they are, and the gradient's estimate of every cell."""
+        return _Job(model, self)
+
+    def run(self, model: HookedChatModel, job: _Job, item: tuple[int, int, list[list[int]]]) -> dict[str, Tensor]:
+        """Effects of patches in groups of places, in that order, and the seconds."""
+        batch, layer, groups = item
+        begin = time.perf_counter()
+        found = torch.cat([job.patched(batch, layer, some) for some in groups], 1)
+        took = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
+        return {"effects": found, "seconds": took}
 
 
 @dataclass
@@ -107,14 +140,7 @@ class _Job:
     """All batches of a grid."""
 
     model: HookedChatModel
-    pairs: list[Pair]
-    direction: Direction
-    ids: tuple[int, ...]
-    site: str
-    way: str
-    n: int
-    store: Store
-    key: str
+    work: _Cells
     notes: list[str] = field(default_factory=list)
     estimate: Float[Tensor, "value layer place prompt"] | None = None
     causality: float = 0.0
@@ -122,7 +148,9 @@ class _Job:
     passes: int = 0
 
     def __post_init__(self) -> None:
-        model = self.model
+        model, work, self.n = self.model, self.work, len(self.work.prompts)
+        self.direction, self.site, self.way = work.direction, work.site, work.way
+        self.pairs = pairs_of(model, work.prompts, work.suffix, work.clean, work.way)
         self.n_last = self.pairs[0].into.n_last
         self.places = model.n_heads if self.site == "z" else self.n_last
         self.r = self.direction.unit.to(model.device, torch.promote_types(model.dtype, torch.float32))
@@ -131,6 +159,7 @@ class _Job:
         self.ends = torch.zeros(2, 2, self.n, dtype=torch.float64)  # into and source, value
         self.given: list[dict[str, Tensor]] = []
         self.room = ROOM.get(model.device.type, ROOM_ELSEWHERE)
+        self._begin()
 
     def labels(self) -> tuple[str, ...]:
         """Heads; or positions from the end with the suffixed run's tokens after the first prompt."""
@@ -167,7 +196,7 @@ class _Job:
         )
 
     # -- before the patches ---------------------------------------------------------------------------------
-    def begin(self) -> None:
+    def _begin(self) -> None:
         """Both runs as they are, what one gives to the other, and the gradient's estimate of every cell."""
         estimates = torch.zeros(2, self.model.n_layers, self.places, self.n, dtype=torch.float64)
         for pair in self.pairs:
@@ -197,7 +226,7 @@ class _Job:
         """Gradient times difference, summed over what a cell holds."""
         if self.notes and "no gradient" in self.notes[-1]:
             return
-        metric = partial(refusal_log_odds, token_ids=self.ids)
+        metric = partial(refusal_log_odds, token_ids=self.work.ids)
         here = pair.into.read(self.names, self.n_last)
         try:
             slopes = pair.into.gradients(self.names, metric, (self.direction.layer, self.r))
@@ -213,7 +242,7 @@ class _Job:
         self.estimate = out
 
     def _metric(self, logits: Tensor) -> Tensor:
-        return refusal_log_odds(logits, self.ids).double().cpu()
+        return refusal_log_odds(logits, self.work.ids).double().cpu()
 
     def ranked(self, effects: Tensor, most: int | None, chosen: int) -> tuple[tuple[int, int], ...]:
         """The cells with the largest effects on the metric, mean over the first prompts."""
@@ -238,7 +267,9 @@ class _Job:
         """Positions at the end that a patch of these places changes."""
         return self.n_last if self.site == "z" else self.n_last - min(places)
 
-    def forecast(self, cells: Sequence[tuple[int, int]] | None, limit: float | None) -> tuple[str, int]:
+    def forecast(
+        self, cells: Sequence[tuple[int, int]] | None, limit: float | None, folder: str | Path | None
+    ) -> tuple[str, int]:
         """Time and size in words, from one pass in the middle, and the number of passes; refuses too large a grid."""
         by_layer = self._by_layer(cells)
         sizes = [
@@ -257,9 +288,9 @@ class _Job:
             ]
             middle = sorted(range(total), key=costs.__getitem__)[total // 2]
             i, layer, some = sizes[middle]
-            self._pass(i, layer, some)  # the first pass packs weights
+            self.patched(i, layer, some)  # the first pass packs weights
             begin = time.perf_counter()
-            self._pass(i, layer, some)
+            self.patched(i, layer, some)
             seconds = (time.perf_counter() - begin) * max(total, sum(costs) / max(1, costs[middle]))
         said = (
             f"{total} passes, {sum(map(len, by_layer.values()))} cells x {self.n} prompts, about {_duration(seconds)}"
@@ -270,9 +301,8 @@ class _Job:
                 f"this grid needs {said}, and limit={limit:g} seconds: patch fewer cells (exact=...), use fewer "
                 "prompts or raise the limit"
             )
-        folder = self.store.folder
         if folder is not None:
-            there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+            there = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
             if (free := shutil.disk_usage(there).free) < 2 * n_bytes:
                 raise SettingError(f"{folder} has {free / 1e6:.1f} MB left and this grid needs {2 * n_bytes / 1e6:.1f}")
         return said, total
@@ -285,26 +315,22 @@ class _Job:
             found.setdefault(layer, []).append(place)
         return found
 
-    def grid(self, cells: Sequence[tuple[int, int]] | None, advance: Any) -> Float[Tensor, "value layer place prompt"]:
-        """Effects of exact patches, layer by layer, each kept in the folder; NaN elsewhere."""
-        effects = torch.full((2, self.model.n_layers, self.places, self.n), float("nan"), dtype=torch.float64)
+    def grid(
+        self, cells: Sequence[tuple[int, int]] | None, engine: Engine, store: Store | None, advance: Any
+    ) -> Float[Tensor, "value layer place prompt"]:
+        """Effects of exact patches, layer by layer, each kept in the store; NaN elsewhere."""
+        items, names = [], []
         for i, pair in enumerate(self.pairs):
             for layer, places in self._by_layer(cells).items():
-                groups = list(self.groups(len(pair.into), places))
-                name, key = f"batch-{i}/layer-{layer}", content_key(self.key, pair.rows, layer, places)
-                item = self.store.get(name, key)
-                if item is None:
-                    begin = time.perf_counter()
-                    found = torch.cat([self._pass(i, layer, some) for some in groups], 1)
-                    order = [place for some in groups for place in some]
-                    took = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
-                    item = {"effects": found, "order": torch.tensor(order), "seconds": took}
-                    self.store.put(name, item, key)
-                for k, place in enumerate(item["order"].tolist()):
-                    effects[:, layer, place, pair.rows] = item["effects"][:, k]
-                self.seconds += float(item["seconds"])
-                self.passes += len(groups)
-                advance(len(groups))
+                items.append((i, layer, list(self.groups(len(pair.into), places))))
+                names.append((f"batch-{i}/layer-{layer}", self.work.key(self.model, pair.rows, *items[-1][1:])))
+        made = engine.map("cells", self.work, items, lambda index: advance(len(items[index][2])), store, names)
+        effects = torch.full((2, self.model.n_layers, self.places, self.n), float("nan"), dtype=torch.float64)
+        for (i, layer, groups), item in zip(items, made, strict=True):
+            for k, place in enumerate(place for some in groups for place in some):
+                effects[:, layer, place, self.pairs[i].rows] = item["effects"][:, k]
+            self.seconds += float(item["seconds"])
+            self.passes += len(groups)
         return effects
 
     def placebo(self, top: Sequence[tuple[int, int]], seed: int) -> Float[Tensor, "value top prompt"]:
@@ -313,12 +339,12 @@ class _Job:
         generator, begin = torch.Generator().manual_seed(seed), time.perf_counter()
         for k, (layer, place) in enumerate(top):
             for i, pair in enumerate(self.pairs):
-                found[:, k, pair.rows] = self._pass(i, layer, [place], generator)[:, 0]
+                found[:, k, pair.rows] = self.patched(i, layer, [place], generator)[:, 0]
                 self.passes += 1
         self.seconds += time.perf_counter() - begin
         return found
 
-    def _pass(
+    def patched(
         self, i: int, layer: int, places: list[int], generator: torch.Generator | None = None
     ) -> Float[Tensor, "value place prompt"]:
         """Effects of patching each of some places of one layer."""
@@ -334,7 +360,8 @@ class _Job:
                     here, wanted = (y[:, :, place] for y in both)
                 else:
                     here, wanted = (y[:, place - self.n_last] for y in (copy, given))
-                here[...] = wanted if generator is None else _at_random(here, wanted, generator)
+                aside = None if generator is None else at_random(wide(wanted - here), generator)
+                here[...] = wanted if aside is None else here + aside.to(here)
 
         def patch(x: Tensor, hook: Any) -> Tensor:
             new = x.clone().unflatten(0, (len(places), -1))
@@ -360,18 +387,7 @@ class _Job:
         return values
 
 
-def _at_random(here: Tensor, wanted: Tensor, generator: torch.Generator) -> Tensor:
-    """``here`` moved as far as to ``wanted``, in random directions."""
-    step = wide(wanted - here)
-    noise = torch.randn(step.shape, generator=generator).to(step)
-    return here + (step.norm(dim=-1, keepdim=True) * noise / noise.norm(dim=-1, keepdim=True)).to(here)
-
-
 def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 7200:
+        return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -14,18 +14,21 @@ from ..attribution.sources import attention_patterns, source_contributions
 from ..attribution.token_records import SourceContributions
 from ..data.prompts import PromptPair, PromptSet, PromptsLike, as_prompts
 from ..data.suffixes import Suffix, SuffixSet
+from ..engines.base import Engine
+from ..engines.local import LocalEngine
 from ..errors import ModelError, PromptError
 from ..models.model import HookedChatModel
 from ..progress import Progress, automatic
+from ..records.base import Record
 from ..records.direction import Direction, DirectionLike, as_direction
 from ..records.labels import Head, index_of, shortened
 from ..records.store import Store, content_key
-from ..refusal.metric import refusal_metric
+from ..refusal.metric import refused_prompts
 from ..refusal.records import RefusalTokens
 from ..refusal.tokens import find_refusal_tokens
 from ..stats import benjamini_hochberg, paired_p
 from .causal import causal_tests
-from .controls import check_suffix, random_controls, shuffled_controls, suffix_ids
+from .controls import check_suffix, fitting, random_controls, shuffled_controls, suffix_ids
 from .curves import head_curves
 from .detection import Detectors, detectors
 from .grid_records import SITES
@@ -72,100 +75,50 @@ class Settings:
     seed: int = 0
 
 
-@dataclass
-class _Job:
-    """What all suffixes share, and the steps of one of them."""
+@dataclass(frozen=True)
+class _Steps:
+    """The conditions, and each suffix's observations and tests, as work for an engine."""
 
-    model: HookedChatModel
     direction: Direction
     tokens: RefusalTokens
     heads: tuple[Head, ...]
     prompts: list[str]
     choosing: list[str]
     settings: Settings
-    store: Store
-    notes: list[str]
 
-    def key(self, *more: Any) -> str:
-        """Digest of everything that decides a result."""
-        model, direction = self.model, self.direction
-        inputs = [LAYOUT, model.fingerprint, model.chat.render("{}"), str(model.dtype), direction.unit, direction.label]
-        return content_key(*inputs, self.tokens, self.prompts, self.settings.seed, self.heads, *more)
+    def prepare(self, model: HookedChatModel) -> tuple[Observation, SourceContributions]:
+        """The prompts without a suffix, beside which every suffix stands."""
+        return self._observe(model, "plain", self.prompts)
 
-    def observe(
-        self, condition: str, prompts: Sequence[str], suffixes: str | Sequence[str] | None = None, replies: bool = True
+    def run(self, model: HookedChatModel, state: tuple[Observation, SourceContributions], item: Any) -> Record:
+        """One step: what ``prepare`` observed (None), another condition, a suffix observed, or its result tested."""
+        if item is None:
+            return state[0]
+        subject, *more = item
+        if isinstance(subject, str):
+            return self._observe(model, subject, *more)[0]
+        step: Any = self._observed if isinstance(subject, Suffix) else self._tested
+        return step(model, *state, subject, *more)
+
+    def _observe(
+        self, model: HookedChatModel, condition: str, prompts: Sequence[str], suffixes: Any = None, replies: bool = True
     ) -> tuple[Observation, SourceContributions]:
-        """``observe`` with this job's model, direction and heads."""
         limit = self.settings.max_new_tokens if replies else 0
-        return observe(self.model, condition, prompts, self.direction, self.heads, self.tokens, suffixes, limit)
+        return observe(model, condition, prompts, self.direction, self.heads, self.tokens, suffixes, limit)
 
-    def measure(
-        self, suffixes: SuffixSet, harmless: list[str], borderline: list[str], progress: Progress
-    ) -> dict[str, Any]:
-        """The measurements of an investigation, by the names of its fields."""
-        texts = [item.text for item in suffixes]
-        with progress("screen the suffixes", len(self.prompts)) as advance:
-            screened = screen(self.model, self.prompts, texts, self.tokens, self.heads, advance, store=self.store)
-        chosen = self._chosen(suffixes, screened.metric)
-        with progress("read plain and harmless prompts", 0):
-            self.plain, self.plain_sources = self.observe("plain", self.prompts)
-            quiet = self.observe("harmless", harmless)[0] if harmless else None
-            edge = self.observe("borderline", borderline, replies=False)[0] if borderline else None
-        results, tested = [], None
-        with progress("investigate the suffixes", len(chosen)) as advance:
-            for index in chosen:
-                results.append(self._one(suffixes[index], index))
-                advance(1)
-        if quiet is not None:
-            with progress("test the detectors", 0):
-                tested = self._detectors(quiet, edge, results)
-        found = {"plain": self.plain, "harmless": quiet, "results": tuple(results), "detectors": tested}
-        return {**found, "screened": screened.metric, "screened_strength": screened.strength}
-
-    def _chosen(self, suffixes: SuffixSet, screened: torch.Tensor) -> list[int]:
-        """Indices of the suffixes to look into."""
-        attacks, detail = [i for i, item in enumerate(suffixes) if item.is_attack], self.settings.detail
-        if detail is None or len(attacks) <= detail:
-            return list(range(len(suffixes)))
-        best = set(sorted(attacks, key=lambda i: float(screened[i].mean()))[:detail])
-        self.notes.append(f"{len(attacks) - detail} suffixes that lower the metric less were screened only")
-        return [i for i, item in enumerate(suffixes) if i in best or not item.is_attack]
-
-    def _one(self, suffix: Suffix, index: int) -> SuffixResult:
-        """One suffix: the observations, then the tests of whether it is the cause.
-
-        Each step is taken from the suffix's file if it is there, so that a kill costs the step under way, and other
-        tests do not cost the observations.
-        """
-        settings, name = self.settings, f"suffixes/{index:04d}"
-        seed = settings.seed + 1000 * (index + 1)  # each suffix has draws of its own
-        key = self.key(suffix, settings.max_new_tokens, settings.shuffled, settings.shown)
-        result = self.store.get(name, key, SuffixResult)
-        if result is None:
-            result = self.store.put(name, self._observed(suffix, seed), key)
-        if mixed := result.shuffled:
-            pairs = zip(mixed.prompts, mixed.suffixes, result.n_tokens, strict=True)
-            if unequal := sum(len(suffix_ids(self.model.chat, *pair)) != n for *pair, n in pairs):
-                self.notes.append(f"suffix {index}: {unequal} of {mixed.n} shuffled versions differ in length")
-        if settings.causal == "none" or (settings.causal == "working" and not result.works):
-            return replace(result, causal=None, tokens=None, shift=None, curves=None, paths=None, grids=())
-        more = settings.n_random, settings.forensics, settings.grids
-        tested = self.key(key, "tests, shift, replies", self.choosing, *more)
-        if self.store.get(name, tested, SuffixResult) is None:
-            result = self.store.put(name, self._tested(result, seed), key, tested)
-        return result
-
-    def _observed(self, suffix: Suffix, seed: int) -> SuffixResult:
+    def _observed(
+        self, model: HookedChatModel, plain: Observation, before: SourceContributions, suffix: Suffix, seed: int
+    ) -> SuffixResult:
         """The suffix beside its controls."""
-        model, prompts, settings = self.model, self.prompts, self.settings
+        prompts, settings = self.prompts, self.settings
         lengths = check_suffix(model.chat, prompts, suffix.text, model.n_ctx)
-        suffixed, sources = self.observe("suffix", prompts, suffix.text)
+        suffixed, sources = self._observe(model, "suffix", prompts, suffix.text)
         drawn = random_controls(model.chat, prompts, suffix.text, seed)
-        random, random_sources = self.observe("random", prompts, drawn.texts)
+        random, random_sources = self._observe(model, "random", prompts, drawn.texts)
         shuffled = None
         if settings.shuffled and max(lengths) > 1:
             mixed = shuffled_controls(model.chat, prompts, suffix.text, seed)
-            shuffled = self.observe("shuffled", prompts, mixed.texts)[0]
+            shuffled = self._observe(model, "shuffled", prompts, mixed.texts)[0]
         p_heads = [paired_p(gap) for gap in (random.heads - suffixed.heads).flatten(0, 1).double().numpy()]
         rise = (suffixed.attention_to("suffix") - random.attention_to("suffix")).mean(-1)
         head = self.heads[int(rise.argmax())]
@@ -176,44 +129,38 @@ class _Job:
             suffixed=suffixed,
             random=random,
             shuffled=shuffled,
-            from_plain=split_drop(self.plain_sources, sources),
+            from_plain=split_drop(before, sources),
             from_random=split_drop(random_sources, sources),
             p_heads=torch.as_tensor(benjamini_hochberg(p_heads)).reshape(suffixed.heads.shape[:2]),
             p_metric=paired_p((random.metric - suffixed.metric).tolist()),
             patterns=tuple(attention_patterns(model, prompt, (head,), text) for prompt, text in shown),
         )
 
-    def _tested(self, result: SuffixResult, seed: int) -> SuffixResult:
+    def _tested(
+        self, model: HookedChatModel, plain: Observation, before: SourceContributions, result: SuffixResult, seed: int
+    ) -> SuffixResult:
         """The result with causal tests and token forensics."""
-        model, settings, text = self.model, self.settings, result.suffix.text
-        causal = causal_tests(
-            model,
-            self.plain,
-            result.suffixed,
-            self.direction,
-            self.heads,
-            self.tokens,
-            n_random=settings.n_random,
-            max_new_tokens=settings.max_new_tokens,
-            seed=seed,
-        )
+        settings, text = self.settings, result.suffix.text
+        how: dict[str, Any] = {"n_random": settings.n_random, "max_new_tokens": settings.max_new_tokens, "seed": seed}
+        causal = causal_tests(model, plain, result.suffixed, self.direction, self.heads, self.tokens, **how)
         some = self.prompts[: settings.forensics]
         tokens = None
         if some:
             sources = source_contributions(model, some, self.direction, suffixes=[text] * len(some))
             tokens = token_effects(model, some, text, sources, self.heads, self.tokens)
-        return replace(result, causal=causal, tokens=tokens, **self._explained(result, seed))
+        return replace(result, causal=causal, tokens=tokens, **self._explained(model, result, seed, how))
 
-    def _explained(self, result: SuffixResult, seed: int) -> dict[str, Any]:
+    def _explained(
+        self, model: HookedChatModel, result: SuffixResult, seed: int, how: dict[str, Any]
+    ) -> dict[str, Any]:
         """Why attention moves and how many heads are needed; a note where this model or suffix does not allow it."""
-        model, text, found = self.model, result.suffix.text, dict[str, Any]()
+        text, found = result.suffix.text, dict[str, Any]()
         inputs = (model, self.prompts, text, result.random.suffixes)
         try:
             check_suffix(model.chat, self.choosing, text, model.n_ctx)
             drawn = random_controls(model.chat, self.choosing, text, seed + 1).texts
             others: dict[str, Any] = {"choosing": self.choosing, "choosing_random": drawn}
-            more: dict[str, Any] = {**others, "n_random": self.settings.n_random, "seed": seed}
-            more["max_new_tokens"] = self.settings.max_new_tokens
+            more: dict[str, Any] = {**others, **how}
             found["curves"] = head_curves(*inputs, self.direction, self.tokens, **more)
             n = self.settings.forensics
             few = (model, self.prompts[:n], text, result.random.suffixes[:n], self.direction, self.tokens)
@@ -222,22 +169,107 @@ class _Job:
             found["paths"] = path_effects(*few, found["shift"], seed=seed) if n else None
         except (ModelError, PromptError) as error:
             about = shortened(text.strip())
-            self.notes.append(f"{about!r}: why attention moves or how many heads it takes was not measured: {error}")
+            found["notes"] = (f"{about!r}: why attention moves or how many heads it takes was not measured: {error}",)
         return found
 
-    def _detectors(self, quiet: Observation, edge: Observation | None, results: list[SuffixResult]) -> Detectors:
+
+@dataclass
+class _Job:
+    """What an engine measures, step by step."""
+
+    engine: Engine
+    steps: _Steps
+    store: Store
+    notes: list[str]
+
+    def key(self, *more: Any) -> str:
+        """Digest of everything that decides a result."""
+        model, steps = self.engine.model, self.steps
+        inputs = [LAYOUT, model.fingerprint, model.chat.render("{}"), str(model.dtype)]
+        inputs += [steps.direction.unit, steps.direction.label]
+        return content_key(*inputs, steps.tokens, steps.prompts, steps.settings.seed, steps.heads, *more)
+
+    def map(self, label: str, items: Sequence[Any], advance: Any, *kept: Any) -> list[Any]:
+        """Results of the steps ``items``, kept as ``Engine.each`` says."""
+        return self.engine.map(label, self.steps, items, lambda index: advance(1), *kept)
+
+    def measure(
+        self, suffixes: SuffixSet, harmless: list[str], borderline: list[str], progress: Progress
+    ) -> dict[str, Any]:
+        """The measurements of an investigation, by the names of its fields."""
+        texts, steps = [item.text for item in suffixes], self.steps
+        shared: Any = {"store": self.store, "engine": self.engine}
+        with progress("screen the suffixes", len(steps.prompts)) as advance:
+            screened = screen(self.engine.model, steps.prompts, texts, steps.tokens, steps.heads, advance, **shared)
+        chosen = self._chosen(suffixes, screened.metric)
+        conditions = [None, ("harmless", harmless), ("borderline", borderline, None, False)]
+        conditions = [one for one in conditions if one is None or one[1]]
+        with progress("read plain and harmless prompts", len(conditions)) as advance:
+            plain, *others = self.map("conditions", conditions, advance)
+        named = {one.condition: one for one in others}
+        results, tested = self._results(suffixes, chosen, progress), None
+        if quiet := named.get("harmless"):
+            with progress("test the detectors", 0):
+                tested = self._detectors(plain, quiet, named.get("borderline"), results)
+        found = {"plain": plain, "harmless": quiet, "results": tuple(results), "detectors": tested}
+        return {**found, "screened": screened.metric, "screened_strength": screened.strength}
+
+    def _chosen(self, suffixes: SuffixSet, screened: torch.Tensor) -> list[int]:
+        """Indices of the suffixes to look into."""
+        attacks, detail = [i for i, item in enumerate(suffixes) if item.is_attack], self.steps.settings.detail
+        if detail is None or len(attacks) <= detail:
+            return list(range(len(suffixes)))
+        best = set(sorted(attacks, key=lambda i: float(screened[i].mean()))[:detail])
+        self.notes.append(f"{len(attacks) - detail} suffixes that lower the metric less were screened only")
+        return [i for i, item in enumerate(suffixes) if i in best or not item.is_attack]
+
+    def _results(self, suffixes: SuffixSet, chosen: list[int], progress: Progress) -> list[SuffixResult]:
+        """The observations of each suffix, then the tests of whether it is the cause.
+
+        Both are one file per suffix, filed under two keys, so that other tests do not cost the observations.
+        """
+        settings, chat = self.steps.settings, self.engine.model.chat
+        seeds = [settings.seed + 1000 * (i + 1) for i in chosen]  # each suffix has draws of its own
+        about = settings.max_new_tokens, settings.shuffled, settings.shown
+        names: list[tuple[str, ...]] = [(f"suffixes/{i:04d}", self.key(suffixes[i], *about)) for i in chosen]
+        with progress("observe the suffixes", len(chosen)) as advance:
+            items = [(suffixes[i], seed) for i, seed in zip(chosen, seeds, strict=True)]
+            seen = self.map("observe", items, advance, self.store, names)
+        # A file may hold tests with other settings.
+        none: dict[str, Any] = {"causal": None, "tokens": None, "shift": None, "curves": None, "paths": None}
+        results = [replace(result, **none, grids=(), notes=()) for result in seen]
+        for index, result in zip(chosen, results, strict=True):
+            if mixed := result.shuffled:
+                pairs = zip(mixed.prompts, mixed.suffixes, result.n_tokens, strict=True)
+                if unequal := sum(len(suffix_ids(chat, *pair)) != n for *pair, n in pairs):
+                    self.notes.append(f"suffix {index}: {unequal} of {mixed.n} shuffled versions differ in length")
+        wanted = settings.causal
+        some = [k for k, one in enumerate(results) if wanted == "all" or (wanted == "working" and one.works)]
+        how = "tests, shift, replies", self.steps.choosing, settings.n_random, settings.forensics, settings.grids
+        also = [(*names[k], self.key(names[k][1], *how)) for k in some]
+        with progress("test the suffixes", len(some)) as advance:
+            tested = self.map("test", [(results[k], seeds[k]) for k in some], advance, self.store, also)
+        for k, result in zip(some, tested, strict=True):
+            results[k] = result
+            self.notes += result.notes
+        return results
+
+    def _detectors(
+        self, plain: Observation, quiet: Observation, edge: Observation | None, results: list[SuffixResult]
+    ) -> Detectors:
         """Detectors on plain, suffixed, benign-suffixed and over-refusal-like prompts."""
-        harmful, harmless = {"harmful": self.plain}, {"harmless": quiet}
+        harmful, harmless = {"harmful": plain}, {"harmless": quiet}
         attack = next((r for r in sorted(results, key=lambda r: -r.metric_drop.mean) if r.suffix.is_attack), None)
         benign = next((r for r in results if not r.suffix.is_attack), None)
-        for label, result in (("the strongest suffix", attack), ("a benign suffix", benign)):
-            if result is not None:
-                harmful[f"harmful + {label}"] = result.suffixed
-                calm = self.observe(label, quiet.prompts, result.suffix.text, replies=False)[0]
-                harmless[f"harmless + {label}"] = calm
+        added = {"the strongest suffix": attack, "a benign suffix": benign}
+        found = {label: result for label, result in added.items() if result is not None}
+        calm = [(label, quiet.prompts, result.suffix.text, False) for label, result in found.items()]
+        for (label, result), seen in zip(found.items(), self.map("calm", calm, lambda n: None), strict=True):
+            harmful[f"harmful + {label}"] = result.suffixed
+            harmless[f"harmless + {label}"] = seen
         if edge is not None:
             harmless["harmless, looks harmful"] = edge
-        return detectors(harmful, harmless, self.direction.layer)
+        return detectors(harmful, harmless, self.steps.direction.layer)
 
 
 def investigate(
@@ -253,6 +285,7 @@ def investigate(
     settings: Settings | None = None,
     folder: str | Path | None = None,
     progress: Progress = automatic,
+    engine: Engine | None = None,
 ) -> Investigation:
     """Investigate suffixes: where each acts, through which heads and tokens, and whether that is the cause.
 
@@ -267,6 +300,7 @@ def investigate(
         refusal_tokens: found from ``head_prompts`` and ``harmless`` if None.
         borderline: harmless requests that look harmful (over-refusal), for the detectors.
         folder: keep each suffix's result here and skip those already there with the same inputs.
+        engine: spreads the suffixes over its workers; this process if None.
 
     Raises:
         PromptError: no refused prompt left, overlapping prompts, or no suffix that fits (see ``check_suffix``).
@@ -298,7 +332,8 @@ def investigate(
         notes.append(f"{n_read - len(refused)} of {n_read} prompts left out: not refused without a suffix")
     suffixes = fitting(model, refused, suffixes, settings.max_new_tokens, notes)
     heads = choose_heads(head_contributions(model, choosing, direction), settings.top or min(8, model.n_heads))
-    job = _Job(model, direction, refusal_tokens, heads, refused, choosing, settings, Store(folder), notes)
+    steps = _Steps(direction, refusal_tokens, heads, refused, choosing, settings)
+    job = _Job(engine or LocalEngine(model), steps, Store(folder), notes)
     found = job.measure(suffixes, harmless, borderline, progress)
     return job.store.put(
         "report",
@@ -334,42 +369,3 @@ def _prompts(prompts: PromptsLike, head_prompts: PromptsLike) -> tuple[list[str]
             "them from one of the lists"
         )
     return reported, choosing
-
-
-def fitting(
-    model: HookedChatModel, prompts: list[str], suffixes: SuffixSet, max_new_tokens: int, notes: list[str]
-) -> SuffixSet:
-    """The suffixes that can be investigated; the others are noted, each with its reason."""
-    kept, reason = [], PromptError("there is no suffix: give at least one")
-    for item in suffixes:
-        try:
-            check_suffix(model.chat, prompts, item.text, model.n_ctx - max_new_tokens if model.n_ctx else 0)
-            kept.append(item)
-        except PromptError as error:
-            notes.append(f"suffix {shortened(item.text.strip())!r} left out: {error}")
-            reason = error
-    if not kept:
-        raise reason
-    return replace(suffixes, items=tuple(kept))
-
-
-def refused_prompts(
-    model: HookedChatModel, prompts: list[str], tokens: RefusalTokens, limit: int | None
-) -> tuple[list[str], int]:
-    """(the refused prompts, the first ``limit`` of them; how many prompts were read to find them)."""
-    kept: list[str] = []
-    highest, step = float("-inf"), 64
-    for start in range(0, len(prompts), step):
-        some = prompts[start : start + step]
-        metric = refusal_metric(model, some, tokens).tolist()
-        highest = max(highest, *metric)
-        for i, (prompt, value) in enumerate(zip(some, metric, strict=True), start=start + 1):
-            kept += [prompt] if value > tokens.threshold else []
-            if len(kept) == limit:
-                return kept, i
-    if not kept:
-        raise PromptError(
-            f"no refused prompt is left: {model.name} refuses none of {len(prompts)} prompts without a suffix (highest "
-            f"refusal metric {highest:.2f}, must be > {tokens.threshold:.3g}); use prompts that it refuses"
-        )
-    return kept, len(prompts)

@@ -1,7 +1,7 @@
 """Many suffixes: each beside random tokens of its length, with the causes of every head's change of attention."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from ..data.prompts import PromptsLike, as_prompts
 from ..data.suffixes import SuffixSet
 from ..engines.base import Engine
+from ..engines.local import LocalEngine
 from ..hooks.attention_readers import Heads, RegionShare
 from ..models.model import HookedChatModel
 from ..progress import Progress, automatic
@@ -18,42 +19,35 @@ from ..records.labels import Head, as_heads
 from ..records.store import Store, content_key
 from ..refusal.metric import RefusalMetric
 from ..refusal.records import RefusalTokens
-from .controls import random_controls
-from .investigation import fitting
+from .controls import fitting, random_controls
 from .many_records import ManySuffixes
 from .shifts import attention_shift
 
 
-@dataclass(frozen=True)
-class _Beside:
-    """One suffix and its random tokens after all prompts, as work for an engine."""
-
-    prompts: tuple[str, ...]
-    direction: Direction
-    tokens: RefusalTokens
-    heads: tuple[Head, ...]
-    seed: int
-
-    def prepare(self, model: HookedChatModel) -> None:
-        """Items share nothing."""
-
-    def run(self, model: HookedChatModel, state: None, item: tuple[int, str]) -> dict[str, Tensor]:
-        """Values of the suffix ``item[1]``; ``item[0]``, its place, seeds its random tokens."""
-        index, text = item
-        prompts, writes = list(self.prompts), Heads(self.direction)
-        metric, share = RefusalMetric(self.tokens), RegionShare(self.heads)
-        drawn = random_controls(model.chat, prompts, text, self.seed + 1000 * (index + 1)).texts
-        after = model.run(prompts, text, read=[writes, metric, share])
-        before = model.run(prompts, drawn, read=[writes, metric])
-        parts = attention_shift(model, prompts, text, drawn, receivers=(), plain=False).parts
-        return {
-            "metric": after[metric],
-            "random_metric": before[metric],
-            "strength": after[share].top.double(),
-            "causes": torch.stack([parts[:, :, layer, head] for layer, head in self.heads]).mean(0),
-            "parts": parts.mean(-1),
-            "drops": (before[writes] - after[writes]).mean(-1).float(),
-        }
+def _beside(
+    model: HookedChatModel,
+    item: tuple[int, str],
+    prompts: list[str],
+    direction: Direction,
+    tokens: RefusalTokens,
+    heads: tuple[Head, ...],
+    seed: int,
+) -> dict[str, Tensor]:
+    """Values of the suffix ``item[1]`` and its random tokens, which its place ``item[0]`` seeds."""
+    index, text = item
+    writes, metric, share = Heads(direction), RefusalMetric(tokens), RegionShare(heads)
+    drawn = random_controls(model.chat, prompts, text, seed + 1000 * (index + 1)).texts
+    after = model.run(prompts, text, read=[writes, metric, share])
+    before = model.run(prompts, drawn, read=[writes, metric])
+    parts = attention_shift(model, prompts, text, drawn, receivers=(), plain=False).parts
+    return {
+        "metric": after[metric],
+        "random_metric": before[metric],
+        "strength": after[share].top.double(),
+        "causes": torch.stack([parts[:, :, layer, head] for layer, head in heads]).mean(0),
+        "parts": parts.mean(-1),
+        "drops": (before[writes] - after[writes]).mean(-1).float(),
+    }
 
 
 def many_suffixes(
@@ -92,23 +86,19 @@ def many_suffixes(
         >>> many.sizes["suffix"], many.grade(8)
         (9, 'not shown')
     """
-    requests, store, notes = as_prompts(prompts), store or Store(None), list(suffixes.notes)
+    requests, notes, engine = as_prompts(prompts), list(suffixes.notes), engine or LocalEngine(model)
     direction, named = as_direction(direction), as_heads(heads)
     model.check_direction(direction)
     suffixes = fitting(model, requests, suffixes, 0, notes)
-    work = _Beside(tuple(requests), direction, refusal_tokens, named, seed)
+    work = partial(_beside, prompts=requests, direction=direction, tokens=refusal_tokens, heads=named, seed=seed)
     shared = content_key(
         "many", model.fingerprint, str(model.dtype), model.chat.render("{}"), requests, direction.unit, named,
         refusal_tokens, seed,
     )  # fmt: skip
     names = [(f"many/{i:04d}", content_key(shared, i, item.text)) for i, item in enumerate(suffixes)]
-    found = [store.get(*name) for name in names]
-    items = [(i, item.text) for i, item in enumerate(suffixes) if found[i] is None]
-    made = engine.each("many", work, items) if engine else (work.run(model, None, item) for item in items)
+    items = [(i, item.text) for i, item in enumerate(suffixes)]
     with progress("suffixes beside random tokens", len(items)) as advance:
-        for (i, _), values in zip(items, made, strict=True):
-            found[i] = store.put(names[i][0], values, names[i][1])
-            advance(1)
+        found = engine.map("many", work, items, lambda i: advance(1), store, names)
     fields: dict[str, Any] = {name: torch.stack([one[name] for one in found]) for name in found[0]}
     fields |= {"threshold": refusal_tokens.threshold, "notes": tuple(notes)}
     return ManySuffixes(direction, suffixes.items, named, **fields)

@@ -177,6 +177,7 @@ class SuffixResult(Record):
         grids: where it acts, cell by cell, if asked for.
         patterns: attention of one head on some prompts, each plain and then suffixed: of the top heads, the one whose
             attention to the suffix rises most above that to random tokens.
+        notes: omissions, in words.
     """
 
     suffix: Suffix
@@ -195,6 +196,7 @@ class SuffixResult(Record):
     curves: HeadCurves | None = None
     paths: PathEffects | None = None
     grids: tuple[PatchingGrid, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def metric_drop(self) -> Interval:

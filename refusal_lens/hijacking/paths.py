@@ -22,7 +22,7 @@ from ..records.labels import Head
 from ..refusal.records import RefusalTokens
 from ..tensors import refusal_log_odds, wide
 from .grid_records import PathEffects
-from .restarts import Pair, pairs_of
+from .restarts import Pair, at_random, pairs_of
 from .shift_records import AttentionShift
 
 SIDES = {"query": "q", "keys": "k", "values": "v", "keys and values": "kv"}
@@ -182,8 +182,7 @@ class _Job:
         steps = [self.write(source, path, head) - self.write(into, path, head) for head in (path.head, *others)]
         generator = torch.Generator().manual_seed(seed)
         for _ in range(n_random if path.head is None else 0):
-            noise = torch.randn(steps[0].shape, generator=generator).to(steps[0])
-            steps.append(steps[0].norm(dim=-1, keepdim=True) * noise / noise.norm(dim=-1, keepdim=True))
+            steps.append(at_random(steps[0], generator))
         layer, head = path.receiver
         n, run = pair.into.n_last, pair.into
         sites = [f"blocks.{layer}.attn.hook_{part}" for part in SIDES[path.side]]

@@ -133,6 +133,12 @@ class Restarted:
         return found
 
 
+def at_random(step: Float[Tensor, "*batch d"], generator: torch.Generator) -> Float[Tensor, "*batch d"]:
+    """Steps as long as these, in random directions."""
+    noise = torch.randn(step.shape, generator=generator).to(step)
+    return step.norm(dim=-1, keepdim=True) * noise / noise.norm(dim=-1, keepdim=True)
+
+
 class Pair(NamedTuple):
     """One batch in the run that goes on, and in the run that gives it activations."""
 

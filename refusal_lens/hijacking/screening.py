@@ -1,7 +1,7 @@
 """Many suffixes after the same instructions: refusal metric and strength of each, packed where results are the same, so
 that what the suffixes of one instruction share is run once."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -13,6 +13,7 @@ from torch import Tensor
 from ..attribution.token_records import SourceContributions
 from ..data.prompts import PromptsLike, as_prompts
 from ..engines.base import Engine
+from ..engines.local import LocalEngine
 from ..hooks.attention import by_layer
 from ..hooks.attention_readers import by_value_head
 from ..hooks.base import Hooks, Model
@@ -85,24 +86,19 @@ class _TopShare(Reader[Tensor]):
         return self.rows["share"]
 
 
-@dataclass(frozen=True)
-class _Screen:
-    """A block of suffixes after one prompt, as work for an engine."""
-
-    suffixes: tuple[str, ...]
-    tokens: RefusalTokens
-    heads: tuple[Head, ...]
-
-    def prepare(self, model: HookedChatModel) -> None:
-        """Items share nothing."""
-
-    def run(self, model: HookedChatModel, state: None, item: tuple[str, int]) -> Float[Tensor, "number suffix"]:
-        """Metric and strength of the suffixes from ``item[1]`` on, after the prompt ``item[0]``."""
-        prompt, first = item
-        some = self.suffixes[first : first + SUFFIXES]
-        readers = [RefusalMetric(self.tokens), *([_TopShare(self.heads)] if self.heads else [])]
-        metric, *share = model.run([prompt] * len(some), some, read=readers, pack=True)
-        return torch.stack([metric, *(share or [torch.full_like(metric, float("nan"))])])
+def _screened(
+    model: HookedChatModel,
+    item: tuple[str, int],
+    suffixes: tuple[str, ...],
+    tokens: RefusalTokens,
+    heads: tuple[Head, ...],
+) -> Float[Tensor, "number suffix"]:
+    """Metric and strength of a block of suffixes, from ``item[1]`` on, after the prompt ``item[0]``."""
+    prompt, first = item
+    some = suffixes[first : first + SUFFIXES]
+    readers = [RefusalMetric(tokens), *([_TopShare(heads)] if heads else [])]
+    metric, *share = model.run([prompt] * len(some), some, read=readers, pack=True)
+    return torch.stack([metric, *(share or [torch.full_like(metric, float("nan"))])])
 
 
 @dataclass(frozen=True)
@@ -135,30 +131,29 @@ def screen(
         suffixes: each with its leading space; a ``str`` is one suffix.
         heads: the heads whose write the strength is a share of.
         on_prompt: called with 1 after each prompt.
-        store: saves each prompt's numbers, and returns those of an earlier run with the same inputs.
+        store: saves each block's numbers, and returns those of an earlier run with the same inputs.
         engine: spreads blocks of ``SUFFIXES`` suffixes per prompt over its workers; this process if None.
 
     Example:
         >>> rl.hijacking.screen(model, data.harmful.test[:2].texts, [" please"], found.refusal_tokens).metric.shape
         torch.Size([1, 2])
     """
-    requests, store = as_prompts(prompts), store or Store(None)
+    requests, engine = as_prompts(prompts), engine or LocalEngine(model)
     suffixes = (suffixes,) if isinstance(suffixes, str) else tuple(suffixes)
     inputs = content_key(
         "screen", model.fingerprint, str(model.dtype), model.chat.render("{}"), list(suffixes), refusal_tokens, heads
     )
-    work, starts = _Screen(suffixes, refusal_tokens, tuple(heads)), range(0, len(suffixes), SUFFIXES)
-    names = [(f"screen/{i:05d}", content_key(inputs, prompt)) for i, prompt in enumerate(requests)]
-    columns = [store.get(*name) for name in names]
-    items = [(requests[i], first) for i, column in enumerate(columns) if column is None for first in starts]
-    made: Iterator[Any] = iter(
-        engine.map("screen", work, items) if engine else (work.run(model, None, item) for item in items)
-    )
-    for i, (name, key) in enumerate(names):
-        if columns[i] is None:
-            columns[i] = store.put(name, torch.cat([next(made) for _ in starts], -1), key)
-        if on_prompt:
-            on_prompt(1)
+    starts = range(0, len(suffixes), SUFFIXES)
+    items = [(prompt, first) for prompt in requests for first in starts]
+    names = [
+        (f"screen/{i:05d}" + (f"-{first}" if first else ""), content_key(inputs, prompt, first))
+        for i, prompt in enumerate(requests)
+        for first in starts
+    ]
+    done = None if on_prompt is None else (lambda i: on_prompt(int((i + 1) % len(starts) == 0)))
+    work = partial(_screened, suffixes=suffixes, tokens=refusal_tokens, heads=tuple(heads))
+    made = engine.map("screen", work, items, done, store, names)
+    columns = [torch.cat(made[i : i + len(starts)], -1) for i in range(0, len(made), len(starts))]
     return Screened(*torch.stack(columns, -1))
 
 

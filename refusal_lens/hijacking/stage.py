@@ -33,6 +33,7 @@ def _attacks(
         ),
         folder=job.folder / "attacks",
         progress=job.progress,
+        engine=job.engine,
     )
 
 

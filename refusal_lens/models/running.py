@@ -3,7 +3,8 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,23 +96,14 @@ def read(
             advance(len(batch.indices))
 
 
-@dataclass(frozen=True)
-class _Read:
-    """Readers on some prompts, as work for an engine."""
-
-    readers: tuple[Reader, ...]
-    under: tuple[Any, ...]
-    pack: bool
-
-    def prepare(self, model: Model) -> None:
-        """Items share nothing."""
-
-    def run(self, model: Model, state: None, item: tuple[list[str], list[str] | None]) -> dict[str, Tensor]:
-        """What each reader kept of the prompts of ``item``."""
-        readers = [copy.copy(reader) for reader in self.readers]
-        with torch.inference_mode():
-            read(model, model.tokenize(*item), readers, self.under, self.pack)
-        return {f"{i} {name}": x for i, reader in enumerate(readers) for name, x in reader.rows.items()}
+def _read(
+    model: Model, item: tuple[list[str], list[str] | None], wanted: Sequence[Reader], under: Sequence[Any], pack: bool
+) -> dict[str, Tensor]:
+    """What each reader kept of the prompts of ``item``, as work for an engine."""
+    readers = [copy.copy(reader) for reader in wanted]
+    with torch.inference_mode():
+        read(model, model.tokenize(*item), readers, under, pack)
+    return {f"{i} {name}": x for i, reader in enumerate(readers) for name, x in reader.rows.items()}
 
 
 def run_readers(
@@ -151,7 +143,7 @@ def run_readers(
             reader.begin(model, tokens)
         starts = range(0, len(texts), SHARD)
         items = [(texts[i : i + SHARD], None if after is None else after[i : i + SHARD]) for i in starts]
-        work = _Read(tuple(readers), tuple(under), pack)
+        work = partial(_read, wanted=readers, under=under, pack=pack)
         found = engine.each("read", work, items, lambda index: advance(len(items[index][0])))
         for start, (some, _), values in zip(starts, items, found, strict=True):
             for i, reader in enumerate(copies):

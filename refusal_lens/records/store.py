@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import safetensors
 import torch
@@ -24,7 +24,6 @@ from ..errors import ResultError
 from .base import Record, load_record
 from .files import write_atomically, write_json
 
-R = TypeVar("R", bound=Record)
 BATCH = 64  # entries: few files for thousands of replies, and little to write again for one more
 # What reading a file of unknown origin may raise: such a file is worth no more than a missing one.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError)
@@ -84,20 +83,11 @@ class Store:
         """Store in a folder of this one."""
         return Store(None if self.folder is None else self.folder / name)
 
-    def get(self, name: str, key: str | None, kind: type[R] | None = None) -> Any:
-        """Get the value under ``key`` (under any key if None), or None: absent, from other inputs, or unreadable.
-
-        Args:
-            name: as it was put.
-            kind: class of a record; None for tensors or plain JSON.
-        """
+    def get(self, name: str, key: str | None) -> Any:
+        """Get the value under ``key`` (under any key if None), or None: absent, from other inputs, or unreadable."""
         if self.folder is None:
             return None
         path = self.folder / name
-        if kind is not None:
-            with suppress(ResultError):
-                return load_record(path, kind, key)
-            return None
         with suppress(*UNREADABLE):
             document = json.loads(path.with_name(f"{path.name}.json").read_text("utf-8"))
             return document["value"] if key is None or key in document["keys"] else None
@@ -105,6 +95,8 @@ class Store:
             if key is None or key in json.loads(file.metadata()["keys"]):
                 tensors = {label: file.get_tensor(label) for label in file.keys()}  # noqa: SIM118
                 return tensors["value"] if set(tensors) == {"value"} else tensors
+        with suppress(ResultError):
+            return load_record(path, Record, key)
         return None
 
     def put(self, name: str, value: Any, *keys: str) -> Any:

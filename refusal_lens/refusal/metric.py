@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data.prompts import Prompts, PromptSet, PromptsLike, as_prompts
 from ..engines.base import Engine
 from ..engines.local import LocalEngine
-from ..errors import ModelError
+from ..errors import ModelError, PromptError
 from ..hooks.base import Intervention, Model
 from ..hooks.readers import Reader
 from ..models.model import HookedChatModel
@@ -178,3 +178,17 @@ def _kept(
         kept = [p for p, m in zip(some, found, strict=True) if (m > threshold if refused else m < threshold)]
         done.kept.extend(kept[: wanted - len(done.kept)])
     return done
+
+
+def refused_prompts(
+    model: HookedChatModel, prompts: list[str], tokens: RefusalTokens, limit: int | None
+) -> tuple[list[str], int]:
+    """(the refused prompts, the first ``limit`` of them; how many prompts were read to find them)."""
+    most = limit or len(prompts)
+    read = _kept(model, tokens, None, None, prompts[:most], True, prompts[most:])
+    if not read.kept:
+        raise PromptError(
+            f"no refused prompt is left: {model.name} refuses none of {len(prompts)} prompts without a suffix (highest "
+            f"refusal metric {max(read.metrics):.2f}, must be > {tokens.threshold:.3g}); use prompts that it refuses"
+        )
+    return read.kept, read.seen.index(read.kept[-1]) + 1 if len(read.kept) == limit else len(prompts)

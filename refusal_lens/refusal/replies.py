@@ -1,8 +1,7 @@
 """Judged replies under interventions, in the same batches on every engine, so with the same results."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 
@@ -18,23 +17,6 @@ from .phrases import is_refusal
 from .records import Completion, Completions
 
 BATCH = 32  # prompts decoded together
-
-
-@dataclass(frozen=True)
-class _Replies:
-    """Replies under interventions, as work for an engine."""
-
-    under: tuple[Intervention, ...]
-    max_new_tokens: int
-    batch_size: int
-
-    def prepare(self, model: HookedChatModel) -> None:
-        """Items share nothing."""
-
-    def run(self, model: HookedChatModel, state: None, item: Sequence[str]) -> list[str]:
-        """A reply to each prompt of ``item``."""
-        with model.hooks(*self.under):
-            return model.generate(item, self.max_new_tokens, batch_size=self.batch_size)
 
 
 def replies(
@@ -64,19 +46,31 @@ def replies(
         1
     """
     if engine is None or isinstance(prompts, Tokens):
-        with model.hooks(*under):
-            return model.generate(prompts, max_new_tokens, batch_size=batch_size, on_batch=on_batch)
+        return _replies(model, prompts, under, max_new_tokens, batch_size, on_batch)
     texts = as_prompts(prompts)
     lengths = model.tokenize(texts).lengths.tolist()
     order = sorted(range(len(texts)), key=lambda i: lengths[i])
     groups = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     items = [[texts[i] for i in group] for group in groups]
     done = None if on_batch is None else (lambda index: on_batch(len(groups[index])))
-    answered: Any = engine.map(label, _Replies(tuple(under), max_new_tokens, batch_size), items, done)
+    work = partial(_replies, under=under, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    answered = engine.map(label, work, items, done)
     found = {
         i: reply for group, some in zip(groups, answered, strict=True) for i, reply in zip(group, some, strict=True)
     }
     return [found[i] for i in range(len(texts))]
+
+
+def _replies(
+    model: HookedChatModel,
+    prompts: PromptsLike | Tokens,
+    under: Sequence[Intervention],
+    max_new_tokens: int,
+    batch_size: int,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[str]:
+    with model.hooks(*under):
+        return model.generate(prompts, max_new_tokens, batch_size=batch_size, on_batch=on_batch)
 
 
 def complete(

@@ -21,7 +21,7 @@ from ..data.suffixes import SuffixSet
 from ..engines.base import Engine
 from ..engines.local import LocalEngine, MakeEngine
 from ..engines.stage import Job, Stage
-from ..errors import ModelError, PromptError, ResultError
+from ..errors import DirectionError, ModelError, PromptError, ResultError
 from ..models.counting import FORWARDS
 from ..models.load import check_source, load_model, source_digest
 from ..models.model import HookedChatModel
@@ -280,7 +280,7 @@ class _Run(Job):
             try:
                 made = stage.run(self, *(self.records(BY_NAME[name]) for name in stage.needs))
                 records = made if len(stage.makes) > 1 else (made,)
-            except (ModelError, NotImplementedError) as error:
+            except (ModelError, DirectionError, NotImplementedError) as error:
                 if not stage.optional:
                     raise
                 missing = str(error) or "the model does not implement what this stage takes"

@@ -165,6 +165,13 @@ def test_settings_are_checked(settings, message):
         StudyConfig.of(settings)
 
 
+@pytest.mark.slow
+def test_a_direction_that_so_few_prompts_do_not_give_is_named_and_the_report_made(organism, tmp_path):
+    few = run_study(StudyConfig(sizes=(12, 6, 8), max_new_tokens=4, relax=True), tmp_path / "few", model=organism)
+    assert few.harm is None and "finite and not zero" in few.missing["harm"]
+    assert "finite and not zero" in (tmp_path / "few" / "report.html").read_text("utf-8")
+
+
 def test_few_prompts_stand_first_on_the_page(study):
     page = study.page()
     (first,), second = page.caution, page.summary[0]

@@ -6,16 +6,29 @@ import json
 import os
 import threading
 import time
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+import refusal_lens as rl
+from refusal_lens.attribution.causal import causal_check
+from refusal_lens.attribution.logits import direct_logit_attribution
+from refusal_lens.attribution.ranking import top_heads
+from refusal_lens.attribution.sources import propagation, source_contributions
 from refusal_lens.data.organism import instructions
+from refusal_lens.data.organism import suffixes as embedded_suffixes
+from refusal_lens.data.prompts import PromptPair, load_prompts
 from refusal_lens.data.suffixes import SuffixSet
+from refusal_lens.direction.cones import learn_cone
+from refusal_lens.direction.dose import dose_response
 from refusal_lens.engines.local import LocalEngine, named_engine
 from refusal_lens.errors import EngineError, ModelError
+from refusal_lens.hijacking.controls import random_controls
+from refusal_lens.hijacking.grids import patching_grid
+from refusal_lens.hijacking.investigation import Settings, investigate
 from refusal_lens.hijacking.many import many_suffixes
 from refusal_lens.hijacking.screening import screen
 from refusal_lens.records.store import Store
@@ -181,6 +194,59 @@ def test_ray_gives_the_same_bits_though_a_node_dies(small, local, tmp_path):
         assert not ray.is_initialized(), "the engine leaves nothing behind"
     finally:
         cluster.shutdown()
+
+
+def _through(model, engine, folder):
+    """Everything whose work goes through an engine, but what the study above has."""
+    data = load_prompts("organism", sizes=(24, 6, 70))
+    found = rl.find_direction(model, data)
+    asked, calm = data.harmful.test[:4].texts, data.harmless.test[:4].texts
+    suffixes, tokens = SuffixSet("some", SuffixSet.load(embedded_suffixes()).items[:4]), found.refusal_tokens
+    few = Settings(max_new_tokens=4, causal="all", n_random=1, forensics=2, shown=1, shuffled=False)
+    how = {"harmless": calm, "head_prompts": data.harmful.val, "refusal_tokens": tokens, "settings": few}
+    drawn = random_controls(model.chat, asked, " please").texts
+    top = top_heads(model, data.harmful.val, data.harmful.test, found, top=2, engine=engine)
+    more = {"strengths": {"ablation": [0.5, 1.0]}, "max_new_tokens": 4, "engine": engine}
+    grid = patching_grid(model, asked, " please", drawn, found, tokens, exact=9, n_placebo=1, engine=engine)
+    return {
+        "hijack": investigate(model, asked, suffixes, found, **how, folder=folder / "hijack", engine=engine),
+        "many": many_suffixes(model, asked, suffixes, found, ["L1H0"], tokens, engine=engine),
+        "grid": replace(grid, seconds=0.0, forecast=""),
+        "dose": dose_response(model, PromptPair(data.harmful, data.harmless), found, **more),
+        "cone": learn_cone(model, data, found, seeds=[0, 1], steps=2, every=1, batch_size=2, engine=engine),
+        "heads": top,
+        "causal": causal_check(model, data.harmful.test, calm, found, top, tokens, n_random=2, engine=engine),
+        "logits": direct_logit_attribution(model, data.harmful.test, tokens, engine=engine),
+        "sources": source_contributions(model, asked, found, engine=engine),
+        "propagation": propagation(model, asked, found, engine=engine),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_ray_nodes_give_the_bytes_of_one_process(organism, one_thread, tmp_path):
+    pytest.importorskip("ray")
+    cluster, _ = _cluster(2)
+    folders = {name: tmp_path / name for name in ("local", "ray", "again")}
+    try:
+        for name, folder in folders.items():
+            kept = folders["local"] if name == "again" else folder
+            where = ("ray", StudyConfig(), cluster.address, 2) if name == "ray" else ("local", StudyConfig())
+            with closing(named_engine(*where)(organism)) as engine:
+                assert engine.width == 1 + (name == "ray")
+                engine.keep(Store(kept / "items"), "key")
+                for label, record in _through(organism, engine, kept).items():
+                    record.save(folder / label)
+    finally:
+        cluster.shutdown()
+    files = {path.relative_to(folders["local"]) for path in folders["local"].rglob("*.*")}
+    assert len(files) > 60
+    for file in files:
+        if "cells" in file.name:  # with the seconds that they took
+            continue
+        assert (folders["ray"] / file).read_bytes() == (folders["local"] / file).read_bytes(), file
+        if len(file.parts) == 1:
+            assert (folders["again"] / file).read_bytes() == (folders["local"] / file).read_bytes(), file
 
 
 @dataclass(frozen=True)
