@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from tokenizers import Tokenizer
 
 from ..errors import ModelError
 from ..records.files import UNFINISHED, file_digest
@@ -35,7 +36,10 @@ def through_cache(file: Path, dtype: Any, read: Read, complete: bool) -> tuple[A
     if place is not None:
         try:
             if place.is_dir():
-                return read(place, None)
+                hf, tokenizer = read(place, None)
+                if complete:  # transformers' class adds to what the file has (Qwen 2: a normalizer)
+                    tokenizer._tokenizer = Tokenizer.from_file(str(place / "tokenizer.json"))
+                return hf, tokenizer
         except (ModelError, OSError):  # damaged since, or out of reach
             shutil.rmtree(place, ignore_errors=True)
     found = read(file.parent, file.name)

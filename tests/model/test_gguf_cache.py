@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from refusal_lens import load_model
+from refusal_lens.engines.stage import Job
 from refusal_lens.models.load import source_digest
 from refusal_lens.study.stages import PIPELINE
 from tests.reliability.tiny_gguf import write_tiny_gguf
@@ -45,15 +45,28 @@ def said(capsys) -> list[str]:
 
 
 def state(model) -> dict[str, torch.Tensor]:
-    """Every parameter and buffer, those that no file holds included."""
-    return dict(model.tl.original_model.named_parameters()) | dict(model.tl.original_model.named_buffers())
+    """Every parameter and buffer, those that no file holds included, by the checkpoint's own names."""
+    hf = model.tl.original_model
+    return {name.replace("_original_component.", ""): x for name, x in (*hf.named_parameters(), *hf.named_buffers())}
+
+
+class Loaded(Job):
+    """A study's side of a stage that takes the model only."""
+
+    model = engine = None
+
+    def __init__(self, model):
+        self.model = model
+
+    def input(self, name):
+        raise KeyError(name)
 
 
 def assert_same(one, other) -> None:
     mine, its = state(one), state(other)
     assert list(mine) == list(its)
     assert all(mine[name].dtype == its[name].dtype and torch.equal(mine[name], its[name]) for name in mine)
-    facts, others = (PIPELINE[-1].run(SimpleNamespace(model=model)) for model in (one, other))
+    facts, others = (PIPELINE[-1].run(Loaded(model)) for model in (one, other))
     assert facts == others and facts["name"] == "tiny"
     assert repr(one) == repr(other) and one.eos_ids == other.eos_ids
     assert one.tokenizer.backend_tokenizer.to_str() == other.tokenizer.backend_tokenizer.to_str()
