@@ -169,20 +169,20 @@ class HookedChatModel:
                     hooked.append(item)
                 else:
                     stack.enter_context(item.applied(self))
-            functions: list[tuple[str, Callable]] = [item for item in hooked if isinstance(item, tuple)]
-            acting = [pair for item in hooked if not isinstance(item, tuple) for pair in item.hooks(self)]
-            pairs = functions + acting
+            made = [[item] if isinstance(item, tuple) else item.hooks(self) for item in hooked]
+            pairs: list[tuple[str, Callable]] = [pair for some in made for pair in some]
+            n_acting = len(pairs) - sum(isinstance(item, tuple) for item in hooked)
             for name, _ in pairs:
                 self._check_hook(name)
             places = list(scopes(pairs))
             stack.enter_context(self.exclusive())
             stack.enter_context(self.backend.hooks(pairs))
             self._places += [place for place in places if place.intervention.counts_positions]
-            self.n_interventions += len(acting)
+            self.n_interventions += n_acting
             try:
                 yield self
             finally:
-                self.n_interventions -= len(acting)
+                self.n_interventions -= n_acting
                 self._places = [place for place in self._places if place not in places]
         for place in places:
             place.check()
