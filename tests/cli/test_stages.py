@@ -82,7 +82,7 @@ def test_the_report_says_what_each_stage_took(partial):
     costs = json.loads((partial[0].folder / "seconds.json").read_text())
     rows = {row[0]: row[1:] for row in partial[0].page().sections[-1].items[1].rows}
     assert list(rows) == [*costs, "together"] and set(costs) == {stage.name for stage in planned(SMALL)}
-    assert rows["candidates"][1] == f"{costs['candidates']['passes']:,}"
+    assert rows["candidates"][1] == f"{costs['candidates']['passes']:,.0f}"
     for column, name in enumerate(("seconds", "passes", "tokens")):
         together = float(rows["together"][column].replace(",", ""))
         assert together == pytest.approx(sum(cost[name] for cost in costs.values()), abs=0.06)
