@@ -201,7 +201,7 @@ def _through(model, engine, folder):
     data = load_prompts("organism", sizes=(24, 6, 70))
     found = rl.find_direction(model, data)
     asked, calm = data.harmful.test[:4].texts, data.harmless.test[:4].texts
-    suffixes, tokens = SuffixSet("some", SuffixSet.load(embedded_suffixes()).items[:4]), found.refusal_tokens
+    suffixes, tokens = SuffixSet("some", SuffixSet.load(embedded_suffixes()).items[:2]), found.refusal_tokens
     few = Settings(max_new_tokens=4, causal="all", n_random=1, forensics=2, shown=1, shuffled=False)
     how = {"harmless": calm, "head_prompts": data.harmful.val, "refusal_tokens": tokens, "settings": few}
     drawn = random_controls(model.chat, asked, " please").texts
@@ -240,7 +240,7 @@ def test_two_ray_nodes_give_the_bytes_of_one_process(organism, one_thread, tmp_p
     finally:
         cluster.shutdown()
     files = {path.relative_to(folders["local"]) for path in folders["local"].rglob("*.*")}
-    assert len(files) > 60
+    assert len(files) > 30
     for file in files:
         if "cells" in file.name:  # with the seconds that they took
             continue
