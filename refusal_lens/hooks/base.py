@@ -140,6 +140,11 @@ class Intervention:
         """Whether it acts at some positions only, so that passes must know where their prompts stand."""
         return self.positions is not None
 
+    @property
+    def by_row(self) -> bool:
+        """Whether each token is changed as it is alone, whatever else is in the batch."""
+        return False
+
     def placebo(self, seed: int) -> Intervention:
         """The control: the same kind of intervention along a random direction of equal norm."""
         raise InterventionError(f"{type(self).__name__} has no placebo; compare it with another intervention")

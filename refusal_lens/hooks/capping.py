@@ -51,6 +51,11 @@ class Cap(HookIntervention):
         """What the projection is on."""
         return self.direction.unit if isinstance(self.direction, Direction) else self.direction
 
+    @property
+    def by_row(self) -> bool:
+        """Always."""
+        return True
+
     def hooks(self, model: Model) -> Hooks:
         """One hook per chosen layer, at its resid_pre."""
         if isinstance(self.direction, Direction):

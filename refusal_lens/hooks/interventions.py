@@ -95,6 +95,11 @@ class Ablate(HookIntervention):
         object.__setattr__(self, "direction", named(self.direction))
         object.__setattr__(self, "form", as_form(self.form))
 
+    @property
+    def by_row(self) -> bool:
+        """Not where rows of the batch belong to different vectors."""
+        return not self.per_candidate
+
     def hooks(self, model: Model) -> Hooks:
         """One hook per write site of the chosen layers, or per block's input."""
         where, form = Where(model, self), as_form(self.form)
@@ -171,6 +176,11 @@ class Add(HookIntervention):
         object.__setattr__(self, "direction", named(self.direction))
         if isinstance(self.direction, Subspace):
             raise DirectionError("a subspace has no vector to add; add a direction, or one of the subspace's vectors")
+
+    @property
+    def by_row(self) -> bool:
+        """Not where rows of the batch belong to different vectors."""
+        return not isinstance(self.direction, Tensor) or self.direction.ndim == 1
 
     def hooks(self, model: Model) -> Hooks:
         """One hook per chosen layer, at its resid_pre."""

@@ -63,7 +63,7 @@ class HookedChatModel:
         self.chat = ChatFormat(self.tokenizer, system, **template)
         self.running: Tokens | None = None  # the padded batch under way, for interventions that ask for positions
         self._places: list[Where] = []
-        self.n_interventions = 0  # hooks of active interventions
+        self.n_interventions = 0  # hooks of active interventions that act on each row alone
         self.packs: bool | None = None  # whether packed prompts give the same; measured at first use
         self._lock = lock_of(tl)
         for size in ("n_layers", "n_heads", "d_model", "d_head", "d_vocab", "n_ctx"):
@@ -171,7 +171,7 @@ class HookedChatModel:
                     stack.enter_context(item.applied(self))
             made = [[item] if isinstance(item, tuple) else item.hooks(self) for item in hooked]
             pairs: list[tuple[str, Callable]] = [pair for some in made for pair in some]
-            n_acting = len(pairs) - sum(isinstance(item, tuple) for item in hooked)
+            n_acting = sum(len(some) for item, some in zip(hooked, made, strict=True) if getattr(item, "by_row", False))
             for name, _ in pairs:
                 self._check_hook(name)
             places = list(scopes(pairs))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from refusal_lens.hooks.interventions import Ablate
+from refusal_lens.hooks.interventions import Ablate, Twins
 from refusal_lens.models import prefixes
 
 from .cases import ALL, direction_of, model_of
@@ -46,6 +46,9 @@ def test_what_may_count_positions_sees_whole_prompts(monkeypatch):
     finally:
         model.tl.reset_hooks()
     assert passes(model, monkeypatch, [ablate], 1)[1] == 1 and not model.n_interventions
+    together = model.tokenize([PROMPTS[0]] * 4)  # rows that belong to different vectors
+    with model.hooks(Twins(ablate, seeds=(1,))):
+        assert prefixes.shared_length(model, together) == 0
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "bloom", "deepseek_v3", "olmo2"])

@@ -179,7 +179,7 @@ COMMAND = [sys.executable, "-c", "from refusal_lens.cli import main; main()", "h
 
 @pytest.mark.slow
 def test_a_killed_command_goes_on_where_it_stopped(found, study, organism, tmp_path, capsys):
-    """SIGKILL after the first suffix, then the same command again: what was done stays, the result is the same."""
+    """SIGKILL once the first suffix is tested, then the same command: what was done stays, the result is the same."""
     study, out, suffixes = study.folder, tmp_path / "out", tmp_path / "mine.jsonl"
     suffixes.write_text("".join(embedded.suffixes().read_text().splitlines(True)[2:5]))
     few = ["--suffixes", suffixes, "--direction", study, "--out", out, "--quiet", "--no-shuffled"]
@@ -187,7 +187,13 @@ def test_a_killed_command_goes_on_where_it_stopped(found, study, organism, tmp_p
     first = subprocess.Popen([*COMMAND, *map(str, few)])
     done = out / "suffixes"
     deadline = time.monotonic() + 300
-    while len(list(done.glob("0*.safetensors"))) < 2 and time.monotonic() < deadline and first.poll() is None:
+
+    def tested():
+        """Whether the first file was written again, after all were observed."""
+        times = [path.stat().st_mtime_ns for path in sorted(done.glob("0*.safetensors"))]
+        return len(times) == 3 and times[0] > times[2]
+
+    while not tested() and time.monotonic() < deadline and first.poll() is None:
         time.sleep(0.02)
     first.kill()
     first.wait()
