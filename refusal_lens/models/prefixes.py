@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..errors import ModelError
 from .backend import PrefixCache
 from .chat import Tokens
 from .health import n_hooks
@@ -28,8 +29,12 @@ def shared_length(model: Any, tokens: Tokens) -> int:
 
 
 def beginning(model: Any, tokens: Tokens, shared: int) -> PrefixCache | None:
-    """Keys and values of the first ``shared`` tokens of every row, under the active interventions; None for 0."""
-    return model.prefix_cache(tokens.ids[0][tokens.mask[0]][:shared]) if shared else None
+    """Keys and values of the first ``shared`` tokens of every row, under the active interventions; None for 0, and where
+    the model keeps none (MPT under some versions of transformers)."""
+    try:
+        return model.prefix_cache(tokens.ids[0][tokens.mask[0]][:shared]) if shared else None
+    except ModelError:
+        return None
 
 
 def shifted(prefix: PrefixCache, mask: Bool[Tensor, "batch pos"]) -> PrefixCache:
