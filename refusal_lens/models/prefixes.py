@@ -29,8 +29,10 @@ def shared_length(model: Any, tokens: Tokens) -> int:
 
 
 def beginning(model: Any, tokens: Tokens, shared: int) -> PrefixCache | None:
-    """Keys and values of the first ``shared`` tokens of every row, under the active interventions; None for 0, and where
-    the model keeps none (MPT under some versions of transformers)."""
+    """Keys and values of the first ``shared`` tokens of every row, under the active interventions.
+
+    None for 0, and where the model keeps none (MPT under some versions of transformers).
+    """
     try:
         return model.prefix_cache(tokens.ids[0][tokens.mask[0]][:shared]) if shared else None
     except ModelError:
