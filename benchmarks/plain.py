@@ -25,9 +25,9 @@ class Plain:
         self.layers = hf.model.layers
 
     @contextmanager
-    def hooked(self, pre: list[tuple[Any, Callable]], post: list[tuple[Any, Callable]]):
-        """Forward pre-hooks and hooks, removed at the end."""
-        handles = [module.register_forward_pre_hook(function) for module, function in pre]
+    def hooked(self, pre: list[tuple[Any, Callable]], post: list[tuple[Any, Callable]], with_kwargs: bool = False):
+        """Forward pre-hooks (which may take keywords too) and hooks, removed at the end."""
+        handles = [module.register_forward_pre_hook(function, with_kwargs=with_kwargs) for module, function in pre]
         handles += [module.register_forward_hook(function) for module, function in post]
         try:
             yield

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from itertools import permutations, product
 from typing import Any
 
@@ -175,8 +175,7 @@ def cone_loss(p: Plain, r: Tensor, batch: Any, addition: tuple[float, int]) -> T
     return torch.stack(parts).double().cpu()
 
 
-@contextmanager
-def cut(p: Plain, tokens: Any, gone: dict[int, list[int]]) -> Iterator[None]:
+def cut(p: Plain, tokens: Any, gone: dict[int, list[int]]) -> AbstractContextManager:
     """No attention from the template's end to the suffix, in some heads by layer."""
     suffix = tokens.region("suffix").to(p.hf.device)
     after = tokens.region("template_post").to(p.hf.device)
@@ -191,15 +190,8 @@ def cut(p: Plain, tokens: Any, gone: dict[int, list[int]]) -> Iterator[None]:
 
         return hook
 
-    handles = [
-        p.layers[layer].self_attn.register_forward_pre_hook(blind(some), with_kwargs=True)
-        for layer, some in gone.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = [(p.layers[layer].self_attn, blind(some)) for layer, some in gone.items()]
+    return p.hooked(hooks, [], with_kwargs=True)
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ from ..hooks.base import Intervention, Layers, Positions, layers_of
 from ..hooks.capping import Cap
 from ..hooks.interventions import Ablate, Add
 from ..models.model import HookedChatModel
-from ..models.prefixes import last_logits, shared_length
+from ..models.prefixes import last_logits
 from ..models.texts import Scored, reply_tokens, scored_batches
 from ..progress import Progress, silent
 from ..records.direction import DirectionLike
@@ -297,13 +297,13 @@ def forced_damage(
     found = torch.zeros(len(edits), 2, len(texts), dtype=torch.float64)
     for batch in scored_batches(model, texts):
         counts = [len(texts[i].ids) - texts[i].first for i in batch.indices]
-        n_last, shared = max(counts) + 1, shared_length(model, batch)
-        before = last_logits(model, batch, n_last, shared)
+        n_last = max(counts) + 1
+        before = last_logits(model, batch, n_last)
         for k, (edit, starts_late) in enumerate(edits):
             after = before
             if edit is not None and (any(counts) or not starts_late):
                 with model.hooks(edit):
-                    after = last_logits(model, batch, n_last, 0 if model.counts_positions else shared)
+                    after = last_logits(model, batch, n_last)
             for row, (i, n) in enumerate(zip(batch.indices, counts, strict=True)):
                 # The last n + 1 positions predict the reply's n tokens and its end.
                 some = slice(-n - 1, None if n + 1 <= FIRST else FIRST - n - 1)

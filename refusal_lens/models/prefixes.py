@@ -52,8 +52,9 @@ def shifted(prefix: PrefixCache, mask: Bool[Tensor, "batch pos"]) -> PrefixCache
     ]
 
 
-def last_logits(model: Any, tokens: Tokens, n: int, shared: int) -> Float[Tensor, "batch n vocab"]:
-    """Logits at the last ``n`` positions of a batch whose rows share their first ``shared`` tokens."""
+def last_logits(model: Any, tokens: Tokens, n: int) -> Float[Tensor, "batch n vocab"]:
+    """Logits at the last ``n`` positions of a batch, under the active interventions."""
+    shared = shared_length(model, tokens)
     prefix = beginning(model, tokens, shared)
     if prefix is None:
         return model.logits(tokens, n)

@@ -61,4 +61,4 @@ def test_logits_after_what_is_shared_are_those_of_whole_rows(architecture, monke
     for edits in ([], [Ablate(direction_of(model))]):
         with model.hooks(*edits):
             whole = model.logits(tokens, 3)
-            torch.testing.assert_close(prefixes.last_logits(model, tokens, 3, shared), whole, rtol=0, atol=1e-6)
+            torch.testing.assert_close(prefixes.last_logits(model, tokens, 3), whole, rtol=0, atol=1e-6)
