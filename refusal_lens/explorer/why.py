@@ -56,16 +56,13 @@ def as_code(seen: Look, choice: str, others: Sequence[str] = ()) -> str:
     shift = f"{begin}shift = rl.hijacking.attention_shift({shared}, receivers={heads}, plain=False)\n"
     cells = ", ".join(f"{name}={n}" for name, n in CELLS.items())
     ordered = f"others = {list(others)}\ndrawn = rl.hijacking.random_controls(model.chat, others, suffix).texts\n"
+    grid = f"grid = rl.hijacking.patching_grid({shared}, {scored}, site={SITES.get(choice)!r}, {cells})\n"
+    curves = f"curves = rl.hijacking.head_curves({shared}, {scored}, choosing=others, choosing_random=drawn)\n"
     return {
         "causes": f"{shift}shift.plot()",
         "paths": f"{shift}paths = rl.hijacking.path_effects({shared}, {scored}, shift)\npaths.plot()",
-        "curves": f"{begin}{ordered}chosen = {{'choosing': others, 'choosing_random': drawn}}\n"
-        f"curves = rl.hijacking.head_curves({shared}, {scored}, **chosen)\ncurves.plot()",
-    }.get(
-        choice,
-        f"{begin}grid = rl.hijacking.patching_grid({shared}, {scored}, site={SITES.get(choice)!r}, {cells})\n"
-        "grid.plot()",
-    )
+        "curves": f"{begin}{ordered}{curves}curves.plot()",
+    }.get(choice, f"{begin}{grid}grid.plot()")
 
 
 def view(

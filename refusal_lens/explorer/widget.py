@@ -29,6 +29,7 @@ from .why import CHOICES, view
 
 HERE = Path(__file__).parent
 VIEWS = ("beside", "measure", "layer", "why")  # other views of the same look; any other change needs a new look
+ASKED = {"suffix": "", "kind": "none", "strength": 1.0, "scope": "all", "beside": "", "head": "", "measure": "weight"}
 FIGURES = ("map", "pattern", "heads", "sources", "token")
 # Plotly comes from the kernel, once per explorer, so that nothing is loaded from anywhere else.
 SCRIPT = "const module = {exports: {}};\n%s;\nconst Plotly = module.exports;\n%s"
@@ -65,30 +66,11 @@ class Explorer(anywidget.AnyWidget):
         self._task: asyncio.Task | None = None
         self._still: Any = None
         every = [head_label(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
-        super().__init__(
-            choices={
-                "prompts": prompts,
-                "suffixes": suffixes,
-                "kinds": list(KINDS),
-                "scopes": {name: scope.words for name, scope in scopes(found).items()},
-                "measures": MEASURES,
-                "why": CHOICES,
-                "heads": every,
-                "layers": model.n_layers + 1,
-            },
-            asked={
-                "request": request,
-                "suffix": "",
-                "kind": "none",
-                "strength": 1.0,
-                "scope": "all",
-                "beside": "",
-                "head": "",
-                "measure": "weight",
-                "why": "",
-                "layer": found.direction.layer,
-            },
-        )
+        given = {"prompts": prompts, "suffixes": suffixes, "heads": every, "layers": model.n_layers + 1}
+        where = {name: scope.words for name, scope in scopes(found).items()}
+        offered = {"kinds": list(KINDS), "scopes": where, "measures": MEASURES, "why": CHOICES}
+        begin = {**ASKED, "request": request, "why": "", "layer": found.direction.layer}
+        super().__init__(choices={**given, **offered}, asked=begin)
         self.observe(self._ask, "asked")
         self.observe(self._hover, "hovered")
         self._ask()

@@ -150,6 +150,8 @@ def test_causes_are_picked_for_a_typed_suffix(page):
     until(page, lambda: view.locator(".bars .point").count() > 0)
     assert "attention on the suffix, by cause" in view.inner_text() and "One request, no interval" in view.inner_text()
     until(page, lambda: "attention_shift(" in view.locator("pre").text_content())
+    ARTEFACTS.mkdir(parents=True, exist_ok=True)
+    view.screenshot(path=ARTEFACTS / "explorer_why.png")
 
 
 def test_the_strength_slides_and_the_views_follow(page):
