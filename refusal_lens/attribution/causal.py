@@ -19,11 +19,12 @@ from ..hooks.interchange import InterchangeHeads
 from ..hooks.interventions import Ablate
 from ..hooks.readers import Cache, Kept, check_position
 from ..hooks.readout import Readout
+from ..models.endings import Ending, rows_of_batches
 from ..models.model import HookedChatModel
 from ..records.direction import Direction, DirectionLike, as_direction
 from ..records.labels import Head, as_heads
-from ..refusal.metric import RefusalMetric
-from ..refusal.tokens import TokensLike
+from ..refusal.metric import refusal_metric
+from ..refusal.tokens import TokensLike, as_refusal_tokens
 from ..stats import correlation
 from ..tensors import wide
 from .causal_records import CausalCheck
@@ -132,21 +133,33 @@ class _Replaced:
     n_last: int
     donors: list[int]  # a reference prompt for each prompt
 
-    def prepare(self, model: HookedChatModel) -> tuple[Tensor, Tensor]:
-        """The mean reference z, and that of each prompt's donor."""
-        z = last_z(model, self.reference, self.n_last)
-        return z.mean(1, keepdim=True), z[:, self.donors]
+    def prepare(self, model: HookedChatModel) -> tuple[Tensor, Tensor, list[Ending]]:
+        """The mean reference z, that of each prompt's donor, and the prompts' last positions."""
+        z, tokens = last_z(model, self.reference, self.n_last), model.tokenize(self.prompts, self.suffixes)
+        endings = [Ending.of(model, tokens.take(rows), self.n_last) for rows in rows_of_batches(tokens)]
+        return z.mean(1, keepdim=True), z[:, self.donors], endings
 
-    def run(self, model: HookedChatModel, state: tuple[Tensor, Tensor], item: Sequence[Any]) -> Tensor:
+    def run(self, model: HookedChatModel, state: tuple[Tensor, Tensor, list[Ending]], item: Sequence[Any]) -> Tensor:
         """Metric by set, each with whether it is resampled (None ablates the direction), [set prompt]; for single heads
         the change along the direction that they predict, [head]."""
-        tokens = model.tokenize(self.prompts, self.suffixes)
         if isinstance(item, tuple):
+            tokens = model.tokenize(self.prompts, self.suffixes)
             (gaps,) = model.run(tokens, read=_Gap(Readout.of(model, self.direction.unit), state[0], item))
             return gaps
-        reader = RefusalMetric(self.refusal_tokens)
-        under = [Ablate(self.direction) if one is None else InterchangeHeads(one[0], state[one[1]]) for one in item]
-        return torch.stack([model.run(tokens, read=reader, under=edit)[reader] for edit in under])
+        return torch.stack([self._metric(model, state, one) for one in item])
+
+    def _metric(self, model: HookedChatModel, state: tuple[Tensor, Tensor, list[Ending]], one: Any) -> Tensor:
+        """Metric with one set replaced, or the direction ablated, [prompt]."""
+        if one is None:
+            return refusal_metric(model, self.prompts, self.refusal_tokens, self.suffixes, [Ablate(self.direction)])
+        ids, edit = (
+            as_refusal_tokens(model, self.refusal_tokens).ids,
+            InterchangeHeads(one[0], state[1] if one[1] else state[0]),
+        )
+        found = torch.empty(len(self.prompts), dtype=torch.float64)
+        for ending in state[2]:
+            found[list(ending.tokens.indices)] = ending.log_odds(ids, edit)
+        return found
 
 
 def last_z(model: HookedChatModel, prompts: PromptsLike, n_last: int) -> Float[Tensor, "layer prompt last head d_head"]:

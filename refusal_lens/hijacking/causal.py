@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,22 +19,20 @@ from ..hooks.base import Intervention
 from ..hooks.interchange import Interchange, InterchangeHeads, InterchangePattern, InterchangeWrites, orthogonal_like
 from ..hooks.interventions import NormMatchedPlacebo
 from ..hooks.readout import Readout
-from ..models.backend import PrefixCache
-from ..models.batching import by_length, numbered
+from ..models.batching import numbered
 from ..models.chat import Tokens
+from ..models.endings import Ending, rows_of_batches
 from ..models.model import HookedChatModel
 from ..records.direction import Direction, DirectionLike, as_direction
 from ..records.labels import Head, as_heads
 from ..refusal.phrases import is_refusal
 from ..refusal.records import RefusalTokens
-from ..tensors import refusal_log_odds, wide
+from ..tensors import wide
 from .causal_records import CausalTest, CausalTests
 from .observation_records import Observation
 
 # What of a head is taken from the other run.
 PATCHES = ("pattern", "output", "r̂ component")
-# Of one batch, padding included: passes run the last few positions only, so it takes many prompts to fill one.
-BATCH_TOKENS = 4096
 
 
 def causal_tests(
@@ -92,57 +90,12 @@ def causal_tests(
 
 
 @dataclass(frozen=True)
-class _Run:
-    """One batch of one condition. Everything here acts on post-instruction positions only, so what stands before them
-    is run once and kept as keys and values, where the model's attention allows it (``backend.supports_prefix``); and a
-    pass begins at the first layer in which something acts."""
-
-    model: HookedChatModel
-    tokens: Tokens
-    tail: Tokens
-    prefix: PrefixCache | None = None
-    prefix_mask: Bool[Tensor, "batch prefix"] | None = None
-
-    @classmethod
-    def of(cls, model: HookedChatModel, tokens: Tokens) -> _Run:
-        tokens = numbered(tokens)  # values of an interchange have the batch's own rows
-        if not model.backend.supports_prefix or model.counts_positions:
-            return cls(model, tokens, tokens)
-        ids, mask, n = tokens.ids, tokens.mask, tokens.n_post
-        tail = Tokens(ids[:, -n:], mask[:, -n:], tokens.spans, tokens.indices)
-        return cls(model, tokens, tail, model.prefix_cache(ids[:, :-n], mask=mask[:, :-n]), mask[:, :-n])
-
-    @cached_property
-    def resid(self) -> list[Float[Tensor, "batch pos d_model"]]:
-        """resid_pre of every layer without an intervention, at the positions that are run."""
-        names = [f"blocks.{layer}.hook_resid_pre" for layer in range(self.model.n_layers)]
-        return list(self.cache(names, whole=True).values())
-
-    def logits(self, layer: int = 0) -> Float[Tensor, "batch vocab"]:
-        """Logits of the last position under the active interventions, which act from ``layer`` on."""
-        start = (layer, self.resid[layer]) if layer else None
-        return self.model.logits(self.tail, start=start, prefix=self.prefix, prefix_mask=self.prefix_mask)[:, -1]
-
-    def cache(self, names: Iterable[str], whole: bool = False) -> dict[str, Tensor]:
-        """Activations at the post-instruction positions, or at all that are run."""
-        last = None if whole else slice(-self.tokens.n_post, None)
-        return self.model.cache(self.tail, names, last, prefix=self.prefix, prefix_mask=self.prefix_mask)
-
-    def last_z(self) -> Float[Tensor, "layer batch last head d_head"]:
-        """z at the post-instruction positions, float32 or better."""
-        model = self.model
-        found = self.cache([f"blocks.{layer}.attn.hook_z" for layer in range(model.n_layers)])
-        rows = [wide(x).reshape(*x.shape[:2], model.n_heads, model.d_head) for x in found.values()]
-        return torch.stack(rows).to(wide_dtype(model))
-
-
-@dataclass(frozen=True)
 class _Pair:
     """One batch in both runs."""
 
     rows: list[int]
-    clean: _Run
-    dirty: _Run
+    clean: Ending
+    dirty: Ending
 
 
 class Bench:
@@ -162,8 +115,11 @@ class Bench:
         self.readout = Readout.of(model, direction.unit)
         clean, dirty = model.tokenize(prompts, before), model.tokenize(prompts, suffixes)
         self.n, self.n_post = len(dirty), dirty.n_post
-        groups = by_length(dirty.lengths.tolist(), lambda n, width, real: n * width <= BATCH_TOKENS)
-        self.pairs = [_Pair(rows, *(_Run.of(model, tokens.take(rows)) for tokens in (clean, dirty))) for rows in groups]
+        self.pairs = [
+            # Values of an interchange have the batch's own rows.
+            _Pair(rows, *(Ending.of(model, numbered(tokens.take(rows)), self.n_post) for tokens in (clean, dirty)))
+            for rows in rows_of_batches(dirty)
+        ]
 
     def test(
         self,
@@ -180,10 +136,10 @@ class Bench:
         for pair in self.pairs:
             into, source = (pair.clean, pair.dirty) if reverse else (pair.dirty, pair.clean)
             make = self._maker(kind, into, source, sorted({layer for layer, _ in heads}))
-            metric[pair.rows] = self._metric(into, make(heads))
-            placebo[pair.rows] = self._metric(into, self._placebo(into, make(heads)))
+            metric[pair.rows] = into.log_odds(self.ids, make(heads))
+            placebo[pair.rows] = into.log_odds(self.ids, self._placebo(into, make(heads)))
             for control, draw in zip(controls, draws, strict=True):
-                control[pair.rows] = self._metric(into, make(draw))
+                control[pair.rows] = into.log_odds(self.ids, make(draw))
         return CausalTest(name, reverse, metric, controls, placebo)
 
     def refused(self, max_new_tokens: int, *interventions: Intervention) -> Bool[Tensor, "prompt"]:
@@ -199,25 +155,18 @@ class Bench:
         """Metric of the suffixed run."""
         found = torch.empty(self.n, dtype=torch.float64)
         for pair in self.pairs:
-            found[pair.rows] = self._metric(pair.dirty, *interventions)
+            found[pair.rows] = pair.dirty.log_odds(self.ids, *interventions)
         return found
 
     def clean(self) -> Float[Tensor, "prompt"]:
         """Metric of the clean run."""
         found = torch.empty(self.n, dtype=torch.float64)
         for pair in self.pairs:
-            found[pair.rows] = self._metric(pair.clean)
+            found[pair.rows] = pair.clean.log_odds(self.ids)
         return found
 
-    def _metric(self, run: _Run, *interventions: Intervention | tuple[str, Callable]) -> Float[Tensor, "batch"]:
-        layer = _first_layer(self.model, interventions)
-        if layer:
-            _ = run.resid  # read before anything acts
-        with self.model.hooks(*interventions):
-            return refusal_log_odds(run.logits(layer), self.ids).cpu()
-
     def _maker(
-        self, kind: str, into: _Run, source: _Run, layers: list[int]
+        self, kind: str, into: Ending, source: Ending, layers: list[int]
     ) -> Callable[[tuple[Head, ...]], HeadsIntervention]:
         """heads -> the intervention of this kind on ``into``; what it takes from ``source`` is read once."""
         if kind == "cut":
@@ -228,7 +177,7 @@ class Bench:
             patterns = {layer: cached[name][:, :, -self.n_post :] for layer, name in names.items()}
             columns = matching_columns(into.tokens, source.tokens)
             return lambda heads: InterchangePattern(heads, patterns, columns)
-        z = source.last_z()
+        z = _last_z(source)
         if kind == "output":
             return lambda heads: InterchangeHeads(heads, z)
         along = torch.einsum("lbqhd,lhd->lhbq", z, self.readout.heads.to(z))
@@ -238,7 +187,7 @@ class Bench:
             along[layer] = along[layer] / wide(cached[site][..., 0])
         return lambda heads: InterchangeWrites(heads, self.readout, along)
 
-    def _placebo(self, run: _Run, intervention: HeadsIntervention) -> NormMatchedPlacebo:
+    def _placebo(self, run: Ending, intervention: HeadsIntervention) -> NormMatchedPlacebo:
         """A change of attention's output in a random direction, as large as the one that ``intervention`` makes at
         each layer with such a head, prompt and post-instruction position."""
         names = [f"blocks.{layer}.hook_attn_out" for layer in intervention.by_layer(self.model)]
@@ -260,23 +209,18 @@ class Bench:
             before: dict[str, Tensor] = {}
             # Hooks act in the order given, so this one sees the stream before each move.
             watch = [(name, partial(_keep_last, before, name, self.n_post)) for name in names[1:]]
-            metric[pair.rows] = self._metric(pair.dirty, *watch, Interchange(r, wanted))
+            metric[pair.rows] = pair.dirty.log_odds(self.ids, *watch, Interchange(r, wanted))
             moves = {n: (wanted[i] - wide(before[n]).to(r) @ r)[..., None] * other for i, n in enumerate(names) if i}
-            placebo[pair.rows] = self._metric(pair.dirty, NormMatchedPlacebo(moves))
+            placebo[pair.rows] = pair.dirty.log_odds(self.ids, NormMatchedPlacebo(moves))
         return CausalTest("restore r̂", False, metric, torch.empty(0, self.n, dtype=torch.float64), placebo)
 
 
-def _first_layer(model: HookedChatModel, interventions: Sequence[object]) -> int:
-    """The first layer in which one of them acts, as far as it is known; 0 elsewhere."""
-    found: list[int] = []
-    for one in interventions:
-        if isinstance(one, HeadsIntervention):
-            found += one.by_layer(model)
-        elif isinstance(one, NormMatchedPlacebo):
-            found += [int(name.split(".")[1]) for name in one.changes]
-        else:
-            return 0
-    return min(found, default=0)
+def _last_z(run: Ending) -> Float[Tensor, "layer batch last head d_head"]:
+    """z at the post-instruction positions, float32 or better."""
+    model = run.model
+    found = run.cache([f"blocks.{layer}.attn.hook_z" for layer in range(model.n_layers)])
+    rows = [wide(x).reshape(*x.shape[:2], model.n_heads, model.d_head) for x in found.values()]
+    return torch.stack(rows).to(wide_dtype(model))
 
 
 def _keep_last(kept: dict[str, Tensor], name: str, n: int, x: Tensor, hook: object) -> None:
