@@ -5,13 +5,15 @@ from typing import Any
 
 from ..report.page import Figure, Item, Section, Table
 from ..stats import Interval
-from .curve_records import HeadCurves
+from .curve_records import HeadCurves, PathCurves
 from .grid_figures import plot_patching_grid, plot_path_effects
 from .grid_records import PatchingGrid, PathEffects
 
 
-def grid_items(grids: Sequence[PatchingGrid], paths: PathEffects | None, name: str) -> Iterator[Item]:
-    """Each grid with its largest cells, then the paths."""
+def grid_items(
+    grids: Sequence[PatchingGrid], paths: PathEffects | None, name: str, curves: PathCurves | None = None
+) -> Iterator[Item]:
+    """Each grid with its largest cells, then the paths, one by one and many at once."""
     for i, grid in enumerate(grids):
         exact = f"{len(grid.measured)} cells patched exactly, {grid.passes} passes in {grid.seconds:.0f} s"
         caption = (
@@ -43,6 +45,17 @@ def grid_items(grids: Sequence[PatchingGrid], paths: PathEffects | None, name: s
         control = "random heads of the sender's layer; for MLPs and the embedding, random changes of equal norm"
         n = f"{paths.effects.shape[-1]} prompts"
         yield Figure(f"{name}-paths", plot_path_effects(paths), caption, n, control, paths.to_frame())
+    if curves is not None and curves.paths:
+        caption = (
+            f"{curves.sentence()} Left: the suffixed run, where the first compositions carry what their senders write "
+            "in the random run (necessity); right: the random run, where they carry what these write in the suffixed "
+            "run (sufficiency); keys and values go together. Below: the share of prompts whose metric counts as "
+            "refused. Areas: the mean height over the counts after none. Bars: 95% intervals. "
+            f"{' '.join(curves.notes)}"
+        )
+        control = "the same receivers with other heads of the senders' layers, or random changes of equal norm"
+        n = f"{len(curves.suffixed)} prompts; compositions from others"
+        yield Figure.of(f"{name}-path-curves", curves, caption, n, control)
 
 
 def grid_section(

@@ -224,7 +224,7 @@ def _details(attack: Investigation, result: SuffixResult, name: str, shown: int 
         yield Figure(f"{name}-curves", curves.plot(), caption, n, "random orders within layers", curves.to_frame())
     if result.shift is not None:
         yield from _shift_items(result.shift, name)
-    yield from grid_items(result.grids, result.paths, name)
+    yield from grid_items(result.grids, result.paths, name, result.path_curves)
     if result.tokens is not None:
         caption = (
             "Above: how much of the refusal metric returns when this token is left out. Below: what the top heads take "
