@@ -77,6 +77,7 @@ def test_with_every_sender_the_query_is_that_of_the_other_run(architecture):
     assert float((found.metric[0, 0, -2] - wanted).abs()) > 1e-5  # without the last sender it is another
 
 
+@torch.inference_mode()
 def brute_force(model, into, source, paths, stale=False):
     """Layer by layer in whole runs; without grouped queries a head's own query, keys and values can be put in place."""
     names = [
