@@ -6,7 +6,6 @@ from typing import Any
 from ..report.page import Figure, Item, Section, Table
 from ..stats import Interval
 from .curve_records import HeadCurves, PathCurves
-from .grid_figures import plot_patching_grid, plot_path_effects
 from .grid_records import PatchingGrid, PathEffects
 
 
@@ -24,7 +23,7 @@ def grid_items(
         )
         control = "changes of equal norm in random directions, in the table"
         n = f"{grid.n} prompts"
-        yield Figure(f"{name}-grid-{i}", plot_patching_grid(grid), caption, n, control, grid.to_frame())
+        yield Figure.of(f"{name}-grid-{i}", grid, caption, n, control)
         frame = grid.largest()
         rows = tuple(
             (row["cell"], *(_cell(row, key) for key in ("metric", "metric, placebo", "r̂ᵀx", "r̂ᵀx, placebo")))
@@ -44,7 +43,7 @@ def grid_items(
         )
         control = "random heads of the sender's layer; for MLPs and the embedding, random changes of equal norm"
         n = f"{paths.effects.shape[-1]} prompts"
-        yield Figure(f"{name}-paths", plot_path_effects(paths), caption, n, control, paths.to_frame())
+        yield Figure.of(f"{name}-paths", paths, caption, n, control)
     if curves is not None and curves.paths:
         caption = (
             f"{curves.sentence()} Left: the suffixed run, where the first compositions carry what their senders write "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -41,6 +40,10 @@ class _Path(NamedTuple):
     side: str
     receiver: Head
     text: str
+
+    def edges(self, head: int | None) -> set[tuple[int, int | None, str, Head]]:
+        """From this or another head of the layer to each part of the receiver."""
+        return {(self.layer, head, part, self.receiver) for part in SIDES[self.side]}
 
 
 def path_effects(
@@ -199,19 +202,13 @@ def _others(model: HookedChatModel, path: _Path, n: int, rng: Random) -> list[in
 
 def _stand_ins(model: HookedChatModel, paths: Sequence[_Path], n: int, rng: Random) -> list[list[int | None]]:
     """Each path's sender, then others: heads of its layer from which no path of the draw leads to the same receiver."""
-    own: dict[Any, set[int | None]] = {}
-    for path in paths:
-        for part in SIDES[path.side]:
-            own.setdefault((path.layer, path.receiver, part), set()).add(path.head)
-    draws, found = [deepcopy(own) for _ in range(n)], []
+    draws, found = [{edge for path in paths for edge in path.edges(path.head)} for _ in range(n)], []
     for path in paths:
         row = [path.head]
         for used in draws:
-            barred = [used[path.layer, path.receiver, part] for part in SIDES[path.side]]
-            free = [] if path.head is None else [h for h in range(model.n_heads) if h not in set().union(*barred)]
+            free = [] if path.head is None else [h for h in range(model.n_heads) if not used & path.edges(h)]
             row.append(rng.choice(free) if free else AT_RANDOM)
-            for heads in barred:
-                heads.add(row[-1])
+            used |= path.edges(row[-1])
         found.append(row)
     return found
 
@@ -262,13 +259,8 @@ class _Job:
         write = write / wide(run[f"{norm.site}.hook_scale"])
         return write if norm.weight is None else write * norm.weight.to(write)
 
-    def steps(
-        self,
-        path: _Path,
-        senders: Sequence[int | None],
-        source: dict[str, Tensor],
-        now: Sequence[dict[str, Tensor]],
-        seed: int,
+    def step(
+        self, path: _Path, senders: Sequence[int | None], source: dict[str, Tensor], now: Sequence[Any], seed: int
     ) -> Float[Tensor, "copy prompt pos d_model"]:
         """The other run's write minus the one there is now, of one sender per copy."""
         generator, found = torch.Generator().manual_seed(seed), []
@@ -289,11 +281,11 @@ class _Job:
     ) -> tuple[Float[Tensor, "copy prompt vocab"], dict[Head, Tensor]]:
         """Logits with all paths at once, one copy of the batch per sender of a path, and what receivers attend to.
 
-        A path counts once for each part (query, keys, values) of its receiver, however often it is named.
+        An edge that several paths name counts once.
         """
-        (into, source), run, n, copies = kept, pair.into, pair.into.n_last, len(senders[0])
+        (into, source), run, copies = kept, pair.into, len(senders[0])
         first = min(path.receiver[0] for path in paths)
-        start, patterns, done = run.start(first, n, copies), dict[Head, Tensor](), list[Any]()
+        start, patterns, done = run.start(first, run.n_last, copies), dict[Head, Tensor](), list[Any]()
         for layer in sorted({path.receiver[0] for path in paths}):
             stream, now = start, [into] * copies
             some = [i for i, path in enumerate(paths) if path.receiver[0] == layer]
@@ -305,27 +297,26 @@ class _Job:
                     seen = run.see(first, start, sorted({at, *changed}))
                 cut = {name: x.unflatten(0, (copies, -1)) for name, x in seen.items()}
                 stream = cut[at]
-                now = [into | {name: cut[name][i][:, -n:] for name in changed} for i in range(copies)]
-            parts: dict[int, dict[str, dict[Any, Tensor]]] = {}
+                now = [into | {name: cut[name][i][:, -run.n_last :] for name in changed} for i in range(copies)]
+            steps = {}
             for i in some:
-                path = paths[i]
-                step = self.steps(path, senders[i], source, now, seed + i)
-                for part in SIDES[path.side]:
-                    parts.setdefault(path.receiver[1], {}).setdefault(part, {})[path.layer, path.head] = step
+                step = self.step(paths[i], senders[i], source, now, seed + i)
+                steps |= dict.fromkeys(paths[i].edges(paths[i].head), step)
             outputs = {}
-            for head, read in parts.items():
-                outputs[head], patterns[layer, head] = self.receive(run, layer, head, stream, read)
+            for head in {paths[i].receiver[1] for i in some}:
+                outputs[head], patterns[layer, head] = self.receive(run, (layer, head), stream, steps)
             done.append((f"blocks.{layer}.attn.hook_z", partial(self._place, outputs)))
-        return run.logits(first, n, start, [*done, *hooks]), patterns
+        return run.logits(first, run.n_last, start, [*done, *hooks]), patterns
 
     def receive(
-        self, run: Restarted, layer: int, head: int, stream: Tensor, parts: dict[str, dict[Any, Tensor]]
+        self, run: Restarted, receiver: Head, stream: Tensor, steps: dict[tuple[int, int | None, str, Head], Tensor]
     ) -> tuple[Float[Tensor, "row pos d_head"], Float[Tensor, "row key"]]:
         """One head's output, and its attention from the last position, with changed query, keys or values."""
-        puts: list[Any] = []
-        for part, steps in parts.items():
+        (layer, head), puts = receiver, list[Any]()
+        for part in sorted({edge[2] for edge in steps if edge[3] == receiver}):
             changed, site = stream.clone(), f"blocks.{layer}.attn.hook_{part}"
-            changed[:, :, -run.n_last :] += torch.stack([*steps.values()]).sum(0).to(stream)
+            mine = [step for edge, step in steps.items() if edge[2:] == (part, receiver)]
+            changed[:, :, -run.n_last :] += torch.stack(mine).sum(0).to(stream)
             # Of all heads, which may share keys and values; only this one's output is taken.
             puts.append((site, partial(_instead, run.see(layer, changed, [site])[site])))
         names = [f"blocks.{layer}.attn.hook_{name}" for name in ("pattern", "z")]
@@ -344,37 +335,28 @@ class _Job:
     ) -> tuple[Float[Tensor, "effect sender prompt"], Float[Tensor, "effect prompt"]]:
         """Effects of one path from each of the senders, and the difference of both runs."""
         assert self.direction is not None
-        seen: dict[str, Tensor] = {}
+        (layer, head), at = path.receiver, f"blocks.{self.direction.layer}.hook_resid_pre"
+        copies, seen = len(senders), {"stream": kept[0][at][:, -1].repeat(len(senders), 1) * float("nan")}
 
         def read(x: Tensor, hook: Any) -> None:
             seen["stream"] = x[:, -1].clone()
 
-        below = self.direction.layer > path.receiver[0]
-        hooks = [(f"blocks.{self.direction.layer}.hook_resid_pre", read)] if below else []
-        logits, patterns = self.together(pair, kept, [path], [senders], seed, hooks)
-        metric = refusal_log_odds(logits, self.ids)
-        tokens = pair.into.tokens, pair.source.tokens
-        ends = [self._ends(x, path.receiver, some) for x, some in zip(kept, tokens, strict=True)]
-        attention = (patterns[path.receiver].unflatten(0, (len(senders), -1)) * tokens[0].region("suffix")).sum(-1)
-        along = torch.full_like(metric, float("nan"))
-        if below:
-            along = self._along(seen["stream"]).unflatten(0, (len(senders), -1)).to(metric)
-        found = torch.stack([attention.to(metric), metric, along])
-        return (found - ends[0][:, None]).cpu(), (ends[1] - ends[0]).cpu()
+        below = [(at, read)] if self.direction.layer > layer else []
+        logits, patterns = self.together(pair, kept, [path], [senders], seed, below)
+        both = [
+            self._effects(run[f"blocks.{layer}.attn.hook_pattern"][:, head, 0], run["metric"], run[at][:, -1], tokens)
+            for run, tokens in zip(kept, (pair.into.tokens, pair.source.tokens), strict=True)
+        ]
+        pattern, stream = (x.unflatten(0, (copies, -1)) for x in (patterns[path.receiver], seen["stream"]))
+        found = self._effects(pattern, refusal_log_odds(logits, self.ids), stream, pair.into.tokens)
+        return (found - both[0][:, None]).cpu(), (both[1] - both[0]).cpu()
 
-    def _along(self, stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row"]:
+    def _effects(self, pattern: Tensor, metric: Tensor, stream: Tensor, tokens: Tokens) -> Tensor:
+        """Attention to the suffix, metric and r̂ᵀx."""
         assert self.direction is not None
         r = self.direction.unit.to(self.model.device)
-        return wide(stream).to(r) @ r
-
-    def _ends(self, kept: dict[str, Tensor], receiver: Head, tokens: Tokens) -> Tensor:
-        """Attention to the suffix, metric and r̂ᵀx of a run as it is."""
-        assert self.direction is not None
-        layer, head = receiver
-        pattern = kept[f"blocks.{layer}.attn.hook_pattern"][:, head, 0]
-        attention = (pattern * tokens.region("suffix")).sum(-1)
-        along = self._along(kept[f"blocks.{self.direction.layer}.hook_resid_pre"][:, -1])
-        return torch.stack([x.to(kept["metric"]) for x in (attention, kept["metric"], along)])
+        attention, along = (pattern * tokens.region("suffix")).sum(-1), wide(stream).to(r) @ r
+        return torch.stack([x.to(metric) for x in (attention, metric, along)])
 
 
 def _instead(new: Tensor, x: Tensor, hook: Any) -> Tensor:
