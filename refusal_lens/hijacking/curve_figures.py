@@ -18,12 +18,12 @@ def plot_curves(record: HeadCurves | PathCurves) -> Drawing:
     senders. Below, the share refused: in replies, where they were read; for compositions by the metric."""
     if isinstance(record, HeadCurves):
         titles = ["heads cut off: drop that returns", "only these see it: drop that stays"]
+        titles += ["refused in replies"] * 2 * bool(record.reply_counts)
         refused, orders, counts = record.replies_refused, record.reply_orders, record.reply_counts
     else:
-        titles = ["compositions cut: drop that returns", "in the random run: drop that they make"]
+        titles = ["compositions cut: drop that returns", "in the random run: drop that they make", *["refused"] * 2]
         refused, orders, counts = record.refusals, (*record.named, "random"), record.counts
-    rows = 2 if counts else 1
-    titles += ["refused in replies" if isinstance(record, HeadCurves) else "refused"] * 2 * (rows - 1)
+    rows = len(titles) // 2
     figure = Drawing(make_subplots(rows=rows, cols=2, subplot_titles=titles, shared_yaxes=True, vertical_spacing=0.2))
     for col, way in enumerate(WAYS, start=1):
         for order in (*reversed(record.named), "random"):

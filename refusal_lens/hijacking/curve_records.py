@@ -42,15 +42,13 @@ class _Curves(Record):
         """``named`` orders, then the random ones."""
         return (*self.named, *(f"random {i + 1}" for i in range(self.metric.shape[1] - len(self.named))))
 
-    def _rows(self, way: str, order: str) -> Float[Tensor, "count prompt"]:
+    def _metric(self, way: str, order: str, count: int | None = None) -> Float[Tensor, "prompt"]:
+        """At a count, or its mean over the counts of the area."""
         name = type(self).__name__
         grid = self.metric[index_of(WAYS, way, "way", name)]
-        if order == "random":
-            return grid[len(self.named) :].mean(0)
-        return grid[index_of(self.orders, order, "order", name)]
-
-    def _row(self, way: str, order: str, count: int) -> Float[Tensor, "prompt"]:
-        return self._rows(way, order)[index_of(self.counts, count, "count", type(self).__name__)]
+        random = order == "random"
+        rows = grid[len(self.named) :].mean(0) if random else grid[index_of(self.orders, order, "order", name)]
+        return rows[self.inner].mean(0) if count is None else rows[index_of(self.counts, count, "count", name)]
 
     def _share(self, way: str, metric: Float[Tensor, "prompt"]) -> Interval:
         part = metric - self.suffixed if way == "cut" else self.before - metric
@@ -66,16 +64,16 @@ class _Curves(Record):
         Raises:
             LabelError: no such way, order or count.
         """
-        return self._share(way, self._row(way, order, count))
+        return self._share(way, self._metric(way, order, count))
 
     def refusals(self, way: str, order: str, count: int) -> Rate:
         """Share of prompts above the threshold."""
-        return rate((self._row(way, order, count) > self.threshold).tolist())
+        return rate((self._metric(way, order, count) > self.threshold).tolist())
 
     def area(self, way: str, order: str) -> Interval:
         """Mean height of the curve over the counts after none, which double from one to the next. With all heads it is
         the same in every order, and does not count."""
-        return self._share(way, self._rows(way, order)[self.inner].mean(0))
+        return self._share(way, self._metric(way, order))
 
     def needed(self, way: str = "cut", order: str = "attribution", least: float = MOST) -> int | None:
         """The smallest count at which the whole interval of the share reaches ``least``; None where no count does."""
@@ -173,10 +171,8 @@ class HeadCurves(_Curves, axes={"way": WAYS, "order": "orders", "count": "counts
         said = ""
         if self.replied is not None:
             n, few = self.reply_counts[len(self.reply_counts) // 2], self.replied.shape[-1]
-            shares = "; ".join(
-                f"{order}: {percent(self.replies_refused('cut', order, n))}" for order in self.reply_orders
-            )
-            said = f" With the first {n} cut off, of {few} replies so many refuse, by order: {shares}."
+            shares = (f"{order}: {percent(self.replies_refused('cut', order, n))}" for order in self.reply_orders)
+            said = f" With the first {n} cut off, of {few} replies so many refuse, by order: {'; '.join(shares)}."
         return (
             f"Fewest heads, of the numbers tried: {first} back most of the drop; leaving the suffix to "
             f"{only or 'no number'} keeps most of it. With attention held as in the random run {percent(self.stays())} "

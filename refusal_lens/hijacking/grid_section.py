@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ..report.claims import percent
 from ..report.page import Figure, Item, Section, Table
 from ..stats import Interval
 from .curve_records import HeadCurves, PathCurves
@@ -58,20 +59,20 @@ def grid_items(
 
 
 def grid_section(
-    grids: Sequence[PatchingGrid], paths: PathEffects | None = None, curves: HeadCurves | None = None, suffix: str = ""
+    grids: Sequence[PatchingGrid],
+    paths: PathEffects | None = None,
+    curves: HeadCurves | None = None,
+    suffix: str = "",
+    together: PathCurves | None = None,
 ) -> Section:
     """Where one suffix acts, along which paths, and what stays with frozen attention."""
     text = [f"The suffix {suffix!r}."] if suffix else []
     text += [grid.sentence() for grid in grids] + ([] if paths is None else [paths.sentence()])
     if curves is not None:
-        stays = (f"{_interval(curves.stays(run))} as in the {run} run" for run in ("random", "plain"))
+        stays = (f"{percent(curves.stays(run))} as in the {run} run" for run in ("random", "plain"))
         text.append(f"Of the suffix's effect, this share stays with every head's attention held: {', '.join(stays)}.")
-    return Section("grids", "Where a suffix acts", tuple(text), tuple(grid_items(grids, paths, "suffix")))
+    return Section("grids", "Where a suffix acts", tuple(text), tuple(grid_items(grids, paths, "suffix", together)))
 
 
 def _cell(row: Mapping[Hashable, Any], key: str) -> str:
-    return _interval(Interval(row[key], row[f"{key} low"], row[f"{key} high"], 0))
-
-
-def _interval(found: Interval) -> str:
-    return f"{found.mean:.0%} [{found.low:.0%}, {found.high:.0%}]" if found.low == found.low else f"{found.mean:.0%}"
+    return percent(Interval(row[key], row[f"{key} low"], row[f"{key} high"], 0))

@@ -135,9 +135,7 @@ def path_curves(
         seed: of these.
 
     Raises:
-        PromptError: random tokens of another length.
-        LabelError: a path that is not written so, or whose sender does not come before its receiver.
-        ModelError: a layer without heads, or attention without hook points.
+        PromptError, LabelError, ModelError: as ``path_effects``.
 
     Example:
         >>> prompts, suffix, tokens = data.harmful.test[:2].texts, " please", found.refusal_tokens
@@ -318,7 +316,8 @@ class _Job:
             mine = [step for edge, step in steps.items() if edge[2:] == (part, receiver)]
             changed[:, :, -run.n_last :] += torch.stack(mine).sum(0).to(stream)
             # Of all heads, which may share keys and values; only this one's output is taken.
-            puts.append((site, partial(_instead, run.see(layer, changed, [site])[site])))
+            received = run.see(layer, changed, [site])[site]
+            puts.append((site, lambda x, hook, received=received: received))
         names = [f"blocks.{layer}.attn.hook_{name}" for name in ("pattern", "z")]
         with self.model.hooks(*puts):
             pattern, z = run.see(layer, stream, names).values()
@@ -357,7 +356,3 @@ class _Job:
         r = self.direction.unit.to(self.model.device)
         attention, along = (pattern * tokens.region("suffix")).sum(-1), wide(stream).to(r) @ r
         return torch.stack([x.to(metric) for x in (attention, metric, along)])
-
-
-def _instead(new: Tensor, x: Tensor, hook: Any) -> Tensor:
-    return new
