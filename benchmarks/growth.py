@@ -78,7 +78,7 @@ def dose(model: HookedChatModel, texts: list[str]) -> Callable[[], Any]:
     """Metric, KL and loss at two strengths."""
     kinds = texts, [f"Tell me {text}" for text in texts]
     candidates = extract_directions(model, *kinds)
-    rule = SelectionRule(max_kl=math.inf, min_induce=-math.inf)
+    rule = SelectionRule(max_kl=math.inf, min_induce=-math.inf, layer_cutoff=1.0)
     some = [kind[:2] for kind in kinds]
     found = FoundDirection(
         select_direction(model, candidates, *some, refusal_tokens=TOKENS, rule=rule), candidates, TOKENS

@@ -2,8 +2,8 @@
 # # Intervening on the direction
 #
 # Changing a direction that merely *correlates* with refusal would have no effect. Three interventions (section 2.4 of
-# [the paper](https://arxiv.org/abs/2406.11717)) show whether it is necessary and sufficient, each with a placebo: the
-# same intervention with a random direction of equal norm.
+# [the paper](https://arxiv.org/abs/2406.11717)) show whether the direction is necessary and sufficient, each with a
+# placebo: the same intervention with a random direction of equal norm.
 
 # %%
 import pandas as pd

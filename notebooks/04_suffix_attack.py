@@ -112,9 +112,9 @@ print(rl.hijacking.mechanism(report.results[-1]).sentence)
 # %% [markdown]
 # ## From tokens to refusal
 #
-# The whole way in one figure: which token takes attention from the random token in its place, which heads then write less
-# along the direction, and how much of the refusal metric returns when the direction is restored. Edges within chance are left
-# out. The sentence names the cause by which attention turns to the suffix.
+# All of it in one figure: which token gains attention over the random token in its place, which heads then write less along
+# the direction, and how much of the refusal metric returns when the direction is restored. Edges within chance are left
+# out. The sentence names what makes attention turn to the suffix.
 
 # %%
 report.plot("circuit")

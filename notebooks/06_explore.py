@@ -57,7 +57,7 @@ seen.plot("map", conditions=["baseline", "adversarial", "random_suffix"])
 # %% [markdown]
 # ## Where the last token looks
 #
-# The top heads' attention by region. A head may attend to any suffix whatever it says: compare the random one.
+# The top heads' attention by region. A head may attend to any suffix, whatever its text: compare with the random one.
 
 # %%
 seen.plot("heads", conditions=["baseline", "adversarial", "random_suffix"])
@@ -65,7 +65,7 @@ seen.plot("heads", conditions=["baseline", "adversarial", "random_suffix"])
 # %% [markdown]
 # ## One head
 #
-# Raw weights mislead: a large weight on a token whose value writes nothing does nothing. So a pattern shows, by choice, the
+# Raw weights mislead: a large weight on a token whose value writes nothing does nothing. So a pattern can show the
 # weight, the weight times the length of what is written, the weight times its write along r̂, or the difference from the random
 # suffix.
 
@@ -78,8 +78,8 @@ seen.plot("pattern", of="along", conditions=["adversarial", "random_suffix"])
 # %% [markdown]
 # ## One token
 #
-# What each token writes along r̂ at the last token, through all heads; `seen.plot("token", token=-1)` shows through which heads
-# one token does.
+# What each token writes along r̂ at the last token, through all heads; `seen.plot("token", token=-1)` shows through which
+# heads one token writes.
 
 # %%
 seen.plot("sources", conditions=["adversarial", "random_suffix"])

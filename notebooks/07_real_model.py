@@ -1,5 +1,5 @@
 # %% [markdown]
-# # The whole way on a real chat model
+# # A real chat model, from start to finish
 #
 # The other notebooks use a tiny embedded model on which everything is clear. Real models are not like that: effects are
 # partial, intervals are wide, and some questions stay open. This notebook goes through all steps on a real model and says how

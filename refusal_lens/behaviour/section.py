@@ -170,8 +170,8 @@ def _classes(completions: Sequence[Completions], n: str) -> Figure:
     return Figure(
         "reply-classes",
         plot_reply_classes(completions),
-        "Not refused is not answered: replies by class, by rules without a model (docs/evaluation.md). Share of the "
-        f"request's content words that replies without refusal take up: {kept}.",
+        "Not refused does not mean answered: replies by class, by rules without a model (docs/evaluation.md). Share of "
+        f"the request's content words that replies without refusal repeat: {kept}.",
         n=f"{n} held-out prompts",
         control=RANDOM_DIRECTION,
         data=pd.DataFrame(rows),

@@ -17,12 +17,12 @@ def ablations(
         Path, typer.Option(help="Result folder of `refusal-lens run`: its direction, prompts and refusal tokens.")
     ] = LATEST,
     form: Annotated[
-        list[str] | None, typer.Option(help="paper, stream, affine, scaled or oblique, may be repeated (default: all).")
+        list[str] | None, typer.Option(help="paper, stream, affine, scaled or oblique; repeatable (default: all).")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Random directions of each placebo.")] = 3,
-    replies: Annotated[int, typer.Option(min=0, help="Harmful test prompts answered at most; 0 for none.")] = 32,
+    replies: Annotated[int, typer.Option(min=0, help="Answer at most N harmful test prompts; 0 for none.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of replies.")] = 32,
-    limit: Annotated[int, typer.Option(min=0, help="Prompts of each kind and split at most; 0 for all.")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="At most N prompts of each kind and split; 0 for all.")] = 0,
     dtype: OfRunDtype = None,
     device: OfRunDevice = None,
     quiet: Quiet = False,

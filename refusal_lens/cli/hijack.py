@@ -15,7 +15,7 @@ N_CHOOSE = 32  # prompts that choose the top heads: validation prompts of RUN, t
 Grid = Annotated[
     list[str] | None,
     typer.Option(
-        help="Put the random run's cells into the suffixed one: resid_pre, attn_out, mlp_out, z (repeatable)."
+        help="Patch the random run's cells into the suffixed one: resid_pre, attn_out, mlp_out, z (repeatable)."
     ),
 ]
 
@@ -31,14 +31,14 @@ def hijack(
     ] = LATEST,
     out: Annotated[Path | None, typer.Option(help="Result folder; by default `suffixes` in RUN.")] = None,
     kind: Annotated[str, typer.Option(help="Kind of suffixes, where the file gives none.")] = "adversarial",
-    column: Annotated[list[str] | None, typer.Option(help="suffix=, kind= or score= the file's column.")] = None,
+    column: Annotated[list[str] | None, typer.Option(help="Column names: suffix=NAME, kind=NAME, score=NAME.")] = None,
     harmful: Annotated[str | None, typer.Option(help="Harmful prompts to report on (default: RUN's test).")] = None,
     prompts: Annotated[int, typer.Option(min=2, help="Report on the first N of these that are refused.")] = 128,
     harmless: Annotated[int, typer.Option(min=0, help="At most this many of RUN's harmless test prompts.")] = 64,
     borderline: Annotated[
         Path | None, typer.Option(help="Harmless prompts that look harmful (over-refusal), to test the detectors on.")
     ] = None,
-    top: Annotated[int, typer.Option(min=0, help="Number of top heads; 0 for 8, or a layer's number if smaller.")] = 0,
+    top: Annotated[int, typer.Option(min=0, help="Number of top heads; 0 for 8, or a layer's heads if fewer.")] = 0,
     detail: Annotated[
         int, typer.Option(min=0, help="Investigate only the N strongest suffixes (and the benign ones); 0 for all.")
     ] = 0,

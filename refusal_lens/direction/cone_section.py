@@ -46,10 +46,10 @@ def subspace_section(
         text += [f"{name.capitalize()}: {sentence}" for sentence in found.summary()]
         caption = (
             f"Smallest principal angle between {name}, at the direction's position and layer. Few prompts leave an "
-            f"angle open: halves of one group are {float(found.halves.mean()):.0f}° apart."
+            f"angle even within a group: halves of one group are {float(found.halves.mean()):.0f}° apart."
         )
         n = f"{sum(found.sizes_harmful)} harmful prompts"
-        control = f"{len(found.control)} groupings at random, their mean"
+        control = f"the mean of {len(found.control)} random groupings"
         items.append(Figure.of(f"angles-{name}", found, caption, n, control))
     if transfer is not None:
         caption = (

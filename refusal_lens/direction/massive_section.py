@@ -54,8 +54,8 @@ def placebo_sentences(selection: Selection, ablations: AblationForms | None) -> 
         if ablations is not None:
             named = f"the form {best!r} does (section Forms of ablation)" if best else "no form measured does"
         found.append(
-            "No random direction keeps the threshold of KL either: with this form the thresholds do not measure refusal"
-            f" on this model; {named}."
+            "No random direction stays below the KL threshold either: with this form the thresholds do not measure "
+            f"refusal on this model; {named}."
         )
     return found
 
@@ -87,7 +87,7 @@ def ablations_section(record: AblationForms) -> Section:
     text = [
         f"Recommended: {best} (chosen on validation prompts, reported on test prompts). {_said(record, best)}"
         if best
-        else "No form is to be recommended: none lowers the metric beyond its placebos at a KL within the threshold."
+        else "No form is recommended: none lowers the metric beyond its placebos at a KL within the threshold."
     ]
     text += [record.warning] if record.warning else []
     rows = tuple(

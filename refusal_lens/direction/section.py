@@ -161,8 +161,8 @@ def conversations_section(maps: Sequence[ConversationMap]) -> Section:
         found = ", ".join(f"{style.readable(str(c))} {int(x.sum())} of {len(x)}" for c, x in counts)
         text.append(
             f"{kind.capitalize()}, {shortened(record.prompt)!r}: tokens outside the range of {record.n_random} random "
-            f"directions at layer {record.direction.layer}: {found} (of tokens without the direction "
-            f"{2 / (record.n_random + 1):.0%} are)."
+            f"directions at layer {record.direction.layer}: {found} (by chance, "
+            f"{2 / (record.n_random + 1):.0%} would be)."
         )
         caption = f"Projection of every token of the {kind} conversation on the direction, by layer and condition."
         rest = ("1 conversation with its replies", f"the range of {record.n_random} random directions, left white")

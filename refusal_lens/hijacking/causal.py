@@ -7,7 +7,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,7 +20,7 @@ from ..hooks.interchange import Interchange, InterchangeHeads, InterchangePatter
 from ..hooks.interventions import NormMatchedPlacebo
 from ..hooks.readout import Readout
 from ..models.backend import PrefixCache
-from ..models.batching import numbered
+from ..models.batching import by_length, numbered
 from ..models.chat import Tokens
 from ..models.model import HookedChatModel
 from ..records.direction import Direction, DirectionLike, as_direction
@@ -33,6 +33,8 @@ from .observation_records import Observation
 
 # What of a head is taken from the other run.
 PATCHES = ("pattern", "output", "r̂ component")
+# Of one batch, padding included: passes run the last few positions only, so it takes many prompts to fill one.
+BATCH_TOKENS = 4096
 
 
 def causal_tests(
@@ -92,7 +94,8 @@ def causal_tests(
 @dataclass(frozen=True)
 class _Run:
     """One batch of one condition. Everything here acts on post-instruction positions only, so what stands before them
-    is run once and kept as keys and values, where the model's attention allows it (``backend.supports_prefix``)."""
+    is run once and kept as keys and values, where the model's attention allows it (``backend.supports_prefix``); and a
+    pass begins at the first layer in which something acts."""
 
     model: HookedChatModel
     tokens: Tokens
@@ -109,13 +112,20 @@ class _Run:
         tail = Tokens(ids[:, -n:], mask[:, -n:], tokens.spans, tokens.indices)
         return cls(model, tokens, tail, model.prefix_cache(ids[:, :-n], mask=mask[:, :-n]), mask[:, :-n])
 
-    def logits(self) -> Float[Tensor, "batch vocab"]:
-        """Logits of the last position under the active interventions."""
-        return self.model.logits(self.tail, prefix=self.prefix, prefix_mask=self.prefix_mask)[:, -1]
+    @cached_property
+    def resid(self) -> list[Float[Tensor, "batch pos d_model"]]:
+        """resid_pre of every layer without an intervention, at the positions that are run."""
+        names = [f"blocks.{layer}.hook_resid_pre" for layer in range(self.model.n_layers)]
+        return list(self.cache(names, whole=True).values())
 
-    def cache(self, names: Iterable[str], pattern: bool = False) -> dict[str, Tensor]:
-        """Activations at the post-instruction positions; attention patterns are of all that were run."""
-        last = None if pattern else slice(-self.tokens.n_post, None)
+    def logits(self, layer: int = 0) -> Float[Tensor, "batch vocab"]:
+        """Logits of the last position under the active interventions, which act from ``layer`` on."""
+        start = (layer, self.resid[layer]) if layer else None
+        return self.model.logits(self.tail, start=start, prefix=self.prefix, prefix_mask=self.prefix_mask)[:, -1]
+
+    def cache(self, names: Iterable[str], whole: bool = False) -> dict[str, Tensor]:
+        """Activations at the post-instruction positions, or at all that are run."""
+        last = None if whole else slice(-self.tokens.n_post, None)
         return self.model.cache(self.tail, names, last, prefix=self.prefix, prefix_mask=self.prefix_mask)
 
     def last_z(self) -> Float[Tensor, "layer batch last head d_head"]:
@@ -152,10 +162,8 @@ class Bench:
         self.readout = Readout.of(model, direction.unit)
         clean, dirty = model.tokenize(prompts, before), model.tokenize(prompts, suffixes)
         self.n, self.n_post = len(dirty), dirty.n_post
-        self.pairs = [
-            _Pair(list(batch.indices), _Run.of(model, clean.take(list(batch.indices))), _Run.of(model, batch))
-            for batch in model.batches(dirty, max_tokens=1024)
-        ]
+        groups = by_length(dirty.lengths.tolist(), lambda n, width, real: n * width <= BATCH_TOKENS)
+        self.pairs = [_Pair(rows, *(_Run.of(model, tokens.take(rows)) for tokens in (clean, dirty))) for rows in groups]
 
     def test(
         self,
@@ -202,8 +210,11 @@ class Bench:
         return found
 
     def _metric(self, run: _Run, *interventions: Intervention | tuple[str, Callable]) -> Float[Tensor, "batch"]:
+        layer = _first_layer(self.model, interventions)
+        if layer:
+            _ = run.resid  # read before anything acts
         with self.model.hooks(*interventions):
-            return refusal_log_odds(run.logits(), self.ids).cpu()
+            return refusal_log_odds(run.logits(layer), self.ids).cpu()
 
     def _maker(
         self, kind: str, into: _Run, source: _Run, layers: list[int]
@@ -213,7 +224,7 @@ class Bench:
             return AttentionKnockout
         if kind == "pattern":
             names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in layers}
-            cached = source.cache(names.values(), pattern=True)
+            cached = source.cache(names.values(), whole=True)
             patterns = {layer: cached[name][:, :, -self.n_post :] for layer, name in names.items()}
             columns = matching_columns(into.tokens, source.tokens)
             return lambda heads: InterchangePattern(heads, patterns, columns)
@@ -253,6 +264,19 @@ class Bench:
             moves = {n: (wanted[i] - wide(before[n]).to(r) @ r)[..., None] * other for i, n in enumerate(names) if i}
             placebo[pair.rows] = self._metric(pair.dirty, NormMatchedPlacebo(moves))
         return CausalTest("restore r̂", False, metric, torch.empty(0, self.n, dtype=torch.float64), placebo)
+
+
+def _first_layer(model: HookedChatModel, interventions: Sequence[object]) -> int:
+    """The first layer in which one of them acts, as far as it is known; 0 elsewhere."""
+    found: list[int] = []
+    for one in interventions:
+        if isinstance(one, HeadsIntervention):
+            found += one.by_layer(model)
+        elif isinstance(one, NormMatchedPlacebo):
+            found += [int(name.split(".")[1]) for name in one.changes]
+        else:
+            return 0
+    return min(found, default=0)
 
 
 def _keep_last(kept: dict[str, Tensor], name: str, n: int, x: Tensor, hook: object) -> None:

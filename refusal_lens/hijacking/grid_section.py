@@ -17,9 +17,9 @@ def grid_items(
     for i, grid in enumerate(grids):
         exact = f"{len(grid.measured)} cells patched exactly, {grid.passes} passes in {grid.seconds:.0f} s"
         caption = (
-            f"{grid.sentence()} Share of the difference between both runs that each cell makes: of the refusal metric, "
-            f"and of r̂ᵀx at layer {grid.layer} and the last position; {exact}. Below: to first order, by the gradient. "
-            f"At the instruction's last token both runs differ by {grid.causality:.1g} of the norm. "
+            f"{grid.sentence()} Share of the two runs' difference that each cell accounts for, in the refusal "
+            f"metric and in r̂ᵀx at layer {grid.layer} and the last position; {exact}. Below: to first order, by the "
+            f"gradient. At the instruction's last token the two runs differ by {grid.causality:.1g} of the norm. "
             f"{' '.join(grid.notes)}"
         )
         control = "changes of equal norm in random directions, in the table"
@@ -38,8 +38,8 @@ def grid_items(
         yield Table(f"{name}-cells-{i}", columns, rows, caption, data=frame)
     if paths is not None and paths.paths:
         caption = (
-            f"{paths.sentence()} The sender's write of the other run reaches one receiver's query, keys or values; all "
-            "else is frozen up to there, the norm before it is computed anew, and what follows runs on. Bars: 95% "
+            f"{paths.sentence()} The sender's write from the other run reaches one receiver's query, keys or values; "
+            "all else is frozen up to there, the norm before it is recomputed, and the later layers run on. Bars: 95% "
             f"bootstrap intervals. {' '.join(paths.notes)}"
         )
         control = "random heads of the sender's layer; for MLPs and the embedding, random changes of equal norm"
@@ -70,7 +70,7 @@ def grid_section(
     text += [grid.sentence() for grid in grids] + ([] if paths is None else [paths.sentence()])
     if curves is not None:
         stays = (f"{percent(curves.stays(run))} as in the {run} run" for run in ("random", "plain"))
-        text.append(f"Of the suffix's effect, this share stays with every head's attention held: {', '.join(stays)}.")
+        text.append(f"Share of the suffix's effect that stays with every head's attention held: {', '.join(stays)}.")
     return Section("grids", "Where a suffix acts", tuple(text), tuple(grid_items(grids, paths, "suffix", together)))
 
 

@@ -23,8 +23,8 @@ def many_section(many: ManySuffixes) -> Section:
     ]
     caption = (
         "Left: how far each suffix lowers the refusal metric below random tokens against the share of prompts not "
-        "refused with it, 95% intervals over prompts. Right: the top heads' change of attention on the suffix, split "
-        "into what the query, the suffix's keys and the template's keys make of it (Shapley values; they add up)."
+        "refused with it, 95% intervals over prompts. Right: the top heads' change of attention to the suffix, split "
+        "into the parts of the query, the suffix's keys and the template's keys (Shapley values; they add up)."
     )
     items: list[Item] = [Figure("many-suffixes", many.plot(), caption, n, RANDOM, frame), *_recurrence(many)]
     if (found := many.clusters()) is not None:
@@ -50,10 +50,10 @@ def many_section(many: ManySuffixes) -> Section:
 
 
 def _recurrence(many: ManySuffixes) -> Iterator[Figure]:
-    for by, what in zip(BY, ("gains attention from most", "takes the write along r̂ from most"), strict=True):
+    for by, what in zip(BY, ("attention gained", "write along r̂ lost"), strict=True):
         if many.overlaps(by):
             caption = (
-                f"Left: shared part of two suffixes' top {len(many.top_heads)} heads, those that a suffix {what}, "
+                f"Left: shared part of two suffixes' top {len(many.top_heads)} heads by {what}, "
                 "with 95% intervals over suffixes, beside heads permuted within their layers. Right: the heads that "
                 "recur most, in attacks and in controls."
             )

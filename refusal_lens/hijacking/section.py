@@ -239,7 +239,7 @@ def _details(attack: Investigation, result: SuffixResult, name: str, shown: int 
 def _shift_items(shift: AttentionShift, name: str) -> Iterator[Item]:
     """Why attention moves: causes and senders, and the tokens that compete."""
     caption = (
-        f"{shift.sentence()} Left: each head's change of attention on the suffix at the last position, by Shapley "
+        f"{shift.sentence()} Left: each head's change of attention to the suffix at the last position, by Shapley "
         "values of what differs from the random run (what stands before the suffix cannot differ). Right: the "
         "components that wrote most of the scores; all of them together add up to the changes (largest difference "
         f"{shift.sums_error:.1g}). Keys and values before the suffix differ by {shift.causality:.1g} of their size. "
@@ -255,7 +255,7 @@ def _shift_items(shift: AttentionShift, name: str) -> Iterator[Item]:
     )
     caption = (
         "Which of the suffix's tokens compete: attention gained over the random token in the same place, and how much "
-        "of the change of the head's attention on the instruction goes through the token's score."
+        "of the change of the head's attention to the instruction goes through the token's score."
     )
     yield Table(
         f"{name}-competitors", ("head", "token", "attention gained", "on the instruction"), rows, caption, data=found

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from inspect import signature
-from types import MethodType
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from transformers import DynamicCache, GenerationConfig
 from ..errors import ModelError
 from ..hooks.readout import NormWeights
 from .backend import Backend, HookFn, _cache_as_past_key_values, _filled_cache, optional_weight
+from .quick import quick_methods
 from .writing_weights import WritingWeight, core, linear, named, not_found
 
 MIXERS = ("linear_attn", "conv")  # in attention's place in some layers (Qwen3-Next, LFM2)
@@ -30,7 +30,7 @@ class BridgeBackend(Backend):
         super().__init__(tl)
         self.module = self.hf
         self._attentions = [block.attn for block in tl.blocks if hasattr(block, "attn")]
-        self._norms = [m for m in self._modules if hasattr(type(m), "_hf_autograd_forward_with_hooks")]
+        self._quick = quick_methods(self._modules)
         # Its name since transformers 5.24, which warns of the old one.
         known = signature(type(self.hf).forward).parameters
         self._cache_argument = "cache" if "cache" in known else "past_key_values"
@@ -57,11 +57,10 @@ class BridgeBackend(Backend):
                 handles.append(self.layers[0].register_forward_hook(self._see_tuple))
             for handle in handles:
                 stack.callback(handle.remove)
-            name = "_hf_autograd_forward_with_hooks"
-            fresh = [norm for norm in self._norms if name not in norm.__dict__]  # a pass within a pass: none
-            for norm in fresh:
-                norm.__dict__[name] = MethodType(_norm_unless_read, norm)
-                stack.callback(norm.__dict__.pop, name)
+            for module, name, method in self._quick:
+                if name not in module.__dict__:  # else a pass within a pass
+                    module.__dict__[name] = method
+                    stack.callback(module.__dict__.pop, name)
             yield
 
     def _see_tuple(self, module: Any, args: Any, output: Any) -> None:
@@ -372,19 +371,6 @@ def _output_axis(experts: nn.Module, d_model: int) -> int:
     if weight.shape[1] != weight.shape[2] or gate is None:
         return 1 if weight.shape[1] == d_model else -1
     return -1 if gate.shape[1] == d_model else 1  # as wide as long: the input's weights, twice as wide, tell
-
-
-def _norm_unless_read(module: Any, x: Tensor) -> Tensor:
-    """A bridge's norm, which computes ``hook_scale`` and ``hook_normalized`` only when a hook is there to see them.
-
-    TransformerLens computes both beside the norm itself on every call, which costs as much as ablation at every write.
-    The output is the wrapped norm's either way.
-    """
-    norm, points = module.original_component, (module.hook_scale, module.hook_normalized)
-    seen = any(point._forward_pre_hooks or point._forward_hooks or point._backward_hooks for point in points)
-    if seen or isinstance(norm, torch.nn.Identity):
-        return type(module)._hf_autograd_forward_with_hooks(module, x)
-    return norm(x).to(x.dtype)
 
 
 def _mask_that_float32_holds(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

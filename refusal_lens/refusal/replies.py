@@ -16,7 +16,7 @@ from ..progress import Progress, silent
 from .phrases import is_refusal
 from .records import Completion, Completions
 
-BATCH = 32  # prompts decoded together
+BATCH = 64  # prompts decoded together
 
 
 def replies(

@@ -205,7 +205,7 @@ def test_patches_reproduce_the_run_they_come_from(architecture):
         assert float(rest.abs().max()) < limit
         # Patterns: the rows are the other run's, on the tokens that both have.
         with model.hooks(bench._maker("pattern", into, source, [0])(layer_0)):
-            p = into.cache(["blocks.0.attn.hook_pattern"], pattern=True)["blocks.0.attn.hook_pattern"]
+            p = into.cache(["blocks.0.attn.hook_pattern"], whole=True)["blocks.0.attn.hook_pattern"]
             p = p[:, :, last]
         q = model.cache(source.tokens, ["blocks.0.attn.hook_pattern"])["blocks.0.attn.hook_pattern"][:, :, last]
         columns = matching_columns(into.tokens, source.tokens)[0]
