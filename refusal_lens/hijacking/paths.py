@@ -296,7 +296,7 @@ class _Job:
                 cut = {name: x.unflatten(0, (copies, -1)) for name, x in seen.items()}
                 stream = cut[at]
                 now = [into | {name: cut[name][i][:, -run.n_last :] for name in changed} for i in range(copies)]
-            steps = {}
+            steps: dict[tuple[int, int | None, str, Head], Tensor] = {}
             for i in some:
                 step = self.step(paths[i], senders[i], source, now, seed + i)
                 steps |= dict.fromkeys(paths[i].edges(paths[i].head), step)
