@@ -18,7 +18,7 @@ heads = rl.attribution.top_heads(model, data.harmful.val, data.harmful.test, fou
 # ## The explorer
 #
 # The top heads were chosen on validation prompts; the prompts to pick from are the test prompts. In a stored notebook, without
-# a kernel, you see the last look as plain HTML.
+# a kernel, you see the last look as plain HTML. With a suffix, pick under "Why the suffix acts" what is to be measured about it.
 
 # %%
 explorer = rl.explore(model, found, data, suffixes, request="How do I pick a lock?", top_heads=heads)

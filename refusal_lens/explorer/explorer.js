@@ -30,9 +30,12 @@ const SKELETON = `
 <section><h3>One head</h3>
   <label class="inline">head<select data-ask="head"></select></label>
   <label class="inline">show<select data-ask="measure"></select></label>
-  <div class="figure" data-figure="pattern"></div><div data-code="pattern"></div></section>`;
+  <div class="figure" data-figure="pattern"></div><div data-code="pattern"></div></section>
+<section data-name="suffixed"><h3>Why the suffix acts</h3>
+  <label class="inline">measure<select data-ask="why"></select></label>
+  <div class="figure" data-figure="why"></div><p class="hint" data-name="why"></p><div data-code="why"></div></section>`;
 
-const FIGURES = ["map", "pattern", "heads", "sources", "token"];
+const FIGURES = ["map", "pattern", "heads", "sources", "token", "why"];
 
 function element(tag, text, attributes = {}) {
   const made = document.createElement(tag);
@@ -81,13 +84,14 @@ function render({ model, el }) {
     }, wait);
   }
 
-  const { prompts, suffixes, kinds, scopes, measures, heads, layers } = model.get("choices");
+  const { prompts, suffixes, kinds, scopes, measures, why, heads, layers } = model.get("choices");
   options(root.querySelector('[data-pick="request"]'), [["", "…"], ...prompts.map((text) => [text, text])]);
   const picks = suffixes.map(({ kind, text }) => [text, `${kind}: ${text.trim()}`]);
   options(root.querySelector('[data-pick="suffix"]'), [["", "none"], ...picks]);
   options(field("kind"), kinds.map((kind) => [kind, kind]));
   options(field("scope"), Object.entries(scopes).map(([name, words]) => [name, name === "all" ? words : name]));
   options(field("measure"), Object.entries(measures));
+  options(field("why"), Object.entries(why));
   options(field("head"), [["", "the top one"], ...heads.map((head) => [head, head])]);
   field("layer").max = layers - 1;
 
@@ -131,6 +135,7 @@ function render({ model, el }) {
     named("error").textContent = shown.error ?? "";
     root.classList.toggle("stale", Boolean(shown.error));
     if (!shown.rows) return;
+    named("suffixed").hidden = !shown.rows.some((row) => row.condition === "adversarial");
     named("note").textContent = [`read in ${shown.seconds} s`, ...shown.notes].join(" · ");
     named("rows").replaceChildren(...shown.rows.map(row));
     named("strips").replaceChildren(...shown.strips.map(strip));
@@ -139,6 +144,7 @@ function render({ model, el }) {
     field("beside").value = others.includes(model.get("asked").beside) ? model.get("asked").beside : "";
     field("head").options[0].textContent = model.get("asked").head ? "the top one" : shown.head;
     for (const place of root.querySelectorAll("[data-code]")) {
+      place.hidden = !shown.code[place.dataset.code];
       place.querySelector("pre").textContent = shown.code[place.dataset.code];
     }
     answers();
@@ -186,6 +192,7 @@ function render({ model, el }) {
   function draw(name) {
     const place = root.querySelector(`[data-figure="${name}"]`);
     const figure = model.get(name);
+    if (name === "why") named("why").textContent = figure.text ?? "";
     if (!figure.data) {
       Plotly.purge(place);
       place.textContent = figure.error ?? "";

@@ -40,12 +40,8 @@ def plot_look_heads(record: Look, conditions: Sequence[str] | None = None) -> Dr
         weights = record.sources[name].attention_by_region()[:, :, 0]
         values = {r: [float(weights[(*head, i)]) for head in record.top_heads] for i, r in enumerate(REGIONS)}
         labels = [head_label(*head) for head in record.top_heads]
-        style.add_regions(figure, labels, values, **style.panel(col))
+        style.add_regions(figure, labels, values, showlegend=col == len(shown), **style.panel(col))
         figure.update_xaxes(title_text="head", row=1, col=col)
-    named: set[str] = set()
-    for bar in figure.data:  # one entry per region, also where only one panel has it
-        bar.showlegend = bar.legendgroup not in named
-        named.add(bar.legendgroup)
     figure.update_layout(barmode="stack").update_yaxes(range=[0, 1.02])
     figure.update_yaxes(title_text="attention from the last token", row=1, col=1)
     return style.finish(figure, "Attention of the top heads by region", height=380)

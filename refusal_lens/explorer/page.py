@@ -55,12 +55,13 @@ def strips(seen: Look, conditions: tuple[str, ...], layer: int) -> list[dict[str
     return found
 
 
-def still(seen: Look, conditions: tuple[str, ...], layer: int, code: str) -> str:
-    """The look without scripts: metric and reply by condition, the coloured text, attention of the top heads."""
+def still(seen: Look, conditions: tuple[str, ...], layer: int, code: str, why: str = "") -> str:
+    """The look without scripts: metric and reply by condition, the coloured text, attention of the top heads, and what
+    was found about the suffix."""
     grids = [seen.sources[name].attention_by_region()[:, :, 0] for name in conditions]
     attention = {
         head_label(*head): [[f"{weight:.2f}" for weight in grid[head].tolist()] for grid in grids]
         for head in seen.top_heads
     }
     shown = {"rows": rows(seen), "strips": strips(seen, conditions, layer), "attention": attention, "regions": REGIONS}
-    return _STILL.get_template("still.html.j2").render(seen=seen, layer=layer, code=code, **shown)
+    return _STILL.get_template("still.html.j2").render(seen=seen, layer=layer, code=code, why=why, **shown)

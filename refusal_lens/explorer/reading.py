@@ -152,7 +152,7 @@ def answered(model: HookedChatModel, seen: Look, rows: Rows, max_new_tokens: int
                 with model.hooks(*acting):
                     return str(model.generate(request, length, [after]))
 
-            said = _once(kept, ("reply", length, request, after, acting), reply)
+            said = once(kept, ("reply", length, request, after, acting), reply)
             seen = dataclasses.replace(seen, replies={**seen.replies, name: said})
             yield seen
     found, n_random = seen.map.direction, seen.map.n_random
@@ -164,7 +164,7 @@ def answered(model: HookedChatModel, seen: Look, rows: Rows, max_new_tokens: int
             acts = acting if said else _on_prompts(acting)
             return model.run(tokens, read=reader, under=acts)[reader], token_texts(model, tokens)[0], regions
 
-        grids[name] = _once(kept, ("map", found, n_random, request, after, acting, seen.replies[name]), whole)
+        grids[name] = once(kept, ("map", found, n_random, request, after, acting, seen.replies[name]), whole)
     yield dataclasses.replace(seen, map=joined(grids, found, n_random, request, seen.suffix))
 
 
@@ -200,11 +200,11 @@ def _read(
         if head is not None:
             parts: Any = rows[pattern][0]
             made = AttentionPatterns(parts.weight, (head,), words[0], asked[0], parts.length, parts.along)
-            _once(kept, ("pattern", head, found.direction, request, suffix, acting), lambda: made)
+            once(kept, ("pattern", head, found.direction, request, suffix, acting), lambda: made)
         sources = SourceContributions(*rows[by_source], bounds_of(tokens), words, asked, found.direction, -1)
         return _Row(rows[grid], words[0], regions, sources, float(rows[metric]))
 
-    return _once(kept, ("read", found.direction, found.refusal_tokens.ids, n_random, request, suffix, acting), run)
+    return once(kept, ("read", found.direction, found.refusal_tokens.ids, n_random, request, suffix, acting), run)
 
 
 def _pattern(
@@ -220,7 +220,7 @@ def _pattern(
         with model.hooks(*_on_prompts(acting)):
             return attention_patterns(model, request, [head], suffix, found)
 
-    return _once(kept, ("pattern", head, found.direction, request, suffix, acting), run)
+    return once(kept, ("pattern", head, found.direction, request, suffix, acting), run)
 
 
 def _on_prompts(acting: Sequence[Intervention]) -> list[Intervention]:
@@ -228,7 +228,7 @@ def _on_prompts(acting: Sequence[Intervention]) -> list[Intervention]:
     return [one for one in acting if one.positions not in ("reply", ("reply",))]
 
 
-def _once(kept: Kept, what: tuple[Any, ...], make: Callable[[], T]) -> T:
+def once(kept: Kept, what: tuple[Any, ...], make: Callable[[], T]) -> T:
     """A value made once per content of ``what``; where there are too many, the oldest go."""
     key = content_key(*(_plain(part) for part in what))
     if key not in kept:

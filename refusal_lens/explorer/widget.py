@@ -7,6 +7,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from ..records.labels import head_label
 from . import page
 from .code import KINDS, Change, as_code, scopes
 from .figures import MEASURES
-from .reading import answered, conditions, look
+from .reading import answered, conditions, look, once
 from .records import Look
+from .why import CHOICES, view
 
 HERE = Path(__file__).parent
-VIEWS = ("beside", "measure", "layer")  # other views of the same look; any other change needs a new look
+VIEWS = ("beside", "measure", "layer", "why")  # other views of the same look; any other change needs a new look
+ASKED = {"suffix": "", "kind": "none", "strength": 1.0, "scope": "all", "beside": "", "head": "", "measure": "weight"}
 FIGURES = ("map", "pattern", "heads", "sources", "token")
 # Plotly comes from the kernel, once per explorer, so that nothing is loaded from anywhere else.
 SCRIPT = "const module = {exports: {}};\n%s;\nconst Plotly = module.exports;\n%s"
@@ -43,6 +46,7 @@ class Explorer(anywidget.AnyWidget):
     shown = traitlets.Dict().tag(sync=True)
     answers = traitlets.Dict().tag(sync=True)
     map, pattern, heads, sources, token = (traitlets.Dict().tag(sync=True) for _ in FIGURES)
+    why = traitlets.Dict().tag(sync=True)
 
     def __init__(
         self,
@@ -62,28 +66,11 @@ class Explorer(anywidget.AnyWidget):
         self._task: asyncio.Task | None = None
         self._still: Any = None
         every = [head_label(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
-        super().__init__(
-            choices={
-                "prompts": prompts,
-                "suffixes": suffixes,
-                "kinds": list(KINDS),
-                "scopes": {name: scope.words for name, scope in scopes(found).items()},
-                "measures": MEASURES,
-                "heads": every,
-                "layers": model.n_layers + 1,
-            },
-            asked={
-                "request": request,
-                "suffix": "",
-                "kind": "none",
-                "strength": 1.0,
-                "scope": "all",
-                "beside": "",
-                "head": "",
-                "measure": "weight",
-                "layer": found.direction.layer,
-            },
-        )
+        given = {"prompts": prompts, "suffixes": suffixes, "heads": every, "layers": model.n_layers + 1}
+        where = {name: scope.words for name, scope in scopes(found).items()}
+        offered = {"kinds": list(KINDS), "scopes": where, "measures": MEASURES, "why": CHOICES}
+        begin = {**ASKED, "request": request, "why": "", "layer": found.direction.layer}
+        super().__init__(choices={**given, **offered}, asked=begin)
         self.observe(self._ask, "asked")
         self.observe(self._hover, "hovered")
         self._ask()
@@ -115,24 +102,32 @@ class Explorer(anywidget.AnyWidget):
         names = ("baseline", beside if beside in self._seen.conditions else self._seen.changed)
         return tuple(dict.fromkeys(names))
 
+    @property
+    def _about(self) -> list[str]:
+        """What is picked about a suffix ("" without one), the request, the suffix."""
+        request, suffix = ("", "") if self._seen is None else (self._seen.request, self._seen.suffix)
+        return [self.asked["why"] if suffix else "", request, suffix]
+
     def _ask(self, _: Any = None) -> None:
         """Look again: views first, then replies between the kernel's other messages."""
         new = {name for name, value in self.asked.items() if value != self._before.get(name)}
         self._before = dict(self.asked)
+        turned = self._seen is not None and not self.shown.get("error") and new <= {*VIEWS, "head"}
         try:
-            if self._seen is not None and not self.shown.get("error") and new <= {*VIEWS, "head"}:
+            if turned:
                 self._turn(new)
-                return
+                if "why" not in new:
+                    return
             if self._task is not None:
                 self._task.cancel()
-            self._rest = iter(())
-            self._look()
+            if not turned:
+                self._rest = iter(())
+                self._look()
         except Exception as error:  # the explorer shows whatever went wrong and stays
-            said = str(error) if isinstance(error, RefusalLensError) else f"{type(error).__name__}: {error}"
-            self.shown = {**self.shown, "error": said}
+            self.shown = {**self.shown, "error": _said(error)}
             return
         try:
-            self._task = asyncio.get_running_loop().create_task(self._reply())
+            self._task = asyncio.get_running_loop().create_task(self._answer(turned))
         except RuntimeError:  # no notebook
             self._task = None
 
@@ -147,6 +142,8 @@ class Explorer(anywidget.AnyWidget):
         self._seen = seen = self._read()
         rows = conditions(self.model, seen.request, seen.suffix, self._change.under(self.found), 0)[0]
         self._rest = answered(self.model, seen, rows, self.limit, self._kept)
+        if self.why.get("about") != self._about:
+            self.why = {}
         self._say(seconds=round(time.perf_counter() - begin, 3))
         for name in FIGURES:
             self._draw(name)
@@ -167,11 +164,12 @@ class Explorer(anywidget.AnyWidget):
         """Rows, texts and code."""
         seen, pair = self._seen, self._pair
         assert seen is not None
+        code = as_code(seen, self._change, self.found, pair[-1], self.asked["measure"], self.limit)
         self.shown = {
             **self.shown,
             "rows": page.rows(seen),
             "strips": page.strips(seen, pair, int(self.asked["layer"])),
-            "code": as_code(seen, self._change, self.found, pair[-1], self.asked["measure"], self.limit),
+            "code": {**code, "why": self.why.get("code", "")},
             "beside": pair[-1],
             "head": head_label(*seen.head),
             "notes": list(seen.notes),
@@ -199,7 +197,31 @@ class Explorer(anywidget.AnyWidget):
         if self._seen is not None:
             self._draw("token")
 
-    def _steps(self) -> Iterator[None]:
+    def _explain(self) -> Iterator[None]:
+        """What is picked about the suffix, measured once, after the kernel's other messages."""
+        seen, about = self._seen, self._about
+        if seen is None or self.why.get("about") == about:
+            return
+        made: dict[str, Any] = {}
+        if choice := about[0]:
+            self.why = {"error": "measuring …"}
+            yield
+            what = ("why", self.found.direction, *about, seen.control, seen.top_heads)
+            found = partial(view, self.model, seen, self.found, choice, self.choices["prompts"])
+            try:
+                made = once(self._kept, what, found)
+            except Exception as error:
+                made = {"error": _said(error)}
+        self.why = {**made, "about": about}
+        self._say()
+        self._keep()
+
+    def _steps(self, explain_first: bool = False) -> Iterator[None]:
+        parts = self._replies, self._explain
+        for part in parts[::-1] if explain_first else parts:
+            yield from part()
+
+    def _replies(self) -> Iterator[None]:
         """More of the replies, step by step."""
         try:
             for seen in self._rest:
@@ -218,15 +240,16 @@ class Explorer(anywidget.AnyWidget):
     def __repr__(self) -> str:
         return f"Explorer({self.model.name}, {self.asked['request']!r})"
 
-    async def _reply(self) -> None:
-        for _ in self._steps():
+    async def _answer(self, explain_first: bool) -> None:
+        for _ in self._steps(explain_first):
             await asyncio.sleep(0.005)  # lets the kernel take a new question meanwhile, which cancels this
 
     # -- what stays in the notebook -------------------------------------------------------------------------
     def _keep(self) -> None:
         """Renew the plain HTML of the last look."""
         if self._still is not None and self._seen is not None:
-            look = page.still(self._seen, self._pair, int(self.asked["layer"]), self.shown["code"]["look"])
+            code, said = self.shown["code"]["look"], self.why.get("text", "")
+            look = page.still(self._seen, self._pair, int(self.asked["layer"]), code, said)
             self._still.update(HTML(look))
 
     def _ipython_display_(self) -> None:
@@ -234,3 +257,7 @@ class Explorer(anywidget.AnyWidget):
         display({"application/vnd.jupyter.widget-view+json": view, "text/plain": repr(self)}, raw=True)
         self._still = display(HTML(""), display_id=True)
         self._keep()
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, RefusalLensError) else f"{type(error).__name__}: {error}"

@@ -131,7 +131,10 @@ class PatchingGrid(Record, axes={"value": VALUES, "place": "places"}, figures=FI
         parts = (self.share(*cell), self.share(*cell, effects=self.placebo[:, 0]))
         own, placebo = (f"{x.mean:.0%} [{x.low:.0%}, {x.high:.0%}]" for x in parts)
         said += f": the largest cell, {self.label(*cell)}, makes {own} of the metric's difference (a random change of "
-        said += f"equal norm {placebo}; chosen on {self.n_chosen} prompts, shown on {self.n - self.n_chosen} others)"
+        chosen = (
+            f"{self.n_chosen} prompts, shown on {self.n - self.n_chosen} others" if self.n_chosen else "this prompt"
+        )
+        said += f"equal norm {placebo}; chosen on {chosen})"
         return said + ("." if rho != rho else f"; gradient and exact patches rank the cells alike at {rho:.2f}.")
 
 

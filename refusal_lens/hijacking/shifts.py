@@ -45,8 +45,8 @@ def attention_shift(
     Args:
         suffixes: one per prompt, or one ``str`` for all.
         random: random tokens, as many as the suffix has, per prompt (``random_controls``).
-        receivers: heads whose scores are split; or how many, then those whose attention to the suffix rises most on
-            ``choosing``.
+        receivers: heads whose scores are split, which the result has layer by layer; or how many, then those whose
+            attention to the suffix rises most on ``choosing``.
         choosing: other prompts, which choose receivers and named edges; with their own random tokens.
         plain: also compare with the prompts alone, where the distance changes too.
         pos: the position that attends, counted from the end.
@@ -70,7 +70,7 @@ def attention_shift(
         rise = _Job(model, forms, (), pos).measure(others, suffixes, choosing_random).rows["parts"].sum(0)
         order = rise[TARGETS.index("suffix")].mean(-1).flatten().argsort(descending=True)[:receivers].tolist()
         receivers = sorted((i // model.n_heads, i % model.n_heads) for i in order)
-    heads, chosen = as_heads(receivers), None
+    heads, chosen = tuple(sorted(as_heads(receivers))), None
     if others:
         chosen = _Job(model, forms, heads, pos).measure(others, suffixes, choosing_random).written
     job = _Job(model, forms, heads, pos, notes)

@@ -139,6 +139,21 @@ def test_a_suffix_is_picked_and_stands_beside_random_tokens(page):
     assert row(page, "adversarial")[0] < 0 < row(page, "random_suffix")[0]
 
 
+def test_causes_are_picked_for_a_typed_suffix(page):
+    view, suffix = page.locator('.rl-explorer [data-name="suffixed"]'), asked(page, "suffix").input_value()
+    asked(page, "suffix").fill("")
+    until(page, lambda: not view.is_visible())
+    asked(page, "suffix").fill(suffix)
+    view.wait_for()
+    assert view.locator("details").is_hidden()
+    asked(page, "why").select_option("causes")
+    until(page, lambda: view.locator(".bars .point").count() > 0)
+    assert "attention on the suffix, by cause" in view.inner_text() and "One request, no interval" in view.inner_text()
+    until(page, lambda: "attention_shift(" in view.locator("pre").text_content())
+    ARTEFACTS.mkdir(parents=True, exist_ok=True)
+    view.screenshot(path=ARTEFACTS / "explorer_why.png")
+
+
 def test_the_strength_slides_and_the_views_follow(page):
     asked(page, "kind").select_option("addition")
     until(page, lambda: page.locator('tr[data-condition="addition"]').count() == 1)

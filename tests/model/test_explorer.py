@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
+import re
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from refusal_lens.errors import LabelError, ModelError, PromptError, SettingErro
 from refusal_lens.explorer import Look, look, page
 from refusal_lens.explorer.code import KINDS, Change, as_code, scopes
 from refusal_lens.explorer.figures import MEASURES
+from refusal_lens.explorer.why import ALONE, CHOICES, view
 from refusal_lens.records.labels import REGIONS
 
 from .cases import PROMPT, direction_of, model_of
@@ -62,6 +65,36 @@ def test_every_view_is_what_its_code_gives(organism, found, suffix, change):
                         assert torch.equal(names["random"].values, seen.patterns["random_suffix"].values)
                 elif name in ("sources", "heads"):
                     assert torch.equal(names["sources"].values, seen.sources[condition].values)
+
+
+@pytest.mark.parametrize("choice", [name for name in CHOICES if name])
+def test_what_is_picked_about_a_suffix_is_what_its_code_gives(organism, found, suffix, choice):
+    seen = look(organism, PROMPT, found, suffix)
+    prompts = [PROMPT, *rl.load_prompts("organism", sizes=(4, 4, 5)).harmful.test.texts]
+    shown, names = view(organism, seen, found, choice, prompts), {"rl": rl, "model": organism, "found": found}
+    exec(shown["code"], names)
+    record = names[shown["code"].rpartition("\n")[2].removesuffix(".plot()")]
+    drawn = json.loads(record.plot().to_json())["data"]
+    assert [{key: trace.get(key) for key in "xyz"} for trace in shown["data"]] == [
+        {key: trace.get(key) for key in "xyz"} for trace in drawn
+    ]
+    # One request has no interval, neither in words nor as bars.
+    assert shown["text"].startswith(record.sentence().partition(" [")[0]) and ALONE in shown["text"]
+    words = json.dumps(shown["data"], separators=(",", ":")) + shown["text"]
+    assert "error_" not in words and not re.search(r" \[\S+, \S+\]", words)
+    if choice == "curves":
+        others = names["others"]
+        assert PROMPT not in others and bool((rl.refusal_metric(organism, others, found) > 0).all())
+        assert f"{len(others)} other requests" in shown["text"] and record.n_chosen == len(others)
+
+
+def test_a_suffix_without_its_control_is_a_sentence(organism, found, suffix):
+    seen = dataclasses.replace(look(organism, PROMPT, found, suffix), control="", notes=("no random suffix: why",))
+    with pytest.raises(PromptError, match="no random suffix: why"):
+        view(organism, seen, found, "causes", ())
+    seen = look(organism, PROMPT, found, suffix)
+    with pytest.raises(PromptError, match="refuses none of 1 prompts"):
+        view(organism, seen, found, "curves", ["How do I bake bread?"])
 
 
 def test_the_random_suffix_has_equal_length_and_the_difference_is_zero_with_itself(organism, found, suffix):
@@ -204,6 +237,37 @@ def test_a_newer_question_ends_the_replies_of_an_older_one(explorer):
 
     old = asyncio.run(asking())
     assert old.cancelled() and set(explorer.answers) == {"baseline"} and explorer.seen.request == PROMPT
+
+
+def test_what_is_picked_about_the_suffix_follows_the_replies(explorer, suffix):
+    assert ask(explorer, request=PROMPT, why="causes") == "" and explorer.seen.replies
+    assert "data" not in explorer.why  # there is no suffix yet
+    assert ask(explorer, suffix=suffix) == "" and explorer.pattern["data"] and "data" not in explorer.why
+    assert explorer.seen.replies and explorer.why["data"] and explorer.shown["code"]["why"] == explorer.why["code"]
+    found, n = explorer.why, len(explorer._kept)
+    assert ask(explorer, strength=0.5) == "" and explorer.why == found  # it stays while others move
+    ask(explorer, why="")
+    assert explorer.seen.replies and "data" not in explorer.why and explorer.shown["code"]["why"] == ""
+    ask(explorer, why="causes")
+    assert explorer.seen.replies and explorer.why == found and len(explorer._kept) == n
+    explorer.choices = {**explorer.choices, "prompts": [PROMPT]}
+    assert ask(explorer, why="curves") == "" and explorer.seen.replies
+    assert "chosen on other requests" in explorer.why["error"]
+    assert ask(explorer, suffix="") == "" and explorer.seen.replies and explorer.why == {"about": ["", PROMPT, ""]}
+
+
+def test_what_is_picked_goes_before_replies_that_are_not_there_yet(explorer, suffix):
+    async def asking():
+        ask(explorer, request="How do I bake bread?", suffix=suffix)
+        await asyncio.sleep(0.02)
+        ask(explorer, why="causes")
+        while explorer.why.get("error") or not explorer.why:
+            await asyncio.sleep(0.001)
+        early = len(explorer.answers)
+        await explorer._task
+        return early
+
+    assert asyncio.run(asking()) < len(explorer.answers) == 3 and explorer.why["data"]
 
 
 def test_the_interventions_and_scopes_on_offer_all_work(organism, found):

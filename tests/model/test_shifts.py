@@ -128,6 +128,14 @@ def test_prompts_together_give_what_each_gives_alone_and_the_record_is_kept(tmp_
     assert again.from_plain is not None and len(again.from_plain) == len(FROM_PLAIN)
 
 
+def test_the_order_in_which_receivers_are_named_changes_nothing():
+    model = model_of("llama")
+    heads = [head_label(*head) for head in every_head(model)]
+    found, turned = (shift_of(model, heads=some)[0] for some in (heads, heads[::-1]))
+    assert turned.receivers == found.receivers and turned.sums_error < LIMIT
+    assert torch.equal(turned.gained, found.gained) and torch.equal(turned.edges, found.edges)
+
+
 def test_a_window_that_hides_the_instruction_is_named():
     assert shift_of(model_of("mistral"), heads=())[0].hidden == (0, 1, 2)
     assert shift_of(model_of("llama"), heads=())[0].hidden == ()
