@@ -61,10 +61,14 @@ def main() -> None:
             records[f"paths_{way.replace(' ', '_')}"] = paths
             print(paths.sentence())
             show(paths.to_frame())
+    if result.path_curves is not None:
+        records["path_curves"] = result.path_curves
+        print(result.path_curves.sentence())
+        show(result.path_curves.to_frame())
     if result.curves is not None:
         for run in ("random", "plain"):
             print(f"stays with attention held as in the {run} run: {result.curves.stays(run)}")
-    section = grid_section(tuple(grids.values()), paths, result.curves, text.strip())
+    section = grid_section(tuple(grids.values()), paths, result.curves, text.strip(), result.path_curves)
     finish(args, "Where a suffix acts", [section], **records)
 
 

@@ -104,6 +104,7 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "drawn = rl.hijacking.random_controls(model.chat, *two).texts\n"
         "rl.hijacking.patching_grid(model, *two, drawn, r, words).plot()",
         'attack.plot("paths")',
+        'attack.plot("number of compositions")',
         "every = rl.SuffixSet.load(rl.organism.suffixes())\n"
         "many = rl.hijacking.many_suffixes(model, test[:8], every, found, attack.top_heads, words)\nmany.plot()",
         'many.plot("recurrence", by="write")',

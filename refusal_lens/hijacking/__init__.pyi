@@ -7,6 +7,7 @@ from .controls import filled_up as filled_up
 from .controls import random_controls as random_controls
 from .controls import shuffled_controls as shuffled_controls
 from .curve_records import HeadCurves as HeadCurves
+from .curve_records import PathCurves as PathCurves
 from .curves import head_curves as head_curves
 from .detection import Detectors as Detectors
 from .detection import detectors as detectors
@@ -25,6 +26,7 @@ from .observation_records import Observation as Observation
 from .observation_records import Split as Split
 from .observation_records import SuffixResult as SuffixResult
 from .observation_records import TokenEffects as TokenEffects
+from .paths import path_curves as path_curves
 from .paths import path_effects as path_effects
 from .probe_records import DetectorComparison as DetectorComparison
 from .probes import compare_detectors as compare_detectors

@@ -66,7 +66,7 @@ def head_curves(
     orders = [ranked, greedy, *(within_layers(ranked, rng) for _ in range(n_random))]
     bench = Bench(model, requests, None, suffix, direction, refusal_tokens, seed)
     beside = Bench(model, requests, random_suffixes, suffix, direction, refusal_tokens, seed)
-    counts = (0, *(1 << i for i in range(len(ranked).bit_length()) if 1 << i < len(ranked)), len(ranked))
+    counts = doubling(len(ranked))
     metrics, few, replied = cutting(bench.under), (), None
     if max_new_tokens:
         between = range(1, len(counts) - 1)
@@ -87,6 +87,11 @@ def head_curves(
         reply_counts=few,
         replied=replied,
     )
+
+
+def doubling(n: int) -> tuple[int, ...]:
+    """0, 1, 2, 4 ... and ``n``."""
+    return tuple(sorted({0, n, *(1 << i for i in range(n.bit_length()) if 1 << i < n)}))
 
 
 def by_attribution(

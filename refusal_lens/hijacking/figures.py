@@ -15,7 +15,7 @@ from ..report.drawing import Drawing
 from ..stats import mean_interval
 from .causal_records import CausalTests
 from .circuits import plot_circuit
-from .curve_records import WAYS, HeadCurves
+from .curve_figures import plot_curves
 from .detection import Detectors
 from .grid_figures import plot_path_effects
 from .many_figures import CAUSES
@@ -287,48 +287,6 @@ def plot_attention_shift(record: AttentionShift, target: str = "suffix") -> Draw
     return style.finish(figure, f"Why attention moves (n = {n})", height=460)
 
 
-@registered("number of heads", HeadCurves)
-def plot_head_curves(record: HeadCurves) -> Drawing:
-    """The share of the drop that returns with the first heads of an order cut off from the suffix, and the share that
-    stays when only these see it, against random orders within layers."""
-    titles = ["heads cut off: drop that returns", "only these see it: drop that stays"]
-    rows = 1 if record.replied is None else 2
-    titles += ["refused in replies"] * 2 * (rows - 1)
-    figure = Drawing(make_subplots(rows=rows, cols=2, subplot_titles=titles, shared_yaxes=True, vertical_spacing=0.2))
-    for col, way in enumerate(WAYS, start=1):
-        for order, tint in (("greedy", style.GREEN), ("attribution", style.ORANGE), ("random", style.SKY)):
-            found = [record.share(way, order, n) for n in record.counts]
-            area = record.area(way, order)
-            look = {"line": {"color": tint, "dash": "dash" if order == "random" else "solid"}, "legendgroup": order}
-            hover = f"%{{x}} heads, {order}: %{{y:.2f}} (area {area.mean:.2f})<extra></extra>"
-            name = f"{order}, area {area.mean:.2f} [{area.low:.2f}, {area.high:.2f}]"
-            shown = [str(n) for n in record.counts]
-            style.add_line(figure, shown, found, f"{name} ({way})", hovertemplate=hover, **look, **style.panel(col))
-        for order, tint in zip(record.reply_orders, (style.ORANGE, style.SKY), strict=False):
-            said = [record.replies_refused(way, order, n) for n in record.reply_counts]
-            look = {
-                "line": {"color": tint, "dash": "dash" if order != "attribution" else "solid"},
-                "legendgroup": order,
-            }
-            hover = f"%{{x}} heads, {order}: %{{y:.0%}} refused<extra></extra>"
-            shown = [str(n) for n in record.reply_counts]
-            style.add_line(
-                figure,
-                shown,
-                said,
-                f"{order} ({way})",
-                hovertemplate=hover,
-                showlegend=False,
-                **look,
-                **style.panel(col, 2),
-            )
-    figure.update_xaxes(title_text="heads", type="category").update_yaxes(title_text="share of the drop", row=1, col=1)
-    figure.add_hline(y=1, line_dash="dot", line_color=style.GREY, row=1)
-    if rows == 2:
-        figure.update_yaxes(title_text="share refused", range=[-0.05, 1.05], row=2, col=1)
-    return style.finish(figure, f"How many heads (n = {len(record.plain)})", height=230 + 250 * rows)
-
-
 @registered("detectors", Detectors, Investigation)
 def plot_roc(record: Detectors | Investigation) -> Drawing:
     """ROC of each detector and harmful group at r̂'s layer, and AUROC by layer with 95% bands."""
@@ -394,6 +352,7 @@ def _register_part(kind: str, draw: Callable[[Any], Drawing], part: str) -> None
 registered("circuit", SuffixResult, Investigation)(plot_circuit)
 _register_part("causal tests", plot_causal_tests, "causal")
 _register_part("tokens", plot_token_effects, "tokens")
-_register_part("number of heads", plot_head_curves, "curves")
+_register_part("number of heads", plot_curves, "curves")
+_register_part("number of compositions", plot_curves, "path_curves")
 _register_part("why attention moves", plot_attention_shift, "shift")
 _register_part("paths", plot_path_effects, "paths")

@@ -3,15 +3,17 @@
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ..report.claims import percent
 from ..report.page import Figure, Item, Section, Table
 from ..stats import Interval
-from .curve_records import HeadCurves
-from .grid_figures import plot_patching_grid, plot_path_effects
+from .curve_records import HeadCurves, PathCurves
 from .grid_records import PatchingGrid, PathEffects
 
 
-def grid_items(grids: Sequence[PatchingGrid], paths: PathEffects | None, name: str) -> Iterator[Item]:
-    """Each grid with its largest cells, then the paths."""
+def grid_items(
+    grids: Sequence[PatchingGrid], paths: PathEffects | None, name: str, curves: PathCurves | None = None
+) -> Iterator[Item]:
+    """Each grid with its largest cells, then the paths, one by one and many at once."""
     for i, grid in enumerate(grids):
         exact = f"{len(grid.measured)} cells patched exactly, {grid.passes} passes in {grid.seconds:.0f} s"
         caption = (
@@ -22,7 +24,7 @@ def grid_items(grids: Sequence[PatchingGrid], paths: PathEffects | None, name: s
         )
         control = "changes of equal norm in random directions, in the table"
         n = f"{grid.n} prompts"
-        yield Figure(f"{name}-grid-{i}", plot_patching_grid(grid), caption, n, control, grid.to_frame())
+        yield Figure.of(f"{name}-grid-{i}", grid, caption, n, control)
         frame = grid.largest()
         rows = tuple(
             (row["cell"], *(_cell(row, key) for key in ("metric", "metric, placebo", "r̂ᵀx", "r̂ᵀx, placebo")))
@@ -42,24 +44,35 @@ def grid_items(grids: Sequence[PatchingGrid], paths: PathEffects | None, name: s
         )
         control = "random heads of the sender's layer; for MLPs and the embedding, random changes of equal norm"
         n = f"{paths.effects.shape[-1]} prompts"
-        yield Figure(f"{name}-paths", plot_path_effects(paths), caption, n, control, paths.to_frame())
+        yield Figure.of(f"{name}-paths", paths, caption, n, control)
+    if curves is not None and curves.paths:
+        caption = (
+            f"{curves.sentence()} Left: the suffixed run, where the first compositions carry what their senders write "
+            "in the random run (necessity); right: the random run, where they carry what these write in the suffixed "
+            "run (sufficiency); keys and values go together. Below: the share of prompts whose metric counts as "
+            "refused. Areas: the mean height over the counts after none. Bars: 95% intervals. "
+            f"{' '.join(curves.notes)}"
+        )
+        control = "the same receivers with other heads of the senders' layers, or random changes of equal norm"
+        n = f"{len(curves.suffixed)} prompts; compositions from others"
+        yield Figure.of(f"{name}-path-curves", curves, caption, n, control)
 
 
 def grid_section(
-    grids: Sequence[PatchingGrid], paths: PathEffects | None = None, curves: HeadCurves | None = None, suffix: str = ""
+    grids: Sequence[PatchingGrid],
+    paths: PathEffects | None = None,
+    curves: HeadCurves | None = None,
+    suffix: str = "",
+    together: PathCurves | None = None,
 ) -> Section:
     """Where one suffix acts, along which paths, and what stays with frozen attention."""
     text = [f"The suffix {suffix!r}."] if suffix else []
     text += [grid.sentence() for grid in grids] + ([] if paths is None else [paths.sentence()])
     if curves is not None:
-        stays = (f"{_interval(curves.stays(run))} as in the {run} run" for run in ("random", "plain"))
+        stays = (f"{percent(curves.stays(run))} as in the {run} run" for run in ("random", "plain"))
         text.append(f"Share of the suffix's effect that stays with every head's attention held: {', '.join(stays)}.")
-    return Section("grids", "Where a suffix acts", tuple(text), tuple(grid_items(grids, paths, "suffix")))
+    return Section("grids", "Where a suffix acts", tuple(text), tuple(grid_items(grids, paths, "suffix", together)))
 
 
 def _cell(row: Mapping[Hashable, Any], key: str) -> str:
-    return _interval(Interval(row[key], row[f"{key} low"], row[f"{key} high"], 0))
-
-
-def _interval(found: Interval) -> str:
-    return f"{found.mean:.0%} [{found.low:.0%}, {found.high:.0%}]" if found.low == found.low else f"{found.mean:.0%}"
+    return percent(Interval(row[key], row[f"{key} low"], row[f"{key} high"], 0))

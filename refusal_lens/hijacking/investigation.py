@@ -35,7 +35,7 @@ from .grid_records import SITES
 from .grids import patching_grid
 from .observation import observe, split_drop
 from .observation_records import Observation, SuffixResult
-from .paths import path_effects
+from .paths import path_curves, path_effects
 from .records import Investigation
 from .screening import screen, token_effects
 from .shifts import attention_shift
@@ -163,10 +163,13 @@ class _Steps:
             more: dict[str, Any] = {**others, **how}
             found["curves"] = head_curves(*inputs, self.direction, self.tokens, **more)
             n = self.settings.forensics
-            few = (model, self.prompts[:n], text, result.random.suffixes[:n], self.direction, self.tokens)
-            found["grids"] = tuple(patching_grid(*few, site=site, seed=seed) for site in self.settings.grids if n)
+            few = (model, self.prompts[:n], text, result.random.suffixes[:n])
+            at = (*few, self.direction, self.tokens)
+            found["grids"] = tuple(patching_grid(*at, site=site, seed=seed) for site in self.settings.grids if n)
             found["shift"] = attention_shift(*inputs, receivers=len(self.heads), **others)
-            found["paths"] = path_effects(*few, found["shift"], seed=seed) if n else None
+            if n:
+                found["paths"] = path_effects(*at, found["shift"], seed=seed)
+                found["path_curves"] = path_curves(*few, self.tokens, found["shift"], seed=seed)
         except (ModelError, PromptError) as error:
             about = shortened(text.strip())
             found["notes"] = (f"{about!r}: why attention moves or how many heads it takes was not measured: {error}",)
@@ -236,8 +239,8 @@ class _Job:
             items = [(suffixes[i], seed) for i, seed in zip(chosen, seeds, strict=True)]
             seen = self.map("observe", items, advance, self.store, names)
         # A file may hold tests with other settings.
-        none: dict[str, Any] = {"causal": None, "tokens": None, "shift": None, "curves": None, "paths": None}
-        results = [replace(result, **none, grids=(), notes=()) for result in seen]
+        none = dict.fromkeys(("causal", "tokens", "shift", "curves", "paths", "path_curves"))
+        results = [replace(result, **none, grids=(), notes=()) for result in seen]  # type: ignore[arg-type]
         for index, result in zip(chosen, results, strict=True):
             if mixed := result.shuffled:
                 pairs = zip(mixed.prompts, mixed.suffixes, result.n_tokens, strict=True)
@@ -245,8 +248,8 @@ class _Job:
                     self.notes.append(f"suffix {index}: {unequal} of {mixed.n} shuffled versions differ in length")
         wanted = settings.causal
         some = [k for k, one in enumerate(results) if wanted == "all" or (wanted == "working" and one.works)]
-        how = "tests, shift, replies", self.steps.choosing, settings.n_random, settings.forensics, settings.grids
-        also = [(*names[k], self.key(names[k][1], *how)) for k in some]
+        how = self.steps.choosing, settings.n_random, settings.forensics, settings.grids
+        also = [(*names[k], self.key(names[k][1], "tests, shift, replies, path curves", *how)) for k in some]
         with progress("test the suffixes", len(some)) as advance:
             tested = self.map("test", [(results[k], seeds[k]) for k in some], advance, self.store, also)
         for k, result in zip(some, tested, strict=True):

@@ -14,7 +14,7 @@ from ..records.base import Record
 from ..records.labels import REGIONS, Head, head_label, index_of
 from ..stats import Interval, Rate, benjamini_hochberg, columns, mean_interval, paired_p, rate
 from .causal_records import CausalTests
-from .curve_records import HeadCurves
+from .curve_records import HeadCurves, PathCurves
 from .grid_records import PatchingGrid, PathEffects
 from .shift_records import AttentionShift
 
@@ -174,6 +174,7 @@ class SuffixResult(Record):
         shift: why the heads' attention moves to it from random tokens, or None likewise.
         curves: how many heads it needs, or None likewise.
         paths: what the largest compositions of ``shift`` do alone, or None likewise.
+        path_curves: what they do together, or None likewise.
         grids: where it acts, cell by cell, if asked for.
         patterns: attention of one head on some prompts, each plain and then suffixed: of the top heads, the one whose
             attention to the suffix rises most above that to random tokens.
@@ -195,6 +196,7 @@ class SuffixResult(Record):
     shift: AttentionShift | None = None
     curves: HeadCurves | None = None
     paths: PathEffects | None = None
+    path_curves: PathCurves | None = None
     grids: tuple[PatchingGrid, ...] = ()
     notes: tuple[str, ...] = ()
 

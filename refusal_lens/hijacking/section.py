@@ -211,7 +211,7 @@ def _details(attack: Investigation, result: SuffixResult, name: str, shown: int 
             "it causes in the clean run), 95% bootstrap intervals."
         )
         control = "random heads of the same layers; random changes of equal norm"
-        yield Figure(f"{name}-causal", result.causal.plot(), caption, n, control, result.causal.to_frame())
+        yield Figure.of(f"{name}-causal", result.causal, caption, n, control)
     if result.curves is not None:
         curves = result.curves
         caption = (
@@ -221,17 +221,17 @@ def _details(attack: Investigation, result: SuffixResult, name: str, shown: int 
             "the share of them that refuse. Bars: 95% intervals."
         )
         n = f"{attack.plain.n} prompts; orders from {curves.n_chosen} others"
-        yield Figure(f"{name}-curves", curves.plot(), caption, n, "random orders within layers", curves.to_frame())
+        yield Figure.of(f"{name}-curves", curves, caption, n, "random orders within layers")
     if result.shift is not None:
         yield from _shift_items(result.shift, name)
-    yield from grid_items(result.grids, result.paths, name)
+    yield from grid_items(result.grids, result.paths, name, result.path_curves)
     if result.tokens is not None:
         caption = (
             "Above: how much of the refusal metric returns when this token is left out. Below: what the top heads take "
             "from it along the direction."
         )
-        n, frame = f"{result.tokens.removed.shape[-1]} prompts", result.tokens.to_frame()
-        yield Figure(f"{name}-tokens", result.tokens.plot(), caption, n, "the other tokens", frame)
+        n = f"{result.tokens.removed.shape[-1]} prompts"
+        yield Figure.of(f"{name}-tokens", result.tokens, caption, n, "the other tokens")
     if result.patterns:
         yield _pattern_picker(result, name, shown)
 
@@ -246,7 +246,7 @@ def _shift_items(shift: AttentionShift, name: str) -> Iterator[Item]:
         f"{' '.join(shift.notes)}"
     )
     n = f"{shift.parts.shape[-1]} prompts; heads and paths chosen on {shift.n_chosen} others"
-    yield Figure(f"{name}-shift", shift.plot(), caption, n, RANDOM, shift.to_frame())
+    yield Figure.of(f"{name}-shift", shift, caption, n, RANDOM)
     found = shift.competitors()
     first = found.loc[found["gained"].abs().sort_values(ascending=False).index].head(12)
     rows = tuple(

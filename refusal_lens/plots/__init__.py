@@ -8,7 +8,7 @@ _SLICES = ("direction", "attribution", "hijacking", "behaviour", "exactness")
 
 def _figures() -> dict[str, Any]:
     homes = [*(f"{name}.figures" for name in _SLICES), "direction.cone_figures"]
-    homes += [f"hijacking.{name}_figures" for name in ("grid", "many")]
+    homes += [f"hijacking.{name}_figures" for name in ("curve", "grid", "many")]
     homes += [f"{name}.views" for name in ("attribution", "direction", "hijacking")]
     found = {k: v for home in homes for k, v in vars(import_module(f"refusal_lens.{home}")).items()}
     return {name: value for name, value in found.items() if name.startswith("plot_") or name.endswith("_view")}

@@ -7,6 +7,7 @@ from ..direction.figures import *
 from ..direction.views import *
 from ..exactness.figures import *
 from ..hijacking.circuits import plot_circuit as plot_circuit
+from ..hijacking.curve_figures import *
 from ..hijacking.figures import *
 from ..hijacking.grid_figures import *
 from ..hijacking.many_figures import *

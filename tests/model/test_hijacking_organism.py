@@ -151,6 +151,19 @@ def test_replies_return_with_the_heads_cut(found):
     assert table[table["order"] == "greedy"]["refused in replies"].isna().all()
 
 
+def test_compositions_in_the_order_of_their_size(found):
+    """The first is the path that this model's suffixes take; alone it makes what it makes as a path."""
+    result, first = found[0].results[0], "L0 MLP -> keys and values of L1H0"
+    curves = result.path_curves
+    assert curves.paths[0] == first and len(curves.suffixed) == 8
+    share = curves.share("only", "attribution", 1)
+    assert share.mean == pytest.approx(result.paths.share(first, "metric").mean, abs=1e-3)
+    for way in ("cut", "only"):
+        assert curves.share(way, "attribution", 1).low > max(0.3, curves.share(way, "random", 1).high)
+        assert curves.area(way, "attribution").low > curves.area(way, "random").high
+    assert curves.refusals("cut", "attribution", 0).rate <= 0.1
+
+
 def test_it_resumes_and_loads(found, organism):
     report, inputs = found
     folder = inputs["folder"]

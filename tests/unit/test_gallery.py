@@ -73,7 +73,7 @@ def drawings(shown) -> dict[str, Drawing]:
 def test_the_gallery_shows_every_figure(shown):
     names = {function.__name__ for function in shown[1]}
     # Of a study, of other records, and what an investigation draws through its own.
-    through = {"causal_tests", "token_effects", "attention_shift", "head_curves", "path_effects"}
+    through = {"causal_tests", "token_effects", "attention_shift", "curves", "path_effects"}
     through = {f"plot_{name}" for name in through}
     assert names <= {"plot_metrics", "plot_numbers"} | through
 
