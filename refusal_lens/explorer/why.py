@@ -12,7 +12,7 @@ from ..errors import PromptError
 from ..hijacking.controls import random_controls
 from ..hijacking.curves import head_curves
 from ..hijacking.grids import patching_grid
-from ..hijacking.paths import path_effects
+from ..hijacking.paths import path_curves, path_effects
 from ..hijacking.shifts import attention_shift
 from ..models.model import HookedChatModel
 from ..progress import silent
@@ -26,6 +26,7 @@ CHOICES = {
     "positions": "patching grid by position and layer",
     "heads": "patching grid by head",
     "paths": "direct paths",
+    "compositions": "number of paths cut",
     "curves": "number of heads cut off",
 }
 SITES = {"positions": "resid_pre", "heads": "z"}
@@ -45,6 +46,8 @@ def measure(model: HookedChatModel, seen: Look, found: FoundDirection, choice: s
         chosen: Any = {"choosing": others, "choosing_random": random_controls(model.chat, others, suffix).texts}
         return head_curves(model, request, suffix, control, found, tokens, **chosen)
     shift = attention_shift(model, request, suffix, control, receivers=seen.top_heads, plain=False)
+    if choice == "compositions":
+        return path_curves(model, request, suffix, control, tokens, shift)
     return shift if choice == "causes" else path_effects(model, request, suffix, control, found, tokens, shift)
 
 
@@ -61,6 +64,7 @@ def as_code(seen: Look, choice: str, others: Sequence[str] = ()) -> str:
     return {
         "causes": f"{shift}shift.plot()",
         "paths": f"{shift}paths = rl.hijacking.path_effects({shared}, {scored}, shift)\npaths.plot()",
+        "compositions": f"{shift}paths = rl.hijacking.path_curves({shared}, found.refusal_tokens, shift)\npaths.plot()",
         "curves": f"{begin}{ordered}{curves}curves.plot()",
     }.get(choice, f"{begin}{grid}grid.plot()")
 
