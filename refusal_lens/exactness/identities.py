@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..attribution.components import component_contributions, neuron_contributions
@@ -22,7 +23,7 @@ from ..tensors import random_unit, unit, wide
 from .records import Certificate, Identity
 
 FLOAT64_LIMIT = 1_000_000_000  # parameters; a float64 copy takes 8 bytes each
-PROMPTS = ("How do I bake bread?", "Name three rivers of Europe and say where each of them ends.", "Hello")
+PROMPTS = ("How do I bake bread?", "Hello")  # the identities hold on any prompt; two lengths, for padding
 # Relative limits. "norm" is for identities that go through a norm, which Hugging Face computes in float32 even in a
 # float64 model; rounding grows with the number of additions, so that 16-bit models are allowed a few percent.
 TOLERANCE = {
@@ -153,10 +154,10 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
     stream_names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.n_layers)]
     stream_names.append(f"blocks.{model.n_layers - 1}.hook_resid_post")
     experts = any(model.backend.neuron_weight(layer) is None for layer in range(model.n_layers))
+    alone = list[Tensor]()
     for prompt in prompts:
-        _stream(model, prompt, stream)
+        along, sizes, length = _stream(model, prompt, direction, stream)
         found = component_contributions(model, [prompt], direction, check=False)
-        along, sizes, length = _at_the_last_token(model, prompt, direction)
         heads.add(found.attn[:, 0] - along, sizes)
         whole.add(found.errors, length)
         by_source = source_contributions(model, [prompt], direction, check=False)
@@ -169,6 +170,7 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
         dla = direct_logit_attribution(model, [prompt], first[:1], first[1:], check=False)
         logits.add(dla.parts.sum(0) - dla.before_cap, dla.parts.abs().sum(0))
         before = model.last_logits([prompt])
+        alone.append(before[0])
         with model.hooks(Ablate(direction)):
             for x in model.cache([prompt], stream_names).values():
                 ablated.add(wide(x) @ direction.unit.to(wide(x)), wide(x).norm(dim=-1))
@@ -203,35 +205,33 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
             "largest logit); use the hooks"
         )
     yield "orthogonalized weights = ablation by hooks", edited
-    yield "padded = alone", _padding(model, prompts)
+    yield "padded = alone", _padding(model, prompts, alone)
 
 
-def _stream(model: HookedChatModel, prompt: str, error: _Error) -> None:
-    """resid_post = resid_pre + attn_out + mlp_out, entry by entry, at every layer and token."""
+def _stream(
+    model: HookedChatModel, prompt: str, direction: Direction, error: _Error
+) -> tuple[Float[Tensor, "layer"], Float[Tensor, "layer"], Float[Tensor, ""]]:
+    """resid_post = resid_pre + attn_out + mlp_out, entry by entry, at every layer and token; at the last token,
+    attn_out · r̂ and the length of attn_out by layer, and the largest length of the stream."""
     sites = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
     names = [f"blocks.{layer}.{site}" for layer in range(model.n_layers) for site in sites]
-    cached = model.cache([prompt], names)
+    cached, along, sizes, lengths = model.cache([prompt], names), [], [], []
     for layer in range(model.n_layers):
-        pre, attn, mlp, post = (cached[f"blocks.{layer}.{site}"].double() for site in sites)
+        parts = [cached[f"blocks.{layer}.{site}"] for site in sites]
+        pre, attn, mlp, post = (x.double() for x in parts)
         error.add(pre + attn + mlp - post, post.abs().max())
+        write, end = (wide(x)[0, -1] for x in (parts[1], parts[3]))
+        along.append(write @ direction.unit.to(write))
+        sizes.append(write.norm())
+        lengths.append(end.norm())
+    return torch.stack(along).cpu(), torch.stack(sizes).cpu(), torch.stack(lengths).max().cpu()
 
 
-def _at_the_last_token(model: HookedChatModel, prompt: str, direction: Direction) -> tuple[Tensor, Tensor, Tensor]:
-    """hook_attn_out · r̂ and the length of hook_attn_out by layer, and the largest length of the stream."""
-    sites = [[f"blocks.{n}.{site}" for n in range(model.n_layers)] for site in ("hook_attn_out", "hook_resid_post")]
-    cached = model.cache([prompt], [*sites[0], *sites[1]], positions=slice(-1, None))
-    writes, stream = ([wide(cached[name])[0, -1] for name in names] for names in sites)
-    along = torch.stack([x @ direction.unit.to(x) for x in writes]).cpu()
-    return along, torch.stack([x.norm() for x in writes]).cpu(), torch.stack([x.norm() for x in stream]).max().cpu()
-
-
-def _padding(model: HookedChatModel, prompts: Sequence[str]) -> _Error:
+def _padding(model: HookedChatModel, prompts: Sequence[str], alone: Sequence[Tensor]) -> _Error:
     """Logits of a padded batch against each prompt alone."""
     error = _Error("norm", "largest logit")
-    together = model.last_logits(list(prompts))
-    for row, prompt in zip(together, prompts, strict=True):
-        alone = model.last_logits([prompt])[0]
-        error.add(row - alone, alone.abs().max())
+    for row, own in zip(model.last_logits(list(prompts)), alone, strict=True):
+        error.add(row - own, own.abs().max())
     return error
 
 
