@@ -179,6 +179,6 @@ def test_figures_and_view_show_the_record(seen):
 def test_a_section_says_how_many_tokens_lie_outside(seen):
     section = conversations_section((seen, seen))
     n = int(seen.to_frame().query("condition == 'baseline'")["outside"].sum())
-    assert f"baseline {n} of {len(seen.tokens[0])}" in section.text[0] and "5% are" in section.text[0]
+    assert f"baseline {n} of {len(seen.tokens[0])}" in section.text[0] and "5% would be" in section.text[0]
     picker = section.items[1]
     assert [option.value for option in picker.options] == ["1", "0", "2", "3"] and len(picker.options[0].items) == 4

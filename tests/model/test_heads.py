@@ -99,7 +99,8 @@ def test_the_planted_head_is_causal_and_random_heads_are_not(planted, tmp_path):
     model, direction, refusal = planted
     heads = top_heads(model, SELECT, REPORT, direction, top=1)
     found = causal_check(model, REPORT, HARMLESS, direction, heads, refusal, n_random=3)
-    torch.testing.assert_close(found.of("baseline"), refusal_metric(model, REPORT, refusal))
+    # Its passes run the last position only, with kept keys and values: the same to float32's rounding.
+    torch.testing.assert_close(found.of("baseline"), refusal_metric(model, REPORT, refusal), rtol=0, atol=2e-5)
     for condition in ("mean_ablation", "resample_ablation"):
         change, control = found.change(condition), found.change(f"random_{condition}")
         assert change.high < 0 and change.mean < 4 * min(control.mean, -0.05)
