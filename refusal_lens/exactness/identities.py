@@ -17,6 +17,7 @@ from ..data.prompts import PromptsLike, as_prompts
 from ..errors import ModelError, RefusalLensError
 from ..hooks.interventions import Ablate
 from ..hooks.orthogonalize import Orthogonalize
+from ..hooks.readers import Cache, NextLogits
 from ..models.model import HookedChatModel
 from ..records.direction import Direction, DirectionLike, as_direction
 from ..tensors import random_unit, unit, wide
@@ -156,7 +157,8 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
     experts = any(model.backend.neuron_weight(layer) is None for layer in range(model.n_layers))
     alone = list[Tensor]()
     for prompt in prompts:
-        along, sizes, length = _stream(model, prompt, direction, stream)
+        before, (along, sizes, length) = _stream(model, prompt, direction, stream)
+        alone.append(before[0])
         found = component_contributions(model, [prompt], direction, check=False)
         heads.add(found.attn[:, 0] - along, sizes)
         whole.add(found.errors, length)
@@ -169,12 +171,11 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
             neurons.add(total - found.mlp, parts.rest.abs().index_add(0, index, parts.values.abs()).max())
         dla = direct_logit_attribution(model, [prompt], first[:1], first[1:], check=False)
         logits.add(dla.parts.sum(0) - dla.before_cap, dla.parts.abs().sum(0))
-        before = model.last_logits([prompt])
-        alone.append(before[0])
-        with model.hooks(Ablate(direction)):
-            for x in model.cache([prompt], stream_names).values():
-                ablated.add(wide(x) @ direction.unit.to(wide(x)), wide(x).norm(dim=-1))
-            by_hooks = model.last_logits([prompt])
+        under, end = Cache(stream_names), NextLogits()
+        rows = model.run([prompt], read=[under, end], under=Ablate(direction))
+        by_hooks = rows[end]
+        for x in rows[under].values():
+            ablated.add(wide(x) @ direction.unit.to(wide(x)), wide(x).norm(dim=-1))
         restored.add(model.last_logits([prompt]) - before, before.abs().max())
         if math.isnan(edited.absolute):
             continue
@@ -210,21 +211,22 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
 
 def _stream(
     model: HookedChatModel, prompt: str, direction: Direction, error: _Error
-) -> tuple[Float[Tensor, "layer"], Float[Tensor, "layer"], Float[Tensor, ""]]:
-    """resid_post = resid_pre + attn_out + mlp_out, entry by entry, at every layer and token; at the last token,
-    attn_out · r̂ and the length of attn_out by layer, and the largest length of the stream."""
+) -> tuple[Float[Tensor, "1 vocab"], tuple[Float[Tensor, "layer"], Float[Tensor, "layer"], Float[Tensor, ""]]]:
+    """resid_post = resid_pre + attn_out + mlp_out, entry by entry, at every layer and token. Returns the next token's
+    logits, and of the last token attn_out · r̂ and the length of attn_out by layer, and the stream's largest length."""
     sites = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
-    names = [f"blocks.{layer}.{site}" for layer in range(model.n_layers) for site in sites]
-    cached, along, sizes, lengths = model.cache([prompt], names), [], [], []
+    reader, end = Cache([f"blocks.{layer}.{site}" for layer in range(model.n_layers) for site in sites]), NextLogits()
+    rows = model.run([prompt], read=[reader, end])
+    cached, along, sizes, lengths = rows[reader], [], [], []
     for layer in range(model.n_layers):
         parts = [cached[f"blocks.{layer}.{site}"] for site in sites]
         pre, attn, mlp, post = (x.double() for x in parts)
         error.add(pre + attn + mlp - post, post.abs().max())
-        write, end = (wide(x)[0, -1] for x in (parts[1], parts[3]))
+        write, stream = (wide(x)[0, -1] for x in (parts[1], parts[3]))
         along.append(write @ direction.unit.to(write))
         sizes.append(write.norm())
-        lengths.append(end.norm())
-    return torch.stack(along).cpu(), torch.stack(sizes).cpu(), torch.stack(lengths).max().cpu()
+        lengths.append(stream.norm())
+    return rows[end], (torch.stack(along).cpu(), torch.stack(sizes).cpu(), torch.stack(lengths).max().cpu())
 
 
 def _padding(model: HookedChatModel, prompts: Sequence[str], alone: Sequence[Tensor]) -> _Error:
