@@ -143,9 +143,8 @@ class _Replaced:
         """Metric by set, each with whether it is resampled (None ablates the direction), [set prompt]; for single heads
         the change along the direction that they predict, [head]."""
         if isinstance(item, tuple):
-            tokens = model.tokenize(self.prompts, self.suffixes)
-            (gaps,) = model.run(tokens, read=_Gap(Readout.of(model, self.direction.unit), state[0], item))
-            return gaps
+            read = _Gap(Readout.of(model, self.direction.unit), state[0], item)
+            return model.run(self.prompts, self.suffixes, read=read)[read]
         return torch.stack([self._metric(model, state, one) for one in item])
 
     def _metric(self, model: HookedChatModel, state: tuple[Tensor, Tensor, list[Ending]], one: Any) -> Tensor:

@@ -173,7 +173,6 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
         logits.add(dla.parts.sum(0) - dla.before_cap, dla.parts.abs().sum(0))
         under, end = Cache(stream_names), NextLogits()
         rows = model.run([prompt], read=[under, end], under=Ablate(direction))
-        by_hooks = rows[end]
         for x in rows[under].values():
             ablated.add(wide(x) @ direction.unit.to(wide(x)), wide(x).norm(dim=-1))
         restored.add(model.last_logits([prompt]) - before, before.abs().max())
@@ -186,7 +185,7 @@ def _measure(model: HookedChatModel, prompts: Sequence[str], direction: Directio
         except RefusalLensError as refusal:
             edited.unmeasured(str(refusal), absent=False)
         else:
-            edited.add(by_weights - by_hooks, by_hooks.abs().max())
+            edited.add(by_weights - rows[end], rows[end].abs().max())
     yield "writes sum to the stream", stream
     yield "heads and bias sum to attention", heads
     yield "parts sum to resid · r̂ at every layer", whole
