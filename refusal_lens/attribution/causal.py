@@ -151,10 +151,8 @@ class _Replaced:
         """Metric with one set replaced, or the direction ablated, [prompt]."""
         if one is None:
             return refusal_metric(model, self.prompts, self.refusal_tokens, self.suffixes, [Ablate(self.direction)])
-        ids, edit = (
-            as_refusal_tokens(model, self.refusal_tokens).ids,
-            InterchangeHeads(one[0], state[1] if one[1] else state[0]),
-        )
+        ids = as_refusal_tokens(model, self.refusal_tokens).ids
+        edit = InterchangeHeads(one[0], state[1] if one[1] else state[0])
         found = torch.empty(len(self.prompts), dtype=torch.float64)
         for ending in state[2]:
             found[list(ending.tokens.indices)] = ending.log_odds(ids, edit)

@@ -22,6 +22,7 @@ from refusal_lens.records.labels import REGIONS
 from refusal_lens.records.store import Store
 from refusal_lens.refusal.metric import refusal_metric
 from refusal_lens.refusal.records import RefusalTokens
+from refusal_lens.tensors import refusal_log_odds
 
 from .cases import KINDS, POST_NORM, direction_of, exactness, model_of
 
@@ -191,6 +192,13 @@ def test_patches_reproduce_the_run_they_come_from(architecture):
             with model.hooks(own):
                 torch.testing.assert_close(into.logits(), base, rtol=0, atol=limit)
                 torch.testing.assert_close(model.logits(into.tokens)[:, -1], base, rtol=0, atol=limit)
+        # A pass from the first changed layer on, over the last positions, gives what a whole pass gives.
+        for layer in range(model.n_layers):
+            edit = bench._maker("output", into, source, [layer])(((layer, 1),))
+            with model.hooks(edit):
+                whole = refusal_log_odds(model.logits(into.tokens)[:, -1], TOKENS.ids)
+            torch.testing.assert_close(into.log_odds(TOKENS.ids, edit), whole, rtol=0, atol=limit)
+            assert float((whole - into.log_odds(TOKENS.ids)).abs()) > 10 * limit
         # All heads of layer 0 from the other run: attention's output there is the other run's (or only along r̂).
         name, last = "blocks.0.hook_attn_out", slice(-bench.n_post, None)
         here, there = (model.cache(run.tokens, [name], last)[name] for run in (into, source))
