@@ -62,9 +62,8 @@ def main() -> None:
     effects = subspace_effects(model, spaces, *test, study.refusal_tokens, max_new_tokens=args.max_new_tokens)
     show(effects.to_frame())
     print(*effects.summary(), sep="\n")
-    first = direction.seeds[0]
-    read = {"r": r, "learned": direction.learned(first)}
-    read |= {f"cone {i + 1}": cone.learned(first, i) for i in range(cone.dimension)}
+    read = {"r": r} | {f"learned {seed}": direction.learned(seed) for seed in direction.seeds}
+    read |= {f"cone {seed}.{i + 1}": cone.learned(seed, i) for seed in cone.seeds for i in range(cone.dimension)}
     independence = representational_independence(model, read, data.harmful.test)
     show(independence.to_frame())
     records = {"effects": effects, "direction": direction, "cone": cone, "independence": independence}

@@ -8,6 +8,7 @@ from .cone_records import MEASURES, PARTS, GroupAngles, Independence, LearnedCon
 _PANELS = {
     "bypass": "metric, harmful:<br>first k ablated",
     "middle": "metric, harmful:<br>middle of k ablated",
+    "weakest": "metric, harmful:<br>weakest inside k ablated",
     "induce": "metric, harmless:<br>k-th added",
     "kl": "KL, harmless:<br>first k ablated",
     "refused": "harmful refused:<br>first k ablated",
@@ -41,7 +42,9 @@ def plot_learning(record: LearnedCones) -> Drawing:
 @registered("by size", SubspaceEffects)
 def plot_subspaces(record: SubspaceEffects) -> Drawing:
     """What the first k directions of each subspace do by k, the random one dashed, the baseline dotted."""
-    names = [name for name in _PANELS if not record.values[..., MEASURES.index(name), :].isnan().all()]
+    known = [name for name in MEASURES if not record.values[..., MEASURES.index(name), :].isnan().all()]
+    known = [name for name in known if name != "middle"] + ["weakest"] if record.inside is not None else known
+    names = [name for name in _PANELS if name in known]
     figure = style.panels([_PANELS[name] for name in names], horizontal_spacing=0.05)
     for col, name in enumerate(names, start=1):
         for i, kind in enumerate(record.kinds):
@@ -49,14 +52,15 @@ def plot_subspaces(record: SubspaceEffects) -> Drawing:
             style.add_line(
                 figure,
                 ks,
-                [record.found(kind, k, name) for k in ks],
+                [record.sampled(kind, k)[1] if name == "weakest" else record.found(kind, k, name) for k in ks],
                 kind,
                 legendgroup=kind,
                 showlegend=col == 1,
                 line={"color": style.colour(kind, i), "dash": style.dash(kind)},
                 **style.panel(col),
             )
-        figure.add_hline(y=record.before(name).mean, line_dash="dot", line_color=style.GREY, row=1, col=col)
+        without = record.before("bypass" if name == "weakest" else name).mean
+        figure.add_hline(y=without, line_dash="dot", line_color=style.GREY, row=1, col=col)
     figure.update_xaxes(title_text="directions k", dtick=1)
     n = record.values.shape[-1]
     return style.finish(figure, f"Is one direction enough? (n = {n} prompts of each kind; dotted: without)", height=460)

@@ -17,6 +17,7 @@ from ..errors import ModelError
 from ..hooks.interventions import Ablate, Add
 from ..models.chat import Tokens, no_regions, padded
 from ..models.model import HookedChatModel
+from ..models.prefixes import shared_length, shifted
 from ..models.texts import Scored, predictions, reply_tokens
 from ..records.direction import Direction
 from ..refusal.phrases import is_refusal
@@ -145,8 +146,12 @@ def forced_logits(
     """Logits that predict the tokens that count, text after text, and these tokens; with a gradient where one is on."""
     tokens = _batched(model, texts)
     with model.hooks(*under):
-        found = predictions(partial(model.backend.logits, tokens.ids, tokens.mask), tokens, texts)
-        rows, targets = zip(*found, strict=True)
+        shared, mask, rest = shared_length(model, tokens), tokens.mask, dict[str, Any]()
+        if shared:  # run once, with its gradient
+            prefix = model.backend.prefix_cache(tokens.ids[0][mask[0]][:shared])
+            rest = {"prefix": shifted(prefix, mask), "prefix_mask": mask[:, :shared]}
+        read = partial(model.backend.logits, tokens.ids[:, shared:], mask[:, shared:], **rest)
+        rows, targets = zip(*predictions(read, tokens, texts), strict=True)
     return torch.cat(rows), torch.cat(targets)
 
 

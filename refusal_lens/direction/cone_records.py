@@ -143,6 +143,8 @@ class SubspaceEffects(Record, axes={"kind": "kinds", "size": "ks", "measure": ME
         baseline: the same without intervention (KL: 0).
         leading_cosine: cosine of each subspace's first direction with r̂.
         direction: r, whose layer and length addition uses.
+        inside: the refusal metric with one direction inside the first k ablated alone, drawn uniformly from their cone;
+            NaN as in ``values``; None in records made before this was measured.
     """
 
     kinds: tuple[str, ...]
@@ -151,10 +153,21 @@ class SubspaceEffects(Record, axes={"kind": "kinds", "size": "ks", "measure": ME
     baseline: Float[Tensor, "measure prompt"]
     leading_cosine: tuple[float, ...]
     direction: Direction
+    inside: Float[Tensor, "kind size sample prompt"] | None = None
 
     def found(self, kind: str, k: int, measure: str) -> Interval | Rate:
         """A measure with its 95% interval: Clopper-Pearson's of refusals, else a bootstrap over prompts."""
         return _point(self._row(kind, k, measure), measure)
+
+    def sampled(self, kind: str, k: int) -> tuple[Interval, Interval]:
+        """The metric with a direction inside the first k ablated: mean over those drawn, and the weakest of them.
+
+        The weakest is chosen and reported on the same prompts, so it looks a little weaker than it is.
+        """
+        if self.inside is None:
+            raise DirectionError("these effects have no directions inside: measure them again")
+        rows = self.inside[index_of(self.kinds, kind, "kind"), index_of(self.ks, k, "size")]
+        return mean_interval(rows.mean(0).tolist()), mean_interval(rows[int(rows.mean(1).argmax())].tolist())
 
     def before(self, measure: str) -> Interval | Rate:
         """The same without intervention."""
@@ -186,6 +199,10 @@ class SubspaceEffects(Record, axes={"kind": "kinds", "size": "ks", "measure": ME
         if more:
             found = "; ".join(f"{kind} {gain}" for kind, gain in more.items())
             told.append(f"A second direction lowers it further, beyond a random one, by: {found}.")
+            if self.inside is not None:
+                weak = ", ".join(f"{kind} {self.sampled(kind, 2)[1]}" for kind in (*more, self.kinds[-1]))
+                n = self.inside.shape[2]
+                told.append(f"With the weakest of {n} directions inside the first two ablated alone it is: {weak}.")
         return tuple(told)
 
     def to_frame(self) -> pd.DataFrame:
@@ -196,6 +213,9 @@ class SubspaceEffects(Record, axes={"kind": "kinds", "size": "ks", "measure": ME
                 row: dict[str, object] = {"kind": kind, "k": k}
                 for name in MEASURES:
                     row |= columns(self.found(kind, k, name), name, f"{name}_")
+                if self.inside is not None:
+                    for name, found in zip(("inside", "weakest"), self.sampled(kind, k), strict=True):
+                        row |= columns(found, name, f"{name}_")
                 rows.append({**row, "n": self.values.shape[-1]})
         return pd.DataFrame(rows).dropna(axis=1, how="all")
 

@@ -64,8 +64,8 @@ def subspace_section(
 
 def _effects(record: SubspaceEffects, id: str) -> Figure:
     caption = (
-        "The first k directions of each subspace ablated, the middle of the first k ablated alone, the k-th added; 95% "
-        "intervals (Clopper-Pearson for refusals, else bootstrap)."
+        "The first k directions of each subspace ablated, one inside the first k ablated alone (the weakest of some, "
+        "chosen on these prompts), the k-th added; 95% intervals (Clopper-Pearson for refusals, else bootstrap)."
     )
     n = f"{record.values.shape[-1]} prompts of each kind"
     return Figure.of(id, record, caption, n, "a random subspace of equal size, dashed")

@@ -24,9 +24,10 @@ from ..models.model import HookedChatModel
 from ..progress import Advance, Progress, silent
 from ..records.direction import Direction, DirectionLike, as_direction
 from ..records.store import Store, content_key
-from ..tensors import orthonormal, unit
+from ..tensors import orthonormal
 from .cone_loss import Batch, ConeLoss, OwnWords, own_words
 from .cone_records import PARTS, LearnedCones, diverged_at
+from .subspace import inside_cone
 
 WEIGHTS = {"ablation": 1.0, "addition": 0.2, "retain": 1.0, "independence": 200.0}  # the first three: the authors'
 
@@ -322,8 +323,7 @@ class _Training:
         basis = torch.eye(self.how.dimension, dtype=torch.float64)
         if self.how.dimension == 1:
             return basis
-        drawn = torch.randn(self.how.samples, self.how.dimension, generator=draw, dtype=torch.float64).abs()
-        return torch.cat([basis, unit(drawn)])
+        return torch.cat([basis, inside_cone(self.how.dimension, self.how.samples, draw)])
 
     @torch.no_grad()
     def _validated(self, basis: Tensor, mixes: Tensor | None = None) -> Tensor:

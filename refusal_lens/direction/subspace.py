@@ -85,6 +85,7 @@ def subspace_effects(
     refusal_tokens: RefusalTokens,
     *,
     max_new_tokens: int = 0,
+    samples: int = 8,
     seed: int = 0,
     progress: Progress = silent,
 ) -> SubspaceEffects:
@@ -95,7 +96,8 @@ def subspace_effects(
         harmful, harmless: held-out prompts; as many of each are used.
         refusal_tokens: of the refusal metric.
         max_new_tokens: length limit of the replies whose refusals are counted; 0 for none.
-        seed: of the random subspace.
+        samples: directions drawn inside the first k, each ablated alone.
+        seed: of the random subspace and of the directions inside.
 
     Raises:
         DirectionError: no subspace, or subspaces of different directions.
@@ -133,16 +135,27 @@ def subspace_effects(
         alone = [metric(asked, edit) for edit in (first, *((last, middle) if len(vectors) > 1 else ()))]
         return torch.stack([*(alone * 3)[:3], metric(calm, along), kl, refused(first)])
 
+    def within(vectors: Float[Tensor, "k d_model"]) -> Float[Tensor, "sample prompt"]:
+        """Each of some directions inside their cone ablated alone; there is only one inside a single direction."""
+        mixes = inside_cone(len(vectors), samples if len(vectors) > 1 else 1, torch.Generator().manual_seed(seed))
+        return torch.stack([metric(asked, Ablate(mix @ vectors)) for mix in mixes]).expand(samples, n)
+
     values = torch.full((len(every), size, len(MEASURES), n), torch.nan, dtype=torch.float64)
+    inside = torch.full((len(every), size, samples, n), torch.nan, dtype=torch.float64)
     with progress("ablate subspaces", sum(map(len, every.values()))) as advance:
         for i, space in enumerate(every.values()):
             for k in range(1, len(space) + 1):
-                values[i, k - 1] = measured(space.vectors[:k])
+                values[i, k - 1], inside[i, k - 1] = measured(space.vectors[:k]), within(space.vectors[:k])
                 advance(1)
     own = metric(asked)
     baseline = torch.stack([own, own, own, metric(calm), torch.zeros_like(own), refused()])
     cosines = tuple(float(space.vectors[0].double() @ r.unit.double()) for space in every.values())
-    return SubspaceEffects(tuple(every), tuple(range(1, size + 1)), values, baseline, cosines, r)
+    return SubspaceEffects(tuple(every), tuple(range(1, size + 1)), values, baseline, cosines, r, inside)
+
+
+def inside_cone(dimension: int, n: int, draw: torch.Generator) -> Float[Tensor, "n vector"]:
+    """Nonnegative combinations of a cone's basis, uniform over its part of the sphere."""
+    return unit(torch.randn(n, dimension, generator=draw, dtype=torch.float64).abs())
 
 
 def group_angles(

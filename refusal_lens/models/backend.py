@@ -134,6 +134,9 @@ class Backend:
         """Attention as the checkpoint's own code computes it, without hook points, where both exist."""
         return nullcontext()
 
+    def same_attention(self, same: bool) -> None:
+        """Say whether that attention gives the same bits, and so may run where nothing inside is hooked."""
+
     def prefix_cache(
         self,
         ids: Int[Tensor, "*batch pos"],
@@ -381,8 +384,9 @@ def _cache_as_past_key_values(module: Any, args: tuple, kwargs: dict[str, Any]) 
     """Give a bridge's attention the cache under the name it knows.
 
     transformers 5.24 hands ``cache`` down; transformer-lens up to 4.3 reads ``past_key_values`` and runs without a
-    cache where it finds none: replies then forget their prompt, and nothing says so.
+    cache where it finds none: replies then forget their prompt, and nothing says so. The checkpoint's own attention,
+    where it runs instead, takes what transformers hands down.
     """
-    if "cache" in kwargs and kwargs.get("past_key_values") is None:
+    if "cache" in kwargs and "forward" not in module.__dict__ and kwargs.get("past_key_values") is None:
         kwargs = {name: x for name, x in kwargs.items() if name != "cache"} | {"past_key_values": kwargs["cache"]}
     return args, kwargs

@@ -12,7 +12,7 @@ from transformers import DynamicCache, GenerationConfig
 from ..errors import ModelError
 from ..hooks.readout import NormWeights
 from .backend import Backend, HookFn, _cache_as_past_key_values, _filled_cache, optional_weight
-from .quick import quick_methods
+from .quick import StepAside
 from .writing_weights import WritingWeight, core, linear, named, not_found
 
 MIXERS = ("linear_attn", "conv")  # in attention's place in some layers (Qwen3-Next, LFM2)
@@ -30,7 +30,7 @@ class BridgeBackend(Backend):
         super().__init__(tl)
         self.module = self.hf
         self._attentions = [block.attn for block in tl.blocks if hasattr(block, "attn")]
-        self._quick = quick_methods(self._modules)
+        self._aside = StepAside(tl, self.dtype)
         # Its name since transformers 5.24, which warns of the old one.
         known = signature(type(self.hf).forward).parameters
         self._cache_argument = "cache" if "cache" in known else "past_key_values"
@@ -57,17 +57,13 @@ class BridgeBackend(Backend):
                 handles.append(self.layers[0].register_forward_hook(self._see_tuple))
             for handle in handles:
                 stack.callback(handle.remove)
-            for module, name, method in self._quick:
-                if name not in module.__dict__:  # else a pass within a pass
-                    module.__dict__[name] = method
-                    stack.callback(module.__dict__.pop, name)
             yield
 
     def _see_tuple(self, module: Any, args: Any, output: Any) -> None:
         self._blocks_return_tuples = isinstance(output, tuple)
 
     def _run(self, **call: Any) -> Tensor:
-        with self._passing():
+        with self._passing(), self._aside.during():
             return self.hf(**call).logits
 
     def _hooks(self, hooks: Sequence[tuple[str, HookFn]]) -> AbstractContextManager:
@@ -154,6 +150,10 @@ class BridgeBackend(Backend):
         finally:
             for attention in self._attentions:
                 attention.__dict__.pop("forward")
+
+    def same_attention(self, same: bool) -> None:
+        eager = getattr(self.hf.config.get_text_config(), "_attn_implementation", "") == "eager"
+        self._aside.same_attention = same and eager
 
     def prefix_cache(self, ids, mask=None):
         cache = DynamicCache()
@@ -279,7 +279,7 @@ class BridgeBackend(Backend):
         own, self.hf.generation_config = self.hf.generation_config, GenerationConfig()
         try:
             given = {} if prefix is None else {"past_key_values": _filled_cache(prefix, len(ids))}
-            with self._passing():
+            with self._passing(), self._aside.during():
                 out = self.hf.generate(input_ids=ids, attention_mask=mask.long(), generation_config=config, **given)
         finally:
             self.hf.generation_config = own

@@ -14,7 +14,13 @@ from refusal_lens.direction.cone_loss import ConeLoss, OwnWords, own_words
 from refusal_lens.direction.cone_records import PARTS, LearnedCones, SubspaceEffects
 from refusal_lens.direction.cone_section import cones_section
 from refusal_lens.direction.cones import learn_cone
-from refusal_lens.direction.subspace import group_angles, pca_subspace, representational_independence, subspace_effects
+from refusal_lens.direction.subspace import (
+    group_angles,
+    inside_cone,
+    pca_subspace,
+    representational_independence,
+    subspace_effects,
+)
 from refusal_lens.errors import DirectionError, ModelError, PromptError
 from refusal_lens.models.texts import reply_tokens
 from refusal_lens.records.direction import Subspace
@@ -109,6 +115,12 @@ def test_a_cone_is_orthonormal_and_its_middle_acts(ground, cone, tmp_path):
     rows = {
         (kind, k): effects.sel(kind=kind, size=k, measure="bypass").values for kind in effects.kinds for k in (1, 2)
     }
+    mean, weakest = effects.sampled("cone", 2)
+    with model.hooks(rl.Ablate(inside_cone(2, 8, torch.Generator().manual_seed(0))[3] @ basis)):
+        one = rl.refusal_metric(model, data.harmful.test, found.refusal_tokens)
+    torch.testing.assert_close(effects.inside[0, 1, 3], one.double())
+    assert mean.mean <= weakest.mean < effects.sampled("random", 2)[1].low and weakest.mean >= float(one.mean())
+    assert torch.equal(effects.inside[0, 0], effects.sel(kind="cone", size=1, measure="bypass").values.expand(8, -1))
     gain = (rows["cone", 1] - rows["cone", 2] - rows["random", 1] + rows["random", 2]).mean()
     assert effects.gain("cone", 2).mean == pytest.approx(float(gain))
     assert "refused" not in effects.to_frame().columns and len(effects.to_frame()) == 8
