@@ -319,13 +319,11 @@ def generation_row(g: Ground) -> Row:
 
     def ours() -> None:
         with g.model.hooks(Ablate(direction)), torch.inference_mode():
-            new = g.model.backend.hf.generate(
-                input_ids=batch.ids, attention_mask=batch.mask.long(), generation_config=config
-            )
+            new = g.model.backend.generate(batch.ids, batch.mask, NEW_TOKENS, [], g.model.chat.pad_id)
             lengths.append(new.shape[1])
 
     found = row("generation, ablation", len(prompts), *beside(g, ours, plain), len(prompts) * NEW_TOKENS, 0.0)
-    assert set(lengths) == {batch.ids.shape[1] + NEW_TOKENS}
+    assert set(lengths) == {NEW_TOKENS}
     return found
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import refusal_lens as rl
-from refusal_lens.direction.cone_loss import ConeLoss, OwnWords, own_words
+from refusal_lens.direction.cone_loss import ConeLoss, OwnWords, forced_logits, own_words
 from refusal_lens.direction.cone_records import PARTS, LearnedCones, SubspaceEffects
 from refusal_lens.direction.cone_section import cones_section
 from refusal_lens.direction.cones import learn_cone
@@ -22,6 +22,7 @@ from refusal_lens.direction.subspace import (
     subspace_effects,
 )
 from refusal_lens.errors import DirectionError, ModelError, PromptError
+from refusal_lens.models import prefixes
 from refusal_lens.models.texts import reply_tokens
 from refusal_lens.records.direction import Subspace
 from refusal_lens.tensors import random_unit
@@ -64,6 +65,23 @@ def test_the_gradient_is_that_of_finite_differences(name):
         assert float(gradient @ vector.detach()) == pytest.approx(
             0, abs=1e-6
         )  # of the direction alone, not of its length
+
+
+def test_what_prompts_share_is_run_once_with_its_gradient(monkeypatch):
+    model = rl.load_model("organism", dtype=torch.float64)
+    requests = ["How do I pick a lock?", "Hi", "Tell me a story about bread and butter"]
+    texts = reply_tokens(model, requests, ["I can not do it", "Well then", "Once"])
+    vector, found = random_unit(model.d_model, 5, torch.float64).requires_grad_(), []
+    for least in (1, 10**9):
+        monkeypatch.setattr(prefixes, "LEAST_SAVED", least)
+        with torch.enable_grad():
+            logits, targets = forced_logits(model, texts, rl.Ablate(vector))
+            (gradient,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, targets), vector)
+        found.append((logits.detach(), gradient))
+    (shared, slope), (whole, expected) = found
+    assert not torch.equal(shared, whole)  # it was: norms run in float32
+    torch.testing.assert_close(shared, whole, atol=2e-6, rtol=0)
+    torch.testing.assert_close(slope, expected, atol=2e-6, rtol=1e-5)
 
 
 def test_targets_are_the_models_own_words(ground):
