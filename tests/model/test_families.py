@@ -225,7 +225,13 @@ HARD = ("granite", "cohere", "deepseek_v3", "llama4", "bloom", "falcon-alibi", "
 BY_HEAD = {"heads", "causal", "logits", "sources", "lens", "patterns", "certificate"}
 
 
-@pytest.mark.parametrize("architecture", [on_every_run(name, {"deepseek_v3", "qwen3_5"}) for name in HARD])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param("deepseek_v3", marks=pytest.mark.slow),
+        *(on_every_run(name, {"qwen3_5"}) for name in HARD if name != "deepseek_v3"),
+    ],
+)
 def test_a_study_ends_with_a_whole_report(architecture, tmp_path):
     model, files = refuser(architecture), {}
     for kind in ("harmful", "harmless"):
