@@ -132,7 +132,6 @@ def batch_nll(model: HookedChatModel, tokens: Tokens, texts: Sequence[Scored]) -
 
 def token_texts(model: HookedChatModel, tokens: Tokens) -> tuple[tuple[str, ...], ...]:
     """Text of each real token."""
-    return tuple(
-        tuple(model.tokenizer.decode([token]) for token in ids[mask].tolist())
-        for ids, mask in zip(tokens.ids, tokens.mask, strict=True)
-    )
+    rows = [ids[mask].tolist() for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
+    known = {token: model.tokenizer.decode([token]) for token in set().union(*rows)}
+    return tuple(tuple(known[token] for token in row) for row in rows)
