@@ -92,19 +92,26 @@ class StepAside:
         if getattr(self.tl, "compatibility_mode", False) or any(getattr(cfg, flag, False) for flag in FORKS):
             yield
             return
-        bare = []
+        bare: list[Any] = []
+
+        def runs(component: Any, forward: Any) -> None:
+            component.__dict__["forward"] = forward
+            bare.append(component)
+
         try:
             for place in self.places:
-                own = place.component
-                place.holder[place.name] = own.original_component if place.is_free() else own
+                own, free = place.component, place.is_free()
+                if not isinstance(own, BlockBridge):
+                    place.holder[place.name] = own.original_component if free else own
+                elif free:  # TransformerLens's list of blocks is the one that runs, so it keeps them
+                    runs(own, own.original_component)
             for attention, hooks in self.attentions if self.same_attention else ():
                 if not any(hooks) and "forward" not in attention.__dict__:
-                    attention.__dict__["forward"] = MethodType(_own_attention, attention)
-                    bare.append(attention)
+                    runs(attention, MethodType(_own_attention, attention))
             yield
         finally:
-            for attention in bare:
-                attention.__dict__.pop("forward", None)
+            for component in bare:
+                component.__dict__.pop("forward", None)
             for place in self.places:
                 place.holder[place.name] = place.component
 

@@ -69,13 +69,15 @@ def test_after_a_pass_and_an_error_every_component_is_back():
     before = {name: id(part) for name, part in model.backend.hf.named_modules()}
 
     def fails(x, hook):
-        inside.append(type(model.backend.hf.model.layers[0]).__name__)
+        block = model.backend.tl.blocks[0]
+        inside.append((type(block.original_component.input_layernorm).__name__, "forward" in block.__dict__))
+        assert block.attn.W_O.shape == (4, 8, 32)  # who asks in a pass finds TransformerLens's components
         raise RuntimeError("on purpose")
 
-    inside: list[str] = []
+    inside: list[tuple[str, bool]] = []
     with pytest.raises(RuntimeError, match="on purpose"), model.hooks(("blocks.1.mlp.hook_out", fails)):
         model.logits(model.tokenize(["Hi"]))
-    assert inside == ["LlamaDecoderLayer"]  # that block did step aside
+    assert inside == [("LlamaRMSNorm", True)]  # that block did step aside, and its norm
     assert {name: id(part) for name, part in model.backend.hf.named_modules()} == before
     assert not any("forward" in block.attn.__dict__ for block in model.backend.tl.blocks)
 
