@@ -49,6 +49,7 @@ class Backend:
     def __init__(self, tl: Any):
         self.tl = tl
         self.module: Any = tl
+        self.blocks = list(tl.blocks)  # in a pass, what TransformerLens's own list holds may be the modules inside
         cfg = tl.cfg
         self.n_layers, self.n_heads = int(cfg.n_layers), int(cfg.n_heads)
         self.d_model = int(cfg.d_model)
@@ -199,7 +200,7 @@ class Backend:
     # -- weights --------------------------------------------------------------------------------------------
     def part(self, layer: int, part: str) -> tuple[str, Any]:
         """Name and module of a layer's "attn" or "mlp", which not every TransformerLens block names so; or None."""
-        block = self.tl.blocks[layer]
+        block = self.blocks[layer]
         name = getattr(block, f"scaled_{part}_submodule", None) or part
         return f"blocks.{layer}.{name}", getattr(block, name, None)
 
@@ -241,7 +242,7 @@ class Backend:
 
     def output_weight(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         """W_O of one layer, by query head."""
-        return self.tl.blocks[layer].attn.W_O
+        return self.blocks[layer].attn.W_O
 
     def scoring(self, layer: int) -> tuple[float, float, Float[Tensor, "head"] | None]:
         """What one layer multiplies q · k by, its cap of scores (0 for none), and its sinks' logits or None."""
@@ -308,12 +309,12 @@ class Backend:
             part: "attn" or "mlp".
         """
         name = {"attn": "ln1_post", "mlp": "ln2_post"}[part]
-        module = getattr(self.tl.blocks[layer], name, None)
+        module = getattr(self.blocks[layer], name, None)
         return None if module is None else self._norm(module, f"blocks.{layer}.{name}")
 
     def input_norm(self, layer: int) -> NormWeights | None:
         """The norm between the stream and attention's input; None where there is none (OLMo 2)."""
-        module = getattr(self.tl.blocks[layer], "ln1", None)
+        module = getattr(self.blocks[layer], "ln1", None)
         return None if module is None else self._norm(module, f"blocks.{layer}.ln1")
 
     def head_norm(self, layer: int, part: str) -> NormWeights:

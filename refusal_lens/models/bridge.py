@@ -25,7 +25,7 @@ class BridgeBackend(Backend):
     kind = "TransformerBridge"
 
     def __init__(self, tl: Any):
-        self.hf = tl.original_model
+        self.hf, self.layers = tl.original_model, tl.blocks
         self._points: dict[str, tuple[str, Any]] = {}  # hook points by name or alias, looked up at first use
         super().__init__(tl)
         self.module = self.hf
@@ -54,7 +54,7 @@ class BridgeBackend(Backend):
                 if self.dtype == torch.float64:
                     handles.append(attention.register_forward_pre_hook(_mask_that_float32_holds, with_kwargs=True))
             if self._blocks_return_tuples is None:
-                handles.append(self.layers[0].register_forward_hook(self._see_tuple))
+                handles.append(self.blocks[0].register_forward_hook(self._see_tuple))
             for handle in handles:
                 stack.callback(handle.remove)
             yield
@@ -96,18 +96,18 @@ class BridgeBackend(Backend):
             tl.context_level -= 1
 
     def _hook_names(self) -> list[str]:
-        mixers = {n: name for n in range(len(self.layers)) if (name := self._mixer(n))}
+        mixers = {n: name for n in range(len(self.blocks)) if (name := self._mixer(n))}
         self._mixer_outputs = {f"blocks.{n}.hook_attn_out": f"blocks.{n}.{name}.hook_out" for n, name in mixers.items()}
         return [*self.tl.hook_dict, *getattr(self.tl, "hook_aliases", {}), *self._mixer_outputs]
 
     def _mixer(self, layer: int) -> str:
         """Name of what a layer has in attention's place; "" where it has attention."""
-        children = self.layers[layer]._modules
+        children = self.blocks[layer]._modules
         return "" if "attn" in children else next((name for name in MIXERS if name in children), "")
 
     def part(self, layer, part):
         name = self._mixer(layer) if part == "attn" else ""
-        return (f"blocks.{layer}.{name}", self.layers[layer]._modules[name]) if name else super().part(layer, part)
+        return (f"blocks.{layer}.{name}", self.blocks[layer]._modules[name]) if name else super().part(layer, part)
 
     def _norm(self, module: Any, site: str) -> NormWeights:
         rms, weight = bool(module.uses_rms_norm), optional_weight(module, "weight")
@@ -116,11 +116,6 @@ class BridgeBackend(Backend):
             offset = rms and bool(getattr(self.tl.cfg, "rmsnorm_uses_offset", False))
         weight = weight + 1 if offset and weight is not None else weight
         return NormWeights(site, weight, None if rms else optional_weight(module, "bias"), not rms)
-
-    @property
-    def layers(self) -> Any:
-        """The stack of blocks as the Hugging Face model runs it."""
-        return self.tl.blocks
 
     def logits(self, ids, mask, last_only=True, prefix=None, start=None, prefix_mask=None):
         extra: dict[str, Any] = {}
@@ -224,7 +219,7 @@ class BridgeBackend(Backend):
         """Let blocks before ``layer`` pass ``resid`` on instead of running."""
         if self._blocks_return_tuples is None:
             self._run(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
-        patched = list(self.layers)[:layer]
+        patched = self.blocks[:layer]
         value = (resid,) if self._blocks_return_tuples else resid
 
         def passthrough(*args: Any, **kwargs: Any) -> Any:
@@ -326,7 +321,7 @@ class BridgeBackend(Backend):
 
     @property
     def write_scale(self):
-        return float(getattr(self.tl.blocks[0], "residual_contribution_scale", 1.0))
+        return float(getattr(self.blocks[0], "residual_contribution_scale", 1.0))
 
     @property
     def logit_scale(self):
