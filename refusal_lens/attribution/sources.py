@@ -125,11 +125,7 @@ def attention_patterns(
 
 
 def known_heads(model: HookedChatModel, heads: Any) -> tuple[Head, ...]:
-    """(layer, head) pairs, each checked to be a head of the model.
-
-    Raises:
-        LabelError: one that it does not have.
-    """
+    """(layer, head) pairs, each a head of the model; a ``LabelError`` for one that it does not have."""
     named, every = as_heads(heads), list(itertools.product(range(model.n_layers), range(model.n_heads)))
     for head in named:
         index_of([head_label(*other) for other in every], head_label(*head), "head", model.name)

@@ -182,11 +182,7 @@ def _shown(value: Any) -> str:
 
 
 def layers_of(layers: Layers, n_layers: int) -> list[int]:
-    """The chosen layers in rising order.
-
-    Raises:
-        InterventionError: a layer that the model does not have, or none.
-    """
+    """The chosen layers in rising order; an ``InterventionError`` for one that the model lacks, or none."""
     if layers is None or isinstance(layers, slice):
         found = list(range(n_layers))[layers or slice(None)]
     else:
@@ -207,11 +203,7 @@ def write_sites(n_layers: int, layers: Layers = None) -> list[str]:
 
 
 def check_size(vectors: Tensor, model: Model) -> None:
-    """Refuse vectors of another width.
-
-    Raises:
-        DirectionError: their last axis is not d_model.
-    """
+    """Refuse vectors whose last axis is not d_model with a ``DirectionError``."""
     if vectors.shape[-1] != model.d_model:
         raise DirectionError(
             f"vectors of {vectors.shape[-1]} entries do not fit {model.name}, whose d_model is {model.d_model}"
@@ -233,11 +225,7 @@ class Where:
 
     @property
     def batch(self) -> Batch:
-        """The batch under way.
-
-        Raises:
-            InterventionError: the pass was not made by the wrapper, or its rows hold several prompts.
-        """
+        """The batch under way; an ``InterventionError`` in a pass of others, or whose rows hold several prompts."""
         if self.model.running is None:
             raise InterventionError(
                 f"{self.intervention.label} counts positions, which this pass does not know: run prompts through the "
@@ -271,11 +259,8 @@ class Where:
         return self._kept[place][1]
 
     def rows(self, values: Tensor, axis: int = 0) -> Tensor:
-        """Of values with one row per prompt (or one row for all), those of the batch under way.
-
-        Raises:
-            InterventionError: there are fewer rows than prompts.
-        """
+        """Of values with one row per prompt (or one row for all), those of the batch under way; too few rows are an
+        ``InterventionError``."""
         n, indices = values.shape[axis], self.batch.indices
         if n == 1 or indices == tuple(range(n)):
             return values
@@ -295,11 +280,7 @@ class Where:
         self.edited = found if self.edited is None else self.edited | found.to(self.edited.device)
 
     def check(self) -> None:
-        """Refuse an intervention that met none of its positions, or no token but massive ones.
-
-        Raises:
-            InterventionError: naming the positions.
-        """
+        """Raise an ``InterventionError`` where none of its positions was met, or no token but massive ones."""
         if self.edited is not None and not bool(self.edited):
             raise InterventionError(
                 f"{self.intervention.label}: every token was massive by the statistics' norms, so nothing changed: "

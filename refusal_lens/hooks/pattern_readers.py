@@ -16,7 +16,7 @@ from ..tensors import wide
 from .attention_readers import by_value_head
 from .base import Hooks, Model
 from .readers import Reader, vector_of
-from .readout import Readout
+from .readout import Readout, attention_write
 
 
 @dataclass(eq=False)
@@ -103,15 +103,9 @@ class WrittenPattern(Pattern):
     def _on_values(self, model: Model, layer: int, v: Tensor, hook: Any) -> None:
         v, r = by_value_head(v, hook, model.d_head), self.readout.vector
         weights = model.backend.output_weight(layer).detach().to(r)
-        norm = model.backend.post_norm(layer, "attn")
         shared = len(weights) // v.shape[2]
         for head in (head for other, head in self.heads if other == layer):
-            out, mine = weights[head], wide(v[:, :, head // shared]).to(r)
-            if norm is None:
-                out = out * model.backend.write_scale
-            else:
-                out = out - out.mean(-1, keepdim=True) if norm.centred else out
-                out = out if norm.weight is None else out * norm.weight.to(out)
+            out, mine = attention_write(model, layer, weights[head]), wide(v[:, :, head // shared]).to(r)
             self.sizes[layer, head] = (mine @ out).norm(dim=-1), mine @ self.readout.heads[layer, head]
 
     def _on_scale(self, layer: int, s: Tensor, hook: Any) -> None:

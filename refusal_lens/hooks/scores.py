@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import ModelError
 from ..tensors import wide
 from .base import Hooks, Model
-from .readers import Reader, check_position
+from .readers import Reader, check_position, without_padding
 
 FORMS = ("half", "doubled", "adjacent", "interleaved")  # how checkpoints pair the entries that they rotate
 HOOKS = ("q", "k", "v", "q_normed", "k_normed", "cos", "sin", "attn_scores", "pattern")
@@ -86,11 +86,8 @@ def heads_apart(x: Tensor, hook: Any, d_head: int) -> Float[Tensor, "batch pos h
 
 
 def score_forms(model: Model) -> tuple[ScoreForm, ...]:
-    """How every layer scores, found and checked by a pass over one short prompt.
-
-    Raises:
-        ModelError: a layer without heads, or one whose scores are made in another way.
-    """
+    """How every layer scores, found and checked by a pass over one short prompt; a ``ModelError`` for a layer without
+    heads, or one whose scores are made in another way."""
     seen: list[dict[str, Tensor]] = [{} for _ in range(model.n_layers)]
     order: list[list[str]] = [[] for _ in seen]
 
@@ -233,21 +230,12 @@ class Scores(Reader[ScoreRows]):
         found = {}
         for key, x in self.now.items():
             x = x.expand(len(batch), *x.shape[1:]) if key.endswith((" cos", " sin")) else x
-            if self._by_source(key):
-                x = x.masked_fill(~batch.mask.view(*batch.mask.shape, *[1] * (x.ndim - 2)), 0)
-            found[key] = x
+            found[key] = without_padding(x, batch.mask) if self.token_axes(key) else x
         return found
 
-    @staticmethod
-    def _by_source(key: str) -> bool:
-        return not key.startswith("last ") and key.split()[-1] not in ("q", "q_normed")
-
-    def put(self, indices: Sequence[int], values: dict[str, Tensor]) -> None:
-        for key, x in values.items():
-            width = self.width if self._by_source(key) else x.shape[1]
-            if key not in self.rows:
-                self.rows[key] = x.new_zeros(self.n, width, *x.shape[2:], device="cpu")
-            self.rows[key][list(indices), width - x.shape[1] :] = x.cpu()
+    def token_axes(self, name: str) -> tuple[int, ...]:
+        """Of all but queries and what stands at the end."""
+        return () if name.startswith("last ") or name.split()[-1] in ("q", "q_normed") else (1,)
 
     def result(self) -> ScoreRows:
         found = []

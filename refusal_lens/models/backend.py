@@ -119,16 +119,8 @@ class Backend:
         start: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
         prefix_mask: Bool[Tensor, "batch prefix"] | None = None,
     ) -> Float[Tensor, "batch kept vocab"]:
-        """Logits of the last position, of some, or of all.
-
-        Args:
-            ids: left-padded token ids, without the prefix's tokens.
-            mask: True at real tokens.
-            last_only: a number for that many last positions; False for all.
-            prefix: keys and values of what stands before (see ``prefix_cache``), common to all rows or a row each.
-            prefix_mask: True at real tokens of the prefix, where it has padding.
-            start: (layer, resid_pre of that layer): earlier blocks are skipped.
-        """
+        """Logits of the last position, of some, or of all; arguments as in ``HookedChatModel.logits``: ``ids`` are
+        left-padded and without the prefix's, which is common to all rows or a row each."""
         raise NotImplementedError
 
     def own_attention(self) -> AbstractContextManager:
@@ -139,9 +131,7 @@ class Backend:
         """Say whether that attention gives the same bits, and so may run where nothing inside is hooked."""
 
     def prefix_cache(
-        self,
-        ids: Int[Tensor, "*batch pos"],
-        mask: Bool[Tensor, "batch pos"] | None = None,
+        self, ids: Int[Tensor, "*batch pos"], mask: Bool[Tensor, "batch pos"] | None = None
     ) -> PrefixCache:
         """Keys and values of ``ids`` at every layer, for ``logits(prefix=...)``; ``mask`` where rows have padding."""
         raise ModelError(f"{self.kind} has no prefix cache here; load a TransformerBridge (transformer-lens 4.3)")
@@ -157,14 +147,8 @@ class Backend:
         start: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
         prefix: SharedPrefix | None = None,
     ) -> Float[Tensor, "copy prompt vocab"]:
-        """Logits at (``row``, ``end``) of rows that hold several prompts, in ``copies`` (see ``packing``).
-
-        Args:
-            ids, positions, mask, row, end: of one copy, as in ``packing.Pack``.
-            copies: the batch is all rows of the first one, then of the second ...
-            start: (layer, resid_pre of that layer), of the whole batch.
-            prefix: takes the prefix's keys and values out of the first pass and puts them before every row.
-        """
+        """Logits at (``row``, ``end``) of rows that hold several prompts, in ``copies``: the batch is all rows of the
+        first one, then of the second ... The tensors are those of a ``packing.Pack``, ``start`` is of the batch."""
         raise ModelError(f"{self.kind} runs no packed prompts here; load a TransformerBridge (transformer-lens 4.3)")
 
     def attribution_patch(
@@ -205,11 +189,7 @@ class Backend:
         return f"blocks.{layer}.{name}", getattr(block, name, None)
 
     def writing_weights(self, name: str) -> list[WritingWeight]:
-        """Every parameter that writes to the residual stream, unchecked.
-
-        Raises:
-            ModelError: a layer of ``name`` whose output weights are not found.
-        """
+        """Every parameter that writes to the residual stream; a ``ModelError`` for a layer without known ones."""
         found = self._embedding_weights()
         for layer in range(self.n_layers):
             for part in ("attn", "mlp"):
@@ -303,11 +283,7 @@ class Backend:
         return self._norm(self.tl.ln_final, "ln_final")
 
     def post_norm(self, layer: int, part: str) -> NormWeights | None:
-        """The norm between a sublayer's output and the residual stream (Gemma 2 and 3, OLMo 2), or None.
-
-        Args:
-            part: "attn" or "mlp".
-        """
+        """The norm between what "attn" or "mlp" gives and the residual stream (Gemma 2 and 3, OLMo 2), or None."""
         name = {"attn": "ln1_post", "mlp": "ln2_post"}[part]
         module = getattr(self.blocks[layer], name, None)
         return None if module is None else self._norm(module, f"blocks.{layer}.{name}")

@@ -34,21 +34,20 @@ def plan(model: Model, tokens: Tokens, pack: bool = False) -> Iterator[Pass]:
     """The passes that all prompts need; with ``pack``, packed ones if they give the same results on this model."""
     if not pack or not packing_holds(model):
         for batch in length_batches(tokens):
-            yield Pass(batch, partial(_padded_logits, model, batch))
+            yield Pass(batch, partial(_padded_last, model, batch))
         return
     whole = pack_tokens(tokens, model.chat.pad_id)
     prefix = shared_prefix(whole)
     for some in whole.passes():
         rows = whole.rows(some)
-        yield Pass(rows, partial(packed_last, model, rows, prefix))
+        yield Pass(rows, partial(_packed_last, model, rows, prefix))
 
 
-def _padded_logits(model: Model, batch: Tokens) -> Tensor:
+def _padded_last(model: Model, batch: Tokens) -> Tensor:
     return model.backend.logits(batch.ids, batch.mask)[:, -1]
 
 
-def packed_last(model: Model, rows: Pack, prefix: SharedPrefix | None) -> Float[Tensor, "prompt vocab"]:
-    """Next-token logits of packed prompts."""
+def _packed_last(model: Model, rows: Pack, prefix: SharedPrefix | None) -> Tensor:
     return packed_logits(model, rows, prefix=prefix)[0]
 
 

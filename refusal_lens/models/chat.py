@@ -247,9 +247,6 @@ class ChatFormat:
         """What the template puts before and after a user turn, and where the turns before it stand in that.
 
         Each turn is replaced by a sentinel once: short ones may occur anywhere in the template's text.
-
-        Raises:
-            PromptError: the template drops or repeats a turn.
         """
         *turns, last = self.template.with_system([*earlier, {"role": "user", "content": _SENTINEL}])
         rendered = self.template.render([*turns, last])

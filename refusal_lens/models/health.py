@@ -39,11 +39,7 @@ def _foreign(handle: Any) -> bool:
 
 
 def check_unhooked(tl: Any, name: str) -> None:
-    """Refuse a model that someone else's hooks change: a context left open, or hooks added and forgotten.
-
-    Raises:
-        ModelError: naming the hook points.
-    """
+    """Refuse someone else's hooks, of a context left open or forgotten, with a ``ModelError`` that names them."""
     if names := active_hooks(tl):
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise ModelError(
@@ -54,11 +50,7 @@ def check_unhooked(tl: Any, name: str) -> None:
 
 @torch.no_grad()
 def check_weights(module: Any, name: str) -> None:
-    """Refuse NaN and infinite weights.
-
-    Raises:
-        ModelError: naming the first such parameter, by the checkpoint's own names.
-    """
+    """Refuse NaN and infinite weights with a ``ModelError`` that names the first parameter, as the checkpoint does."""
     for parameter, weight in module.named_parameters():
         if not weight.is_floating_point() or weight.is_meta:
             continue
@@ -72,11 +64,7 @@ def check_weights(module: Any, name: str) -> None:
 
 
 def check_activations(model: str, cached: Mapping[str, Tensor]) -> None:
-    """Refuse NaN and infinite activations.
-
-    Raises:
-        ModelError: naming the first such hook point, in the order given.
-    """
+    """Refuse NaN and infinite activations with a ``ModelError`` that names the first hook point."""
     for name, value in cached.items():
         if not torch.isfinite(value).all():
             raise ModelError(
@@ -92,16 +80,13 @@ def _few_tokens(model: Model) -> Any:
 
 
 def check_attention(model: Model) -> float:
-    """Verify that attention with hook points gives the same logits as the checkpoint's own code.
+    """Refuse attention with hook points that gives other logits than the checkpoint's own code, with a ``ModelError``.
 
     TransformerLens reimplements most architectures' attention: a wrong order of heads would show nowhere else. Where
     both give the same bits, the own code runs in passes that hook nothing inside.
 
     Returns:
         Relative length of the difference; 0 where the own code takes part in every pass, or does not run alone.
-
-    Raises:
-        ModelError: they differ.
     """
     tokens = _few_tokens(model)
     ours = model.logits(tokens).double()
@@ -122,14 +107,8 @@ def check_attention(model: Model) -> float:
 
 
 def check_writes(model: Model) -> float:
-    """Verify that resid_post = resid_pre + attn_out + mlp_out at every layer, and that it is the next resid_pre.
-
-    Returns:
-        The largest relative error.
-
-    Raises:
-        ModelError: naming the layer and hook where it fails.
-    """
+    """Verify that resid_post = resid_pre + attn_out + mlp_out at every layer, and that it is the next resid_pre; else a
+    ``ModelError`` that names the layer and hook. Returns the largest relative error."""
     sites = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
     names = [f"blocks.{layer}.{site}" for layer in range(model.n_layers) for site in sites]
     for name in names:

@@ -33,11 +33,7 @@ def fingerprint_of(backend: Any) -> str:
 
 
 def check_direction(model: Any, direction: Direction) -> None:
-    """Refuse a direction of another model or basis.
-
-    Raises:
-        DirectionError: with both identities in the message.
-    """
+    """Refuse a direction of another model or basis with a ``DirectionError`` that has both identities."""
     if direction.unit.shape != (model.d_model,):
         raise DirectionError(
             f"the direction has {direction.unit.shape[-1]} entries and {model.name} has d_model {model.d_model}: "
