@@ -257,15 +257,10 @@ class AttentionByRegion(Reader[Tensor]):
 
 
 class RegionShares(NamedTuple):
-    """A region's share <Y_region, Y> / |Y|² of what attention writes at the last position.
+    """A region's share <Y_region, Y> / |Y|² of what attention writes at the last position."""
 
-    Attributes:
-        layers: of all heads of a layer together.
-        top: of the chosen heads together.
-    """
-
-    layers: Float[Tensor, "layer prompt"]
-    top: Float[Tensor, "prompt"]
+    layers: Float[Tensor, "layer prompt"]  # of all heads of a layer together
+    top: Float[Tensor, "prompt"]  # of the chosen heads together
 
 
 @dataclass(eq=False)

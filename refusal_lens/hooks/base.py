@@ -238,13 +238,8 @@ class Where:
         return width == self.batch.ids.shape[1]
 
     def at(self, width: int, positions: Positions = None, keys: int | None = None) -> Bool[Tensor, "batch pos"] | None:
-        """Mask of the chosen positions among ``width`` tokens; None where there are none.
-
-        Args:
-            positions: others than the intervention's.
-            keys: mask this many keys and values instead, cached ones included, of which the last ``width`` are of this
-                pass.
-        """
+        """Mask of the intervention's (or other) positions among ``width`` tokens, or among ``keys`` keys and values,
+        cached ones included, of which the last ``width`` are of this pass; None where there are none."""
         batch, wanted = self.batch, self.intervention.positions if positions is None else positions
         place = (width, keys, str(wanted))
         if place not in self._kept or self._kept[place][0] is not batch:

@@ -152,13 +152,7 @@ class LayerEdit:
         device: torch.device,
         note: Callable[[Tensor], None] | None = None,
     ) -> LayerEdit:
-        """Prepare a layer.
-
-        Args:
-            rows: directions, float64.
-            apart: each row is an edit of its own (candidates); else the edit removes all of them.
-            device: where the activations will be.
-        """
+        """Prepare a layer; with ``apart`` each row is an edit of its own (candidates), else it removes all of them."""
         measure = weighted(rows, form, statistics, layer)
         if form.metric == "plain":  # rows of length 1, at right angles where they act together
             pass

@@ -33,11 +33,8 @@ def optional_weight(module: Any, name: str) -> Tensor | None:
 class Backend:
     """A TransformerLens model as the wrapper uses it. Between two passes the model is as its owner left it.
 
-    Args:
-        tl: the TransformerLens model.
-
     Attributes:
-        tl: the same.
+        tl: the TransformerLens model.
         module: the module that holds its weights, under the checkpoint's own names where it has them.
         kind: name of the TransformerLens class, for results.
         supports_prefix: whether keys and values of a prefix can be computed once and shared.

@@ -203,11 +203,7 @@ class RestartedPack:
         return found
 
     def logits(self, copies: int = 1, start: int = 0) -> Iterator[tuple[Pack, Float[Tensor, "copy prompt vocab"]]]:
-        """Some rows and their logits in ``copies``, under the active interventions.
-
-        Args:
-            start: restart at this layer, which ``before`` kept.
-        """
+        """Some rows and their logits in ``copies``, under the active interventions, from layer ``start`` on."""
         prefix = shared_prefix(self.pack)
         for some in self.pack.passes(copies):
             rows = self.pack.rows(some)

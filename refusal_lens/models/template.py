@@ -237,11 +237,8 @@ class Template:
         return next((begin for begin, _ in self.markers if tail.endswith(begin)), "")
 
     def turn_end(self) -> tuple[set[int], str]:
-        """What ends the model's turn in a conversation: a token of the tokenizer's own kind, else text.
-
-        Returns:
-            (ids, text): one id and "", or no id and the text, or neither where the template shows none.
-        """
+        """What ends the model's turn in a conversation: one id (a token of the tokenizer's own kind) and "", else no id
+        and the text, or neither where the template shows none."""
         turns = [("user", "x"), ("assistant", _REPLY), ("user", _NEXT)]
         messages = [{"role": role, "content": content} for role, content in turns]
         for n in (2, 3):

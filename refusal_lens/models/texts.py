@@ -112,11 +112,8 @@ def scored_batches(model: HookedChatModel, texts: Sequence[Scored]) -> Iterator[
 def predictions(
     read: Callable[[int], Tensor], tokens: Tokens, texts: Sequence[Scored]
 ) -> Iterator[tuple[Float[Tensor, "n vocab"], Int[Tensor, "n"]]]:
-    """Of each text of a batch, the logits that predict the tokens that count, and these tokens.
-
-    Args:
-        read: number of last positions -> their logits.
-    """
+    """Of each text of a batch, the logits that predict the tokens that count, and these tokens; ``read`` gives the
+    logits of a number of last positions."""
     counts, end = [len(text.ids) - text.first for text in texts], tokens.ids.shape[1]
     logits = read(max(counts) + 1)
     for row, n in enumerate(counts):

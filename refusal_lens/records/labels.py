@@ -46,12 +46,8 @@ def as_heads(heads: Any) -> tuple[Head, ...]:
 
 
 def index_of(labels: Sequence[Any], label: Any, what: str, owner: str = "it") -> int:
-    """Position of ``label`` in ``labels``; a ``LabelError`` that lists these, where it is not among them.
-
-    Args:
-        what: noun for a label, for the error ("condition").
-        owner: what holds the labels, for the error.
-    """
+    """Position of ``label`` in ``labels``; a ``LabelError`` that lists these where it is not among them, by the noun
+    for a label ("condition") and what holds the labels."""
     if label in labels:
         return labels.index(label)
     raise LabelError(f"there is no {what} {label!r}; {owner} has {listed(labels)}")

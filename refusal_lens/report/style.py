@@ -272,12 +272,7 @@ def readable(condition: str) -> str:
 
 def finish(figure: Drawing, title: str, height: int = 380) -> Drawing:
     """Shared layout: a white ground, so that ink and colours are the same everywhere; the legend on top, or under
-    panels, whose headings need the room.
-
-    Args:
-        title: says what is shown without the text around the figure.
-        height: in pixels, with the title's.
-    """
+    panels, whose headings need the room; ``height`` in pixels, with that of the title, which says what is shown."""
     headings = [a for a in figure.layout.annotations if a.yref == "paper" and a.yanchor == "bottom"]
     lines = max((a.text.count("<br>") + 1 for a in headings), default=0)
     for heading in headings:
@@ -285,14 +280,7 @@ def finish(figure: Drawing, title: str, height: int = 380) -> Drawing:
     top, bottom = TITLE + max(30, 10 + 18 * lines), 60
     inner = height - top - bottom
     figure.update_layout(
-        title={
-            "text": title,
-            "x": 0,
-            "y": 1,
-            "yanchor": "top",
-            "font": {"size": 15},
-            "pad": {"t": 12, "l": 8},
-        },
+        title={"text": title, "x": 0, "y": 1, "yanchor": "top", "font": {"size": 15}, "pad": {"t": 12, "l": 8}},
         height=height,
         margin={"l": 60, "r": 20, "t": top, "b": bottom},
         paper_bgcolor="#fff",
