@@ -33,10 +33,9 @@ def every_head(model: Model) -> tuple[Head, ...]:
 def random_heads(model: Model, heads: Sequence[Head], rng: Random) -> tuple[Head, ...]:
     """As many heads of the same layers, none of them named; fewer where a layer has no others left."""
     drawn: list[Head] = []
-    for layer in sorted({layer for layer, _ in heads}):
-        wanted = sum(1 for other, _ in heads if other == layer)
-        free = [head for head in range(model.n_heads) if (layer, head) not in heads]
-        drawn += [(layer, head) for head in sorted(rng.sample(free, min(wanted, len(free))))]
+    for layer, named in sorted(by_layer(heads).items()):
+        free = [head for head in range(model.n_heads) if head not in named]
+        drawn += [(layer, head) for head in sorted(rng.sample(free, min(len(named), len(free))))]
     return tuple(drawn)
 
 

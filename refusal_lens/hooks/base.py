@@ -64,35 +64,28 @@ class Model(Protocol):
     @property
     def basis(self) -> str:
         """Basis of the residual stream."""
-        ...
 
     @property
     def fingerprint(self) -> str:
         """Digest of sizes and weights."""
-        ...
 
     def check_direction(self, direction: Any) -> None:
         """Refuse a direction of another model or basis."""
 
     def hooks(self, *interventions: Any) -> AbstractContextManager:
         """Interventions active inside."""
-        ...
 
     def tokenize(self, prompts: Any, suffixes: Any = None) -> Any:
         """Tokens of chat-formatted prompts."""
-        ...
 
     def logits(self, tokens: Any) -> Any:
         """Logits of a batch."""
-        ...
 
     def cache(self, tokens: Any, names: Any) -> dict[str, Any]:
         """Activations at the named hook points."""
-        ...
 
     def writing_weights(self) -> list[Any]:
         """Every parameter that writes to the residual stream."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,9 @@ class Pattern(Reader[list[Tensor]]):
         return self._by_prompt(batch, torch.stack([self.kept[head].cpu() for head in self.heads], 1))
 
     @staticmethod
-    def _by_prompt(batch: Any, whole: Float[Tensor, "batch *of dest src"], name: str = "") -> dict[str, Tensor]:
+    def _by_prompt(batch: Any, whole: Float[Tensor, "batch *of dest src"]) -> dict[str, Tensor]:
         lengths = batch.lengths.tolist()
-        return {f"{name}{i}": x[..., -n:, -n:].clone() for i, (x, n) in enumerate(zip(whole, lengths, strict=True))}
+        return {str(i): x[..., -n:, -n:].clone() for i, (x, n) in enumerate(zip(whole, lengths, strict=True))}
 
     def put(self, indices: Sequence[int], values: dict[str, Tensor]) -> None:
         for name, x in values.items():

@@ -28,11 +28,6 @@ class NormWeights:
     bias: Float[Tensor, "d_model"] | None
     centred: bool
 
-    def unscaled(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """``x`` through it, but for the scale and the bias."""
-        x = x - x.mean(-1, keepdim=True) if self.centred else x
-        return x if self.weight is None else x * self.weight.to(x)
-
 
 def through_norm(vector: Float[Tensor, "*batch d_model"], norm: NormWeights) -> Float[Tensor, "*batch d_model"]:
     """``u`` such that norm(x) · vector = x · u / scale + bias · vector."""
@@ -43,7 +38,10 @@ def through_norm(vector: Float[Tensor, "*batch d_model"], norm: NormWeights) -> 
 def attention_write(model: Model, layer: int, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
     """What attention's output ``x`` adds to the stream, but for a post-norm's scale and bias."""
     norm = model.backend.post_norm(layer, "attn")
-    return x * model.backend.write_scale if norm is None else norm.unscaled(x)
+    if norm is None:
+        return x * model.backend.write_scale
+    x = x - x.mean(-1, keepdim=True) if norm.centred else x
+    return x if norm.weight is None else x * norm.weight.to(x)
 
 
 class BeforeWrite(NamedTuple):

@@ -125,20 +125,15 @@ def _form(model: Model, layer: int, seen: dict[str, Tensor], order: list[str]) -
             q, k = (found.effective(seen[n], seen.get(f"{n}_normed"), seen.get("cos"), seen.get("sin")) for n in "qk")
         except RuntimeError:  # a form whose pairs do not fit
             continue
-        gap = scores_of(found, q[:, -1], k) - seen["attn_scores"][:, :, -1].to(q)
+        gap = found.capped(products(found, q[:, -1], k)) - seen["attn_scores"][:, :, -1].to(q)
         # A bias by position (ALiBi) is a line; anything else shows in a later pass, where two texts are compared.
         bend = gap if gap.shape[-1] < 3 else gap.diff(dim=-1).diff(dim=-1)
         gaps[form] = float(bend.abs().max())
     return ScoreForm(frozenset(fired), norm_last, min(gaps, key=gaps.__getitem__), scale, cap, sinks)
 
 
-def scores_of(form: ScoreForm, q: Float[Tensor, "batch head d"], k: Float[Tensor, "batch src kv d"]) -> Tensor:
-    """Scores of one query per prompt after the cap, [batch, head, src], without bias and mask."""
-    return form.capped(products(form, q, k))
-
-
 def products(form: ScoreForm, q: Float[Tensor, "batch head d"], k: Float[Tensor, "batch src kv d"]) -> Tensor:
-    """The same before the cap, which are linear in both."""
+    """Scores of one query per prompt before the cap, [batch, head, src], without bias and mask: linear in both."""
     grouped = q.unflatten(1, (k.shape[2], -1))
     return form.scale * torch.einsum("bkgd,bskd->bkgs", grouped, k).flatten(1, 2)
 

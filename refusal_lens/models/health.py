@@ -18,24 +18,20 @@ SUM_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, 
 
 def active_hooks(tl: Any) -> tuple[str, ...]:
     """Hook points of a TransformerLens model that have a function on them, one name each."""
-    found = {id(point): name for name, point in tl.hook_dict.items() if any(map(_foreign, _handles(point)))}
-    return tuple(found.values())
+    return tuple({id(point): name for name, point in tl.hook_dict.items() if _foreign(point)}.values())
 
 
 def n_hooks(tl: Any) -> int:
     """Number of functions on the hook points of a TransformerLens model, without its own."""
-    points = {id(point): point for point in tl.hook_dict.values()}
-    return sum(_foreign(handle) for point in points.values() for handle in _handles(point))
+    return sum(_foreign(point) for point in {id(point): point for point in tl.hook_dict.values()}.values())
 
 
-def _handles(point: Any) -> list[Any]:
-    return [*point.fwd_hooks, *point.bwd_hooks]
-
-
-def _foreign(handle: Any) -> bool:
-    """Whether a hook is anyone's but TransformerLens's own, which joins hook points of OPT's and others' MLPs."""
-    module = getattr(getattr(handle, "user_hook", None), "__module__", "")
-    return not (handle.is_permanent and str(module).startswith("transformer_lens."))
+def _foreign(point: Any) -> int:
+    """Number of hooks but TransformerLens's own, which join hook points of OPT's and others' MLPs."""
+    handles = [*point.fwd_hooks, *point.bwd_hooks]
+    modules = [str(getattr(getattr(h, "user_hook", None), "__module__", "")) for h in handles]
+    own = [h.is_permanent and name.startswith("transformer_lens.") for h, name in zip(handles, modules, strict=True)]
+    return own.count(False)
 
 
 def check_unhooked(tl: Any, name: str) -> None:

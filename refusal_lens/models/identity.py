@@ -11,15 +11,11 @@ from ..records.direction import Direction
 
 def basis_of(tl: Any, backend: Any) -> str:
     """ "raw" for the model's own basis; processing that rotates or centres it gives another name."""
-    centred = backend.processed() or _writes_are_centred(backend)
+    rows = backend.embed_weight()[:256].float()
+    centred = backend.processed() or bool(rows.mean(-1).abs().max() < 1e-5 * rows.abs().max())
     norm = str(getattr(tl.cfg, "normalization_type", "") or "")
     # Centring changes nothing that an RMS-norm model's residual stream holds by default.
     return "centred" if centred and not norm.upper().startswith("RMS") else "raw"
-
-
-def _writes_are_centred(backend: Any) -> bool:
-    rows = backend.embed_weight()[:256].float()
-    return bool(rows.mean(-1).abs().max() < 1e-5 * rows.abs().max())
 
 
 def fingerprint_of(backend: Any) -> str:

@@ -7,8 +7,6 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from . import style
-
 
 def figure_frame(figure: go.Figure) -> pd.DataFrame:
     """One row per point or cell of every trace: trace, x, y, z, error bars, text; empty columns are left out."""
@@ -43,7 +41,7 @@ def _cells(trace: Any, name: str) -> list[dict[str, Any]]:
             "x": x[j],
             "y": y[i],
             "z": value,
-            "text": style.one_line(text[i][j]) if text and isinstance(text[i], (tuple, list)) else None,
+            "text": text[i][j].replace("<br>", " ") if text and isinstance(text[i], (tuple, list)) else None,
         }
         for i, row in enumerate(z)
         for j, value in enumerate(row)

@@ -297,11 +297,6 @@ def finish(figure: Drawing, title: str, height: int = 380) -> Drawing:
     return figure
 
 
-def one_line(text: str) -> str:
-    """Plotly's line breaks as spaces: for tables."""
-    return text.replace("<br>", " ")
-
-
 def plot_refusal_rates(rates: Mapping[str, Mapping[str, Rate]], title: str = "Refusal rates by condition") -> Drawing:
     """Refusal rates with 95% intervals: one group per prompt set, one bar per condition, placebos hatched (paper
     Figs. 1 and 3)."""
