@@ -19,37 +19,20 @@ from .drawing import TITLE, Drawing
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PINK, SKY, YELLOW, GREY = "#CC79A7", "#56B4E9", "#F0E442", "#7F7F7F"
 CONDITION_COLOURS = {
-    "harmful": RED,
-    "harmless": BLUE,
-    "baseline": GREY,
-    "ablation": GREEN,
-    "random_ablation": SKY,
-    "addition": ORANGE,
-    "random_addition": YELLOW,
-    "subtraction": PINK,
-    "random_subtraction": "#E8C6D8",
-    "orthogonalized": BLUE,
-    "random_orthogonalized": "#9CC7E4",
-    "false_refusal_ablation": BLUE,
-    "random_false_refusal_ablation": "#9CC7E4",
-    "adversarial": ORANGE,
-    "random_suffix": SKY,
-    "plain": RED,
-    "suffix": ORANGE,
-    "random": SKY,
-    "random direction": GREY,
-    "shuffled": PINK,
-    "direction": GREEN,
-    "matched": YELLOW,
-    "heads": GREEN,
-    "random_heads": SKY,
-    "placebo": GREY,
-    "refused": RED,
-    "answered": BLUE,
-    "off topic or empty": YELLOW,
-    "degenerate": GREY,
-    "moved": ORANGE,
-    "changed": BLUE,
+    condition: tint
+    for tint, conditions in {
+        RED: ("harmful", "plain", "refused"),
+        BLUE: ("harmless", "orthogonalized", "false_refusal_ablation", "answered", "changed"),
+        GREEN: ("ablation", "direction", "heads"),
+        ORANGE: ("addition", "adversarial", "suffix", "moved"),
+        PINK: ("subtraction", "shuffled"),
+        SKY: ("random_ablation", "random_suffix", "random", "random_heads"),
+        YELLOW: ("random_addition", "matched", "off topic or empty"),
+        GREY: ("baseline", "random direction", "placebo", "degenerate"),
+        "#9CC7E4": ("random_orthogonalized", "random_false_refusal_ablation"),
+        "#E8C6D8": ("random_subtraction",),
+    }.items()
+    for condition in conditions
 }
 REGION_COLOURS = {"bos": GREY, "template_pre": SKY, "instruction": BLUE, "suffix": ORANGE, "template_post": GREEN}
 CYCLE = (BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY)
