@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..records.labels import Head
 from ..tensors import wide
-from .attention_readers import by_value_head
+from .attention_readers import heads_apart
 from .base import Hooks, Model
 from .readers import Reader, vector_of
 from .readout import Readout, attention_write
@@ -101,7 +101,7 @@ class WrittenPattern(Pattern):
         return found
 
     def _on_values(self, model: Model, layer: int, v: Tensor, hook: Any) -> None:
-        v, r = by_value_head(v, hook, model.d_head), self.readout.vector
+        v, r = heads_apart(v, hook, model.d_head), self.readout.vector
         weights = model.backend.output_weight(layer).detach().to(r)
         shared = len(weights) // v.shape[2]
         for head in (head for other, head in self.heads if other == layer):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..tensors import wide
+from .attention_readers import heads_apart
 from .base import Hooks, Model
 from .readers import Reader, check_position, without_padding
 
@@ -78,13 +79,6 @@ def rotated(
     return torch.cat([head * cos[:, :, None].to(head) + other * sin[:, :, None].to(head), rest], -1)
 
 
-def heads_apart(x: Tensor, hook: Any, d_head: int) -> Float[Tensor, "batch pos head d"]:
-    """Queries, keys or values with heads on the third axis, float32 or better."""
-    if x.ndim == 4 and getattr(hook, "pos_dim", None) == 2:
-        x = x.transpose(1, 2)
-    return wide(x if x.ndim == 4 else x.unflatten(-1, (-1, d_head)))
-
-
 def score_forms(model: Model) -> tuple[ScoreForm, ...]:
     """How every layer scores, found and checked by a pass over one short prompt; a ``ModelError`` for a layer without
     heads, or one whose scores are made in another way."""
@@ -93,7 +87,7 @@ def score_forms(model: Model) -> tuple[ScoreForm, ...]:
 
     def see(layer: int, name: str, x: Tensor, hook: Any) -> None:
         own = name in ("q", "k", "v", "q_normed", "k_normed")
-        seen[layer][name] = heads_apart(x, hook, model.d_head) if own else wide(x)
+        seen[layer][name] = wide(heads_apart(x, hook, model.d_head) if own else x)
         order[layer].append(name)
 
     hooks: Hooks = []
@@ -218,7 +212,7 @@ class Scores(Reader[ScoreRows]):
         elif name in ("cos", "sin"):
             self.now[key] = wide(x.clone())
         else:
-            whole = heads_apart(x, hook, model.d_head)
+            whole = wide(heads_apart(x, hook, model.d_head))
             self.now[key] = (whole[:, self.pos] if name.startswith("q") else whole).clone()
 
     def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
