@@ -124,7 +124,7 @@ def diverging(limit: float, title: str = "") -> dict[str, Any]:
     return {**look, "colorbar": {"title": title}} if title else look
 
 
-def add_bars(figure: Drawing, x: Sequence[str], found: Sequence[Interval | Rate], name: str, **look: Any) -> None:
+def add_bars(figure: Drawing, x: Sequence[Any], found: Sequence[Interval | Rate], name: str, **look: Any) -> None:
     """Draw means as bars with their intervals; no bar where a mean is unknown."""
     heights = [None if i.mean != i.mean else i.mean for i in found]
     figure.add_bar(x=list(x), y=heights, error_y=error_bars(found), name=name, **look)
@@ -289,15 +289,9 @@ def plot_refusal_rates(rates: Mapping[str, Mapping[str, Rate]], title: str = "Re
         sets = [name for name in rates if condition in rates[name]]
         found = [rates[name][condition] for name in sets]
         axis = [sets, [readable(condition)] * len(sets)]
-        figure.add_bar(
-            x=axis,
-            y=[r.rate for r in found],
-            name=readable(condition),
-            marker=marker(condition, i),
-            error_y=error_bars(found),
-            customdata=[f"{r.low:.0%} to {r.high:.0%}, n = {r.n}" for r in found],
-            hovertemplate="%{x}: %{y:.1%}<br>95%: %{customdata}<extra></extra>",
-        )
+        hover = [f"{r.low:.0%} to {r.high:.0%}, n = {r.n}" for r in found]
+        look = {"customdata": hover, "hovertemplate": "%{x}: %{y:.1%}<br>95%: %{customdata}<extra></extra>"}
+        add_bars(figure, axis, found, readable(condition), marker=marker(condition, i), **look)
         figure.add_scatter(
             x=axis,
             y=[r.high for r in found],
