@@ -30,12 +30,9 @@ class Batch(Protocol):
     mask: Bool[Tensor, "batch pos"]
 
     @property
-    def spans(self) -> tuple[Any, ...]:
-        """Regions of each row."""
-
+    def spans(self) -> tuple[Any, ...]: ...
     @property
-    def indices(self) -> tuple[int, ...]:
-        """Where each row stands in its list of prompts."""
+    def indices(self) -> tuple[int, ...]: ...
 
 
 @runtime_checkable
@@ -54,38 +51,19 @@ class Model(Protocol):
     d_head: int
 
     @property
-    def device(self) -> Any:
-        """Where token ids go."""
-
+    def device(self) -> Any: ...
     @property
-    def dtype(self) -> Any:
-        """dtype of the weights."""
-
+    def dtype(self) -> Any: ...
     @property
-    def basis(self) -> str:
-        """Basis of the residual stream."""
-
+    def basis(self) -> str: ...
     @property
-    def fingerprint(self) -> str:
-        """Digest of sizes and weights."""
-
-    def check_direction(self, direction: Any) -> None:
-        """Refuse a direction of another model or basis."""
-
-    def hooks(self, *interventions: Any) -> AbstractContextManager:
-        """Interventions active inside."""
-
-    def tokenize(self, prompts: Any, suffixes: Any = None) -> Any:
-        """Tokens of chat-formatted prompts."""
-
-    def logits(self, tokens: Any) -> Any:
-        """Logits of a batch."""
-
-    def cache(self, tokens: Any, names: Any) -> dict[str, Any]:
-        """Activations at the named hook points."""
-
-    def writing_weights(self) -> list[Any]:
-        """Every parameter that writes to the residual stream."""
+    def fingerprint(self) -> str: ...
+    def check_direction(self, direction: Any) -> None: ...
+    def hooks(self, *interventions: Any) -> AbstractContextManager: ...
+    def tokenize(self, prompts: Any, suffixes: Any = None) -> Any: ...
+    def logits(self, tokens: Any) -> Any: ...
+    def cache(self, tokens: Any, names: Any) -> dict[str, Any]: ...
+    def writing_weights(self) -> list[Any]: ...
 
 
 @dataclass(frozen=True)
