@@ -73,7 +73,6 @@ def explore(
 
 
 def _suffixes(given: Path | None, model: str) -> str:
-    """The suffixes as Python."""
     if given is not None:
         return f"rl.SuffixSet.load({str(given.resolve())!r})"
     return "rl.SuffixSet.load(rl.organism.suffixes())" if model == "organism" else "()"

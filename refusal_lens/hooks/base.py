@@ -130,7 +130,6 @@ class Intervention:
         return ", ".join(parts)
 
     def _subject(self) -> str:
-        """What acts, for ``label``."""
         return ""
 
 

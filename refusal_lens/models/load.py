@@ -104,7 +104,6 @@ def _read(
     device_map: Any,
     facts: dict[str, Any],
 ) -> tuple[Any, Any]:
-    """Model and tokenizer from ``folder``."""
     gguf = facts["gguf_file"]
     if gguf:
         check_header(Path(folder) / gguf)
