@@ -118,7 +118,7 @@ def _swap(
         weight.module._parameters[weight.name] = edited[id(original)]
 
 
-def _projected(parameter: Tensor, direction: Float[Tensor, "d_model"], axis: int, share: float) -> Tensor:
+def _projected(parameter: Tensor, direction: Float[Tensor, "d_model"], axis: int, share: float = 1.0) -> Tensor:
     """W - share * r̂ r̂ᵀW along ``axis`` as a new tensor, a chunk at a time."""
     out = parameter.detach().clone()
     rows = out.movedim(axis, -1)
