@@ -99,7 +99,7 @@ class _Neurons(Kept[dict[int, tuple[Tensor, Tensor]]]):
         check_position(tokens, self.pos)
         self.where, self.names = at(self.pos), []
         self.post = {layer: f"{model.backend.part(layer, 'mlp')[0]}.hook_post" for layer in self.layers}
-        r = vector_of(model, self.direction).to(model.device, torch.promote_types(model.dtype, torch.float32))
+        r = vector_of(model, self.direction)
         self.readouts: dict[int, tuple[Tensor, float, float, str | None]] = {}
         for layer in self.layers:
             weight, before = model.backend.neuron_weight(layer), BeforeWrite.of(model, layer, "mlp", r)

@@ -55,13 +55,8 @@ def plot_components(record: ComponentContributions | DirectLogitAttribution, top
 def plot_sources(
     record: SourceContributions, prompt: int = 0, heads: Sequence[Head] | None = None, width: int = 12
 ) -> Drawing:
-    """The prompt as a strip of tokens, coloured by what each writes along r̂ at the destination.
-
-    Args:
-        prompt: which prompt.
-        heads: summed over these heads; all if None.
-        width: tokens per line.
-    """
+    """A prompt as a strip of tokens, ``width`` per line, coloured by what each writes along r̂ at the destination, all
+    ``heads`` together (every head if None)."""
     tokens = record.tokens[prompt]
     values = record.of_prompt(prompt, heads).tolist()
     masks = {name: record.region_mask(name)[prompt, -len(tokens) :].tolist() for name in record.regions}
@@ -79,11 +74,8 @@ def plot_sources(
 def plot_sources_by_region(
     record: SourceContributions, heads: Sequence[Head | str] | None = None, top: int = 8
 ) -> Drawing:
-    """Mean contribution of each region through each head, stacked: the bars of a head sum to its contribution.
-
-    Args:
-        heads: (layer, head) or "L12H7"; the ``top`` heads of largest mean contribution if None.
-    """
+    """Mean contribution of each region through each of ``heads`` (the ``top`` ones if None), stacked: the bars of a
+    head sum to its contribution."""
     means = record.by_region().mean(2)
     named = highest(means.sum(-1), top) if heads is None else tuple(as_head(head) for head in heads)
     values = {name: [float(means[(*head, i)]) for head in named] for i, name in enumerate(record.regions)}
@@ -188,17 +180,10 @@ def plot_lens(record: Lens) -> Drawing:
     """The tokens that each vector favours (right) and disfavours (left) most, coloured by their logits."""
     z, k = torch.cat([record.bottom, record.top.flip(-1)], 1), record.top.shape[1]
     words = [(*a, *b[::-1]) for a, b in zip(record.bottom_tokens, record.top_tokens, strict=True)]
-    look = {
-        **style.diverging(float(z.abs().max()) or 1.0, "logit"),
-        "textfont": {"size": 9},
-        "hovertemplate": "%{y}, %{text}: %{z:.2f}<extra></extra>",
-    }
+    look = {"texttemplate": "%{text}", "textfont_size": 9, "hovertemplate": "%{y}, %{text}: %{z:.2f}<extra></extra>"}
+    look |= {"xgap": 1, "ygap": 2, **style.diverging(float(z.abs().max()) or 1.0, "logit")}
     text = [[shortened(visible(word), 10) for word in row] for row in words]
-    figure = Drawing(
-        go.Heatmap(
-            z=z.tolist(), y=record.vectors, text=text, texttemplate="%{text}", xgap=1, ygap=2, **look, textfont_size=9
-        )
-    )
+    figure = Drawing(go.Heatmap(z=z.tolist(), y=record.vectors, text=text, **look))
     ticks = {"tickvals": [0, 2 * k - 1], "ticktext": ["disfavoured most", "favoured most"]}
     figure.update_xaxes(**ticks, showgrid=False, title_text="token")
     figure.update_yaxes(autorange="reversed", showgrid=False, title_text="vector")
@@ -262,11 +247,7 @@ def plot_head_tokens(record: SourceContributions, prompt: int, head: Head | str)
 @registered("pattern", AttentionPatterns)
 def plot_attention(record: AttentionPatterns, head: Head | str | None = None) -> Drawing:
     """Attention of one head (the first if None) on one prompt, from every token (rows) to every earlier one (columns);
-    more than ``MAX_TOKENS`` are grouped, and the title says so.
-
-    Raises:
-        LabelError: the record does not hold this head.
-    """
+    more than ``MAX_TOKENS`` are grouped, and the title says so."""
     label = record.labels[0] if head is None else head_label(*as_head(head))
     place = index_of(record.labels, label, "head", "AttentionPatterns")
     values, tokens, notice = thinned(record.values[place].float(), record.tokens)

@@ -1,6 +1,5 @@
 """Which tokens a head's contribution comes from, and how the direction moves across tokens and layers."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from ..data.prompts import PromptsLike, as_prompts
 from ..engines.base import Engine
 from ..errors import PromptError
+from ..hooks.attention import every_head
 from ..hooks.attention_readers import Sources
 from ..hooks.pattern_readers import Pattern, WrittenPattern
 from ..hooks.readers import EveryToken
@@ -125,14 +125,10 @@ def attention_patterns(
 
 
 def known_heads(model: HookedChatModel, heads: Any) -> tuple[Head, ...]:
-    """(layer, head) pairs, each checked to be a head of the model.
-
-    Raises:
-        LabelError: one that it does not have.
-    """
-    named, every = as_heads(heads), list(itertools.product(range(model.n_layers), range(model.n_heads)))
+    """(layer, head) pairs, each a head of the model; a ``LabelError`` for one that it does not have."""
+    named, every = as_heads(heads), [head_label(*head) for head in every_head(model)]
     for head in named:
-        index_of([head_label(*other) for other in every], head_label(*head), "head", model.name)
+        index_of(every, head_label(*head), "head", model.name)
     return named
 
 

@@ -204,15 +204,10 @@ class Lens(Record, axes={"vector": "vectors"}):
 
     def to_frame(self) -> pd.DataFrame:
         """One row per vector and rank: the favoured token with its logit, and the disfavoured one."""
-        grid = itertools.product(range(len(self.vectors)), range(self.top.shape[1]))
-        return pd.DataFrame(
-            {
-                "vector": self.vectors[i],
-                "rank": j,
-                "token": self.top_tokens[i][j],
-                "logit": float(self.top[i, j]),
-                "disfavoured": self.bottom_tokens[i][j],
-                "its_logit": float(self.bottom[i, j]),
-            }
-            for i, j in grid
-        )
+        columns = (self.top_tokens, self.top.tolist(), self.bottom_tokens, self.bottom.tolist())
+        rows = [
+            (vector, rank, *cells)
+            for vector, *own in zip(self.vectors, *columns, strict=True)
+            for rank, cells in enumerate(zip(*own, strict=True))
+        ]
+        return pd.DataFrame(rows, columns=["vector", "rank", "token", "logit", "disfavoured", "its_logit"])

@@ -17,6 +17,7 @@ from ..data.prompts import PromptsLike
 from ..errors import SettingError
 from ..hooks.base import check_size
 from ..hooks.readers import Cache, vector_of
+from ..hooks.readout import attention_write
 from ..models.model import HookedChatModel
 from ..records.direction import DirectionLike, as_direction
 from ..records.labels import Head, head_label
@@ -66,8 +67,7 @@ def lens(
     rows = [vector_of(model, vector) for vector in named.values()]
     for row in rows:
         check_size(row, model)
-    dtype = torch.promote_types(model.dtype, torch.float32)
-    every = torch.stack([x.to(model.device, dtype) for x in (*rows, *random_units(n_random, model.d_model))])
+    every = torch.stack([*rows, *random_units(n_random, model.d_model).to(rows[0])])
     if through is not None:
         every = _transported(model, through, every, layer, named)
     logits = _logits(model, every, n_vocab)
@@ -130,11 +130,5 @@ def head_writes(
         if layer in scales:
             z = z / wide(kept[scales[layer]]).reshape(-1, 1)
         write = z.mean(0).to(model.device) @ model.backend.output_weight(layer)[head].detach().to(model.device, z.dtype)
-        norm = norms[layer]
-        if norm is None:
-            write = write * model.backend.write_scale
-        else:
-            write = write - write.mean() if norm.centred else write
-            write = write if norm.weight is None else write * norm.weight.to(write)
-        found[head_label(layer, head)] = write.cpu()
+        found[head_label(layer, head)] = attention_write(model, layer, write).cpu()
     return found

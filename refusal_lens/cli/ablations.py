@@ -1,21 +1,17 @@
 """``refusal-lens ablations MODEL --direction RUN``: every form of ablation beside its placebos."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Column
 
-from .options import OfRunDevice, OfRunDtype
-from .terminal import LATEST, LogJson, Quiet, bars, console, load_like, log, say
+from .options import OfRun, OfRunDevice, OfRunDtype, OfRunModel
+from .terminal import LATEST, LogJson, Quiet, bars, load_like, log, say, show_table
 
 
 def ablations(
-    model: Annotated[str | None, typer.Argument(help="Hub id, folder or .gguf; by default the model of RUN.")] = None,
-    direction: Annotated[
-        Path, typer.Option(help="Result folder of `refusal-lens run`: its direction, prompts and refusal tokens.")
-    ] = LATEST,
+    model: OfRunModel = None,
+    direction: OfRun = LATEST,
     form: Annotated[
         list[str] | None, typer.Option(help="paper, stream, affine, scaled or oblique; repeatable (default: all).")
     ] = None,
@@ -67,14 +63,12 @@ def ablations(
         path = found.save(study.folder / "ablations")
     one = found.test[0]
     title = f"ablation of {found.direction.label} on {one.harmful.n} harmful, {one.kl.n} harmless test prompts"
-    names = ("form", "along", "metric, harmful", "KL", "refused in replies")
-    shown = Table(*(Column(name, no_wrap=True) for name in names), title=escape(title))
+    names = [Column(name, no_wrap=True) for name in ("form", "along", "metric, harmful", "KL", "refused in replies")]
     rows = [(e.form, e.along, e.harmful, f"{e.kl.mean:.2g}", e.refused) for e in found.test]
-    for values in (("none", "", found.harmful, "", found.refused), *rows):
-        shown.add_row(*(escape("" if value is None else str(value).partition(" (n")[0]) for value in values))
+    rows = [("none", "", found.harmful, "", found.refused), *rows]
     log.write({"event": "result", "forms": found.to_frame().to_dict("records"), "recommended": found.recommended})
     if not quiet:
-        console.print(shown)
+        show_table(names, [["" if x is None else str(x).partition(" (n")[0] for x in row] for row in rows], title)
         for name in found.forms:
             say(name, found.verdict(name) or "nothing speaks against it")
         for name, why in found.left_out.items():

@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from .options import Model
-from .terminal import LogJson, Quiet, bars, console, log, say
+from .terminal import LogJson, Quiet, bars, log, say, show_table
 
 
 def certify(
@@ -39,13 +37,13 @@ def certify(
         with progress("certify", 0):
             found = measure(loaded, float64=float64)
     columns = ("identity", "result", f"largest relative error, {found.dtype}", "limit", "in float64", "note")
-    table = Table(*columns, title=escape(f"{found.model}, {found.backend}, {found.dtype}"))
+    rows = []
     for i in found.identities:
         numbers = ["-" if math.isnan(x) else f"{x:.2g}" for x in (i.relative, i.tolerance, i.relative64)]
-        table.add_row(escape(i.name), i.result, *numbers, escape(i.note))
+        rows.append((i.name, i.result, *numbers, i.note))
     log.write({"event": "result", "passed": found.passed, "identities": list(found.identities)})
     if not quiet:
-        console.print(table)
+        show_table(columns, rows, f"{found.model}, {found.backend}, {found.dtype}")
     if out is not None:
         say("certificate", found.save(out))
     if not found.passed:

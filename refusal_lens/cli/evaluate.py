@@ -4,14 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from ..behaviour.judges.naming import FORMS
 from ..errors import PromptError
 from ..records.labels import CONDITIONS
 from .options import OfRunDevice, OfRunDtype
-from .terminal import LogJson, Quiet, bars, console, error_console, load_like, log, say
+from .terminal import LogJson, Quiet, bars, error_console, load_like, log, say, show_table
 
 
 def evaluate(
@@ -82,14 +80,14 @@ def evaluate(
             allow_gap=allow_gap,
             progress=progress,
         )
-    columns = ("prompts", "condition", "judge", "refused or safe", "95% interval", "n")
-    shown = Table(*columns, title=escape(f"{table.model}: direction at {table.direction.label}"))
-    for (name, what, who), r in table.rates.items():
-        interval = f"{r.low:.0%} to {r.high:.0%}"
-        shown.add_row(escape(name), what.replace("_", " "), escape(who), f"{r.rate:.0%}", interval, str(r.n))
     log.write({"event": "result", "rates": table.to_frame().to_dict("records")})
     if not quiet:
-        console.print(shown)
+        columns = ("prompts", "condition", "judge", "refused or safe", "95% interval", "n")
+        rows = (
+            (name, what.replace("_", " "), who, f"{r.rate:.0%}", f"{r.low:.0%} to {r.high:.0%}", str(r.n))
+            for (name, what, who), r in table.rates.items()
+        )
+        show_table(columns, rows, f"{table.model}: direction at {table.direction.label}")
         for a in table.agreements:
             shares = f"agree on {a.agreed}, Cohen's kappa {a.kappa:.2f}, {len(a.disagreements)} disagreements"
             say(f"{a.first} and {a.second}", shares)

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import SettingError
-from .options import OfRunDevice, OfRunDtype
-from .terminal import LATEST, say
+from .options import OfRun, OfRunDevice, OfRunDtype, OfRunModel
+from .terminal import LATEST, loading_of, say
 
 CELLS = (
     "import refusal_lens as rl",
@@ -26,10 +26,8 @@ suffixes = {suffixes}""",
 
 
 def explore(
-    model: Annotated[str | None, typer.Argument(help="Hub id, folder or .gguf; by default the model of RUN.")] = None,
-    direction: Annotated[
-        Path, typer.Option(help="Result folder of `refusal-lens run`: its direction, prompts and refusal tokens.")
-    ] = LATEST,
+    model: OfRunModel = None,
+    direction: OfRun = LATEST,
     suffixes: Annotated[
         Path | None, typer.Option(help="Suffixes to pick from, as for `hijack` (default: for the organism, its own).")
     ] = None,
@@ -59,10 +57,7 @@ def explore(
             extra = "voila" if module == "voila" else "'refusal-lens[notebooks]'"
             raise SettingError(f"{module} is not installed: pip install {extra}")
     study = Study(direction)
-    settings, chat = study.provenance["settings"], study.provenance["model"].get("chat")
-    given = {"dtype": dtype or settings.get("dtype"), "device": device or settings.get("device")}
-    options = {"device_map": settings.get("device_map"), **(chat or {"system": settings.get("system")}), **given}
-    name = model or settings["model"]
+    options, name = loading_of(study, dtype, device), model or study.provenance["settings"]["model"]
     texts = {
         "folder": str(study.folder.resolve()),
         "model": str(Path(name).resolve()) if Path(name).exists() else name,
@@ -78,7 +73,6 @@ def explore(
 
 
 def _suffixes(given: Path | None, model: str) -> str:
-    """The suffixes as Python."""
     if given is not None:
         return f"rl.SuffixSet.load({str(given.resolve())!r})"
     return "rl.SuffixSet.load(rl.organism.suffixes())" if model == "organism" else "()"

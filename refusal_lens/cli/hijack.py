@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from .options import Address, EngineName, Model, OfRunDevice, OfRunDtype, Workers
+from .options import Address, EngineName, Model, OfRun, OfRunDevice, OfRunDtype, Workers
 from .terminal import LATEST, LogJson, Quiet, bars, console, error_console, load_like, log, say
 
 N_CHOOSE = 32  # prompts that choose the top heads: validation prompts of RUN, then, where these are few, training ones
@@ -26,9 +26,7 @@ def hijack(
         Path | None,
         typer.Option(help="Suffixes: .jsonl, .csv, .txt, nanoGCG or JailbreakBench .json (default: the organism's)."),
     ] = None,
-    direction: Annotated[
-        Path, typer.Option(help="Result folder of `refusal-lens run`: its direction, prompts and refusal tokens.")
-    ] = LATEST,
+    direction: OfRun = LATEST,
     out: Annotated[Path | None, typer.Option(help="Result folder; by default `suffixes` in RUN.")] = None,
     kind: Annotated[str, typer.Option(help="Kind of suffixes, where the file gives none.")] = "adversarial",
     column: Annotated[list[str] | None, typer.Option(help="Column names: suffix=NAME, kind=NAME, score=NAME.")] = None,

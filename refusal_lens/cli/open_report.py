@@ -12,11 +12,8 @@ from .terminal import LATEST, console
 
 
 def report_path(target: Path) -> Path:
-    """Find the page of ``target``: a .html file itself, or ``report.html`` of a result folder (rendered if missing).
-
-    Raises:
-        ResultError: there is neither.
-    """
+    """The page of ``target``: a .html file itself, or ``report.html`` of a result folder (rendered if missing); a
+    ``ResultError`` where there is neither."""
     if target.is_file() and target.suffix == ".html":
         return target
     for name in ("report.html", "index.html"):

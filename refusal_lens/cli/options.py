@@ -17,6 +17,10 @@ Address = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Ray workers, each with a model (default: as many as fit).")]
 Model = Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or 'organism' (the embedded model).")]
+OfRun = Annotated[
+    Path, typer.Option(help="Result folder of `refusal-lens run`: its direction, prompts and refusal tokens.")
+]
+OfRunModel = Annotated[str | None, typer.Argument(help="Hub id, folder or .gguf; by default the model of RUN.")]
 OfRunDtype = Annotated[str | None, typer.Option(help="float32, bfloat16 ... (default: RUN's).")]
 OfRunDevice = Annotated[str | None, typer.Option(help="cpu, cuda ... (default: RUN's).")]
 

@@ -10,7 +10,7 @@ from rich.table import Column, Table
 
 from ..study.config import StudyConfig
 from .options import Address, EngineName, Out, Workers, takes_settings
-from .terminal import LATEST, LogJson, Quiet, bars, console, log, say
+from .terminal import LATEST, LogJson, Quiet, bars, console, log, say, show_table
 
 
 @takes_settings
@@ -78,13 +78,13 @@ def _show_stages(config: StudyConfig, out: Path) -> None:
 
     states = stage_states(config, out)
     numbers = (Column(name, justify="right") for name in ("seconds", "passes", "tokens"))
-    table = Table("stage", "state", *numbers, "settings", title=escape(str(out)))
+    rows = []
     for s in states:
         settings = ", ".join(f"{name}={value}" for name, value in s.settings.items())
         settings += f" (now {'; '.join(s.changed)})" if s.changed else ""
-        table.add_row(s.name, escape(s.state), *cost_cells((s.seconds, s.passes, s.tokens)), escape(settings))
+        rows.append((s.name, s.state, *cost_cells((s.seconds, s.passes, s.tokens)), settings))
     log.write({"event": "stages", "stages": [vars(s) for s in states]})
-    console.print(table)
+    show_table(("stage", "state", *numbers, "settings"), rows, str(out))
 
 
 def findings(summary: dict[str, Any]) -> Table:

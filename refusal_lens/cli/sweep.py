@@ -4,11 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from .options import Address, EngineName, Workers
-from .terminal import LogJson, Quiet, bars, console, log, say
+from .terminal import LogJson, Quiet, bars, log, say, show_table
 
 
 def sweep(
@@ -46,16 +44,16 @@ def sweep(
     log.write({"event": "result", "folder": str(out.resolve()), "errors": {k: v.error for k, v in found.items()}})
     if not quiet:
         columns = ("model", "direction", "harmful refused", "ablated", "harmless refused", "added", "error")
-        table = Table(*columns, title=f"{len(found)} models")
+        rows: list[tuple[str, ...]] = []
         for name, item in found.items():
             if item.error:
-                table.add_row(escape(name), "", "", "", "", "", escape(item.error))
+                rows.append((name, "", "", "", "", "", item.error))
                 continue
             rates, place = item.summary["refusal"], item.summary["direction"]
             shown = {"harmful": ("baseline", "ablation"), "harmless": ("baseline", "addition")}
             cells = [f"{rates[kind][name]['rate']:.0%}" for kind, names in shown.items() for name in names]
-            table.add_row(escape(name), f"({place['pos']}, {place['layer']})", *cells, "")
-        console.print(table)
+            rows.append((name, f"({place['pos']}, {place['layer']})", *cells, ""))
+        show_table(columns, rows, f"{len(found)} models")
     say("report", out / "report.html")
     if any(item.error for item in found.values()):
         raise typer.Exit(1)

@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import IO, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
 
 from ..progress import as_events, silent, together
 from ..records.files import plain_json
@@ -26,19 +28,27 @@ def say(what: str, value: object) -> None:
     console.print(f"{what}: {shown}", soft_wrap=True, markup=False, highlight=False)
 
 
+def show_table(columns: Iterable[Column | str], rows: Iterable[Iterable[str]], title: str) -> None:
+    """Print a table of texts without markup."""
+    table = Table(*columns, title=escape(title))
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+
+
 def load_like(study: Any, progress: Any, model: str | None, dtype: str | None, device: str | None) -> Any:
     """Load a study's model, or ``model``, with the study's own settings where none are given."""
     from ..models.load import load_model
 
-    settings, chat = study.provenance["settings"], study.provenance["model"].get("chat")
     with progress("load the model", 0):
-        return load_model(
-            model or settings["model"],
-            dtype=dtype or settings.get("dtype"),
-            device=device or settings.get("device"),
-            device_map=settings.get("device_map"),
-            **(chat or {"system": settings.get("system")}),
-        )
+        return load_model(model or study.provenance["settings"]["model"], **loading_of(study, dtype, device))
+
+
+def loading_of(study: Any, dtype: str | None, device: str | None) -> dict[str, Any]:
+    """How to load a study's model: as the study did, but for what is given."""
+    settings, chat = study.provenance["settings"], study.provenance["model"].get("chat")
+    given = {"dtype": dtype or settings.get("dtype"), "device": device or settings.get("device")}
+    return {"device_map": settings.get("device_map"), **(chat or {"system": settings.get("system")}), **given}
 
 
 class Log:

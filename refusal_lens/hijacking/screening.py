@@ -15,7 +15,7 @@ from ..data.prompts import PromptsLike, as_prompts
 from ..engines.base import Engine
 from ..engines.local import LocalEngine
 from ..hooks.attention import by_layer
-from ..hooks.attention_readers import by_value_head
+from ..hooks.attention_readers import heads_apart
 from ..hooks.base import Hooks, Model
 from ..hooks.readers import Reader
 from ..models.chat import Encoded, Spans, padded
@@ -66,7 +66,7 @@ class _TopShare(Reader[Tensor]):
         return found
 
     def _on_values(self, model: Model, heads: list[int], weight: Tensor, v: Tensor, hook: Any) -> None:
-        self.v = wide(by_value_head(v, hook, model.d_head)).to(self.whole)
+        self.v = wide(heads_apart(v, hook, model.d_head)).to(self.whole)
 
     def _on_pattern(self, model: Model, heads: list[int], weight: Tensor, p: Tensor, hook: Any) -> None:
         # Sources are the prefix and then this batch's own tokens, among which the suffix is; heads share values.

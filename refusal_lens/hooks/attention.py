@@ -33,10 +33,9 @@ def every_head(model: Model) -> tuple[Head, ...]:
 def random_heads(model: Model, heads: Sequence[Head], rng: Random) -> tuple[Head, ...]:
     """As many heads of the same layers, none of them named; fewer where a layer has no others left."""
     drawn: list[Head] = []
-    for layer in sorted({layer for layer, _ in heads}):
-        wanted = sum(1 for other, _ in heads if other == layer)
-        free = [head for head in range(model.n_heads) if (layer, head) not in heads]
-        drawn += [(layer, head) for head in sorted(rng.sample(free, min(wanted, len(free))))]
+    for layer, named in sorted(by_layer(heads).items()):
+        free = [head for head in range(model.n_heads) if head not in named]
+        drawn += [(layer, head) for head in sorted(rng.sample(free, min(len(named), len(free))))]
     return tuple(drawn)
 
 
@@ -57,17 +56,18 @@ class HeadsIntervention(HookIntervention):
         if self.heads is not None:
             object.__setattr__(self, "heads", as_heads(self.heads))
 
-    @property
-    def counts_positions(self) -> bool:
-        """Always: which tokens it concerns depends on the prompts."""
-        return True
+    counts_positions = True  # which tokens it concerns depends on the prompts
+
+    def hooks(self, model: Model) -> Hooks:
+        """One hook or more per layer with such a head."""
+        where = Where(model, self)
+        return [pair for item in self.by_layer(model).items() for pair in self._layer(model, where, *item)]
+
+    def _layer(self, model: Model, where: Where, layer: int, heads: list[int]) -> Hooks:
+        raise NotImplementedError
 
     def by_layer(self, model: Model) -> dict[int, list[int]]:
-        """The heads of each chosen layer.
-
-        Raises:
-            InterventionError: a head that the model does not have, or no other heads.
-        """
+        """The heads of each chosen layer; an ``InterventionError`` for one that the model lacks, or no other heads."""
         n_layers, n_heads = model.n_layers, model.n_heads
         layers = layers_of(self.layers, n_layers)
         every = every_head(model)
@@ -124,14 +124,9 @@ class AttentionKnockout(HeadsIntervention):
         if not 0 <= self.strength <= 1:
             raise InterventionError(f"strength={self.strength:g}: attention can be cut by a share from 0 to 1")
 
-    def hooks(self, model: Model) -> Hooks:
-        """One hook per layer with such a head."""
-        where, found = Where(model, self), Hooks()
-        for layer, heads in self.by_layer(model).items():
-            scores = f"blocks.{layer}.attn.hook_attn_scores"
-            before = model.backend.has_hook(scores)
-            found.append((scores if before else f"blocks.{layer}.attn.hook_pattern", self._cut(where, heads, before)))
-        return found
+    def _layer(self, model: Model, where: Where, layer: int, heads: list[int]) -> Hooks:
+        before = model.backend.has_hook(f"blocks.{layer}.attn.hook_attn_scores")
+        return [(f"blocks.{layer}.attn.hook_{'attn_scores' if before else 'pattern'}", self._cut(where, heads, before))]
 
     def _cut(self, where: Where, heads: list[int], scores: bool) -> Callable:
         def cut(x: Tensor, hook: Any) -> Tensor:

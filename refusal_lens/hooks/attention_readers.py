@@ -23,11 +23,11 @@ PARTS_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2
 SOURCES_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 5e-3}
 
 
-def by_value_head(v: Tensor, hook: Any, d_head: int) -> Float[Tensor, "batch src value_head d_head"]:
-    """hook_v with its heads apart; grouped-query attention has fewer of them than query heads."""
-    if getattr(hook, "pos_dim", None) == 2:  # latent attention: [batch, head, src, d_head]
-        v = v.transpose(1, 2)
-    return v.reshape(*v.shape[:2], -1, d_head)
+def heads_apart(x: Tensor, hook: Any, d_head: int) -> Float[Tensor, "batch pos head d"]:
+    """Queries, keys or values with their heads apart; grouped-query attention has fewer key and value heads."""
+    if x.ndim == 4 and getattr(hook, "pos_dim", None) == 2:  # latent attention: [batch, head, pos, d]
+        x = x.transpose(1, 2)
+    return x if x.ndim == 4 else x.unflatten(-1, (-1, d_head))
 
 
 def by_group(x: Tensor, axis: int, value_heads: int) -> Tensor:
@@ -183,7 +183,7 @@ class Sources(Reader[SourceParts]):
         return found
 
     def _on_values(self, model: Model, layer: int, v: Tensor, hook: Any) -> None:
-        v, r = by_value_head(v, hook, model.d_head), self.readout.vector
+        v, r = heads_apart(v, hook, model.d_head), self.readout.vector
         vectors = by_group(self.readout.heads[layer], 0, v.shape[2])
         self.of_values = torch.einsum("bskd,kgd->kgbs", wide(v).to(r), vectors).flatten(0, 1)
         if self.check:
@@ -257,15 +257,10 @@ class AttentionByRegion(Reader[Tensor]):
 
 
 class RegionShares(NamedTuple):
-    """A region's share <Y_region, Y> / |Y|² of what attention writes at the last position.
+    """A region's share <Y_region, Y> / |Y|² of what attention writes at the last position."""
 
-    Attributes:
-        layers: of all heads of a layer together.
-        top: of the chosen heads together.
-    """
-
-    layers: Float[Tensor, "layer prompt"]
-    top: Float[Tensor, "prompt"]
+    layers: Float[Tensor, "layer prompt"]  # of all heads of a layer together
+    top: Float[Tensor, "prompt"]  # of the chosen heads together
 
 
 @dataclass(eq=False)
@@ -301,7 +296,7 @@ class RegionShare(Reader[RegionShares]):
         return found
 
     def _on_values(self, model: Model, v: Tensor, hook: Any) -> None:
-        self.v = wide(by_value_head(v, hook, model.d_head)).to(model.device, self.dtype)
+        self.v = wide(heads_apart(v, hook, model.d_head)).to(model.device, self.dtype)
 
     def _on_pattern(self, mask: Tensor, regions: Tensor, layer: int, p: Tensor, hook: Any) -> None:
         assert self.v is not None

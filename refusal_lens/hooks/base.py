@@ -30,12 +30,9 @@ class Batch(Protocol):
     mask: Bool[Tensor, "batch pos"]
 
     @property
-    def spans(self) -> tuple[Any, ...]:
-        """Regions of each row."""
-
+    def spans(self) -> tuple[Any, ...]: ...
     @property
-    def indices(self) -> tuple[int, ...]:
-        """Where each row stands in its list of prompts."""
+    def indices(self) -> tuple[int, ...]: ...
 
 
 @runtime_checkable
@@ -54,45 +51,19 @@ class Model(Protocol):
     d_head: int
 
     @property
-    def device(self) -> Any:
-        """Where token ids go."""
-
+    def device(self) -> Any: ...
     @property
-    def dtype(self) -> Any:
-        """dtype of the weights."""
-
+    def dtype(self) -> Any: ...
     @property
-    def basis(self) -> str:
-        """Basis of the residual stream."""
-        ...
-
+    def basis(self) -> str: ...
     @property
-    def fingerprint(self) -> str:
-        """Digest of sizes and weights."""
-        ...
-
-    def check_direction(self, direction: Any) -> None:
-        """Refuse a direction of another model or basis."""
-
-    def hooks(self, *interventions: Any) -> AbstractContextManager:
-        """Interventions active inside."""
-        ...
-
-    def tokenize(self, prompts: Any, suffixes: Any = None) -> Any:
-        """Tokens of chat-formatted prompts."""
-        ...
-
-    def logits(self, tokens: Any) -> Any:
-        """Logits of a batch."""
-        ...
-
-    def cache(self, tokens: Any, names: Any) -> dict[str, Any]:
-        """Activations at the named hook points."""
-        ...
-
-    def writing_weights(self) -> list[Any]:
-        """Every parameter that writes to the residual stream."""
-        ...
+    def fingerprint(self) -> str: ...
+    def check_direction(self, direction: Any) -> None: ...
+    def hooks(self, *interventions: Any) -> AbstractContextManager: ...
+    def tokenize(self, prompts: Any, suffixes: Any = None) -> Any: ...
+    def logits(self, tokens: Any) -> Any: ...
+    def cache(self, tokens: Any, names: Any) -> dict[str, Any]: ...
+    def writing_weights(self) -> list[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -159,7 +130,6 @@ class Intervention:
         return ", ".join(parts)
 
     def _subject(self) -> str:
-        """What acts, for ``label``."""
         return ""
 
 
@@ -182,11 +152,7 @@ def _shown(value: Any) -> str:
 
 
 def layers_of(layers: Layers, n_layers: int) -> list[int]:
-    """The chosen layers in rising order.
-
-    Raises:
-        InterventionError: a layer that the model does not have, or none.
-    """
+    """The chosen layers in rising order; an ``InterventionError`` for one that the model lacks, or none."""
     if layers is None or isinstance(layers, slice):
         found = list(range(n_layers))[layers or slice(None)]
     else:
@@ -207,11 +173,7 @@ def write_sites(n_layers: int, layers: Layers = None) -> list[str]:
 
 
 def check_size(vectors: Tensor, model: Model) -> None:
-    """Refuse vectors of another width.
-
-    Raises:
-        DirectionError: their last axis is not d_model.
-    """
+    """Refuse vectors whose last axis is not d_model with a ``DirectionError``."""
     if vectors.shape[-1] != model.d_model:
         raise DirectionError(
             f"vectors of {vectors.shape[-1]} entries do not fit {model.name}, whose d_model is {model.d_model}"
@@ -233,11 +195,7 @@ class Where:
 
     @property
     def batch(self) -> Batch:
-        """The batch under way.
-
-        Raises:
-            InterventionError: the pass was not made by the wrapper, or its rows hold several prompts.
-        """
+        """The batch under way; an ``InterventionError`` in a pass of others, or whose rows hold several prompts."""
         if self.model.running is None:
             raise InterventionError(
                 f"{self.intervention.label} counts positions, which this pass does not know: run prompts through the "
@@ -250,13 +208,8 @@ class Where:
         return width == self.batch.ids.shape[1]
 
     def at(self, width: int, positions: Positions = None, keys: int | None = None) -> Bool[Tensor, "batch pos"] | None:
-        """Mask of the chosen positions among ``width`` tokens; None where there are none.
-
-        Args:
-            positions: others than the intervention's.
-            keys: mask this many keys and values instead, cached ones included, of which the last ``width`` are of this
-                pass.
-        """
+        """Mask of the intervention's (or other) positions among ``width`` tokens, or among ``keys`` keys and values,
+        cached ones included, of which the last ``width`` are of this pass; None where there are none."""
         batch, wanted = self.batch, self.intervention.positions if positions is None else positions
         place = (width, keys, str(wanted))
         if place not in self._kept or self._kept[place][0] is not batch:
@@ -271,11 +224,8 @@ class Where:
         return self._kept[place][1]
 
     def rows(self, values: Tensor, axis: int = 0) -> Tensor:
-        """Of values with one row per prompt (or one row for all), those of the batch under way.
-
-        Raises:
-            InterventionError: there are fewer rows than prompts.
-        """
+        """Of values with one row per prompt (or one row for all), those of the batch under way; too few rows are an
+        ``InterventionError``."""
         n, indices = values.shape[axis], self.batch.indices
         if n == 1 or indices == tuple(range(n)):
             return values
@@ -295,11 +245,7 @@ class Where:
         self.edited = found if self.edited is None else self.edited | found.to(self.edited.device)
 
     def check(self) -> None:
-        """Refuse an intervention that met none of its positions, or no token but massive ones.
-
-        Raises:
-            InterventionError: naming the positions.
-        """
+        """Raise an ``InterventionError`` where none of its positions was met, or no token but massive ones."""
         if self.edited is not None and not bool(self.edited):
             raise InterventionError(
                 f"{self.intervention.label}: every token was massive by the statistics' norms, so nothing changed: "

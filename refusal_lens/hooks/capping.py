@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import DirectionError, InterventionError
-from ..records.direction import Direction, Subspace
+from ..records.direction import Subspace
 from ..tensors import random_unit, unit, wide
-from .base import HookIntervention, Hooks, Model, Scoped, Where, check_size, layers_of
-from .interventions import Change, named, subject_of
+from .base import HookIntervention, Hooks, Model, Scoped, Where, layers_of
+from .interventions import Change, checked, named, subject_of, vectors_in
 
 
 @dataclass(frozen=True)
@@ -49,21 +49,15 @@ class Cap(HookIntervention):
     @property
     def vector(self) -> Float[Tensor, "*k d_model"]:
         """What the projection is on."""
-        return self.direction.unit if isinstance(self.direction, Direction) else self.direction
+        return vectors_in(self.direction)
 
-    @property
-    def by_row(self) -> bool:
-        """Always."""
-        return True
+    by_row = True
 
     def hooks(self, model: Model) -> Hooks:
         """One hook per chosen layer, at its resid_pre."""
-        if isinstance(self.direction, Direction):
-            model.check_direction(self.direction)
-        check_size(self.vector, model)
-        many = isinstance(self.ceiling, Sequence)
+        checked(self.direction, model)
         ceilings = list(self.ceiling) if isinstance(self.ceiling, Sequence) else [self.ceiling] * model.n_layers
-        if many and len(ceilings) != model.n_layers:
+        if len(ceilings) != model.n_layers:
             raise InterventionError(
                 f"there are {len(ceilings)} ceilings and {model.name} has {model.n_layers} layers: give one number, "
                 "or one per layer"

@@ -69,11 +69,7 @@ FORMS = {
 
 
 def as_form(value: Form | str) -> Form:
-    """A form, or the one of ``FORMS`` that a name stands for.
-
-    Raises:
-        InterventionError: an unknown name.
-    """
+    """A form, or the one of ``FORMS`` that a name stands for; an ``InterventionError`` for an unknown name."""
     if isinstance(value, Form):
         return value
     if value not in FORMS:
@@ -88,12 +84,8 @@ def form_name(form: Form) -> str:
 
 
 def check_statistics(form: Form, statistics: StreamStatistics | None, model: Model) -> None:
-    """Refuse a form without its statistics, or with those of another model.
-
-    Raises:
-        InterventionError: there are none.
-        DirectionError: they are of another model, basis or size.
-    """
+    """Refuse a form without its statistics (``InterventionError``), or with those of another model, basis or size
+    (``DirectionError``)."""
     if not form.needs_statistics:
         return
     if statistics is None:
@@ -112,11 +104,8 @@ def check_statistics(form: Form, statistics: StreamStatistics | None, model: Mod
 def weighted(
     rows: Float[Tensor, "k d_model"], form: Form, statistics: StreamStatistics | None, layer: int
 ) -> Float[Tensor, "k d_model"]:
-    """``M r`` for each row, M the inverse of what the form's metric takes as the stream's covariance (float64).
-
-    Raises:
-        InterventionError: a row lies on a coordinate that is constant in the statistics.
-    """
+    """``M r`` for each row, M the inverse of what the form's metric takes as the stream's covariance (float64); an
+    ``InterventionError`` for a row on a coordinate that is constant in the statistics."""
     if form.metric == "plain" or statistics is None:
         return rows
     std = statistics.std[layer].to(rows)
@@ -163,13 +152,7 @@ class LayerEdit:
         device: torch.device,
         note: Callable[[Tensor], None] | None = None,
     ) -> LayerEdit:
-        """Prepare a layer.
-
-        Args:
-            rows: directions, float64.
-            apart: each row is an edit of its own (candidates); else the edit removes all of them.
-            device: where the activations will be.
-        """
+        """Prepare a layer; with ``apart`` each row is an edit of its own (candidates), else it removes all of them."""
         measure = weighted(rows, form, statistics, layer)
         if form.metric == "plain":  # rows of length 1, at right angles where they act together
             pass

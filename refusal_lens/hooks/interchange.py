@@ -16,11 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import InterventionError
-from ..records.direction import Direction, Subspace
 from ..tensors import random_unit, unit, wide
 from .attention import HeadsIntervention
-from .base import HookIntervention, Hooks, Model, Where, check_size, layers_of
-from .interventions import Change, at_last, named, subject_of
+from .base import HookIntervention, Hooks, Model, Where, layers_of
+from .interventions import Change, at_last, checked, named, subject_of, vectors_in
 from .readout import Readout
 
 
@@ -62,24 +61,16 @@ class Interchange(HookIntervention):
         super().__post_init__()
         object.__setattr__(self, "direction", named(self.direction))
 
-    @property
-    def counts_positions(self) -> bool:
-        """Always: it acts at the last positions of prompts."""
-        return True
+    counts_positions = True  # it acts at the last positions of prompts
 
     @property
     def basis(self) -> Float[Tensor, "*k d_model"]:
         """The direction or the directions as vectors."""
-        what = self.direction
-        return what.unit if isinstance(what, Direction) else what.vectors if isinstance(what, Subspace) else what
+        return vectors_in(self.direction)
 
     def hooks(self, model: Model) -> Hooks:
         """One hook per chosen layer, at its resid_pre."""
-        what, basis = self.direction, self.basis
-        if isinstance(what, Tensor):
-            check_size(what, model)
-        else:
-            model.check_direction(what.reference if isinstance(what, Subspace) else what)
+        basis = checked(self.direction, model)
         rows = basis[None] if basis.ndim == 1 else basis
         if not torch.allclose((rows @ rows.mT).double().cpu(), torch.eye(len(rows)).double(), atol=1e-3):
             raise InterventionError("the vectors of an interchange must be orthonormal; use tensors.orthonormal")
@@ -95,11 +86,9 @@ class Interchange(HookIntervention):
             full = wide(x)
             v = self.basis.to(full)
             to = v if self.along is None else self.along.to(full)
-            if v.ndim == 1:
-                steps = where.rows(self.values[layer]).to(full) - full @ v
-                return x + (self.strength * (steps[..., None] * to)).to(x.dtype)
-            steps = where.rows(self.values[layer]).to(full) - full @ v.T
-            return x + (self.strength * (steps @ to)).to(x.dtype)
+            steps = where.rows(self.values[layer]).to(full) - full @ (v if v.ndim == 1 else v.T)
+            moves = steps[..., None] * to if v.ndim == 1 else steps @ to
+            return x + (self.strength * moves).to(x.dtype)
 
         return move
 
@@ -134,16 +123,9 @@ class InterchangeHeads(HeadsIntervention):
     values: Float[Tensor, "layer row last head d_head"] | Mapping[int, Float[Tensor, "row last head d_head"]]
     random: int | None = None
 
-    def hooks(self, model: Model) -> Hooks:
-        """One hook per layer with such a head."""
-        where = Where(model, self)
-        return [
-            (
-                f"blocks.{layer}.attn.hook_z",
-                at_last(where, self.values[layer].shape[1], self._set(where, layer, heads)),
-            )
-            for layer, heads in self.by_layer(model).items()
-        ]
+    def _layer(self, model: Model, where: Where, layer: int, heads: list[int]) -> Hooks:
+        edit = at_last(where, self.values[layer].shape[1], self._set(where, layer, heads))
+        return [(f"blocks.{layer}.attn.hook_z", edit)]
 
     def _set(self, where: Where, layer: int, heads: list[int]) -> Change:
         values = self.values[layer][:, :, heads]
@@ -155,10 +137,8 @@ class InterchangeHeads(HeadsIntervention):
                 here = wide(new[:, :, heads])
                 step = wide(wanted) - here
                 if self.random is not None:
-                    directions = torch.stack(
-                        [random_unit(step.shape[-1], self.random + 1000 * layer + h) for h in heads]
-                    )
-                    step = step.norm(dim=-1, keepdim=True) * directions.to(step)
+                    drawn = [random_unit(step.shape[-1], self.random + 1000 * layer + h) for h in heads]
+                    step = step.norm(dim=-1, keepdim=True) * torch.stack(drawn).to(step)
                 wanted = (here + self.strength * step).to(new)
             new[:, :, heads] = wanted
             return new.reshape(z.shape)
@@ -185,14 +165,8 @@ class InterchangeWrites(HeadsIntervention):
     values: Float[Tensor, "layer head row last"] | Mapping[int, Float[Tensor, "head row last"]]
     along: Float[Tensor, "d_model"] | None = None
 
-    def hooks(self, model: Model) -> Hooks:
-        """Read z (and a post-norm's scale), and move hook_attn_out along r̂ by the difference."""
-        where, found = Where(model, self), Hooks()
-        for layer, heads in self.by_layer(model).items():
-            found += self._layer(model, where, layer, heads)
-        return found
-
     def _layer(self, model: Model, where: Where, layer: int, heads: list[int]) -> Hooks:
+        """Read z (and a post-norm's scale), and move hook_attn_out along r̂ by the difference."""
         seen: dict[str, Tensor] = {}
         wanted = self.values[layer][heads].sum(0)
         n_last, r, site = wanted.shape[-1], self.readout.vector, self.readout.scale_sites[layer]
@@ -233,13 +207,8 @@ class InterchangePattern(HeadsIntervention):
     patterns: Mapping[int, Float[Tensor, "row head last other_src"]]
     columns: Int[Tensor, "row src"]
 
-    def hooks(self, model: Model) -> Hooks:
-        """One hook per layer with such a head."""
-        where = Where(model, self)
-        return [
-            (f"blocks.{layer}.attn.hook_pattern", self._edit(where, self.patterns[layer], heads))
-            for layer, heads in self.by_layer(model).items()
-        ]
+    def _layer(self, model: Model, where: Where, layer: int, heads: list[int]) -> Hooks:
+        return [(f"blocks.{layer}.attn.hook_pattern", self._edit(where, self.patterns[layer], heads))]
 
     def _edit(self, where: Where, other: Tensor, heads: list[int]) -> Any:
         def rows() -> Tensor:

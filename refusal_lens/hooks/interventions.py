@@ -52,6 +52,20 @@ def named(what: Any) -> Direction | Subspace | Tensor:
     return what if isinstance(what, (Subspace, Tensor)) else as_direction(what)
 
 
+def vectors_in(what: Direction | Subspace | Tensor) -> Float[Tensor, "*k d_model"]:
+    """Unit vector of a direction, or the vectors of a subspace; vectors as they are."""
+    return what.unit if isinstance(what, Direction) else what.vectors if isinstance(what, Subspace) else what
+
+
+def checked(what: Direction | Subspace | Tensor, model: Model) -> Float[Tensor, "*k d_model"]:
+    """The same, refused where they belong to another model or have another width."""
+    if isinstance(what, Tensor):
+        check_size(what, model)
+    else:
+        model.check_direction(what.reference if isinstance(what, Subspace) else what)
+    return vectors_in(what)
+
+
 def by_candidate(x: Float[Tensor, "batch pos d_model"], n: int) -> Float[Tensor, "n tokens d_model"]:
     """A batch that holds as many rows for each of ``n`` candidates, one candidate after another."""
     if len(x) % n:
@@ -102,8 +116,7 @@ class Ablate(HookIntervention):
 
     def hooks(self, model: Model) -> Hooks:
         """One hook per write site of the chosen layers, or per block's input."""
-        where, form = Where(model, self), as_form(self.form)
-        vectors = self.vectors(model)
+        where, form, vectors = Where(model, self), as_form(self.form), self.vectors(model)
         check_statistics(form, self.statistics, model)
         if form.site == "writes":
             edit = Scoped(self._change(vectors, 0, where), where)
@@ -115,12 +128,7 @@ class Ablate(HookIntervention):
 
     def vectors(self, model: Model) -> Tensor:
         """The direction's unit vector, or the subspace's vectors, checked against the model."""
-        what = self.direction
-        if isinstance(what, Tensor):
-            check_size(what, model)
-        else:
-            model.check_direction(what.reference if isinstance(what, Subspace) else what)
-        return what.unit if isinstance(what, Direction) else what.vectors if isinstance(what, Subspace) else what
+        return checked(self.direction, model)
 
     def rows(self, vectors: Tensor) -> Float[Tensor, "k d_model"]:
         """Unit vectors along which tokens move, at right angles unless each is ablated apart; float64."""
@@ -274,10 +282,7 @@ class NormMatchedPlacebo(HookIntervention):
 
     changes: Mapping[str, Float[Tensor, "row last d_model"]]
 
-    @property
-    def counts_positions(self) -> bool:
-        """Always: it acts at the last positions of prompts."""
-        return True
+    counts_positions = True  # it acts at the last positions of prompts
 
     @classmethod
     def between(

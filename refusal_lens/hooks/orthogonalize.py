@@ -104,10 +104,7 @@ def _layer(where: str) -> int:
 
 
 def _swap(
-    weights: Sequence[Any],
-    direction: Float[Tensor, "d_model"],
-    share: float,
-    swapped: list[tuple[Any, nn.Parameter]],
+    weights: Sequence[Any], direction: Float[Tensor, "d_model"], share: float, swapped: list[tuple[Any, nn.Parameter]]
 ) -> None:
     """Put an edited copy in the place of each parameter, noting what was there before in ``swapped``."""
     edited: dict[int, nn.Parameter] = {}
@@ -135,11 +132,7 @@ def _projected(parameter: Tensor, direction: Float[Tensor, "d_model"], axis: int
 
 
 def _check_nothing_left(model: Model, direction: Direction) -> None:
-    """Measure that the model's writes have no component along r̂: a matrix that was missed would show.
-
-    Raises:
-        ModelError: naming the write.
-    """
+    """Measure that the model's writes have no component along r̂: a matrix that was missed would show."""
     limit, r = LEFT_TOLERANCE.get(model.dtype, 1e-2), unit(direction.unit.double())
     for name, x in model.cache(["Hello there, how are you?"], write_sites(model.n_layers)).items():
         wide = x.double().cpu()

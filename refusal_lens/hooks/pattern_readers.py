@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ..records.labels import Head
 from ..tensors import wide
-from .attention_readers import by_value_head
+from .attention_readers import heads_apart
 from .base import Hooks, Model
 from .readers import Reader, vector_of
-from .readout import Readout
+from .readout import Readout, attention_write
 
 
 @dataclass(eq=False)
@@ -46,9 +46,9 @@ class Pattern(Reader[list[Tensor]]):
         return self._by_prompt(batch, torch.stack([self.kept[head].cpu() for head in self.heads], 1))
 
     @staticmethod
-    def _by_prompt(batch: Any, whole: Float[Tensor, "batch *of dest src"], name: str = "") -> dict[str, Tensor]:
+    def _by_prompt(batch: Any, whole: Float[Tensor, "batch *of dest src"]) -> dict[str, Tensor]:
         lengths = batch.lengths.tolist()
-        return {f"{name}{i}": x[..., -n:, -n:].clone() for i, (x, n) in enumerate(zip(whole, lengths, strict=True))}
+        return {str(i): x[..., -n:, -n:].clone() for i, (x, n) in enumerate(zip(whole, lengths, strict=True))}
 
     def put(self, indices: Sequence[int], values: dict[str, Tensor]) -> None:
         for name, x in values.items():
@@ -101,17 +101,11 @@ class WrittenPattern(Pattern):
         return found
 
     def _on_values(self, model: Model, layer: int, v: Tensor, hook: Any) -> None:
-        v, r = by_value_head(v, hook, model.d_head), self.readout.vector
+        v, r = heads_apart(v, hook, model.d_head), self.readout.vector
         weights = model.backend.output_weight(layer).detach().to(r)
-        norm = model.backend.post_norm(layer, "attn")
         shared = len(weights) // v.shape[2]
         for head in (head for other, head in self.heads if other == layer):
-            out, mine = weights[head], wide(v[:, :, head // shared]).to(r)
-            if norm is None:
-                out = out * model.backend.write_scale
-            else:
-                out = out - out.mean(-1, keepdim=True) if norm.centred else out
-                out = out if norm.weight is None else out * norm.weight.to(out)
+            out, mine = attention_write(model, layer, weights[head]), wide(v[:, :, head // shared]).to(r)
             self.sizes[layer, head] = (mine @ out).norm(dim=-1), mine @ self.readout.heads[layer, head]
 
     def _on_scale(self, layer: int, s: Tensor, hook: Any) -> None:

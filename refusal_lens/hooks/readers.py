@@ -29,7 +29,7 @@ class Reader(Generic[T]):
         needs_logits: whether ``values`` uses the logits; without them a pass ends after the last hook that is read.
         can_pack: whether it can read rows that hold several prompts, through ``Batch.last``.
         axis: of the prompts in ``values``: the last one for numbers, the first one for raw activations.
-        fill: of values with a last axis of tokens, which end together: what stands before a prompt's first token.
+        fill: of values with an axis of tokens, which end together: what stands before a prompt's first token.
     """
 
     needs_logits: ClassVar[bool] = False
@@ -52,17 +52,20 @@ class Reader(Generic[T]):
         """What the batch gave, after its pass; ``logits`` [prompt, vocab] are those of the last position."""
         raise NotImplementedError
 
+    def token_axes(self, name: str) -> tuple[int, ...]:
+        """Axes of tokens in one of the ``values``: the last one, if there is a ``fill``."""
+        return () if self.fill is None else (-1,)
+
     def put(self, indices: Sequence[int], values: dict[str, Tensor]) -> None:
         """Put a batch's values where its prompts stood, on the CPU."""
         for name, x in values.items():
-            axis, shape = self.axis % x.ndim, [*x.shape]
             place: list[Any] = [slice(None)] * x.ndim
-            shape[axis] = self.n
-            if self.fill is not None:
-                shape[-1], place[-1] = self.width, slice(self.width - x.shape[-1], None)
+            place[self.axis], shape = list(indices), [*x.shape]
+            shape[self.axis] = self.n
+            for axis in self.token_axes(name):
+                shape[axis], place[axis] = self.width, slice(self.width - x.shape[axis], None)
             if name not in self.rows:
                 self.rows[name] = torch.full(shape, self.fill or 0, dtype=x.dtype)
-            place[axis] = list(indices)
             self.rows[name][tuple(place)] = x.cpu()
 
     def result(self) -> T:
@@ -90,20 +93,23 @@ class Rows:
 
 
 def vector_of(model: Model, vector: Any) -> Float[Tensor, "d_model"]:
-    """The unit vector of what holds a direction, refused on another model; a plain vector as it is."""
-    if isinstance(vector, Tensor):
-        return vector
-    direction = as_direction(vector)
-    model.check_direction(direction)
-    return direction.unit
+    """A plain vector, or the unit vector of what holds a direction, refused on another model; on the model's device, in
+    float64 where the model has it, else in float32."""
+    if not isinstance(vector, Tensor):
+        model.check_direction(direction := as_direction(vector))
+        vector = direction.unit
+    return vector.to(model.device, torch.promote_types(model.dtype, torch.float32))
+
+
+def without_padding(x: Tensor, mask: Tensor, axis: int = 1) -> Tensor:
+    """Activations ``[batch, ...]``, 0 at padding on an axis of tokens."""
+    shape = [n if i in (0, axis) else 1 for i, n in enumerate(x.shape)]
+    return x.masked_fill(~mask.to(x.device).view(shape), 0)
 
 
 def at(pos: int) -> slice:
-    """Position ``pos`` (counted from the end) as a slice that keeps the axis.
-
-    Raises:
-        PromptError: a position counted from the start, which padding would shift.
-    """
+    """Position ``pos`` as a slice that keeps the axis; a ``PromptError`` for one counted from the start, which padding
+    would shift."""
     if pos >= 0:
         raise PromptError(f"position {pos} counts from the start; count from the end (-1 is the last token)")
     return slice(pos, pos + 1 or None)
@@ -169,31 +175,16 @@ class Cache(Kept[dict[str, Tensor]]):
         self.names, self.where = list(dict.fromkeys(names)), self.positions
 
     def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
-        if self.positions is not None:
-            return self.kept
-        found = {}
-        for name, x in self.kept.items():
-            for axis in self._axes(name):
-                shape = [n if i in (0, axis) else 1 for i, n in enumerate(x.shape)]
-                x = x.masked_fill(~batch.mask.to(x.device).view(shape), 0)
-            found[name] = x
+        found = dict(self.kept)
+        for name in found:
+            for axis in self.token_axes(name):
+                found[name] = without_padding(found[name], batch.mask, axis)
         return found
 
-    @staticmethod
-    def _axes(name: str) -> tuple[int, ...]:
-        """Axes of positions: [batch head dest src] of patterns and scores, else [batch pos ...]."""
-        return (2, 3) if name.endswith(("hook_pattern", "hook_attn_scores")) else (1,)
-
-    def put(self, indices: Sequence[int], values: dict[str, Tensor]) -> None:
-        if self.positions is not None:
-            return super().put(indices, values)
-        for name, x in values.items():
-            axes = self._axes(name)
-            if name not in self.rows:
-                sizes = [self.width if axis in axes else n for axis, n in enumerate(x.shape)]
-                self.rows[name] = torch.zeros(self.n, *sizes[1:], dtype=x.dtype)
-            rest: list[Any] = [slice(-x.shape[axis] if axis in axes else 0, None) for axis in range(1, x.ndim)]
-            self.rows[name][(list(indices), *rest)] = x.cpu()
+    def token_axes(self, name: str) -> tuple[int, ...]:
+        """[batch head dest src] of patterns and scores, else [batch pos ...]."""
+        whole = (2, 3) if name.endswith(("hook_pattern", "hook_attn_scores")) else (1,)
+        return whole if self.positions is None else ()
 
     def result(self) -> dict[str, Tensor]:
         return {name: self.rows[name] for name in self.names}
@@ -281,8 +272,7 @@ class Residual(Reader[Projections]):
 
     def begin(self, model: Model, tokens: Any) -> None:
         super().begin(model, tokens)
-        dtype = torch.promote_types(model.dtype, torch.float32)
-        self.r = vector_of(model, self.vector).to(model.device, dtype)
+        self.r = vector_of(model, self.vector)
         if isinstance(self.positions, int):
             check_position(tokens, self.positions)
 
@@ -310,10 +300,8 @@ class Residual(Reader[Projections]):
         self.found.append((here @ self.r, cosine(here, self.r), along.masked_fill(~inside, float("-inf")).amax(-1)))
 
     def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
-        return {
-            name: torch.stack(column)
-            for name, column in zip(Projections._fields, zip(*self.found, strict=True), strict=True)
-        }
+        columns = map(torch.stack, zip(*self.found, strict=True))
+        return dict(zip(Projections._fields, columns, strict=True))
 
     def result(self) -> Projections:
         return Projections(**self.rows)
@@ -345,8 +333,7 @@ class EveryToken(Reader[dict[str, Tensor]]):
 
     def begin(self, model: Model, tokens: Any) -> None:
         super().begin(model, tokens)
-        dtype = torch.promote_types(model.dtype, torch.float32)
-        self.r = vector_of(model, self.vector).to(model.device, dtype)
+        self.r = vector_of(model, self.vector)
         self.random = random_units(self.n_random, len(self.r)).T.to(self.r) if self.n_random else None
 
     def hooks(self, model: Model, batch: Any) -> Hooks:
@@ -355,22 +342,23 @@ class EveryToken(Reader[dict[str, Tensor]]):
         for layer, name in enumerate(resid_sites(model.n_layers)):
             hooks.append((name, partial(self._on_stream, batch.mask)))
             if self.writes and layer < model.n_layers:
-                written = {what: partial(self._keep, batch.mask, what) for what in ("attn", "mlp")}
-                hooks += [(f"blocks.{layer}.hook_{what}_out", keep) for what, keep in written.items()]
+                for what in ("attn", "mlp"):
+                    hooks.append((f"blocks.{layer}.hook_{what}_out", partial(self._on_write, batch.mask, what)))
         return hooks
 
     def _on_stream(self, mask: Tensor, x: Tensor, hook: Any) -> None:
-        self._keep(mask, "projection", x, hook)
         full = wide(x).to(self.r)
-        others = {"cosine": cosine(full, self.r)}
+        found = {"projection": full @ self.r, "cosine": cosine(full, self.r)}
         if self.random is not None:
-            others["low"], others["high"] = (full @ self.random).aminmax(dim=-1)
-        for name, values in others.items():
-            self.found.setdefault(name, []).append(values.masked_fill(~mask, float("nan")))
+            found["low"], found["high"] = (full @ self.random).aminmax(dim=-1)
+        self._keep(mask, found)
 
-    def _keep(self, mask: Tensor, what: str, x: Tensor, hook: Any) -> None:
-        along = wide(x).to(self.r) @ self.r
-        self.found.setdefault(what, []).append(along.masked_fill(~mask, float("nan")))
+    def _on_write(self, mask: Tensor, what: str, x: Tensor, hook: Any) -> None:
+        self._keep(mask, {what: wide(x).to(self.r) @ self.r})
+
+    def _keep(self, mask: Tensor, values: dict[str, Tensor]) -> None:
+        for name, x in values.items():
+            self.found.setdefault(name, []).append(x.masked_fill(~mask, float("nan")))
 
     def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
         return {what: torch.stack(layers) for what, layers in self.found.items()}

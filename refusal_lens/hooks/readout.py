@@ -35,6 +35,15 @@ def through_norm(vector: Float[Tensor, "*batch d_model"], norm: NormWeights) -> 
     return u - u.mean(-1, keepdim=True) if norm.centred else u
 
 
+def attention_write(model: Model, layer: int, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+    """What attention's output ``x`` adds to the stream, but for a post-norm's scale and bias."""
+    norm = model.backend.post_norm(layer, "attn")
+    if norm is None:
+        return x * model.backend.write_scale
+    x = x - x.mean(-1, keepdim=True) if norm.centred else x
+    return x if norm.weight is None else x * norm.weight.to(x)
+
+
 class BeforeWrite(NamedTuple):
     """A vector as a sublayer's output sees it: output · ``vector`` / scale + ``outside`` is its write along the vector.
 

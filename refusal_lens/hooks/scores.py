@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..tensors import wide
+from .attention_readers import heads_apart
 from .base import Hooks, Model
-from .readers import Reader, check_position
+from .readers import Reader, check_position, without_padding
 
 FORMS = ("half", "doubled", "adjacent", "interleaved")  # how checkpoints pair the entries that they rotate
 HOOKS = ("q", "k", "v", "q_normed", "k_normed", "cos", "sin", "attn_scores", "pattern")
@@ -78,25 +79,15 @@ def rotated(
     return torch.cat([head * cos[:, :, None].to(head) + other * sin[:, :, None].to(head), rest], -1)
 
 
-def heads_apart(x: Tensor, hook: Any, d_head: int) -> Float[Tensor, "batch pos head d"]:
-    """Queries, keys or values with heads on the third axis, float32 or better."""
-    if x.ndim == 4 and getattr(hook, "pos_dim", None) == 2:
-        x = x.transpose(1, 2)
-    return wide(x if x.ndim == 4 else x.unflatten(-1, (-1, d_head)))
-
-
 def score_forms(model: Model) -> tuple[ScoreForm, ...]:
-    """How every layer scores, found and checked by a pass over one short prompt.
-
-    Raises:
-        ModelError: a layer without heads, or one whose scores are made in another way.
-    """
+    """How every layer scores, found and checked by a pass over one short prompt; a ``ModelError`` for a layer without
+    heads, or one whose scores are made in another way."""
     seen: list[dict[str, Tensor]] = [{} for _ in range(model.n_layers)]
     order: list[list[str]] = [[] for _ in seen]
 
     def see(layer: int, name: str, x: Tensor, hook: Any) -> None:
         own = name in ("q", "k", "v", "q_normed", "k_normed")
-        seen[layer][name] = heads_apart(x, hook, model.d_head) if own else wide(x)
+        seen[layer][name] = wide(heads_apart(x, hook, model.d_head) if own else x)
         order[layer].append(name)
 
     hooks: Hooks = []
@@ -128,20 +119,15 @@ def _form(model: Model, layer: int, seen: dict[str, Tensor], order: list[str]) -
             q, k = (found.effective(seen[n], seen.get(f"{n}_normed"), seen.get("cos"), seen.get("sin")) for n in "qk")
         except RuntimeError:  # a form whose pairs do not fit
             continue
-        gap = scores_of(found, q[:, -1], k) - seen["attn_scores"][:, :, -1].to(q)
+        gap = found.capped(products(found, q[:, -1], k)) - seen["attn_scores"][:, :, -1].to(q)
         # A bias by position (ALiBi) is a line; anything else shows in a later pass, where two texts are compared.
         bend = gap if gap.shape[-1] < 3 else gap.diff(dim=-1).diff(dim=-1)
         gaps[form] = float(bend.abs().max())
     return ScoreForm(frozenset(fired), norm_last, min(gaps, key=gaps.__getitem__), scale, cap, sinks)
 
 
-def scores_of(form: ScoreForm, q: Float[Tensor, "batch head d"], k: Float[Tensor, "batch src kv d"]) -> Tensor:
-    """Scores of one query per prompt after the cap, [batch, head, src], without bias and mask."""
-    return form.capped(products(form, q, k))
-
-
 def products(form: ScoreForm, q: Float[Tensor, "batch head d"], k: Float[Tensor, "batch src kv d"]) -> Tensor:
-    """The same before the cap, which are linear in both."""
+    """Scores of one query per prompt before the cap, [batch, head, src], without bias and mask: linear in both."""
     grouped = q.unflatten(1, (k.shape[2], -1))
     return form.scale * torch.einsum("bkgd,bskd->bkgs", grouped, k).flatten(1, 2)
 
@@ -226,28 +212,19 @@ class Scores(Reader[ScoreRows]):
         elif name in ("cos", "sin"):
             self.now[key] = wide(x.clone())
         else:
-            whole = heads_apart(x, hook, model.d_head)
+            whole = wide(heads_apart(x, hook, model.d_head))
             self.now[key] = (whole[:, self.pos] if name.startswith("q") else whole).clone()
 
     def values(self, model: Model, batch: Any, logits: Tensor | None) -> dict[str, Tensor]:
         found = {}
         for key, x in self.now.items():
             x = x.expand(len(batch), *x.shape[1:]) if key.endswith((" cos", " sin")) else x
-            if self._by_source(key):
-                x = x.masked_fill(~batch.mask.view(*batch.mask.shape, *[1] * (x.ndim - 2)), 0)
-            found[key] = x
+            found[key] = without_padding(x, batch.mask) if self.token_axes(key) else x
         return found
 
-    @staticmethod
-    def _by_source(key: str) -> bool:
-        return not key.startswith("last ") and key.split()[-1] not in ("q", "q_normed")
-
-    def put(self, indices: Sequence[int], values: dict[str, Tensor]) -> None:
-        for key, x in values.items():
-            width = self.width if self._by_source(key) else x.shape[1]
-            if key not in self.rows:
-                self.rows[key] = x.new_zeros(self.n, width, *x.shape[2:], device="cpu")
-            self.rows[key][list(indices), width - x.shape[1] :] = x.cpu()
+    def token_axes(self, name: str) -> tuple[int, ...]:
+        """Of all but queries and what stands at the end."""
+        return () if name.startswith("last ") or name.split()[-1] in ("q", "q_normed") else (1,)
 
     def result(self) -> ScoreRows:
         found = []

@@ -33,11 +33,8 @@ def optional_weight(module: Any, name: str) -> Tensor | None:
 class Backend:
     """A TransformerLens model as the wrapper uses it. Between two passes the model is as its owner left it.
 
-    Args:
-        tl: the TransformerLens model.
-
     Attributes:
-        tl: the same.
+        tl: the TransformerLens model.
         module: the module that holds its weights, under the checkpoint's own names where it has them.
         kind: name of the TransformerLens class, for results.
         supports_prefix: whether keys and values of a prefix can be computed once and shared.
@@ -49,6 +46,7 @@ class Backend:
     def __init__(self, tl: Any):
         self.tl = tl
         self.module: Any = tl
+        self.blocks = list(tl.blocks)  # in a pass, what TransformerLens's own list holds may be the modules inside
         cfg = tl.cfg
         self.n_layers, self.n_heads = int(cfg.n_layers), int(cfg.n_heads)
         self.d_model = int(cfg.d_model)
@@ -118,16 +116,8 @@ class Backend:
         start: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
         prefix_mask: Bool[Tensor, "batch prefix"] | None = None,
     ) -> Float[Tensor, "batch kept vocab"]:
-        """Logits of the last position, of some, or of all.
-
-        Args:
-            ids: left-padded token ids, without the prefix's tokens.
-            mask: True at real tokens.
-            last_only: a number for that many last positions; False for all.
-            prefix: keys and values of what stands before (see ``prefix_cache``), common to all rows or a row each.
-            prefix_mask: True at real tokens of the prefix, where it has padding.
-            start: (layer, resid_pre of that layer): earlier blocks are skipped.
-        """
+        """Logits of the last position, of some, or of all; arguments as in ``HookedChatModel.logits``: ``ids`` are
+        left-padded and without the prefix's, which is common to all rows or a row each."""
         raise NotImplementedError
 
     def own_attention(self) -> AbstractContextManager:
@@ -138,9 +128,7 @@ class Backend:
         """Say whether that attention gives the same bits, and so may run where nothing inside is hooked."""
 
     def prefix_cache(
-        self,
-        ids: Int[Tensor, "*batch pos"],
-        mask: Bool[Tensor, "batch pos"] | None = None,
+        self, ids: Int[Tensor, "*batch pos"], mask: Bool[Tensor, "batch pos"] | None = None
     ) -> PrefixCache:
         """Keys and values of ``ids`` at every layer, for ``logits(prefix=...)``; ``mask`` where rows have padding."""
         raise ModelError(f"{self.kind} has no prefix cache here; load a TransformerBridge (transformer-lens 4.3)")
@@ -156,14 +144,8 @@ class Backend:
         start: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
         prefix: SharedPrefix | None = None,
     ) -> Float[Tensor, "copy prompt vocab"]:
-        """Logits at (``row``, ``end``) of rows that hold several prompts, in ``copies`` (see ``packing``).
-
-        Args:
-            ids, positions, mask, row, end: of one copy, as in ``packing.Pack``.
-            copies: the batch is all rows of the first one, then of the second ...
-            start: (layer, resid_pre of that layer), of the whole batch.
-            prefix: takes the prefix's keys and values out of the first pass and puts them before every row.
-        """
+        """Logits at (``row``, ``end``) of rows that hold several prompts, in ``copies``: the batch is all rows of the
+        first one, then of the second ... The tensors are those of a ``packing.Pack``, ``start`` is of the batch."""
         raise ModelError(f"{self.kind} runs no packed prompts here; load a TransformerBridge (transformer-lens 4.3)")
 
     def attribution_patch(
@@ -199,16 +181,12 @@ class Backend:
     # -- weights --------------------------------------------------------------------------------------------
     def part(self, layer: int, part: str) -> tuple[str, Any]:
         """Name and module of a layer's "attn" or "mlp", which not every TransformerLens block names so; or None."""
-        block = self.tl.blocks[layer]
+        block = self.blocks[layer]
         name = getattr(block, f"scaled_{part}_submodule", None) or part
         return f"blocks.{layer}.{name}", getattr(block, name, None)
 
     def writing_weights(self, name: str) -> list[WritingWeight]:
-        """Every parameter that writes to the residual stream, unchecked.
-
-        Raises:
-            ModelError: a layer of ``name`` whose output weights are not found.
-        """
+        """Every parameter that writes to the residual stream; a ``ModelError`` for a layer without known ones."""
         found = self._embedding_weights()
         for layer in range(self.n_layers):
             for part in ("attn", "mlp"):
@@ -241,7 +219,7 @@ class Backend:
 
     def output_weight(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         """W_O of one layer, by query head."""
-        return self.tl.blocks[layer].attn.W_O
+        return self.blocks[layer].attn.W_O
 
     def scoring(self, layer: int) -> tuple[float, float, Float[Tensor, "head"] | None]:
         """What one layer multiplies q · k by, its cap of scores (0 for none), and its sinks' logits or None."""
@@ -302,18 +280,14 @@ class Backend:
         return self._norm(self.tl.ln_final, "ln_final")
 
     def post_norm(self, layer: int, part: str) -> NormWeights | None:
-        """The norm between a sublayer's output and the residual stream (Gemma 2 and 3, OLMo 2), or None.
-
-        Args:
-            part: "attn" or "mlp".
-        """
+        """The norm between what "attn" or "mlp" gives and the residual stream (Gemma 2 and 3, OLMo 2), or None."""
         name = {"attn": "ln1_post", "mlp": "ln2_post"}[part]
-        module = getattr(self.tl.blocks[layer], name, None)
+        module = getattr(self.blocks[layer], name, None)
         return None if module is None else self._norm(module, f"blocks.{layer}.{name}")
 
     def input_norm(self, layer: int) -> NormWeights | None:
         """The norm between the stream and attention's input; None where there is none (OLMo 2)."""
-        module = getattr(self.tl.blocks[layer], "ln1", None)
+        module = getattr(self.blocks[layer], "ln1", None)
         return None if module is None else self._norm(module, f"blocks.{layer}.ln1")
 
     def head_norm(self, layer: int, part: str) -> NormWeights:

@@ -18,11 +18,7 @@ def lock_of(tl: Any) -> Any:
 
 
 def backend_of(tl: Any) -> Backend:
-    """Wrap a TransformerLens model by its kind.
-
-    Raises:
-        ModelError: for anything else.
-    """
+    """Wrap a TransformerLens model by its kind; a ``ModelError`` for anything else."""
     kinds = {"TransformerBridge": BridgeBackend, "HookedTransformer": HookedTransformerBackend}
     for cls in type(tl).__mro__:
         if cls.__name__ in kinds:

@@ -19,12 +19,7 @@ PADDING_TOKENS = 96
 
 
 class Pass(NamedTuple):
-    """Prompts that are run together.
-
-    Attributes:
-        batch: the prompts.
-        logits: runs them under the hooks active at that time; gives next-token logits.
-    """
+    """Prompts that are run together: ``logits`` does it, under the hooks active then, and gives next-token logits."""
 
     batch: Tokens | Pack
     logits: Callable[[], Float[Tensor, "prompt vocab"]]
@@ -34,31 +29,27 @@ def plan(model: Model, tokens: Tokens, pack: bool = False) -> Iterator[Pass]:
     """The passes that all prompts need; with ``pack``, packed ones if they give the same results on this model."""
     if not pack or not packing_holds(model):
         for batch in length_batches(tokens):
-            yield Pass(batch, partial(_padded_logits, model, batch))
+            yield Pass(batch, partial(_padded_last, model, batch))
         return
     whole = pack_tokens(tokens, model.chat.pad_id)
     prefix = shared_prefix(whole)
     for some in whole.passes():
         rows = whole.rows(some)
-        yield Pass(rows, partial(packed_last, model, rows, prefix))
+        yield Pass(rows, partial(_packed_last, model, rows, prefix))
 
 
-def _padded_logits(model: Model, batch: Tokens) -> Tensor:
+def _padded_last(model: Model, batch: Tokens) -> Tensor:
     return model.backend.logits(batch.ids, batch.mask)[:, -1]
 
 
-def packed_last(model: Model, rows: Pack, prefix: SharedPrefix | None) -> Float[Tensor, "prompt vocab"]:
-    """Next-token logits of packed prompts."""
+def _packed_last(model: Model, rows: Pack, prefix: SharedPrefix | None) -> Tensor:
     return packed_logits(model, rows, prefix=prefix)[0]
 
 
 def length_batches(tokens: Tokens, max_tokens: int = 2048) -> Iterator[Tokens]:
-    """Prompts in batches of similar length; ``Tokens.indices`` says where each row came from.
+    """Prompts in batches of similar length, of at most ``max_tokens`` padded tokens (always at least one prompt).
 
     On a CPU a batch ends before its padding reaches ``PADDING_TOKENS``, too.
-
-    Args:
-        max_tokens: the most padded tokens per batch (always at least one prompt).
     """
     room = PADDING_TOKENS if tokens.ids.device.type == "cpu" else math.inf
 
@@ -70,11 +61,8 @@ def length_batches(tokens: Tokens, max_tokens: int = 2048) -> Iterator[Tokens]:
 
 
 def by_length(lengths: Sequence[int], fits: Callable[[int, int, int], bool]) -> Iterator[list[int]]:
-    """Indices in groups of similar length, the shortest first; always at least one.
-
-    Args:
-        fits: (number in the group, its longest, real tokens of the others) -> whether the longest may join them.
-    """
+    """Indices in groups of similar length, the shortest first; ``fits`` of the number in a group, its longest and the
+    real tokens of the others says whether the longest may join them (the first always does)."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     start = 0
     while start < len(order):

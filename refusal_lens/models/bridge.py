@@ -1,8 +1,9 @@
 """``TransformerBridge`` (transformer-lens 4.x) as a backend."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from inspect import signature
+from itertools import product
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class BridgeBackend(Backend):
     kind = "TransformerBridge"
 
     def __init__(self, tl: Any):
-        self.hf = tl.original_model
+        self.hf, self.layers = tl.original_model, tl.blocks
         self._points: dict[str, tuple[str, Any]] = {}  # hook points by name or alias, looked up at first use
         super().__init__(tl)
         self.module = self.hf
@@ -45,18 +46,15 @@ class BridgeBackend(Backend):
     @contextmanager
     def _passing(self) -> Iterator[None]:
         """Make the bridge fast, and correct under transformers 5.24, during a pass; restore it afterwards."""
+        edits = [_cache_as_past_key_values, *([_mask_that_float32_holds] if self.dtype == torch.float64 else [])]
         with super()._passing(), ExitStack() as stack:
             # The last position's slice is strided; torch then multiplies row by row and copies W_U for each (bfloat16
             # on CPU, 32 rows, 152k tokens: 37 s instead of 0.02 s).
-            handles = [self.tl.unembed.register_forward_pre_hook(_contiguous_input)]
-            for attention in self._attentions:
-                handles.append(attention.register_forward_pre_hook(_cache_as_past_key_values, with_kwargs=True))
-                if self.dtype == torch.float64:
-                    handles.append(attention.register_forward_pre_hook(_mask_that_float32_holds, with_kwargs=True))
+            stack.enter_context(self.tl.unembed.register_forward_pre_hook(_contiguous_input))
+            for attention, edit in product(self._attentions, edits):
+                stack.enter_context(attention.register_forward_pre_hook(edit, with_kwargs=True))
             if self._blocks_return_tuples is None:
-                handles.append(self.layers[0].register_forward_hook(self._see_tuple))
-            for handle in handles:
-                stack.callback(handle.remove)
+                stack.enter_context(self.blocks[0].register_forward_hook(self._see_tuple))
             yield
 
     def _see_tuple(self, module: Any, args: Any, output: Any) -> None:
@@ -96,18 +94,18 @@ class BridgeBackend(Backend):
             tl.context_level -= 1
 
     def _hook_names(self) -> list[str]:
-        mixers = {n: name for n in range(len(self.layers)) if (name := self._mixer(n))}
+        mixers = {n: name for n in range(len(self.blocks)) if (name := self._mixer(n))}
         self._mixer_outputs = {f"blocks.{n}.hook_attn_out": f"blocks.{n}.{name}.hook_out" for n, name in mixers.items()}
         return [*self.tl.hook_dict, *getattr(self.tl, "hook_aliases", {}), *self._mixer_outputs]
 
     def _mixer(self, layer: int) -> str:
         """Name of what a layer has in attention's place; "" where it has attention."""
-        children = self.layers[layer]._modules
+        children = self.blocks[layer]._modules
         return "" if "attn" in children else next((name for name in MIXERS if name in children), "")
 
     def part(self, layer, part):
         name = self._mixer(layer) if part == "attn" else ""
-        return (f"blocks.{layer}.{name}", self.layers[layer]._modules[name]) if name else super().part(layer, part)
+        return (f"blocks.{layer}.{name}", self.blocks[layer]._modules[name]) if name else super().part(layer, part)
 
     def _norm(self, module: Any, site: str) -> NormWeights:
         rms, weight = bool(module.uses_rms_norm), optional_weight(module, "weight")
@@ -117,39 +115,19 @@ class BridgeBackend(Backend):
         weight = weight + 1 if offset and weight is not None else weight
         return NormWeights(site, weight, None if rms else optional_weight(module, "bias"), not rms)
 
-    @property
-    def layers(self) -> Any:
-        """The stack of blocks as the Hugging Face model runs it."""
-        return self.tl.blocks
-
     def logits(self, ids, mask, last_only=True, prefix=None, start=None, prefix_mask=None):
-        extra: dict[str, Any] = {}
+        call: dict[str, Any] = {"input_ids": ids, "use_cache": prefix is not None}
         if prefix is not None:
-            cache, length = _filled_cache(prefix, len(ids)), prefix[0][0].shape[2]
-            before = torch.ones(len(ids), length, dtype=torch.bool, device=mask.device)
-            full = torch.cat([before if prefix_mask is None else prefix_mask, mask], 1)
-            extra = {self._cache_argument: cache, "use_cache": True}
-        else:
-            full = mask
-            extra = {"use_cache": False}
-        if not bool(full.all()):
-            # Positions count real tokens only; without this every padded row would be shifted.
-            extra["attention_mask"] = full.long()
-            extra["position_ids"] = (full.long().cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+            call[self._cache_argument] = _filled_cache(prefix, len(ids))
+            before = mask.new_ones(len(ids), prefix[0][0].shape[2]) if prefix_mask is None else prefix_mask
+            mask = torch.cat([before, mask], 1)
         if last_only:
-            extra["logits_to_keep"] = int(last_only)
+            call["logits_to_keep"] = int(last_only)
         with nullcontext() if start is None else self._skipping(*start):
-            return self._run(input_ids=ids, **extra)
+            return self._run(**call, **_positions(mask, ids.shape[1]))
 
-    @contextmanager
-    def own_attention(self) -> Iterator[None]:
-        for attention in self._attentions:
-            attention.__dict__["forward"] = attention.original_component.forward
-        try:
-            yield
-        finally:
-            for attention in self._attentions:
-                attention.__dict__.pop("forward")
+    def own_attention(self) -> AbstractContextManager:
+        return _instead({attention: attention.original_component.forward for attention in self._attentions})
 
     def same_attention(self, same: bool) -> None:
         eager = getattr(self.hf.config.get_text_config(), "_attn_implementation", "") == "eager"
@@ -159,10 +137,7 @@ class BridgeBackend(Backend):
         cache = DynamicCache()
         rows = ids if ids.ndim == 2 else ids[None]
         call = {"input_ids": rows, self._cache_argument: cache, "use_cache": True, "logits_to_keep": 1}
-        if mask is not None and not bool(mask.all()):
-            call["attention_mask"] = mask.long()
-            call["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
-        self._run(**call)
+        self._run(**call, **({} if mask is None else _positions(mask, rows.shape[1])))
         layers: list[Any] = cache.layers
         if not layers:
             raise ModelError(f"{self.kind} kept no keys and values: this transformers passes its cache differently")
@@ -207,41 +182,20 @@ class BridgeBackend(Backend):
             whole.unflatten(0, (copies, -1))[:, row.to(part.device), end.to(part.device)] = part
             return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
-        mlp = self.part(self.n_layers - 1, "mlp")[1]
-        handles = [
-            mlp.register_forward_pre_hook(before),
-            mlp.register_forward_hook(after),
-            self.tl.unembed.register_forward_pre_hook(lambda module, args: (some(args[0]), *args[1:])),
-        ]
-        try:
+        mlp, unembed = self.part(self.n_layers - 1, "mlp")[1], self.tl.unembed
+        last = unembed.register_forward_pre_hook(lambda module, args: (some(args[0]), *args[1:]))
+        with last, mlp.register_forward_pre_hook(before), mlp.register_forward_hook(after):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @contextmanager
     def _skipping(self, layer: int, resid: Tensor) -> Iterator[None]:
         """Let blocks before ``layer`` pass ``resid`` on instead of running."""
         if self._blocks_return_tuples is None:
             self._run(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
-        patched = list(self.layers)[:layer]
         value = (resid,) if self._blocks_return_tuples else resid
-
-        def passthrough(*args: Any, **kwargs: Any) -> Any:
-            return value
-
-        try:
-            for block in patched:
-                # Not setattr: a bridge's block hands attributes on to the module it wraps.
-                block.__dict__["forward"] = passthrough
-            if layer == 0:
-                with self.hooks([("blocks.0.hook_resid_pre", lambda _, hook: resid)]):
-                    yield
-            else:
-                yield
-        finally:
-            for block in patched:
-                block.__dict__.pop("forward", None)
+        first = [("blocks.0.hook_resid_pre", lambda _, hook: resid)] if layer == 0 else []
+        with _instead(dict.fromkeys(self.blocks[:layer], lambda *args, **kwargs: value)), self.hooks(first):
+            yield
 
     def attribution_patch(self, clean, corrupt, metric):
         from transformer_lens.tools.analysis.attribution_patching import attribution_patch
@@ -326,7 +280,7 @@ class BridgeBackend(Backend):
 
     @property
     def write_scale(self):
-        return float(getattr(self.tl.blocks[0], "residual_contribution_scale", 1.0))
+        return float(getattr(self.blocks[0], "residual_contribution_scale", 1.0))
 
     @property
     def logit_scale(self):
@@ -371,6 +325,26 @@ def _output_axis(experts: nn.Module, d_model: int) -> int:
     if weight.shape[1] != weight.shape[2] or gate is None:
         return 1 if weight.shape[1] == d_model else -1
     return -1 if gate.shape[1] == d_model else 1  # as wide as long: the input's weights, twice as wide, tell
+
+
+@contextmanager
+def _instead(forwards: dict[Any, Callable]) -> Iterator[None]:
+    """Modules with other functions in the place of their ``forward``."""
+    try:
+        for module, forward in forwards.items():
+            module.__dict__["forward"] = forward  # not setattr, which a bridge's parts hand on to what they wrap
+        yield
+    finally:
+        for module in forwards:
+            module.__dict__.pop("forward", None)
+
+
+def _positions(mask: Tensor, n: int) -> dict[str, Tensor]:
+    """The mask, and positions of the last ``n`` columns that count real tokens only, where rows have padding: without
+    these every padded row would be shifted."""
+    if bool(mask.all()):
+        return {}
+    return {"attention_mask": mask.long(), "position_ids": (mask.long().cumsum(-1) - 1).clamp_min(0)[:, -n:]}
 
 
 def _mask_that_float32_holds(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

@@ -10,7 +10,7 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -146,7 +146,7 @@ class ChatFormat:
     Args:
         tokenizer: a fast Hugging Face tokenizer with a chat template.
         system: system prompt; None leaves it to the template (the paper uses none).
-        chat_template, template_options, reply_prefix, date, thought: as in ``load_model``.
+        template: chat_template, template_options, reply_prefix, date, thought, as in ``load_model``.
 
     Raises:
         ModelError: no chat template, no fast tokenizer, a template that drops the user's text or the system prompt or
@@ -157,18 +157,8 @@ class ChatFormat:
         (5, '<|im_end|>')
     """
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        system: str | None = None,
-        *,
-        chat_template: str | Path | None = None,
-        template_options: Mapping[str, Any] | Sequence[str] | None = None,
-        reply_prefix: str = "",
-        date: str | None = None,
-        thought: Sequence[str] = (),
-    ):
-        self.template = Template(tokenizer, chat_template, template_options, reply_prefix, date, thought, system)
+    def __init__(self, tokenizer: Any, system: str | None = None, **template: Any):
+        self.template = Template(tokenizer, system=system, **template)
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(f"{type(tokenizer).__name__} gives no character offsets; load the model's fast tokenizer")
         self.tokenizer, self.system = tokenizer, system
@@ -247,9 +237,6 @@ class ChatFormat:
         """What the template puts before and after a user turn, and where the turns before it stand in that.
 
         Each turn is replaced by a sentinel once: short ones may occur anywhere in the template's text.
-
-        Raises:
-            PromptError: the template drops or repeats a turn.
         """
         *turns, last = self.template.with_system([*earlier, {"role": "user", "content": _SENTINEL}])
         rendered = self.template.render([*turns, last])
@@ -331,12 +318,9 @@ class ChatFormat:
             )
         counts["template_post"] -= surplus
         counts["suffix" if suffix else "instruction"] += surplus
-        bounds, total = {}, 0
-        for name in REGIONS:
-            bounds[name] = (total, total + counts[name])
-            total += counts[name]
-        inside = self._inside(frame, rendered, offsets)
-        return Encoded(tuple(ids), Spans(**bounds, **inside), rendered, tuple(map(tuple, offsets)))
+        ends = list(accumulate(counts.values()))
+        spans = Spans(*zip([0, *ends], ends, strict=False), **self._inside(frame, rendered, offsets))
+        return Encoded(tuple(ids), spans, rendered, tuple(map(tuple, offsets)))
 
     def _inside(self, frame: _Frame, rendered: str, offsets: Any) -> dict[str, tuple[int, int]]:
         """Token ranges of the system prompt, earlier turns, and a closed thought."""

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import PromptError, SettingError
 from .chat import Tokens
@@ -48,24 +48,17 @@ def generate(
                     batch.ids, batch.mask, max_new_tokens, model.eos_ids, model.chat.pad_id, temperature, prefix
                 )
             for index, ids in zip(rows, new, strict=True):
-                replies[index] = _text(model, _until_end(model, ids))
+                replies[index] = _text(model, list(takewhile(lambda token: token not in model.eos_ids, ids.tolist())))
             if on_batch:
                 on_batch(len(batch))
     return [replies[i] for i in range(len(replies))]
 
 
-def _until_end(model: Any, row: Tensor) -> list[int]:
-    ids = row.tolist()
-    ends = [i for i, token in enumerate(ids) if token in model.eos_ids]
-    return ids[: ends[0]] if ends else ids
-
-
 def _text(model: Any, ids: list[int]) -> str:
     """Text of a reply without special tokens, but for those that mark a thought."""
     special, tokenizer = set(model.tokenizer.all_special_ids), model.tokenizer
-    kept = {
-        i for i in special & set(ids) if any(tokenizer.decode([i]) in "".join(m) for m in model.chat.template.markers)
-    }
+    markers = ["".join(pair) for pair in model.chat.template.markers]
+    kept = {i for i in special & set(ids) if any(tokenizer.decode([i]) in marker for marker in markers)}
     if kept:
         text = tokenizer.decode([i for i in ids if i in kept or i not in special])
     else:

@@ -97,12 +97,8 @@ def _say(what: str) -> None:
 
 
 def check_header(path: Path) -> None:
-    """Read the header with transformers' strict reader: the package gguf's own, used for some architectures, takes
-    what lies past the end of the file for empty and may never come back.
-
-    Raises:
-        ModelError: the header is broken.
-    """
+    """Refuse a broken header with a ``ModelError``, by transformers' strict reader: the package gguf's own, used for
+    some architectures, takes what lies past the end of the file for empty and may never come back."""
     try:
         from transformers.integrations.gguf.reader import read_gguf_metadata
     except ImportError:  # before 5.2x

@@ -18,32 +18,24 @@ SUM_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, 
 
 def active_hooks(tl: Any) -> tuple[str, ...]:
     """Hook points of a TransformerLens model that have a function on them, one name each."""
-    found = {id(point): name for name, point in tl.hook_dict.items() if any(map(_foreign, _handles(point)))}
-    return tuple(found.values())
+    return tuple({id(point): name for name, point in tl.hook_dict.items() if _foreign(point)}.values())
 
 
 def n_hooks(tl: Any) -> int:
     """Number of functions on the hook points of a TransformerLens model, without its own."""
-    points = {id(point): point for point in tl.hook_dict.values()}
-    return sum(_foreign(handle) for point in points.values() for handle in _handles(point))
+    return sum(_foreign(point) for point in {id(point): point for point in tl.hook_dict.values()}.values())
 
 
-def _handles(point: Any) -> list[Any]:
-    return [*point.fwd_hooks, *point.bwd_hooks]
-
-
-def _foreign(handle: Any) -> bool:
-    """Whether a hook is anyone's but TransformerLens's own, which joins hook points of OPT's and others' MLPs."""
-    module = getattr(getattr(handle, "user_hook", None), "__module__", "")
-    return not (handle.is_permanent and str(module).startswith("transformer_lens."))
+def _foreign(point: Any) -> int:
+    """Number of hooks but TransformerLens's own, which join hook points of OPT's and others' MLPs."""
+    handles = [*point.fwd_hooks, *point.bwd_hooks]
+    modules = [str(getattr(getattr(h, "user_hook", None), "__module__", "")) for h in handles]
+    own = [h.is_permanent and name.startswith("transformer_lens.") for h, name in zip(handles, modules, strict=True)]
+    return own.count(False)
 
 
 def check_unhooked(tl: Any, name: str) -> None:
-    """Refuse a model that someone else's hooks change: a context left open, or hooks added and forgotten.
-
-    Raises:
-        ModelError: naming the hook points.
-    """
+    """Refuse someone else's hooks, of a context left open or forgotten, with a ``ModelError`` that names them."""
     if names := active_hooks(tl):
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise ModelError(
@@ -54,11 +46,7 @@ def check_unhooked(tl: Any, name: str) -> None:
 
 @torch.no_grad()
 def check_weights(module: Any, name: str) -> None:
-    """Refuse NaN and infinite weights.
-
-    Raises:
-        ModelError: naming the first such parameter, by the checkpoint's own names.
-    """
+    """Refuse NaN and infinite weights with a ``ModelError`` that names the first parameter, as the checkpoint does."""
     for parameter, weight in module.named_parameters():
         if not weight.is_floating_point() or weight.is_meta:
             continue
@@ -72,11 +60,7 @@ def check_weights(module: Any, name: str) -> None:
 
 
 def check_activations(model: str, cached: Mapping[str, Tensor]) -> None:
-    """Refuse NaN and infinite activations.
-
-    Raises:
-        ModelError: naming the first such hook point, in the order given.
-    """
+    """Refuse NaN and infinite activations with a ``ModelError`` that names the first hook point."""
     for name, value in cached.items():
         if not torch.isfinite(value).all():
             raise ModelError(
@@ -92,16 +76,13 @@ def _few_tokens(model: Model) -> Any:
 
 
 def check_attention(model: Model) -> float:
-    """Verify that attention with hook points gives the same logits as the checkpoint's own code.
+    """Refuse attention with hook points that gives other logits than the checkpoint's own code, with a ``ModelError``.
 
     TransformerLens reimplements most architectures' attention: a wrong order of heads would show nowhere else. Where
     both give the same bits, the own code runs in passes that hook nothing inside.
 
     Returns:
         Relative length of the difference; 0 where the own code takes part in every pass, or does not run alone.
-
-    Raises:
-        ModelError: they differ.
     """
     tokens = _few_tokens(model)
     ours = model.logits(tokens).double()
@@ -122,14 +103,8 @@ def check_attention(model: Model) -> float:
 
 
 def check_writes(model: Model) -> float:
-    """Verify that resid_post = resid_pre + attn_out + mlp_out at every layer, and that it is the next resid_pre.
-
-    Returns:
-        The largest relative error.
-
-    Raises:
-        ModelError: naming the layer and hook where it fails.
-    """
+    """Verify that resid_post = resid_pre + attn_out + mlp_out at every layer, and that it is the next resid_pre; else a
+    ``ModelError`` that names the layer and hook. Returns the largest relative error."""
     sites = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
     names = [f"blocks.{layer}.{site}" for layer in range(model.n_layers) for site in sites]
     for name in names:

@@ -89,7 +89,6 @@ class HookedTransformerBackend(Backend):
 
 
 def _expert_outputs(where: str, module: nn.Module) -> list[WritingWeight]:
-    """Output weights of a mixture of experts."""
     found: list[WritingWeight] = []
     for index, expert in enumerate(getattr(module, "experts", ())):
         label = f"{where}.experts.{index}.W_out"

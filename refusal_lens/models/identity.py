@@ -11,15 +11,11 @@ from ..records.direction import Direction
 
 def basis_of(tl: Any, backend: Any) -> str:
     """ "raw" for the model's own basis; processing that rotates or centres it gives another name."""
-    centred = backend.processed() or _writes_are_centred(backend)
+    rows = backend.embed_weight()[:256].float()
+    centred = backend.processed() or bool(rows.mean(-1).abs().max() < 1e-5 * rows.abs().max())
     norm = str(getattr(tl.cfg, "normalization_type", "") or "")
     # Centring changes nothing that an RMS-norm model's residual stream holds by default.
     return "centred" if centred and not norm.upper().startswith("RMS") else "raw"
-
-
-def _writes_are_centred(backend: Any) -> bool:
-    rows = backend.embed_weight()[:256].float()
-    return bool(rows.mean(-1).abs().max() < 1e-5 * rows.abs().max())
 
 
 def fingerprint_of(backend: Any) -> str:
@@ -33,11 +29,7 @@ def fingerprint_of(backend: Any) -> str:
 
 
 def check_direction(model: Any, direction: Direction) -> None:
-    """Refuse a direction of another model or basis.
-
-    Raises:
-        DirectionError: with both identities in the message.
-    """
+    """Refuse a direction of another model or basis with a ``DirectionError`` that has both identities."""
     if direction.unit.shape != (model.d_model,):
         raise DirectionError(
             f"the direction has {direction.unit.shape[-1]} entries and {model.name} has d_model {model.d_model}: "

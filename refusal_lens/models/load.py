@@ -69,12 +69,8 @@ def load_model(
         >>> model.n_layers, model.d_model, model.basis
         (5, 96, 'raw')
     """
-    chat: dict[str, Any] = {
-        "chat_template": chat_template,
-        "template_options": template_options,
-        "reply_prefix": reply_prefix,
-    }
-    chat |= {"system": system, "date": date, "thought": thought}
+    chat: dict[str, Any] = {"system": system, "chat_template": chat_template, "template_options": template_options}
+    chat |= {"reply_prefix": reply_prefix, "date": date, "thought": thought}
     if not isinstance(source, (str, Path)):
         return HookedChatModel(source, tokenizer, **chat)
     folder, name, gguf = _resolve(source)
@@ -108,11 +104,6 @@ def _read(
     device_map: Any,
     facts: dict[str, Any],
 ) -> tuple[Any, Any]:
-    """Model and tokenizer from ``folder``.
-
-    Raises:
-        ModelError: they can't be loaded, or are no chat model.
-    """
     gguf = facts["gguf_file"]
     if gguf:
         check_header(Path(folder) / gguf)
@@ -177,11 +168,7 @@ def _text_model(name: str, hf: Any) -> Any:
 
 
 def _device(asked: str | None) -> str:
-    """Where the model goes.
-
-    Raises:
-        ModelError: torch knows no such device, or this machine has none.
-    """
+    """Where the model goes, if this machine has it."""
     device = asked or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
@@ -191,11 +178,7 @@ def _device(asked: str | None) -> str:
 
 
 def _check_folder(folder: Path, gguf: str | None, config: Any) -> None:
-    """Refuse an index that points out of its folder, and a config of a far larger model than the files hold.
-
-    Raises:
-        ModelError: naming the file or the number.
-    """
+    """Refuse an index that points out of its folder, and a config of a far larger model than the files hold."""
     files = [folder / gguf] if gguf else [f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin", ".pt")]
     text, held = config.get_text_config(), sum(file.stat().st_size for file in files)
     sizes = [getattr(text, n, 0) for n in ("hidden_size", "intermediate_size", "num_hidden_layers")]
@@ -241,22 +224,14 @@ def _resolve(source: str | Path) -> tuple[str | Path, str, str | None]:
 
 
 def check_source(source: str | Path) -> None:
-    """Read the config of a hub model, before anything that takes long.
-
-    Raises:
-        ModelError: as ``load_model`` does, where it can't be had.
-    """
+    """Read the config of a hub model, before anything that takes long; errors as in ``load_model``."""
     folder, name, _ = _resolve(source)
     if not isinstance(folder, Path):
         _load(name, "config", folder)
 
 
 def source_digest(source: str | Path) -> str:
-    """SHA-256 of a local checkpoint's weights, tokenizer and config; the id itself for a hub model.
-
-    Raises:
-        ModelError: when a local source does not exist.
-    """
+    """SHA-256 of a local checkpoint's weights, tokenizer and config; the id itself for a hub model."""
     folder, name, gguf = _resolve(source)
     if not isinstance(folder, Path):
         return name
@@ -272,19 +247,12 @@ def source_digest(source: str | Path) -> str:
 
 
 def _load(name: str, what: str, folder: str | Path, **kwargs: Any) -> Any:
-    """The tokenizer, config or model by transformers.
-
-    Raises:
-        ModelError: with transformers' own reason, or because weights are missing, which it would make up.
-    """
+    """The tokenizer, config or model by transformers, which would make up weights that are missing."""
     import transformers
 
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
-    auto: Any = {
-        "tokenizer": transformers.AutoTokenizer,
-        "config": transformers.AutoConfig,
-        "model": transformers.AutoModelForCausalLM,
-    }[what]
+    kinds = {"tokenizer": "AutoTokenizer", "config": "AutoConfig", "model": "AutoModelForCausalLM"}
+    auto: Any = getattr(transformers, kinds[what])
     try:
         if what != "model":
             return auto.from_pretrained(str(folder), **kwargs)

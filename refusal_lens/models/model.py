@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -161,7 +161,7 @@ class HookedChatModel:
             for item in interventions:
                 known = isinstance(item, tuple) or hasattr(item, "hooks") or hasattr(item, "applied")
                 if isinstance(item, type) or not known:
-                    what = item.__name__ if isinstance(item, type) else type(item).__name__
+                    what = (item if isinstance(item, type) else type(item)).__name__
                     raise InterventionError(
                         f"{what} is not an intervention: give Ablate(direction), Add(direction) ... or (name, function)"
                     )
@@ -315,21 +315,14 @@ class HookedChatModel:
         batch = tokens if isinstance(tokens, Tokens) else self.tokenize(tokens)
         reader = Cache([names] if isinstance(names, str) else list(dict.fromkeys(names)))
         reader.where = positions
+        run = partial(self.backend.logits, batch.ids, batch.mask, prefix=prefix, prefix_mask=prefix_mask)
         with running(self, batch):
-            hooks = reader.hooks(self, batch)
-            one_pass(
-                self,
-                hooks,
-                lambda: self.backend.logits(batch.ids, batch.mask, prefix=prefix, prefix_mask=prefix_mask),
-                logits=False,
-            )
+            one_pass(self, reader.hooks(self, batch), run, logits=False)
         return {name: reader.kept[name] for name in reader.names}
 
     @torch.inference_mode()
     def prefix_cache(
-        self,
-        ids: Int[Tensor, "*batch pos"],
-        mask: Bool[Tensor, "batch pos"] | None = None,
+        self, ids: Int[Tensor, "*batch pos"], mask: Bool[Tensor, "batch pos"] | None = None
     ) -> PrefixCache:
         """Keys and values of a shared prefix, or of one prefix per row, under the active interventions."""
         with self.exclusive():

@@ -143,11 +143,11 @@ def pack_prompts(
     return Pack(ids, positions, whose, shared, rows, ends, tuple(indices))
 
 
-def common_prefix(prompts: Sequence[Tensor], own: int = 1) -> int:
-    """Number of first tokens that all prompts share; each keeps at least ``own`` tokens of its own."""
+def common_prefix(prompts: Sequence[Tensor]) -> int:
+    """Number of first tokens that all prompts share; each keeps at least one of its own."""
     if len(prompts) < 2:
         return 0
-    limit = max(0, min(len(ids) for ids in prompts) - own)
+    limit = max(0, min(len(ids) for ids in prompts) - 1)
     same = torch.stack([ids[:limit] == prompts[0][:limit] for ids in prompts]).all(0)
     return int(same.long().cumprod(0).sum())
 
@@ -162,11 +162,7 @@ def shared_prefix(pack: Pack) -> SharedPrefix | None:
 
 @torch.inference_mode()
 def packed_logits(
-    model: Model,
-    pack: Pack,
-    copies: int = 1,
-    start: Start | None = None,
-    prefix: SharedPrefix | None = None,
+    model: Model, pack: Pack, copies: int = 1, start: Start | None = None, prefix: SharedPrefix | None = None
 ) -> Float[Tensor, "copy prompt vocab"]:
     """Logits after each prompt of ``pack``, in ``copies`` of it, which active hooks may treat differently.
 
@@ -203,11 +199,7 @@ class RestartedPack:
         return found
 
     def logits(self, copies: int = 1, start: int = 0) -> Iterator[tuple[Pack, Float[Tensor, "copy prompt vocab"]]]:
-        """Some rows and their logits in ``copies``, under the active interventions.
-
-        Args:
-            start: restart at this layer, which ``before`` kept.
-        """
+        """Some rows and their logits in ``copies``, under the active interventions, from layer ``start`` on."""
         prefix = shared_prefix(self.pack)
         for some in self.pack.passes(copies):
             rows = self.pack.rows(some)

@@ -26,11 +26,8 @@ class _Stop(Exception):
 
 
 def one_pass(model: Model, hooks: Hooks, run: Callable[[], Tensor], logits: bool = True) -> Tensor | None:
-    """Run once with functions that read; without ``logits`` the pass ends after the last of them.
-
-    Raises:
-        ModelError: a hook point that did not fire.
-    """
+    """Run once with functions that read; without ``logits`` the pass ends after the last of them. A hook point that did
+    not fire is a ``ModelError``."""
     left = set(range(len(hooks)))
     # Others may fire more than once in a pass, or after the logits.
     stops = not logits and bool(hooks) and all(name.startswith("blocks.") for name, _ in hooks)

@@ -99,12 +99,7 @@ class Template:
 
     Args:
         tokenizer: a Hugging Face tokenizer.
-        chat_template: Jinja text, or a file with it; None for the tokenizer's own.
-        template_options: variables of the template. Where it can skip the thought before an answer, thoughts are
-            skipped unless this is set.
-        reply_prefix: text that every reply begins with, e.g. a closed thought; it belongs to the prompt.
-        date: ISO date for templates that print today's date; None for the day of the call.
-        thought: (begin, end) of a thought, where ``THOUGHTS`` does not have it.
+        chat_template, template_options, reply_prefix, date, thought: as in ``load_model``.
         system: system prompt of conversations that have none.
 
     Raises:
@@ -188,11 +183,7 @@ class Template:
         return shown
 
     def _check_generation_prompt(self) -> None:
-        """Refuse a template that begins replies with what it can't put at a prompt's end.
-
-        Raises:
-            ModelError: it ignores ``add_generation_prompt``.
-        """
+        """Refuse a template that begins replies with what it can't put at a prompt's end."""
         asked = [{"role": "user", "content": "x"}]
         try:
             prompt, bare = self.render(asked).removesuffix(self.reply_prefix), self.render(asked, prompt=False)
@@ -214,11 +205,8 @@ class Template:
     def render(
         self, messages: Sequence[Mapping[str, str]], prompt: bool = True, options: Mapping[str, Any] | None = None
     ) -> str:
-        """Render a conversation as text, with ``prompt`` up to where the model's reply begins.
-
-        Raises:
-            ModelError: the template refuses it, or a message holds broken text.
-        """
+        """Render a conversation as text, with ``prompt`` up to where the model's reply begins; a ``ModelError`` where
+        the template refuses it, or a message holds broken text."""
         messages = self.with_system(messages)
         for message in messages:
             check_text(message["content"], f"the {message['role']}'s message")
@@ -249,11 +237,8 @@ class Template:
         return next((begin for begin, _ in self.markers if tail.endswith(begin)), "")
 
     def turn_end(self) -> tuple[set[int], str]:
-        """What ends the model's turn in a conversation: a token of the tokenizer's own kind, else text.
-
-        Returns:
-            (ids, text): one id and "", or no id and the text, or neither where the template shows none.
-        """
+        """What ends the model's turn in a conversation: one id (a token of the tokenizer's own kind) and "", else no id
+        and the text, or neither where the template shows none."""
         turns = [("user", "x"), ("assistant", _REPLY), ("user", _NEXT)]
         messages = [{"role": role, "content": content} for role, content in turns]
         for n in (2, 3):
@@ -278,11 +263,7 @@ class Template:
 
 def template_text(given: str | Path | None) -> str:
     """Jinja text of a chat template, from a file if it is none itself; "" for None. Of JSON, as tokenizer_config.json
-    is, the value of "chat_template".
-
-    Raises:
-        ModelError: no such file, or no Jinja in it.
-    """
+    is, the value of "chat_template". A ``ModelError`` for no such file, or no Jinja in it."""
     if given is None:
         return ""
     text = str(given)

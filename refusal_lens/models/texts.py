@@ -38,15 +38,13 @@ def text_tokens(model: HookedChatModel, texts: PromptsLike, max_length: int = 25
 
     Texts of fewer than two tokens are left out.
     """
-    bos = model.tokenizer.bos_token_id
-    found = []
+    bos, found = model.tokenizer.bos_token_id, []
+    # As the tokenizer itself would begin a document, where it does.
+    begin = [bos] if bos is not None and model.tokenizer("")["input_ids"][:1] == [bos] else []
     for text in as_prompts(texts):
         check_text(text, f"the text {text[:60]!a}")
-        ids = list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
-        # As the tokenizer itself would begin a document, where it does.
-        if bos is not None and model.tokenizer("")["input_ids"][:1] == [bos]:
-            ids = [bos, *ids]
-        if len(ids := ids[:max_length]) > 1:
+        ids = [*begin, *model.tokenizer(text, add_special_tokens=False)["input_ids"]][:max_length]
+        if len(ids) > 1:
             found.append(Scored(tuple(ids), 1))
     return found
 
@@ -112,11 +110,8 @@ def scored_batches(model: HookedChatModel, texts: Sequence[Scored]) -> Iterator[
 def predictions(
     read: Callable[[int], Tensor], tokens: Tokens, texts: Sequence[Scored]
 ) -> Iterator[tuple[Float[Tensor, "n vocab"], Int[Tensor, "n"]]]:
-    """Of each text of a batch, the logits that predict the tokens that count, and these tokens.
-
-    Args:
-        read: number of last positions -> their logits.
-    """
+    """Of each text of a batch, the logits that predict the tokens that count, and these tokens; ``read`` gives the
+    logits of a number of last positions."""
     counts, end = [len(text.ids) - text.first for text in texts], tokens.ids.shape[1]
     logits = read(max(counts) + 1)
     for row, n in enumerate(counts):

@@ -34,11 +34,7 @@ class WritingWeight:
 
 
 def check_editable(weights: Iterable[WritingWeight], name: str) -> None:
-    """Refuse weights that are quantized or offloaded.
-
-    Raises:
-        ModelError: naming the first such weight of the model ``name``.
-    """
+    """Refuse quantized or offloaded weights with a ``ModelError`` that names the first one of the model ``name``."""
     for weight in weights:
         if not weight.parameter.is_floating_point():
             raise ModelError(

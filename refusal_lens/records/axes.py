@@ -45,11 +45,7 @@ class Selected:
 
     @classmethod
     def of_rows(cls, kind: str, frame: pd.DataFrame, label: tuple[Any, ...], labels: dict[str, Any]) -> Selected:
-        """The rows of a table at labels, for records without tensors.
-
-        Raises:
-            LabelError: there is no such column or label; the message lists the existing ones.
-        """
+        """The rows of a table at labels, for records without tensors; a ``LabelError`` lists columns or labels."""
         chosen = dict(labels)
         for bare in label:
             columns = [str(name) for name in frame if bare in set(frame[name])]

@@ -189,12 +189,7 @@ def stored_as_messages(conversation: type) -> None:
 
 
 def figure(kind: str, *records: type[Record]) -> Callable[[F], F]:
-    """Register a function as the figure ``kind`` of record classes; the first one of a class is its main figure.
-
-    Args:
-        kind: its name for ``plot``.
-        records: classes of the function's first argument.
-    """
+    """Register a function as the figure ``kind`` of record classes; the first one of a class is its main figure."""
 
     def register(function: F) -> F:
         for cls in records:

@@ -115,11 +115,8 @@ DirectionLike = Any
 
 
 def as_direction(value: Any) -> Direction:
-    """Get the direction from a ``Direction``, or from the result of ``find_direction`` or of a selection.
-
-    Raises:
-        DirectionError: something that holds no direction.
-    """
+    """The direction of a ``Direction``, of the result of ``find_direction`` or of a selection; a ``DirectionError`` for
+    anything else."""
     found = value if isinstance(value, Direction) else getattr(value, "direction", None)
     if not isinstance(found, Direction):
         raise DirectionError(

@@ -27,11 +27,8 @@ def misfit(cls: type, values: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=256)
 def axis_names(cls: type, also: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
-    """Axis names of each tensor field: ``Float[Tensor, "layer head"]`` gives ("layer", "head").
-
-    Args:
-        also: properties or methods that return tensors.
-    """
+    """Axis names of each tensor field, and of ``also``, properties or methods that return tensors:
+    ``Float[Tensor, "layer head"]`` gives ("layer", "head")."""
     hints = {f.name: _hints(cls)[f.name] for f in dataclasses.fields(cls)}
     for name in also:
         found = getattr(cls, name)

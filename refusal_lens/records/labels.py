@@ -29,11 +29,7 @@ def head_label(layer: int, head: int) -> str:
 
 
 def as_head(head: Head | str) -> Head:
-    """(layer, head) of ``"L12H7"`` or of a pair.
-
-    Raises:
-        LabelError: the text is not a head's name.
-    """
+    """(layer, head) of ``"L12H7"`` or of a pair; a ``LabelError`` for a text that is no head's name."""
     if isinstance(head, str) and (match := re.fullmatch(r"L(\d+)H(\d+)", head)):
         return int(match[1]), int(match[2])
     if isinstance(head, str) or not isinstance(head, Sequence) or len(head) != 2:
@@ -42,26 +38,16 @@ def as_head(head: Head | str) -> Head:
 
 
 def as_heads(heads: Any) -> tuple[Head, ...]:
-    """(layer, head) pairs of labels or pairs, of a single one, or of a result that has ``heads``.
-
-    Raises:
-        LabelError: something that names no head.
-    """
+    """(layer, head) pairs of labels or pairs, of a single one, or of a result that has ``heads``; a ``LabelError`` for
+    anything else."""
     found = getattr(heads, "heads", heads)
     single = isinstance(found, str) or (len(found) == 2 and all(isinstance(part, int) for part in found))
     return tuple(map(as_head, [found] if single else found))
 
 
 def index_of(labels: Sequence[Any], label: Any, what: str, owner: str = "it") -> int:
-    """Position of ``label`` in ``labels``.
-
-    Args:
-        what: noun for a label, for the error ("condition").
-        owner: what holds the labels, for the error.
-
-    Raises:
-        LabelError: there is none; the message lists the existing ones.
-    """
+    """Position of ``label`` in ``labels``; a ``LabelError`` that lists these where it is not among them, by the noun
+    for a label ("condition") and what holds the labels."""
     if label in labels:
         return labels.index(label)
     raise LabelError(f"there is no {what} {label!r}; {owner} has {listed(labels)}")

@@ -30,11 +30,7 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, Recursio
 
 
 def content_key(*parts: Any) -> str:
-    """SHA-256 of values: plain JSON, records, tensors (by their bytes) and paths.
-
-    Raises:
-        TypeError: a value of another kind, which would have no stable digest.
-    """
+    """SHA-256 of plain JSON, records, tensors (by their bytes) and paths; a ``TypeError`` for values of other kinds."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()
 
 

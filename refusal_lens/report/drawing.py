@@ -16,11 +16,7 @@ WIDTH = 1000  # pixels: a figure with panels side by side is readable
 
 
 def checked(path: str | Path) -> Path:
-    """A path that ends in one of ``FORMATS``.
-
-    Raises:
-        ResultError: another ending.
-    """
+    """A path that ends in one of ``FORMATS``; a ``ResultError`` for another ending."""
     path = Path(path)
     if path.suffix[1:].lower() not in FORMATS:
         raise ResultError(f"{path.name!r} must end in {', '.join(f'.{form}' for form in FORMATS)}")
@@ -61,11 +57,8 @@ class Drawing(go.Figure):
 def write_pictures(
     shown: Iterable[tuple[Any, Path]], width: int = WIDTH, height: int | None = None, scale: float = 2
 ) -> None:
-    """Write figures and views as pictures, with one browser for all.
-
-    Raises:
-        ResultError: kaleido or Chromium is missing.
-    """
+    """Write figures and views as pictures, with one browser for all; a ``ResultError`` where kaleido or Chromium is
+    missing."""
     try:
         import kaleido
         from kaleido.errors import ChromeNotFoundError

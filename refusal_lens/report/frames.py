@@ -1,12 +1,11 @@
 """The numbers of a drawing as a table: what a "data" link offers where the record gives no table of its own."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-
-from . import style
 
 
 def figure_frame(figure: go.Figure) -> pd.DataFrame:
@@ -21,30 +20,28 @@ def figure_frame(figure: go.Figure) -> pd.DataFrame:
 
 
 def _points(trace: Any, name: str) -> list[dict[str, Any]]:
-    x, y, text = _list(trace.x), _list(trace.y), trace.text
+    x, y, texts = _list(trace.x), _list(trace.y), trace.text if isinstance(trace.text, (tuple, list)) else ()
     error = trace.error_y.to_plotly_json() if getattr(trace, "error_y", None) is not None else {}
-    above, below = _list(error.get("array")), _list(error.get("arrayminus"))
+    columns = _numbered(x, len(y)), y, _list(error.get("arrayminus")), _list(error.get("array")), texts
     rows = []
-    for k in range(max(len(x), len(y))):
-        value = y[k] if k < len(y) else None
-        row = {"trace": name, "x": x[k] if k < len(x) else k, "y": value}
-        row["low"] = value - below[k] if k < len(below) and value is not None else None
-        row["high"] = value + above[k] if k < len(above) and value is not None else None
-        row["text"] = text[k] if isinstance(text, (tuple, list)) and k < len(text) else None
-        rows.append(row)
+    for place, value, below, above, text in zip_longest(*columns):
+        low = None if value is None or below is None else value - below
+        high = None if value is None or above is None else value + above
+        rows.append({"trace": name, "x": place, "y": value, "low": low, "high": high, "text": text})
     return rows
 
 
 def _cells(trace: Any, name: str) -> list[dict[str, Any]]:
     z = _list(trace.z)
-    x, y, text = _list(trace.x), _list(trace.y), _list(trace.text)
+    text, y = _list(trace.text), _numbered(_list(trace.y), len(z))
+    x = _numbered(_list(trace.x), max(map(len, z), default=0))
     return [
         {
             "trace": name,
-            "x": x[j] if j < len(x) else j,
-            "y": y[i] if i < len(y) else i,
+            "x": x[j],
+            "y": y[i],
             "z": value,
-            "text": style.one_line(text[i][j]) if text and isinstance(text[i], (tuple, list)) else None,
+            "text": text[i][j].replace("<br>", " ") if text and isinstance(text[i], (tuple, list)) else None,
         }
         for i, row in enumerate(z)
         for j, value in enumerate(row)
@@ -54,6 +51,10 @@ def _cells(trace: Any, name: str) -> list[dict[str, Any]]:
 
 def _list(values: Any) -> Sequence[Any]:
     return [] if values is None else list(values)
+
+
+def _numbered(values: Sequence[Any], n: int) -> list[Any]:
+    return [*values, *range(len(values), n)]
 
 
 def widget_frame(component: str, props: dict[str, Any]) -> pd.DataFrame:

@@ -19,37 +19,20 @@ from .drawing import TITLE, Drawing
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PINK, SKY, YELLOW, GREY = "#CC79A7", "#56B4E9", "#F0E442", "#7F7F7F"
 CONDITION_COLOURS = {
-    "harmful": RED,
-    "harmless": BLUE,
-    "baseline": GREY,
-    "ablation": GREEN,
-    "random_ablation": SKY,
-    "addition": ORANGE,
-    "random_addition": YELLOW,
-    "subtraction": PINK,
-    "random_subtraction": "#E8C6D8",
-    "orthogonalized": BLUE,
-    "random_orthogonalized": "#9CC7E4",
-    "false_refusal_ablation": BLUE,
-    "random_false_refusal_ablation": "#9CC7E4",
-    "adversarial": ORANGE,
-    "random_suffix": SKY,
-    "plain": RED,
-    "suffix": ORANGE,
-    "random": SKY,
-    "random direction": GREY,
-    "shuffled": PINK,
-    "direction": GREEN,
-    "matched": YELLOW,
-    "heads": GREEN,
-    "random_heads": SKY,
-    "placebo": GREY,
-    "refused": RED,
-    "answered": BLUE,
-    "off topic or empty": YELLOW,
-    "degenerate": GREY,
-    "moved": ORANGE,
-    "changed": BLUE,
+    condition: tint
+    for tint, conditions in {
+        RED: ("harmful", "plain", "refused"),
+        BLUE: ("harmless", "orthogonalized", "false_refusal_ablation", "answered", "changed"),
+        GREEN: ("ablation", "direction", "heads"),
+        ORANGE: ("addition", "adversarial", "suffix", "moved"),
+        PINK: ("subtraction", "shuffled"),
+        SKY: ("random_ablation", "random_suffix", "random", "random_heads"),
+        YELLOW: ("random_addition", "matched", "off topic or empty"),
+        GREY: ("baseline", "random direction", "placebo", "degenerate"),
+        "#9CC7E4": ("random_orthogonalized", "random_false_refusal_ablation"),
+        "#E8C6D8": ("random_subtraction",),
+    }.items()
+    for condition in conditions
 }
 REGION_COLOURS = {"bos": GREY, "template_pre": SKY, "instruction": BLUE, "suffix": ORANGE, "template_post": GREEN}
 CYCLE = (BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY)
@@ -141,7 +124,7 @@ def diverging(limit: float, title: str = "") -> dict[str, Any]:
     return {**look, "colorbar": {"title": title}} if title else look
 
 
-def add_bars(figure: Drawing, x: Sequence[str], found: Sequence[Interval | Rate], name: str, **look: Any) -> None:
+def add_bars(figure: Drawing, x: Sequence[Any], found: Sequence[Interval | Rate], name: str, **look: Any) -> None:
     """Draw means as bars with their intervals; no bar where a mean is unknown."""
     heights = [None if i.mean != i.mean else i.mean for i in found]
     figure.add_bar(x=list(x), y=heights, error_y=error_bars(found), name=name, **look)
@@ -272,12 +255,7 @@ def readable(condition: str) -> str:
 
 def finish(figure: Drawing, title: str, height: int = 380) -> Drawing:
     """Shared layout: a white ground, so that ink and colours are the same everywhere; the legend on top, or under
-    panels, whose headings need the room.
-
-    Args:
-        title: says what is shown without the text around the figure.
-        height: in pixels, with the title's.
-    """
+    panels, whose headings need the room; ``height`` in pixels, with that of the title, which says what is shown."""
     headings = [a for a in figure.layout.annotations if a.yref == "paper" and a.yanchor == "bottom"]
     lines = max((a.text.count("<br>") + 1 for a in headings), default=0)
     for heading in headings:
@@ -285,14 +263,7 @@ def finish(figure: Drawing, title: str, height: int = 380) -> Drawing:
     top, bottom = TITLE + max(30, 10 + 18 * lines), 60
     inner = height - top - bottom
     figure.update_layout(
-        title={
-            "text": title,
-            "x": 0,
-            "y": 1,
-            "yanchor": "top",
-            "font": {"size": 15},
-            "pad": {"t": 12, "l": 8},
-        },
+        title={"text": title, "x": 0, "y": 1, "yanchor": "top", "font": {"size": 15}, "pad": {"t": 12, "l": 8}},
         height=height,
         margin={"l": 60, "r": 20, "t": top, "b": bottom},
         paper_bgcolor="#fff",
@@ -309,11 +280,6 @@ def finish(figure: Drawing, title: str, height: int = 380) -> Drawing:
     return figure
 
 
-def one_line(text: str) -> str:
-    """Plotly's line breaks as spaces: for tables."""
-    return text.replace("<br>", " ")
-
-
 def plot_refusal_rates(rates: Mapping[str, Mapping[str, Rate]], title: str = "Refusal rates by condition") -> Drawing:
     """Refusal rates with 95% intervals: one group per prompt set, one bar per condition, placebos hatched (paper
     Figs. 1 and 3)."""
@@ -323,15 +289,9 @@ def plot_refusal_rates(rates: Mapping[str, Mapping[str, Rate]], title: str = "Re
         sets = [name for name in rates if condition in rates[name]]
         found = [rates[name][condition] for name in sets]
         axis = [sets, [readable(condition)] * len(sets)]
-        figure.add_bar(
-            x=axis,
-            y=[r.rate for r in found],
-            name=readable(condition),
-            marker=marker(condition, i),
-            error_y=error_bars(found),
-            customdata=[f"{r.low:.0%} to {r.high:.0%}, n = {r.n}" for r in found],
-            hovertemplate="%{x}: %{y:.1%}<br>95%: %{customdata}<extra></extra>",
-        )
+        hover = [f"{r.low:.0%} to {r.high:.0%}, n = {r.n}" for r in found]
+        look = {"customdata": hover, "hovertemplate": "%{x}: %{y:.1%}<br>95%: %{customdata}<extra></extra>"}
+        add_bars(figure, axis, found, readable(condition), marker=marker(condition, i), **look)
         figure.add_scatter(
             x=axis,
             y=[r.high for r in found],

@@ -124,11 +124,7 @@ class View(str):
 
 
 def coloured_tokens(tokens: Sequence[str], values: Sequence[float], limit: float = 0) -> tuple[str, dict[str, Any]]:
-    """CircuitsVis's component and its properties for a text with coloured tokens.
-
-    Args:
-        limit: value of the strongest colours; the largest one if 0.
-    """
+    """CircuitsVis's component and its properties for coloured tokens, strongest at ``limit`` (the largest if 0)."""
     limit = limit or max(map(abs, values)) or 1.0
     return "ColoredTokens", {
         "tokens": [visible(token) for token in tokens],

@@ -83,9 +83,7 @@ class StudyConfig:
     )
     relax: bool = _field(False, "If no candidate passes, take the nearest one and say so.")
     full_grid: bool = _field(
-        False,
-        "Compute every score of every candidate, for plots (default: embedded model only).",
-        embedded=True,
+        False, "Compute every score of every candidate, for plots (default: embedded model only).", embedded=True
     )
     refusal_tokens: tuple[str, ...] = _field(
         (), "A refusal token, as id or text; repeatable (default: found from replies).", option="refusal_token"

@@ -49,11 +49,8 @@ def stage_costs(folder: Path) -> dict[str, Cost]:
 
 
 def load_file(path: Path, kind: type) -> Any:
-    """The record, or for ``dict`` the plain JSON, in a file named without its ending.
-
-    Raises:
-        ResultError: missing, broken, or a record of another kind.
-    """
+    """The record, or for ``dict`` the plain JSON, in a file named without its ending; a ``ResultError`` where there is
+    none, or a broken one, or a record of another kind."""
     if issubclass(kind, Record):
         return load_record(path, kind)
     path = path.with_name(f"{path.name}.json")

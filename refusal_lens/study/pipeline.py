@@ -243,12 +243,7 @@ class _Run(Job):
             self.done[stage.name] = self._run(stage)
 
     def _check(self) -> None:
-        """Check all that the run takes from its inputs before the first forward pass.
-
-        Raises:
-            PromptError: a prompt that does not fit, or a refusal token that is none.
-            ResultError: no room for results.
-        """
+        """Check all that the run takes from its inputs before the first forward pass."""
         place = next(p for p in (self.folder.resolve(), *self.folder.resolve().parents) if p.exists())
         if (free := shutil.disk_usage(place).free) < ROOM:
             raise ResultError(f"{place} has {free / 1e6:.0f} of the {ROOM / 1e6:.0f} MB a study needs: free some space")

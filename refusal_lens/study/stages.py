@@ -14,7 +14,6 @@ from ..refusal import stage as refusal
 
 
 def _facts(job: Job) -> dict[str, Any]:
-    """Facts of the model for the report."""
     m = job.model
     return {
         "name": m.name,
