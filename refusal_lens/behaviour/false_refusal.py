@@ -1,7 +1,5 @@
 """Over-refusal: borderline prompts under every condition, and the direction of false refusal."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

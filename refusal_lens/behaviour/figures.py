@@ -37,14 +37,10 @@ def plot_losses(records: Losses | Sequence[Losses]) -> Drawing:
     figure = Drawing()
     for i, condition in enumerate(dict.fromkeys(c for record in records for c in record.conditions[1:])):
         found = [(r.dataset, r.change(condition, r.conditions[0])) for r in records if condition in r.conditions]
-        figure.add_bar(
-            x=[name for name, _ in found],
-            y=[change.mean for _, change in found],
-            error_y=style.error_bars(change for _, change in found),
-            name=style.readable(condition),
-            marker=style.marker(condition, i),
-            hovertemplate="%{x}, " + style.readable(condition) + ": %{y:+.4f} nats per token<extra></extra>",
-        )
+        name = style.readable(condition)
+        hover = "%{x}, " + name + ": %{y:+.4f} nats per token<extra></extra>"
+        look = {"marker": style.marker(condition, i), "hovertemplate": hover}
+        style.add_bars(figure, [of for of, _ in found], [change for _, change in found], name, **look)
     figure.update_xaxes(title_text="text").update_yaxes(title_text="change in CE loss, nats per token")
     return style.finish(figure.update_layout(barmode="group"), "What each intervention costs (95% intervals)")
 
@@ -68,18 +64,12 @@ def plot_calibration(tokens: RefusalTokens) -> Drawing:
 def _histogram(table: pd.DataFrame, threshold: float, title: str) -> Drawing:
     figure = Drawing()
     for name in ("refused", "answered"):
-        figure.add_bar(
-            x=(table["low"] + table["high"]) / 2,
-            y=table[name],
-            width=table["high"] - table["low"],
-            name=name,
-            marker_color=style.colour(name),
-            opacity=0.65,
-            hovertemplate=f"{name}: %{{y}} prompts at %{{x:.2f}}<extra></extra>",
-        )
+        hover = f"{name}: %{{y}} prompts at %{{x:.2f}}<extra></extra>"
+        look = {"marker_color": style.colour(name), "opacity": 0.65, "hovertemplate": hover}
+        middle, width = (table["low"] + table["high"]) / 2, table["high"] - table["low"]
+        figure.add_bar(x=middle, y=table[name], width=width, name=name, **look)
     figure.add_vline(x=threshold, line_dash="dash", line_color=style.GREY)
-    figure.update_xaxes(title_text="refusal metric (log-odds)")
-    figure.update_yaxes(title_text="prompts")
+    figure.update_xaxes(title_text="refusal metric (log-odds)").update_yaxes(title_text="prompts")
     return style.finish(figure.update_layout(barmode="overlay"), title)
 
 

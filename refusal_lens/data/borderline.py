@@ -1,7 +1,5 @@
 """Borderline requests, harmless ones that look harmful: XSTest, OR-Bench, files of one's own, or the package's 60."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain

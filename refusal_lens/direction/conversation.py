@@ -1,7 +1,5 @@
 """The map of a conversation: every token's residual stream along the direction, beside random directions."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

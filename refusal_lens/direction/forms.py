@@ -1,7 +1,5 @@
 """All forms of ablation of one direction, measured on one footing, each beside two placebos."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

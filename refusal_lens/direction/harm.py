@@ -1,7 +1,5 @@
 """Refusal or harmfulness: the direction of harm at the request's last token beside the refusal direction."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

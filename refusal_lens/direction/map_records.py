@@ -1,7 +1,5 @@
 """The map of a conversation: every token on the direction, at every layer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

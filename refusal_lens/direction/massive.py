@@ -1,7 +1,5 @@
 """Moments of the residual stream by layer, and its massive tokens, read in the pass that extracts the directions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """What is massive in a model's stream, and the forms of ablation beside each other, for the report."""
 
-from __future__ import annotations
-
 from ..records.direction import Direction
 from ..records.stream import MASSIVE
 from ..report.page import Figure, Item, Section, Table, frame_table, plain
