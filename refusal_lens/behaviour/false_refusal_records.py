@@ -83,12 +83,11 @@ class OverRefusal(Record, axes={"condition": "conditions", "prompt": "prompt_set
         for name in ("borderline", "harmful"):
             rates = self.rates(name)
             effect, placebo = (net_effect(rates, c, -1) for c in (FALSE_REFUSAL, f"random_{FALSE_REFUSAL}"))
-            grade = grade_beyond(effect, placebo)
+            along = f"; r̂ {self._from(name, 'ablation')}" if "ablation" in rates else ""
             said.append(
                 f"Ablating it on {name} prompts: refused {self._from(name, FALSE_REFUSAL)}; random, orthogonal to r̂ "
-                f"{self._from(name, f'random_{FALSE_REFUSAL}')}"
-                + (f"; r̂ {self._from(name, 'ablation')}" if "ablation" in rates else "")
-                + f". Share of these refusals gone: {percent(effect)} (random {percent(placebo)}): {grade}."
+                f"{self._from(name, f'random_{FALSE_REFUSAL}')}{along}. Share of these refusals gone: "
+                f"{percent(effect)} (random {percent(placebo)}): {grade_beyond(effect, placebo)}."
             )
         if self.trained.rate < 0.1 or self.rates("borderline")["baseline"].rate < 0.1:
             said.append("The model refuses few borderline prompts, so that there is little false refusal to take away.")

@@ -33,18 +33,17 @@ class EffectMatrix(Record):
     baseline: tuple[Interval, ...]
     cosines: tuple[tuple[float, ...], ...]
 
+    @property
+    def sizes_in_words(self) -> str:
+        """How many prompts a cell has."""
+        return f"{' or '.join(map(str, sorted({cell.n for cell in self.change[0]})))} prompts per cell"
+
     def to_frame(self) -> pd.DataFrame:
         """One row per direction and ground."""
         return pd.DataFrame(
-            {
-                "effect": self.effect,
-                "direction": direction,
-                "prompts": ground,
-                "baseline": self.baseline[j].mean,
-                **columns(self.change[i][j], "change"),
-                **columns(self.control[i][j], "random", "random_"),
-                "n": self.change[i][j].n,
-            }
+            {"effect": self.effect, "direction": direction, "prompts": ground, "baseline": self.baseline[j].mean}
+            | {**columns(self.change[i][j], "change"), **columns(self.control[i][j], "random", "random_")}
+            | {"n": self.change[i][j].n}
             for i, direction in enumerate(self.directions)
             for j, ground in enumerate(self.grounds)
         )
@@ -76,15 +75,8 @@ class FineTuning(Record):
     def to_frame(self) -> pd.DataFrame:
         """One row per step, prompt set and condition."""
         return pd.DataFrame(
-            {
-                "step": step,
-                "loss": self.loss[i],
-                "cosine": self.cosine[i],
-                "prompts": kind,
-                "condition": condition,
-                **columns(r, "refused"),
-                "n": r.n,
-            }
+            {"step": step, "loss": self.loss[i], "cosine": self.cosine[i], "prompts": kind}
+            | {"condition": condition, **columns(r, "refused"), "n": r.n}
             for i, step in enumerate(self.steps)
             for kind, rates in (("harmful", self.harmful[i]), ("harmless", self.harmless[i]))
             for condition, r in rates.items()
@@ -205,15 +197,9 @@ class AblationForms(Record):
     def to_frame(self) -> pd.DataFrame:
         """One row per form and kind of direction, on test prompts."""
         return pd.DataFrame(
-            {
-                "form": e.form,
-                "along": e.along,
-                **columns(e.harmful, "harmful", "harmful_"),
-                **columns(e.harmless, "harmless", "harmless_"),
-                **columns(e.kl, "kl", "kl_"),
-                **(columns(e.refused, "refused", "refused_") if e.refused is not None else {}),
-                "n_harmful": e.harmful.n,
-                "n_harmless": e.kl.n,
-            }
+            {"form": e.form, "along": e.along, **columns(e.harmful, "harmful", "harmful_")}
+            | {**columns(e.harmless, "harmless", "harmless_"), **columns(e.kl, "kl", "kl_")}
+            | (columns(e.refused, "refused", "refused_") if e.refused is not None else {})
+            | {"n_harmful": e.harmful.n, "n_harmless": e.kl.n}
             for e in self.test
         )
