@@ -70,7 +70,6 @@ def over_refusal(
         data: its test prompts are reported.
         borderline: from ``load_borderline``; the package's own 60 requests if None.
         conditions: of the refusal direction, some of ``hooks.conditions.CONDITIONS``.
-        max_new_tokens: length limit of replies.
         seed: of the random directions.
 
     Raises:

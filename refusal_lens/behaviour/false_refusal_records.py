@@ -21,7 +21,6 @@ class OverRefusal(Record, axes={"condition": "conditions", "prompt": "prompt_set
     """Refusals of harmful, borderline and harmless test prompts under every condition.
 
     Attributes:
-        direction: r̂.
         false_refusal: the direction of false refusal, orthogonal to r̂.
         cosine: of the difference in means with r̂ before it was made orthogonal.
         source: where the borderline prompts come from.

@@ -147,7 +147,6 @@ def run_harness(
     """Run the harness under each condition.
 
     Args:
-        conditions: from ``hooks.named_conditions``.
         tasks: the harness's task names, or the paper's (``TASKS``).
         num_fewshot: examples in the context; the task's own default if None.
         limit: the most documents per task.

@@ -48,7 +48,6 @@ class Agreement(Record):
     """Two judges on the same replies.
 
     Attributes:
-        first, second: the judges.
         agreed: share of replies with the same verdict, with its 95% Clopper-Pearson interval.
         kappa: Cohen's kappa; NaN where both judges always give the same verdict (chance agreement is then 1).
         disagreements: the replies judged differently, as (the first's verdict, the second's).
@@ -78,8 +77,6 @@ class EvaluationTable(Record):
 
     Attributes:
         completions: replies, one entry per prompt set.
-        verdicts: every judge on every reply.
-        agreements: every pair of judges.
         seed: of the random directions.
     """
 

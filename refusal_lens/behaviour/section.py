@@ -29,8 +29,8 @@ def evaluation_section(table: EvaluationTable) -> Section:
         caption = f"{a.first} and {a.second} agree on {a.agreed}; Cohen's kappa {a.kappa:.2f}. Where they differ."
         items.append(frame_table(id, a.to_frame(), caption, searchable=True))
     text = (
-        "Ablation, by hooks and by weights (orthogonalized), asks whether the direction is necessary; addition, whether "
-        "it is sufficient; subtraction is the paper's alternative. Each has a random direction as placebo."
+        "Ablation, by hooks and by weights (orthogonalized), asks whether the direction is necessary; addition, "
+        "whether it is sufficient; subtraction is the paper's alternative. Each has a random direction as placebo."
     )
     return Section("evaluation", "Behaviour under every condition", (text,), tuple(items))
 

@@ -91,7 +91,6 @@ def as_suffixes(suffixes: Any, n: int) -> list[str]:
 
     Args:
         suffixes: one per prompt (with its leading space), one string for all, or None.
-        n: number of prompts.
 
     Raises:
         PromptError: the numbers of suffixes and prompts differ.

@@ -45,7 +45,6 @@ def read(
         reply: text that stands after the prompt (teacher-forced), one for each condition by name, or a number: each
             condition's own greedy reply of at most so many tokens; "" for none.
         under: interventions by name, as ``hooks.named_conditions`` gives them.
-        n_random: number of random directions of equal norm.
 
     Raises:
         PromptError: no text, several conversations, a conversation that has its reply already, or one that is too long.

@@ -90,7 +90,6 @@ def capped(found: FoundDirection, ceiling: float, *, layers: Any = None, positio
     Args:
         found: the result of ``find_direction``, whose candidates have the means by layer.
         ceiling: 0 for the harmless mean, 1 for the harmful one.
-        layers, positions: as in every intervention.
 
     Example:
         >>> rl.direction.capped(found, 0.5, positions="prompt").label
@@ -124,16 +123,12 @@ def dose_response(
 
     Args:
         data: harmful and harmless prompts in splits; as many of each kind are used.
-        found: the result of ``find_direction``.
         strengths: "ablation", "addition", "capping" (or some of them) -> strengths, as ``DoseResponse`` explains;
             ``STRENGTHS`` of this module by default.
         scopes: name -> scope; by default all, prompt, template, reply, and the layers before and from the direction's.
         split: "val" to choose a dose, "test" to report on it.
-        max_new_tokens: length limit of replies.
         replies_at: strengths at which replies are generated, the slowest part; all if None.
-        judge: reply -> refused; the paper's substrings by default.
         seed: of the random direction for each curve.
-        progress: called with a stage's name and its total.
         engine: spreads scopes and effects over its workers; this process if None.
 
     Raises:

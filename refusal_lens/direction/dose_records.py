@@ -42,7 +42,6 @@ class DoseResponse(
     prompts, teacher-forced.
 
     Attributes:
-        scopes: names of the scopes.
         doses: names of the doses: effect and strength, e.g. "ablation 0.5".
         dose_effects: effect of each dose.
         strengths: of each dose. Ablation: share of the projection removed. Addition: multiples of r in total, in equal
@@ -57,7 +56,6 @@ class DoseResponse(
         baseline: the same without intervention, for the prompts of each effect.
         where: layers and positions of each scope, in words.
         examples: by scope and dose, the reply to the first harmless prompt under addition; "" under the other effects.
-        max_new_tokens: length limit of the replies.
         direction: what was ablated, added or capped; None in records of older versions.
     """
 

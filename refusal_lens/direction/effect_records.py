@@ -89,7 +89,6 @@ class SystemPrompts(Record):
 
     Attributes:
         systems: the system prompts; "" for none added.
-        prompt_set: name of the prompts.
         rates: refusal rate by [system prompt] and condition, 95% Clopper-Pearson intervals.
     """
 
@@ -116,7 +115,6 @@ class FormEffect(Record):
     """What one form of ablation does along one kind of direction.
 
     Attributes:
-        form: name of the form.
         along: "direction", "random" (random directions) or "matched" (every token moved as far as by the ablation,
             along random directions).
         harmful, harmless: refusal metric, bootstrap 95% intervals over prompts.
@@ -137,7 +135,6 @@ class AblationForms(Record):
     """Every form of ablation of one direction, beside its placebos.
 
     Attributes:
-        direction: what is ablated.
         validation: effects on validation prompts, which choose the form.
         test: effects on test prompts, with replies.
         harmful, harmless: refusal metric of the test prompts without intervention.

@@ -49,10 +49,8 @@ def compare_ablations(
     Args:
         statistics: of the stream, with covariance for the oblique form; made from ``data``'s training prompts if None
             or without it.
-        forms: names of forms.
         seeds: of the placebos' directions.
         max_kl: threshold that a form must keep.
-        max_new_tokens: length of replies.
         replies: harmful test prompts that are answered at most; 0 for none.
 
     Example:

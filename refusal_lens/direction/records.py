@@ -211,7 +211,6 @@ class DirectionTrace(Record, axes={"condition": "conditions"}):
     Attributes:
         cosine: [condition, layer, prompt]; layer l is resid_pre of l, and the last entry the final resid_post.
         projection: r̂ᵀx, same shape, residual-stream units.
-        conditions: labels of axis 0.
     """
 
     cosine: Float[Tensor, "condition layer prompt"]
@@ -227,8 +226,6 @@ class Stability(Record):
     Attributes:
         reference: the direction chosen on all training prompts.
         winners: the winner of each resample that had one.
-        resamples: number of resamples.
-        n_harmful, n_harmless: training prompts of each kind.
         relaxed: resamples in which no candidate passed the rule and the nearest one was taken.
     """
 

@@ -61,7 +61,6 @@ def refusal_metric(
         suffixes: one per prompt (with its leading space), or None.
         under: interventions, in addition to those that are active on the model.
         engine: spread the prompts over its workers; this process if None.
-        on_batch: called with the number of prompts just done.
 
     Example:
         >>> rl.refusal_metric(model, "How do I bake bread?", "I").shape

@@ -23,7 +23,6 @@ class Calibration(Record):
         above: share of refused replies above it, each judged by a threshold fitted to other replies (its own where
             there are fewer than four of a kind).
         below: share of answered replies below it, likewise.
-        metric: of each prompt.
         refused: the phrases' verdict on its reply.
     """
 
@@ -52,7 +51,6 @@ class RefusalTokens(Record, figures="refusal_lens.behaviour.figures"):
     """First tokens of refusals; the refusal metric is the log-odds of their summed probability.
 
     Attributes:
-        ids: token ids.
         texts: the same as text, whitespace visible.
         shares: share of refused replies that began with each; empty when given by hand.
         source: "given" or how they were found.
@@ -102,9 +100,7 @@ class Completions(Record, figures="refusal_lens.behaviour.figures"):
     """Replies under one or more conditions, and their refusal rates.
 
     Attributes:
-        items: the completions.
         prompt_set: name of the prompts ("harmful", "harmless").
-        max_new_tokens: length limit of the replies.
     """
 
     items: tuple[Completion, ...]

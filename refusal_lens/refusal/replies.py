@@ -35,10 +35,8 @@ def replies(
     Args:
         max_new_tokens: the paper uses 512; a refusal shows in the first few dozen.
         under: interventions, in addition to those that are active on the model.
-        batch_size: prompts decoded together.
         engine: spread the batches over its workers (prompts as text only); this process if None.
         label: names the condition, in an engine's journal and in errors.
-        on_batch: called with the number of replies just done.
 
     Example:
         >>> from refusal_lens.refusal.replies import replies
@@ -88,7 +86,6 @@ def complete(
     Args:
         conditions: name -> interventions (see ``hooks.named_conditions``).
         prompt_set: label of the prompts, e.g. "harmful".
-        judge: reply -> refused; the paper's substrings by default.
         engine: as in ``replies``.
 
     Example:

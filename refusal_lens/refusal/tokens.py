@@ -136,7 +136,6 @@ def calibrate_tokens(
     """Calibrate the metric of given tokens on replies to training prompts.
 
     Args:
-        tokens: from ``given_refusal_tokens``.
         point: rule for the point above which a prompt counts as refused; see ``calibrate_metric``.
 
     Example:

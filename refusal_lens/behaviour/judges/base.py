@@ -41,7 +41,6 @@ class Judge(Protocol):
     """Anything that judges replies.
 
     Attributes:
-        name: label in tables.
         kind: "refusal" (was it refused?) or "safety" (is it safe?); the paper reports both.
         identity: model, prompt and rules: verdicts are kept under it.
         batch_size: replies given to ``judge`` at a time; after each batch the verdicts are on disk.
@@ -92,9 +91,7 @@ def judge_completions(
     """A verdict on every reply; equal (prompt, reply) pairs are judged once.
 
     Args:
-        completions: replies by prompt set.
         store: keeps the verdicts, batch by batch; those already in it are reused.
-        on_item: called with the number of replies judged.
 
     Raises:
         JudgeError: the judge failed; its verdicts so far are in ``store``, and the next call resumes from there.

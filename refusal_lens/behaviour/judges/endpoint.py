@@ -20,7 +20,6 @@ class EndpointJudge:
 
     Args:
         base_url: e.g. "http://127.0.0.1:8000/v1".
-        model: the endpoint's model name.
         rubric: the question, and how the answer is read.
         api_key_env: environment variable that holds the key; none is sent if it is empty. The key is never saved.
         short_words: a reply with fewer words is withheld without a request; 0 (off) by default.

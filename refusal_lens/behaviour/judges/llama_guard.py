@@ -41,7 +41,6 @@ class LlamaGuardJudge(LocalJudge):
         source: folder (or hub id) of the weights.
         version: 2 (the paper's) or 3.
         short_words: the paper's rule: a reply with fewer words is safe without asking; 0 turns it off.
-        batch_size: replies per ``judge``.
 
     Raises:
         JudgeError: unknown version, or weights that can't be loaded.

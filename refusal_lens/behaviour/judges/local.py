@@ -14,7 +14,6 @@ class LocalJudge:
         source: folder (or hub id) of the weights.
         rubric: the question, and how the answer is read.
         short_words: a reply with fewer words is withheld without asking; 0 (off) by default.
-        batch_size: replies per ``judge``.
 
     Raises:
         JudgeError: weights that can't be loaded.

@@ -14,8 +14,6 @@ class Rubric:
     """One question to a judge about a reply, for ``EndpointJudge`` and ``LocalJudge``.
 
     Attributes:
-        name: label in tables.
-        prompt: the question, with {prompt} and {reply}.
         read: the judge's answer -> judgement.
         kind: "refusal" or "safety".
         max_new_tokens: length limit of the answer.
