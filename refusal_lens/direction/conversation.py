@@ -19,7 +19,7 @@ from ..models.texts import Scored, reply_tokens, token_texts
 from ..progress import Progress, silent
 from ..records.direction import Direction, DirectionLike, as_direction
 from ..records.labels import REGIONS, index_of
-from .map_records import ConversationMap
+from .map_records import VALUES, ConversationMap
 
 
 def read(
@@ -101,14 +101,12 @@ def joined(
     """The map of what ``EveryToken`` read by condition, each with its tokens and their regions."""
     grids, texts, regions = zip(*rows.values(), strict=True)
     width = max(map(len, texts))
-    values: dict[str, Any] = {
-        what: torch.stack(
-            [torch.nn.functional.pad(x[what][:, 0], (0, width - x[what].shape[-1]), value=float("nan")) for x in grids]
-        )
-        for what in ("projection", "cosine", "low", "high")
-    }
-    about: dict[str, Any] = {"direction": direction, "n_random": n_random, "prompt": prompt, "suffix": suffix}
-    return ConversationMap(**values, conditions=tuple(rows), tokens=texts, regions=regions, **about)
+
+    def filled(x: Tensor) -> Tensor:
+        return torch.nn.functional.pad(x[:, 0], (0, width - x.shape[-1]), value=torch.nan)
+
+    values = (torch.stack([filled(x[name]) for x in grids]) for name in VALUES)
+    return ConversationMap(*values, tuple(rows), texts, regions, direction, n_random, prompt, suffix)
 
 
 def _parts(conversation: PromptsLike, reply: Any) -> tuple[str, Any]:

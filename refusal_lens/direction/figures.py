@@ -228,9 +228,8 @@ def plot_dose_response(record: DoseResponse, effect: str = "") -> Drawing:
     """Metric, shares and KL of one effect (the first by default) by strength, one colour per scope, random directions
     dashed. Refusals count under addition only in readable text."""
     effect = effect or record.effects[0]
-    doses = sorted(
-        (s, d) for d, e, s in zip(record.doses, record.dose_effects, record.strengths, strict=True) if e == effect
-    )
+    every = zip(record.strengths, record.doses, record.dose_effects, strict=True)
+    doses = sorted((strength, dose) for strength, dose, own in every if own == effect)
     left = "refused" if effect == "addition" else "readable"
     panels = {measure: title for measure, title in _DOSE_PANELS.items() if measure != left}
     figure = style.panels(list(panels.values()), horizontal_spacing=0.06)

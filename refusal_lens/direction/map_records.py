@@ -12,6 +12,9 @@ from ..records.direction import Direction
 from ..records.labels import index_of
 
 
+VALUES = ("projection", "cosine", "low", "high")
+
+
 @dataclass(frozen=True)
 class ConversationMap(Record, axes={"condition": "conditions"}, also=("outside",)):
     """Projection and cosine of every token of a conversation on r̂, at every layer, under one or more conditions.
@@ -70,13 +73,10 @@ class ConversationMap(Record, axes={"condition": "conditions"}, also=("outside",
     def to_frame(self, layer: int | None = None) -> pd.DataFrame:
         """One row per condition and token at a layer (the direction's own for None): region, projection, cosine, low,
         high, and whether the projection lies outside of them (of a token without r̂, 2 in ``n_random`` + 1 do)."""
-        layer, rows = self.layer_of(layer), []
+        layer, frames = self.layer_of(layer), []
         for i, condition in enumerate(self.conditions):
-            texts = enumerate(zip(self.tokens[i], self.regions[i], strict=True))
-            place = [{"condition": condition, "token": j, "text": t, "region": region} for j, (t, region) in texts]
-            for name in ("projection", "cosine", "low", "high"):
-                for row, value in zip(place, getattr(self, name)[i, layer].tolist(), strict=False):
-                    row[name] = value
-            rows += place
-        frame = pd.DataFrame(rows)
+            n, texts = len(self.tokens[i]), {"text": self.tokens[i], "region": self.regions[i]}
+            values = {name: getattr(self, name)[i, layer, :n].tolist() for name in VALUES}
+            frames.append(pd.DataFrame({"condition": condition, "token": range(n), **texts, **values}))
+        frame = pd.concat(frames, ignore_index=True)
         return frame.assign(outside=(frame["projection"] < frame["low"]) | (frame["projection"] > frame["high"]))
