@@ -11,7 +11,6 @@ from ..records.base import Record
 from ..records.direction import Direction
 from ..records.labels import index_of
 
-
 VALUES = ("projection", "cosine", "low", "high")
 
 

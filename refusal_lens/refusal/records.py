@@ -132,21 +132,16 @@ class Completions(Record, figures="refusal_lens.behaviour.figures"):
         thoughts do not count."""
         table = {}
         for name in self.conditions:
-            found = [
-                reply_class(x.prompt, x.response, lambda _, item=x: item.refused) for x in self.of(name) if x.finished
-            ]
+            ended = [item for item in self.of(name) if item.finished]
+            found = [reply_class(x.prompt, x.response, lambda _, item=x: item.refused) for x in ended]
             table[name] = {kind: rate([kind == other for other in found]) for kind in CLASSES}
         return table
 
     @property
     def overlap(self) -> dict[str, Interval]:
         """Mean ``topic_overlap`` of the replies that are not refusals by condition, bootstrap 95% intervals."""
-        return {
-            name: mean_interval(
-                [topic_overlap(x.prompt, x.response) for x in self.of(name) if x.finished and not x.refused]
-            )
-            for name in self.conditions
-        }
+        told = {name: [x for x in self.of(name) if x.finished and not x.refused] for name in self.conditions}
+        return {name: mean_interval([topic_overlap(x.prompt, x.response) for x in some]) for name, some in told.items()}
 
     @property
     def unfinished(self) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 
 import torch
 
@@ -53,9 +54,7 @@ def replies(
     done = None if on_batch is None else (lambda index: on_batch(len(groups[index])))
     work = partial(_replies, under=under, max_new_tokens=max_new_tokens, batch_size=batch_size)
     answered = engine.map(label, work, items, done)
-    found = {
-        i: reply for group, some in zip(groups, answered, strict=True) for i, reply in zip(group, some, strict=True)
-    }
+    found = dict(zip(order, chain(*answered), strict=True))
     return [found[i] for i in range(len(texts))]
 
 

@@ -205,11 +205,10 @@ def _replies(
 
 def _calibrated(tokens: RefusalTokens, replies: _Replies, metric: np.ndarray, point: str) -> RefusalTokens:
     """The tokens with their coverage of the replies and the point of their metric."""
-    begun = [token in tokens.ids for token in replies.first]
-    coverage = {
-        name: rate([hit for hit, refused in zip(begun, replies.refused, strict=True) if refused == flag])
-        for name, flag in (("refused", True), ("answered", False))
-    }
+    begun: dict[str, list[bool]] = {"refused": [], "answered": []}
+    for token, refused in zip(replies.first, replies.refused, strict=True):
+        begun["refused" if refused else "answered"].append(token in tokens.ids)
+    coverage = {name: rate(hits) for name, hits in begun.items()}
     calibration = calibrate_metric(metric.tolist(), replies.refused, point)
     return replace(tokens, coverage=coverage, calibration=calibration)
 
