@@ -51,10 +51,8 @@ class LlamaGuardJudge(LocalJudge):
     ):
         if version not in CATEGORIES:
             raise JudgeError(f"Llama Guard {version} is not supported; use version 2 or 3")
-        self.version = version
-        rubric = Rubric(
-            f"llama-guard-{version}", guard_prompt("{prompt}", "{reply}", version), read_verdict, "safety", 12
-        )
+        self.version, question = version, guard_prompt("{prompt}", "{reply}", version)
+        rubric = Rubric(f"llama-guard-{version}", question, read_verdict, "safety", 12)
         super().__init__(source, rubric, short_words=short_words, batch_size=batch_size, name=name)
 
     @property
