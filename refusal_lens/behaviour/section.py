@@ -127,7 +127,7 @@ def effect_section(
         "Log-odds of the refusal tokens after the prompt, held-out prompts, bootstrap intervals. Control: "
         f"{RANDOM_DIRECTION}."
     )
-    items = (
+    items: tuple[Figure | Table, ...] = (
         Figure("refusal-rates", plot_refusal_rates(rates), *rest, wide=False),
         _classes(tuple(completions.values()), n),
         Table("refusal-metric", columns, metrics, caption),

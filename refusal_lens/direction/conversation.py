@@ -105,8 +105,9 @@ def joined(
     def filled(x: Tensor) -> Tensor:
         return torch.nn.functional.pad(x[:, 0], (0, width - x.shape[-1]), value=torch.nan)
 
-    values = (torch.stack([filled(x[name]) for x in grids]) for name in VALUES)
-    return ConversationMap(*values, tuple(rows), texts, regions, direction, n_random, prompt, suffix)
+    values: Any = {name: torch.stack([filled(x[name]) for x in grids]) for name in VALUES}
+    rest: Any = {"conditions": tuple(rows), "tokens": texts, "regions": regions, "prompt": prompt, "suffix": suffix}
+    return ConversationMap(**values, **rest, direction=direction, n_random=n_random)
 
 
 def _parts(conversation: PromptsLike, reply: Any) -> tuple[str, Any]:

@@ -114,7 +114,7 @@ def extract_directions(
     labels = ("request", *labels) if request else labels
     about = (labels, n_harmful, n_harmless, model.basis, model.fingerprint)
     statistics = statistics_of(model, moments, n_harmful + n_harmless)
-    return CandidateDirections(means[0] - means[1], *means, *about, statistics)
+    return CandidateDirections(means[0] - means[1], means[0], means[1], *about, statistics)
 
 
 def after_thoughts(model: HookedChatModel, prompts: PromptsLike, max_new_tokens: int = 256) -> Tokens:

@@ -86,7 +86,7 @@ class Moments(Reader[dict[str, Tensor]]):
 
     def put(self, indices: Sequence[int], values: dict[str, Tensor]) -> None:
         for name, x in values.items():
-            before = self.rows.get(name, x[:0] if name == "tokens" else 0)
+            before: Any = self.rows.get(name, x[:0] if name == "tokens" else 0)
             self.rows[name] = torch.cat([before, x]) if name == "tokens" else before + x
 
     def result(self) -> dict[str, Tensor]:

@@ -113,8 +113,8 @@ class SelectionScores(Record, axes={"pos": "positions"}):
                 raise ValueError(f"a grid of {n_pos} positions and {depth} layers")
             grids = torch.full((3, n_pos, depth), float("nan"), dtype=torch.float64)
             for row in rows:
-                values = (row[name] for name in ("refusal_score", "steering_score", "kl_div_score"))
-                values = [math.nan if v is None else v for v in values]
+                found = [row[name] for name in ("refusal_score", "steering_score", "kl_div_score")]
+                values = [math.nan if v is None else v for v in found]
                 grids[:, row["position"] + n_pos, row["layer"]] = torch.tensor(values, dtype=torch.float64)
         except (KeyError, IndexError, ValueError, TypeError) as error:
             raise ResultError(f"these are not rows of direction_evaluations.json: {error!r}") from error
