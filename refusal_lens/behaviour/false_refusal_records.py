@@ -51,19 +51,12 @@ class OverRefusal(Record, axes={"condition": "conditions", "prompt": "prompt_set
         return tuple(s.prompt_set for s in self.completions for _ in s.of("baseline"))
 
     def rates(self, prompt_set: str) -> dict[str, Rate]:
-        """Refusal rate of a set by condition, with 95% Clopper-Pearson intervals.
-
-        Raises:
-            LabelError: there is no such set.
-        """
+        """Refusal rate of a set by condition, with 95% Clopper-Pearson intervals; LabelError for another set."""
         return self.completions[index_of(self.sets, prompt_set, "prompt set", "OverRefusal")].rates
 
     def change(self, prompt_set: str, condition: str) -> Interval:
-        """Mean change of a set's refusal metric from the baseline, paired by prompt, bootstrap 95% interval.
-
-        Raises:
-            LabelError: there is no such set or condition.
-        """
+        """Mean change of a set's refusal metric from the baseline, paired by prompt, bootstrap 95% interval; LabelError
+        where there is no such set or condition."""
         index_of(self.sets, prompt_set, "prompt set", "OverRefusal")
         row = self.metric[index_of(self.conditions, condition, "condition", "OverRefusal")]
         own = [name == prompt_set for name in self.prompt_sets]

@@ -122,11 +122,7 @@ def score(model: HookedChatModel, texts: Sequence[Scored]) -> list[tuple[float, 
 
 
 def harness_model(model: HookedChatModel) -> Any:
-    """The model as an ``lm_eval.api.model.LM``; interventions active on ``model`` apply.
-
-    Raises:
-        ModelError: lm-eval is not installed.
-    """
+    """The model as an ``lm_eval.api.model.LM``, under its interventions; ModelError where lm-eval is not installed."""
     return _lm_class()(model)
 
 

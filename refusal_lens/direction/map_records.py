@@ -51,21 +51,13 @@ class ConversationMap(Record, axes={"condition": "conditions"}, also=("outside",
         return self.projection.masked_fill(inside, 0)
 
     def layer_of(self, layer: int | None) -> int:
-        """A layer of the map, the direction's own for None; counted from the end below 0.
-
-        Raises:
-            LabelError: there is no such layer.
-        """
+        """A layer of the map, the direction's own for None, counted from the end below 0; LabelError for another."""
         n = self.projection.shape[1]
         chosen = self.direction.layer if layer is None else layer
         return index_of(range(-n, n), chosen, "layer", "a ConversationMap") % n
 
     def shown(self, conditions: Sequence[str] | None = None) -> list[int]:
-        """Places of some conditions, of all for None.
-
-        Raises:
-            LabelError: there is no such condition.
-        """
+        """Places of some conditions, of all for None; LabelError for a name that is none."""
         names = self.conditions if conditions is None else conditions
         return [index_of(self.conditions, name, "condition", "a ConversationMap") for name in names]
 

@@ -101,11 +101,8 @@ def base_chat_trace(
     direction: DirectionLike,
     prompt_sets: Mapping[str, PromptsLike] | PromptsLike,
 ) -> DirectionTrace:
-    """Trace the chat model's direction in both models, on the chat model's template (paper appendix J, Fig. 24).
-
-    Raises:
-        ModelError: models of different shape or basis.
-    """
+    """Trace the chat model's direction in both models, on the chat model's template (paper appendix J, Fig. 24);
+    ModelError for models of different shape or basis."""
     direction = as_direction(direction)
     for size in ("n_layers", "d_model", "d_vocab"):
         if getattr(chat, size) != getattr(base, size):
