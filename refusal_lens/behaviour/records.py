@@ -129,11 +129,8 @@ class Losses(Record, axes={"condition": "conditions"}):
     seed: int = 0
 
     def ce(self, condition: str) -> Interval:
-        """Mean loss per token (nats; all tokens of all texts weigh the same), bootstrap 95% interval over texts.
-
-        Raises:
-            LabelError: there is no such condition.
-        """
+        """Mean loss per token (nats; all tokens of all texts weigh the same), bootstrap 95% interval over texts;
+        LabelError where there is no such condition."""
         return fraction_interval(self._nll(condition).tolist(), self.tokens.tolist(), seed=self.seed)
 
     def perplexity(self, condition: str) -> Interval:

@@ -65,11 +65,7 @@ def encoding_of(path: Path) -> str:
 
 
 def check_text(text: str, what: str) -> None:
-    """Refuse text that is not Unicode.
-
-    Raises:
-        PromptError: a lone surrogate, half of a character, which no tokenizer accepts.
-    """
+    """Refuse text with a lone surrogate, half of a character, which no tokenizer accepts, with a ``PromptError``."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -302,8 +302,7 @@ def load_prompts(
     """Read harmful and harmless requests and split each into train, val and test.
 
     Args:
-        harmful: as in ``PromptSet.load``; "organism" for the embedded model's own requests of both kinds.
-        harmless: likewise.
+        harmful, harmless: as in ``PromptSet.load``; "organism" for the embedded model's own requests of both kinds.
         sizes: number of prompts for train, val and test.
         seed: of the shuffle.
 

@@ -98,11 +98,7 @@ def distinct(texts: list[str], split: str, seen: dict[str, str], notes: list[str
 
 
 def checked_sizes(sizes: Any) -> tuple[int, int, int]:
-    """Sizes of the three splits.
-
-    Raises:
-        PromptError: they are not three whole numbers from 1 on.
-    """
+    """Sizes of the three splits; PromptError if they are not three whole numbers from 1 on."""
     try:
         train, val, test = map(operator.index, sizes)
     except (TypeError, ValueError):

@@ -79,11 +79,7 @@ class SuffixSet(Record):
         return tuple(dict.fromkeys(item.kind for item in self.items))
 
     def of(self, *kinds: str) -> SuffixSet:
-        """The suffixes of some kinds.
-
-        Raises:
-            PromptError: there are none.
-        """
+        """The suffixes of some kinds; PromptError where there are none."""
         kept = tuple(item for item in self.items if item.kind in kinds)
         if not kept:
             raise PromptError(f"{self.name} has no suffix of kind {' or '.join(kinds)}; it has {', '.join(self.kinds)}")
@@ -151,11 +147,8 @@ class SuffixSet(Record):
         return cls(name, tuple(items.values()), tuple(notes))
 
     def lengths(self, chat: Any, instruction: str) -> tuple[int, ...]:
-        """Tokens of each suffix after ``instruction``.
-
-        Raises:
-            PromptError: the tokenizer merges a suffix with the instruction's end.
-        """
+        """Tokens of each suffix after ``instruction``; PromptError where a tokenizer merges it with the instruction's
+        end."""
         spans = [chat.encode(instruction, item.text).spans.suffix for item in self.items]
         return tuple(stop - start for start, stop in spans)
 

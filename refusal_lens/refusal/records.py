@@ -113,11 +113,7 @@ class Completions(Record, figures="refusal_lens.behaviour.figures"):
         return tuple(dict.fromkeys(item.condition for item in self.items))
 
     def of(self, condition: str) -> tuple[Completion, ...]:
-        """The completions of one condition, in prompt order.
-
-        Raises:
-            LabelError: there is no such condition.
-        """
+        """The completions of one condition, in prompt order; LabelError where there is no such condition."""
         index_of(self.conditions, condition, "condition", "Completions")
         return tuple(item for item in self.items if item.condition == condition)
 

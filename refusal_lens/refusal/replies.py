@@ -109,11 +109,8 @@ def completion(
 
 
 def check_finite(model: HookedChatModel, prompts: Sequence[str], condition: str) -> None:
-    """Stop at NaN or infinite logits: greedy decoding would silently turn them into some token.
-
-    Raises:
-        ModelError: naming the condition and the first such prompt.
-    """
+    """Stop at NaN or infinite logits, which greedy decoding would silently turn into some token, with a ModelError that
+    names the condition and the first such prompt."""
     for prompt, row in zip(prompts, model.last_logits(list(prompts)), strict=True):
         if not bool(torch.isfinite(row).all()):
             raise ModelError(

@@ -217,11 +217,7 @@ def behaviour_tokens(
     model: HookedChatModel, positive: PromptsLike, negative: PromptsLike, top: int = 2
 ) -> RefusalTokens:
     """Find the first tokens of replies that gain most probability from ``negative`` to ``positive`` prompts: the metric
-    of a behaviour that has no phrases of its own.
-
-    Raises:
-        ModelError: no token gains.
-    """
+    of a behaviour that has no phrases of its own; ModelError where no token gains."""
     positive, negative = as_prompts(positive), as_prompts(negative)
     means = [model.last_logits(p).double().softmax(-1).mean(0) for p in (positive, negative)]
     best = (means[0] - means[1]).topk(top)

@@ -63,11 +63,8 @@ class ClassifierJudge:
 
 
 def load_local(source: str, auto: str) -> tuple[Any, Any]:
-    """Tokenizer and model of one of transformers' auto classes.
-
-    Raises:
-        JudgeError: it can't be loaded; the message gives the remedy.
-    """
+    """Tokenizer and model of one of transformers' auto classes; JudgeError, with the remedy, if they can't be
+    loaded."""
     import transformers
 
     try:

@@ -52,11 +52,8 @@ class EndpointJudge:
         return f"endpoint {self.model} {self.rubric.prompt} {self.rubric.max_new_tokens} {self.short_words}"
 
     def judge(self, pairs: Pairs) -> list[Judgement]:
-        """Send one request per reply.
-
-        Raises:
-            JudgeError: unreachable after all tries, refused, or an answer of the wrong form.
-        """
+        """Send one request per reply; JudgeError if unreachable after all tries, refused, or answered in another
+        form."""
         return judge_longer(pairs, self.short_words, lambda longer: [self._ask(*pair) for pair in longer])
 
     def _ask(self, prompt: str, reply: str) -> Judgement:
