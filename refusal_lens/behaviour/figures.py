@@ -92,18 +92,14 @@ def plot_completions(record: Completions) -> Drawing:
 def plot_reply_classes(records: Completions | Sequence[Completions]) -> Drawing:
     """Share of each class of replies by prompt set and condition, stacked; hover gives the 95% intervals."""
     records, figure = [records] if isinstance(records, Completions) else records, Drawing()
-    rows = [(r.prompt_set, condition, found) for r in records for condition, found in r.classes.items()]
+    rows = [(r.prompt_set, style.readable(condition), found) for r in records for condition, found in r.classes.items()]
+    axis = [[name for name, _, _ in rows], [condition for _, condition, _ in rows]]
     for kind in CLASSES:
-        shares = [found[kind] for _, _, found in rows]
-        figure.add_bar(
-            x=[[name for name, _, _ in rows], [style.readable(condition) for _, condition, _ in rows]],
-            y=[share.rate for share in shares],
-            name=kind,
-            marker=style.bar(style.colour(kind)),
-            text=[f"{share.rate:.0%}" if share.rate >= 0.05 else "" for share in shares],
-            customdata=[str(share) for share in shares],
-            hovertemplate=f"%{{x}}, {kind}: %{{customdata}}<extra></extra>",
-        )
+        shares, hover = [found[kind] for _, _, found in rows], f"%{{x}}, {kind}: %{{customdata}}<extra></extra>"
+        look = {"name": kind, "marker": style.bar(style.colour(kind)), "hovertemplate": hover}
+        text = [f"{share.rate:.0%}" if share.rate >= 0.05 else "" for share in shares]
+        heights, said = [share.rate for share in shares], list(map(str, shares))
+        figure.add_bar(x=axis, y=heights, text=text, customdata=said, **look)
     figure.update_yaxes(title_text="share of replies", range=[0, 1], tickformat=".0%")
     figure.update_xaxes(title_text="condition and prompts").update_layout(barmode="stack", bargap=0.35)
     n = " or ".join(map(str, sorted({share.n for _, _, found in rows for share in found.values()})))

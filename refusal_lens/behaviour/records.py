@@ -148,13 +148,12 @@ class Losses(Record, axes={"condition": "conditions"}):
 
     def to_frame(self) -> pd.DataFrame:
         """One row per condition: CE with interval, perplexity, change from the first condition."""
-        rows = []
-        for name in self.conditions:
-            ce, change = self.ce(name), self.change(name, self.conditions[0])
-            row = {"dataset": self.dataset, "condition": name, **columns(ce, "ce", "ce_")}
-            row |= {"perplexity": math.exp(ce.mean), **columns(change, "change", "change_")}
-            rows.append({**row, "texts": ce.n, "tokens": int(self.tokens.sum())})
-        return pd.DataFrame(rows)
+        return pd.DataFrame(
+            {"dataset": self.dataset, "condition": name, **columns(ce := self.ce(name), "ce", "ce_")}
+            | {"perplexity": math.exp(ce.mean), **columns(self.change(name, self.conditions[0]), "change", "change_")}
+            | {"texts": ce.n, "tokens": int(self.tokens.sum())}
+            for name in self.conditions
+        )
 
 
 @dataclass(frozen=True)

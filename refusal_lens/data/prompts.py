@@ -279,7 +279,6 @@ class PromptPair(Record):
 Source = str | Path | Sequence[Any] | Mapping[str, Sequence[Any]]  # of a ``PromptSet``
 
 
-# Whatever is taken as prompts; ``as_prompts`` makes a list of it, and says of a ``PromptSet`` that it needs a split.
 def check_pair(data: Any) -> None:
     """Refuse anything but harmful and harmless prompts in splits with a ``PromptError``."""
     if not isinstance(data, PromptPair):
@@ -289,6 +288,7 @@ def check_pair(data: Any) -> None:
         )
 
 
+# Whatever is taken as prompts; ``as_prompts`` makes a list of it, and says of a ``PromptSet`` that it needs a split.
 PromptsLike = str | Sequence[str] | Sequence[Mapping[str, str]] | PromptSet | PromptPair
 
 

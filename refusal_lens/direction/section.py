@@ -82,20 +82,15 @@ def _asked(ablation: EffectMatrix, addition: EffectMatrix) -> str:
     """Whether the model answers the question, without which its answers say nothing."""
     harmful, harmless = (matrix.baseline[matrix.grounds.index(ASKED)] for matrix in (ablation, addition))
     odds = f"log-odds of consent {harmful} for harmful and {harmless} for harmless ones"
+    said = "Asked whether a request is harmful, the model"
     if not harmful.mean > 0 > harmless.mean:
-        return (
-            f"Asked whether a request is harmful, the model does not say so of harmful ones alone ({odds}): its "
-            "answers say nothing."
-        )
-    column = addition.grounds.index(ASKED)
-    moved = (
-        f"{name} {addition.change[row][column]}, random {addition.control[row][column]}"
-        for row, name in enumerate(addition.directions)
+        return f"{said} does not say so of harmful ones alone ({odds}): its answers say nothing."
+    column, rows = (
+        addition.grounds.index(ASKED),
+        zip(addition.directions, addition.change, addition.control, strict=True),
     )
-    return (
-        f"Asked whether a request is harmful, the model tells the two kinds apart ({odds}). Change for harmless ones "
-        f"with each direction added: {'; '.join(moved)}."
-    )
+    moved = "; ".join(f"{name} {found[column]}, random {control[column]}" for name, found, control in rows)
+    return f"{said} tells the two kinds apart ({odds}). Change for harmless ones with each direction added: {moved}."
 
 
 def dose_section(record: DoseResponse, id: str, title: str) -> Section:
@@ -134,8 +129,7 @@ def trace_section(trace: DirectionTrace, id: str, title: str) -> Section:
 
 def conversations_section(maps: Sequence[ConversationMap]) -> Section:
     """Where in a conversation the direction is: maps by layer and token, and the text coloured by layer."""
-    text: list[str] = []
-    items: list[Item] = []
+    text, items = list[str](), list[Item]()
     for kind, record in zip(("harmful", "harmless"), maps, strict=True):
         counts = record.to_frame().groupby("condition", sort=False)["outside"]
         found = ", ".join(f"{style.readable(str(c))} {int(x.sum())} of {len(x)}" for c, x in counts)
