@@ -146,10 +146,8 @@ def plot_forms(record: AblationForms) -> Drawing:
     for along in ALONG:
         some = [record.effect(form, along) for form in record.forms]
         for col, name in enumerate(("harmful", "kl", "refused")[: len(titles)], start=1):
-            values, marker = (
-                [getattr(e, name) for e in some],
-                style.bar(style.colour(along), "/" * (along != "direction")),
-            )
+            values = [getattr(e, name) for e in some]
+            marker = style.bar(style.colour(along), "" if along == "direction" else "/")
             look = {"marker": marker, "legendgroup": along, "showlegend": col == 1, **style.panel(col)}
             style.add_bars(figure, record.forms, values, FORM_NAMES[along], **look)
     lines = [(1, record.harmful.mean, "baseline"), (2, record.max_kl, "threshold")]

@@ -85,10 +85,8 @@ def _asked(ablation: EffectMatrix, addition: EffectMatrix) -> str:
     said = "Asked whether a request is harmful, the model"
     if not harmful.mean > 0 > harmless.mean:
         return f"{said} does not say so of harmful ones alone ({odds}): its answers say nothing."
-    column, rows = (
-        addition.grounds.index(ASKED),
-        zip(addition.directions, addition.change, addition.control, strict=True),
-    )
+    column = addition.grounds.index(ASKED)
+    rows = zip(addition.directions, addition.change, addition.control, strict=True)
     moved = "; ".join(f"{name} {found[column]}, random {control[column]}" for name, found, control in rows)
     return f"{said} tells the two kinds apart ({odds}). Change for harmless ones with each direction added: {moved}."
 

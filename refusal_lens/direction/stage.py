@@ -99,12 +99,10 @@ def _strengths(
 
     data = PromptPair(*(replace(kind, test=kind.test[:STRENGTH_PROMPTS]) for kind in prompts))
     found = FoundDirection(selection, candidates, refusal_tokens)
-    how: Any = {
-        "strengths": {effect: STRENGTHS[effect] for effect in ("ablation", "addition")},
-        "replies_at": REPLIES_AT,
-    }
-    how |= {"scopes": {"all": Scope()}, "max_new_tokens": STRENGTH_TOKENS, "seed": job.config.seed + 1}
-    return dose_response(job.model, data, found, progress=job.progress, engine=job.engine, **how)
+    how: Any = {"strengths": {effect: STRENGTHS[effect] for effect in ("ablation", "addition")}}
+    how |= {"scopes": {"all": Scope()}, "replies_at": REPLIES_AT, "max_new_tokens": STRENGTH_TOKENS}
+    how |= {"seed": job.config.seed + 1, "progress": job.progress, "engine": job.engine}
+    return dose_response(job.model, data, found, **how)
 
 
 def _stability(job: Job, prompts: Pair, refusal_tokens: RefusalTokens) -> Stability:

@@ -223,9 +223,8 @@ def group_angles(
     basis = torch.stack([_span(x, y, k) for x, y in pairs])
     control = torch.stack([_angles([_span(x, y, k) for x, y in regrouped()]) for _ in range(draws)])
     apart = torch.tensor([[halves(x, y) for x, y in pairs] for _ in range(draws)], dtype=torch.float64)
-    return GroupAngles(
-        tuple(groups), tuple(len(x) for x, _ in pairs), basis, _angles(list(basis)), control, apart, reference
-    )
+    counts = tuple(len(x) for x, _ in pairs)
+    return GroupAngles(tuple(groups), counts, basis, _angles(list(basis)), control, apart, reference)
 
 
 def _span(harmful: Tensor, harmless: Tensor, k: int) -> Float[Tensor, "k d_model"]:
