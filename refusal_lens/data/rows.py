@@ -104,8 +104,8 @@ def checked_sizes(sizes: Any) -> tuple[int, int, int]:
     except (TypeError, ValueError):
         train = val = test = 0
     if min(train, val, test) < 1:
-        what = "three whole numbers from 1 on, of training, validation and test prompts"
-        raise PromptError(f"sizes are {what}, not {sizes!r}")
+        kinds = "training, validation and test prompts"
+        raise PromptError(f"sizes are three whole numbers from 1 on, of {kinds}, not {sizes!r}")
     return train, val, test
 
 
