@@ -22,9 +22,6 @@ def losses(
 
     Args:
         texts: from ``text_tokens``, ``completion_tokens`` or ``own_completions``.
-        conditions: from ``hooks.named_conditions``.
-        dataset: label.
-        on_batch: called with the number of texts done.
 
     Raises:
         PromptError: no text has a token to predict.

@@ -1,7 +1,5 @@
 """Over-refusal: borderline prompts under every condition, and the direction of false refusal."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -48,12 +46,8 @@ def false_refusal_direction(
     model.check_direction(r)
     place = candidates.positions.index(r.pos), r.layer
     difference = mean_activations(model, borderline)[place] - candidates.harmless_mean[place]
-    own = _orthogonal(difference, r)
+    own = project_out(difference.double(), unit(r.unit.double()))
     return replace(r, unit=unit(own).float(), norm=float(own.norm())), float(cosine(difference, r.unit))
-
-
-def _orthogonal(vector: torch.Tensor, r: Direction) -> torch.Tensor:
-    return project_out(vector.double(), unit(r.unit.double()))
 
 
 def over_refusal(
@@ -76,7 +70,6 @@ def over_refusal(
         data: its test prompts are reported.
         borderline: from ``load_borderline``; the package's own 60 requests if None.
         conditions: of the refusal direction, some of ``hooks.conditions.CONDITIONS``.
-        max_new_tokens: length limit of replies.
         seed: of the random directions.
 
     Raises:
@@ -94,27 +87,17 @@ def over_refusal(
     names = list(dict.fromkeys(["baseline", *conditions]))
     edits = named_conditions(found.direction, names, seed, **how)
     false, before = false_refusal_direction(model, prompts.train, found)
-    random = false.random_control(seed)
-    random = replace(random, unit=unit(_orthogonal(random.unit, found.direction)).float())
+    random, r = false.random_control(seed), found.direction.unit.double()
+    random = replace(random, unit=unit(project_out(random.unit.double(), unit(r))).float())
     edits |= {FALSE_REFUSAL: [Ablate(false, **how)], f"random_{FALSE_REFUSAL}": [Ablate(random, **how)]}
     sets = {"harmful": data.harmful.test, "contrast": prompts.contrasts, "borderline": prompts.test}
     sets = {name: texts for name, texts in {**sets, "harmless": data.harmless.test}.items() if texts}
-    said, metric = [], []
+    tokens, metric = found.refusal_tokens, []
     with progress("measure the refusal metric", len(sets)) as advance:
         for texts in sets.values():
-            how = {"refusal_tokens": found.refusal_tokens}
-            metric.append(torch.stack([refusal_metric(model, texts, under=under, **how) for under in edits.values()]))
+            metric.append(torch.stack([refusal_metric(model, texts, tokens, under=under) for under in edits.values()]))
             advance(1)
-    for name, texts in sets.items():
-        said.append(complete(model, texts, edits, name, max_new_tokens, progress=progress))
-    trained = refusal_metric(model, prompts.train, found.refusal_tokens) > found.refusal_tokens.threshold
-    return OverRefusal(
-        direction=found.direction,
-        false_refusal=false,
-        cosine=before,
-        source=prompts.source,
-        trained=rate(trained.tolist()),
-        conditions=tuple(edits),
-        completions=tuple(said),
-        metric=torch.cat(metric, 1),
-    )
+    said = (complete(model, texts, edits, name, max_new_tokens, progress=progress) for name, texts in sets.items())
+    trained = rate((refusal_metric(model, prompts.train, tokens) > tokens.threshold).tolist())
+    about = (found.direction, false, before, prompts.source, trained)
+    return OverRefusal(*about, tuple(edits), tuple(said), torch.cat(metric, 1))

@@ -21,7 +21,6 @@ class OverRefusal(Record, axes={"condition": "conditions", "prompt": "prompt_set
     """Refusals of harmful, borderline and harmless test prompts under every condition.
 
     Attributes:
-        direction: r̂.
         false_refusal: the direction of false refusal, orthogonal to r̂.
         cosine: of the difference in means with r̂ before it was made orthogonal.
         source: where the borderline prompts come from.
@@ -52,19 +51,12 @@ class OverRefusal(Record, axes={"condition": "conditions", "prompt": "prompt_set
         return tuple(s.prompt_set for s in self.completions for _ in s.of("baseline"))
 
     def rates(self, prompt_set: str) -> dict[str, Rate]:
-        """Refusal rate of a set by condition, with 95% Clopper-Pearson intervals.
-
-        Raises:
-            LabelError: there is no such set.
-        """
+        """Refusal rate of a set by condition, with 95% Clopper-Pearson intervals; LabelError for another set."""
         return self.completions[index_of(self.sets, prompt_set, "prompt set", "OverRefusal")].rates
 
     def change(self, prompt_set: str, condition: str) -> Interval:
-        """Mean change of a set's refusal metric from the baseline, paired by prompt, bootstrap 95% interval.
-
-        Raises:
-            LabelError: there is no such set or condition.
-        """
+        """Mean change of a set's refusal metric from the baseline, paired by prompt, bootstrap 95% interval; LabelError
+        where there is no such set or condition."""
         index_of(self.sets, prompt_set, "prompt set", "OverRefusal")
         row = self.metric[index_of(self.conditions, condition, "condition", "OverRefusal")]
         own = [name == prompt_set for name in self.prompt_sets]
@@ -83,12 +75,11 @@ class OverRefusal(Record, axes={"condition": "conditions", "prompt": "prompt_set
         for name in ("borderline", "harmful"):
             rates = self.rates(name)
             effect, placebo = (net_effect(rates, c, -1) for c in (FALSE_REFUSAL, f"random_{FALSE_REFUSAL}"))
-            grade = grade_beyond(effect, placebo)
+            along = f"; r̂ {self._from(name, 'ablation')}" if "ablation" in rates else ""
             said.append(
                 f"Ablating it on {name} prompts: refused {self._from(name, FALSE_REFUSAL)}; random, orthogonal to r̂ "
-                f"{self._from(name, f'random_{FALSE_REFUSAL}')}"
-                + (f"; r̂ {self._from(name, 'ablation')}" if "ablation" in rates else "")
-                + f". Share of these refusals gone: {percent(effect)} (random {percent(placebo)}): {grade}."
+                f"{self._from(name, f'random_{FALSE_REFUSAL}')}{along}. Share of these refusals gone: "
+                f"{percent(effect)} (random {percent(placebo)}): {grade_beyond(effect, placebo)}."
             )
         if self.trained.rate < 0.1 or self.rates("borderline")["baseline"].rate < 0.1:
             said.append("The model refuses few borderline prompts, so that there is little false refusal to take away.")

@@ -37,14 +37,10 @@ def plot_losses(records: Losses | Sequence[Losses]) -> Drawing:
     figure = Drawing()
     for i, condition in enumerate(dict.fromkeys(c for record in records for c in record.conditions[1:])):
         found = [(r.dataset, r.change(condition, r.conditions[0])) for r in records if condition in r.conditions]
-        figure.add_bar(
-            x=[name for name, _ in found],
-            y=[change.mean for _, change in found],
-            error_y=style.error_bars(change for _, change in found),
-            name=style.readable(condition),
-            marker=style.marker(condition, i),
-            hovertemplate="%{x}, " + style.readable(condition) + ": %{y:+.4f} nats per token<extra></extra>",
-        )
+        name = style.readable(condition)
+        hover = "%{x}, " + name + ": %{y:+.4f} nats per token<extra></extra>"
+        look = {"marker": style.marker(condition, i), "hovertemplate": hover}
+        style.add_bars(figure, [of for of, _ in found], [change for _, change in found], name, **look)
     figure.update_xaxes(title_text="text").update_yaxes(title_text="change in CE loss, nats per token")
     return style.finish(figure.update_layout(barmode="group"), "What each intervention costs (95% intervals)")
 
@@ -68,18 +64,12 @@ def plot_calibration(tokens: RefusalTokens) -> Drawing:
 def _histogram(table: pd.DataFrame, threshold: float, title: str) -> Drawing:
     figure = Drawing()
     for name in ("refused", "answered"):
-        figure.add_bar(
-            x=(table["low"] + table["high"]) / 2,
-            y=table[name],
-            width=table["high"] - table["low"],
-            name=name,
-            marker_color=style.colour(name),
-            opacity=0.65,
-            hovertemplate=f"{name}: %{{y}} prompts at %{{x:.2f}}<extra></extra>",
-        )
+        hover = f"{name}: %{{y}} prompts at %{{x:.2f}}<extra></extra>"
+        look = {"marker_color": style.colour(name), "opacity": 0.65, "hovertemplate": hover}
+        middle, width = (table["low"] + table["high"]) / 2, table["high"] - table["low"]
+        figure.add_bar(x=middle, y=table[name], width=width, name=name, **look)
     figure.add_vline(x=threshold, line_dash="dash", line_color=style.GREY)
-    figure.update_xaxes(title_text="refusal metric (log-odds)")
-    figure.update_yaxes(title_text="prompts")
+    figure.update_xaxes(title_text="refusal metric (log-odds)").update_yaxes(title_text="prompts")
     return style.finish(figure.update_layout(barmode="overlay"), title)
 
 
@@ -102,18 +92,14 @@ def plot_completions(record: Completions) -> Drawing:
 def plot_reply_classes(records: Completions | Sequence[Completions]) -> Drawing:
     """Share of each class of replies by prompt set and condition, stacked; hover gives the 95% intervals."""
     records, figure = [records] if isinstance(records, Completions) else records, Drawing()
-    rows = [(r.prompt_set, condition, found) for r in records for condition, found in r.classes.items()]
+    rows = [(r.prompt_set, style.readable(condition), found) for r in records for condition, found in r.classes.items()]
+    axis = [[name for name, _, _ in rows], [condition for _, condition, _ in rows]]
     for kind in CLASSES:
-        shares = [found[kind] for _, _, found in rows]
-        figure.add_bar(
-            x=[[name for name, _, _ in rows], [style.readable(condition) for _, condition, _ in rows]],
-            y=[share.rate for share in shares],
-            name=kind,
-            marker=style.bar(style.colour(kind)),
-            text=[f"{share.rate:.0%}" if share.rate >= 0.05 else "" for share in shares],
-            customdata=[str(share) for share in shares],
-            hovertemplate=f"%{{x}}, {kind}: %{{customdata}}<extra></extra>",
-        )
+        shares, hover = [found[kind] for _, _, found in rows], f"%{{x}}, {kind}: %{{customdata}}<extra></extra>"
+        look = {"name": kind, "marker": style.bar(style.colour(kind)), "hovertemplate": hover}
+        text = [f"{share.rate:.0%}" if share.rate >= 0.05 else "" for share in shares]
+        heights, said = [share.rate for share in shares], list(map(str, shares))
+        figure.add_bar(x=axis, y=heights, text=text, customdata=said, **look)
     figure.update_yaxes(title_text="share of replies", range=[0, 1], tickformat=".0%")
     figure.update_xaxes(title_text="condition and prompts").update_layout(barmode="stack", bargap=0.35)
     n = " or ".join(map(str, sorted({share.n for _, _, found in rows for share in found.values()})))

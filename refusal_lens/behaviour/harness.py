@@ -3,6 +3,7 @@
 Needs the extra ``evals`` (``pip install refusal-lens[evals]``), which is imported only when used.
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
@@ -74,11 +75,8 @@ def _lm_class() -> type:
 
         def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
             limit = self.hooked.n_ctx or 1 << 30
-            texts = []
-            for _, context, continuation in requests:
-                ids = [*context, *continuation][-limit:]
-                texts.append(Scored(tuple(ids), max(1, len(ids) - len(continuation))))
-            return score(self.hooked, texts)
+            rows = [([*context, *continuation][-limit:], len(continuation)) for _, context, continuation in requests]
+            return score(self.hooked, [Scored(tuple(ids), max(1, len(ids) - new)) for ids, new in rows])
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
             # Disjoint windows with one token of context, as the harness defines a document's likelihood.
@@ -96,7 +94,6 @@ def _lm_class() -> type:
 
         def _until(self, context: str, options: dict[str, Any]) -> str:
             stops = options.get("until") or []
-            stops = [stops] if isinstance(stops, str) else list(stops)
             new = int(options.get("max_gen_toks", MAX_NEW_TOKENS))
             if options.get("do_sample") and float(options.get("temperature", 0) or 0) > 0:
                 raise ModelError("this model decodes greedily only; remove temperature and do_sample from the task")
@@ -104,7 +101,7 @@ def _lm_class() -> type:
             ids = self.tok_encode(context)[-room:]
             tokens = padded([ids], [no_regions(len(ids))], self.hooked.chat.pad_id)
             (text,) = self.hooked.generate(tokens.to(self.hooked.device), new)
-            for stop in stops:
+            for stop in [stops] if isinstance(stops, str) else stops:
                 text = text.split(stop)[0] if stop else text
             return text
 
@@ -125,11 +122,7 @@ def score(model: HookedChatModel, texts: Sequence[Scored]) -> list[tuple[float, 
 
 
 def harness_model(model: HookedChatModel) -> Any:
-    """The model as an ``lm_eval.api.model.LM``; interventions active on ``model`` apply.
-
-    Raises:
-        ModelError: lm-eval is not installed.
-    """
+    """The model as an ``lm_eval.api.model.LM``, under its interventions; ModelError where lm-eval is not installed."""
     return _lm_class()(model)
 
 
@@ -147,7 +140,6 @@ def run_harness(
     """Run the harness under each condition.
 
     Args:
-        conditions: from ``hooks.named_conditions``.
         tasks: the harness's task names, or the paper's (``TASKS``).
         num_fewshot: examples in the context; the task's own default if None.
         limit: the most documents per task.
@@ -161,30 +153,20 @@ def run_harness(
     lm_eval = _lm_eval()
     lm, names = harness_model(model), [TASKS.get(task, task) for task in tasks]
     items: list[HarnessScore] = []
+    how: Any = {"num_fewshot": num_fewshot, "limit": limit, "apply_chat_template": apply_chat_template}
+    how |= {"task_manager": task_manager, "log_samples": False, "bootstrap_iters": 0, **dict.fromkeys(SEEDS, seed)}
     for condition, edits in conditions.items():
         with model.hooks(*edits):
             try:
-                found = lm_eval.simple_evaluate(
-                    model=lm,
-                    tasks=names,
-                    num_fewshot=num_fewshot,
-                    limit=limit,
-                    apply_chat_template=apply_chat_template,
-                    task_manager=task_manager,
-                    log_samples=False,
-                    bootstrap_iters=0,
-                    **dict.fromkeys(SEEDS, seed),
-                )
+                found = lm_eval.simple_evaluate(model=lm, tasks=names, **how)
             except (KeyError, FileNotFoundError) as error:
                 raise ModelError(f"the harness can't run {', '.join(names)}: {error}") from error
         for task, results in found["results"].items():
-            counted = found.get("n-samples", {}).get(task, {}).get("effective", 0)
-            for metric, value in results.items():
-                about_samples = "_stderr" in metric or metric in ("sample_len", "sample_count")
-                if about_samples or not isinstance(value, (int, float)):
-                    continue
-                name, _, kind = metric.partition(",")
-                stderr = results.get(f"{name}_stderr,{kind}", float("nan"))
-                stderr = float(stderr) if isinstance(stderr, (int, float)) else float("nan")
-                items.append(HarnessScore(condition, task, metric, float(value), stderr, int(counted)))
+            counted = int(found.get("n-samples", {}).get(task, {}).get("effective", 0))
+            numbers = {metric: float(value) for metric, value in results.items() if isinstance(value, (int, float))}
+            for metric, value in numbers.items():
+                if "_stderr" not in metric and metric not in ("sample_len", "sample_count"):
+                    name, _, kind = metric.partition(",")
+                    stderr = numbers.get(f"{name}_stderr,{kind}", math.nan)
+                    items.append(HarnessScore(condition, task, metric, value, stderr, counted))
     return HarnessScores(tuple(items), str(getattr(lm_eval, "__version__", "")))

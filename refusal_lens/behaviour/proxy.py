@@ -21,10 +21,6 @@ def refusal_proxy(
 ) -> RefusalProxy:
     """Measure the metric of every prompt and judge its reply by the paper's phrases.
 
-    Args:
-        prompt_sets: name -> prompts.
-        max_new_tokens: length limit of the replies.
-
     Example:
         >>> prompts = {"harmful": data.harmful.test[:4], "harmless": data.harmless.test[:4]}
         >>> rl.behaviour.refusal_proxy(model, prompts, found.refusal_tokens, 8).sizes

@@ -1,7 +1,6 @@
 """Results about behaviour under conditions: replies and verdicts, losses, the metric as a proxy, benchmarks."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,12 +33,14 @@ class Verdict(Record):
 def verdict_rates(verdicts: Sequence[Verdict]) -> dict[tuple[str, str, str], Rate]:
     """Share withheld by (prompt set, condition, judge) with 95% Clopper-Pearson intervals; unreadable verdicts
     count neither way."""
-    groups: dict[tuple[str, str, str], list[bool]] = {}
+    return {cell: rate([v.withheld for v in some if v.withheld is not None]) for cell, some in _cells(verdicts).items()}
+
+
+def _cells(verdicts: Sequence[Verdict]) -> dict[tuple[str, str, str], list[Verdict]]:
+    found: dict[tuple[str, str, str], list[Verdict]] = {}
     for v in verdicts:
-        group = groups.setdefault((v.prompt_set, v.condition, v.judge), [])
-        if v.withheld is not None:
-            group.append(v.withheld)
-    return {key: rate(values) for key, values in groups.items()}
+        found.setdefault((v.prompt_set, v.condition, v.judge), []).append(v)
+    return found
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,6 @@ class Agreement(Record):
     """Two judges on the same replies.
 
     Attributes:
-        first, second: the judges.
         agreed: share of replies with the same verdict, with its 95% Clopper-Pearson interval.
         kappa: Cohen's kappa; NaN where both judges always give the same verdict (chance agreement is then 1).
         disagreements: the replies judged differently, as (the first's verdict, the second's).
@@ -77,8 +77,6 @@ class EvaluationTable(Record):
 
     Attributes:
         completions: replies, one entry per prompt set.
-        verdicts: every judge on every reply.
-        agreements: every pair of judges.
         seed: of the random directions.
     """
 
@@ -97,21 +95,16 @@ class EvaluationTable(Record):
     @property
     def scores(self) -> dict[tuple[str, str, str], Interval]:
         """Mean score by (prompt set, condition, judge) of the judges that give one, bootstrap 95% intervals."""
-        groups: dict[tuple[str, str, str], list[float]] = {}
-        for v in self.verdicts:
-            if v.score is not None:
-                groups.setdefault((v.prompt_set, v.condition, v.judge), []).append(v.score)
-        return {key: mean_interval(values) for key, values in groups.items()}
+        scores = {cell: [v.score for v in some if v.score is not None] for cell, some in _cells(self.verdicts).items()}
+        return {cell: mean_interval(values) for cell, values in scores.items() if values}
 
     def to_frame(self) -> pd.DataFrame:
         """One row per cell: prompts, condition, judge, kind, rate, low, high, n, unread; where a judge gives scores,
         score, score_low and score_high."""
-        scores = self.scores
-        kinds = {v.judge: v.kind for v in self.verdicts}
-        totals = Counter((v.prompt_set, v.condition, v.judge) for v in self.verdicts)
+        scores, cells = self.scores, _cells(self.verdicts)
         return pd.DataFrame(
-            {"prompts": key[0], "condition": key[1], "judge": key[2], "kind": kinds[key[2]]}
-            | {**columns(r, "rate"), "n": r.n, "unread": totals[key] - r.n}
+            {"prompts": key[0], "condition": key[1], "judge": key[2], "kind": cells[key][0].kind}
+            | {**columns(r, "rate"), "n": r.n, "unread": len(cells[key]) - r.n}
             | ({**columns(scores[key], "score", "score_")} if key in scores else {})
             for key, r in self.rates.items()
         )
@@ -136,11 +129,8 @@ class Losses(Record, axes={"condition": "conditions"}):
     seed: int = 0
 
     def ce(self, condition: str) -> Interval:
-        """Mean loss per token (nats; all tokens of all texts weigh the same), bootstrap 95% interval over texts.
-
-        Raises:
-            LabelError: there is no such condition.
-        """
+        """Mean loss per token (nats; all tokens of all texts weigh the same), bootstrap 95% interval over texts;
+        LabelError where there is no such condition."""
         return fraction_interval(self._nll(condition).tolist(), self.tokens.tolist(), seed=self.seed)
 
     def perplexity(self, condition: str) -> Interval:
@@ -158,13 +148,12 @@ class Losses(Record, axes={"condition": "conditions"}):
 
     def to_frame(self) -> pd.DataFrame:
         """One row per condition: CE with interval, perplexity, change from the first condition."""
-        rows = []
-        for name in self.conditions:
-            ce, change = self.ce(name), self.change(name, self.conditions[0])
-            row = {"dataset": self.dataset, "condition": name, **columns(ce, "ce", "ce_")}
-            row |= {"perplexity": math.exp(ce.mean), **columns(change, "change", "change_")}
-            rows.append({**row, "texts": ce.n, "tokens": int(self.tokens.sum())})
-        return pd.DataFrame(rows)
+        return pd.DataFrame(
+            {"dataset": self.dataset, "condition": name, **columns(ce := self.ce(name), "ce", "ce_")}
+            | {"perplexity": math.exp(ce.mean), **columns(self.change(name, self.conditions[0]), "change", "change_")}
+            | {"texts": ce.n, "tokens": int(self.tokens.sum())}
+            for name in self.conditions
+        )
 
 
 @dataclass(frozen=True)

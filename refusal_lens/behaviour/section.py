@@ -28,15 +28,11 @@ def evaluation_section(table: EvaluationTable) -> Section:
         id = f"disagreements-{anchor(a.first)}-{anchor(a.second)}"
         caption = f"{a.first} and {a.second} agree on {a.agreed}; Cohen's kappa {a.kappa:.2f}. Where they differ."
         items.append(frame_table(id, a.to_frame(), caption, searchable=True))
-    return Section(
-        "evaluation",
-        "Behaviour under every condition",
-        (
-            "Ablation, by hooks and by weights (orthogonalized), asks whether the direction is necessary; addition, "
-            "whether it is sufficient; subtraction is the paper's alternative. Each has a random direction as placebo.",
-        ),
-        tuple(items),
+    text = (
+        "Ablation, by hooks and by weights (orthogonalized), asks whether the direction is necessary; addition, "
+        "whether it is sufficient; subtraction is the paper's alternative. Each has a random direction as placebo."
     )
+    return Section("evaluation", "Behaviour under every condition", (text,), tuple(items))
 
 
 def losses_section(records: Sequence[Losses]) -> Section:
@@ -56,13 +52,13 @@ def harness_section(scores: HarnessScores | None) -> Section:
     if scores is None:
         return Section("harness", title, ("Not measured: the LM Evaluation Harness was not run (extra `evals`).",))
     frame = scores.to_frame()
-    text = (f"LM Evaluation Harness {scores.version}; intervals of 99%, as in the paper.",)
+    text = f"LM Evaluation Harness {scores.version}; intervals of 99%, as in the paper."
     control = RANDOM_DIRECTION if any(c.startswith("random") for c in frame["condition"]) else "none was run"
     counts = ", ".join(f"{int(n)} {task}" for task, n in frame.groupby("task", sort=False)["n"].max().items())
     caption = "Benchmark scores by condition, with 99% intervals."
     figure = Figure.of("harness-scores", scores, caption, f"documents: {counts}", control)
     table = frame_table("harness-table", frame.round(4), "The harness's scores.")
-    return Section("harness", title, text, (figure, table))
+    return Section("harness", title, (text,), (figure, table))
 
 
 def proxy_section(record: RefusalProxy) -> Section:
@@ -111,46 +107,33 @@ def effect_section(
 ) -> Section:
     """Necessity and sufficiency: rates, the refusal metric, and the replies side by side."""
     rates = {name: replies.rates for name, replies in completions.items()}
-    rate_rows = [
-        {"prompts": name, "condition": c, **vars(r)}
-        for name, by_condition in rates.items()
-        for c, r in by_condition.items()
-    ]
-    metric_rows = tuple(
+    rows = [{"prompts": name, "condition": c, **vars(r)} for name, some in rates.items() for c, r in some.items()]
+    metrics = tuple(
         (name, style.readable(c), f"{m.mean:.3f}", f"{m.low:.3f} to {m.high:.3f}", str(m.n))
-        for name, metrics in (("harmful, refused at baseline", metric_harmful), ("harmless", metric_harmless))
-        for c, m in metrics.items()
+        for name, some in (("harmful, refused at baseline", metric_harmful), ("harmless", metric_harmless))
+        for c, m in some.items()
     )
     n = ", ".join(f"{len(replies.of('baseline'))} {name}" for name, replies in completions.items())
-    return Section(
-        "effects",
-        "Necessity and sufficiency",
-        (
-            "Necessary: does the model stop refusing harmful prompts when the direction is ablated at every write to "
-            "the residual stream? Sufficient: does it refuse harmless ones when the direction is added at its layer?"
-            + ("" if form == "paper" else f" Here ablation has the form {form!r} (docs/how-to/nothing_passes.md)."),
-        ),
-        (
-            Figure(
-                "refusal-rates",
-                plot_refusal_rates(rates),
-                "Share of replies with one of the paper's refusal phrases, with 95% Clopper-Pearson intervals.",
-                n=f"{n} held-out prompts",
-                control=f"{RANDOM_DIRECTION} (hatched)",
-                data=pd.DataFrame(rate_rows),
-                wide=False,
-            ),
-            _classes(tuple(completions.values()), n),
-            Table(
-                "refusal-metric",
-                ("prompts", "condition", "mean refusal metric", "95% interval", "n"),
-                metric_rows,
-                "Log-odds of the refusal tokens after the prompt, held-out prompts, bootstrap intervals. Control: "
-                f"{RANDOM_DIRECTION}.",
-            ),
-            *(_side_by_side(name, replies) for name, replies in completions.items()),
-        ),
+    n += " held-out prompts"
+    text = (
+        "Necessary: does the model stop refusing harmful prompts when the direction is ablated at every write to the "
+        "residual stream? Sufficient: does it refuse harmless ones when the direction is added at its layer?"
     )
+    text += "" if form == "paper" else f" Here ablation has the form {form!r} (docs/how-to/nothing_passes.md)."
+    caption = "Share of replies with one of the paper's refusal phrases, with 95% Clopper-Pearson intervals."
+    rest = (caption, n, f"{RANDOM_DIRECTION} (hatched)", pd.DataFrame(rows))
+    columns = ("prompts", "condition", "mean refusal metric", "95% interval", "n")
+    caption = (
+        "Log-odds of the refusal tokens after the prompt, held-out prompts, bootstrap intervals. Control: "
+        f"{RANDOM_DIRECTION}."
+    )
+    items: tuple[Figure | Table, ...] = (
+        Figure("refusal-rates", plot_refusal_rates(rates), *rest, wide=False),
+        _classes(tuple(completions.values()), n),
+        Table("refusal-metric", columns, metrics, caption),
+        *(_side_by_side(name, replies) for name, replies in completions.items()),
+    )
+    return Section("effects", "Necessity and sufficiency", (text,), items)
 
 
 def _classes(completions: Sequence[Completions], n: str) -> Figure:
@@ -167,34 +150,24 @@ def _classes(completions: Sequence[Completions], n: str) -> Figure:
         for condition, found in record.overlap.items()
         if found.n
     )
-    return Figure(
-        "reply-classes",
-        plot_reply_classes(completions),
+    caption = (
         "Not refused does not mean answered: replies by class, by rules without a model (docs/evaluation.md). Share of "
-        f"the request's content words that replies without refusal repeat: {kept}.",
-        n=f"{n} held-out prompts",
-        control=RANDOM_DIRECTION,
-        data=pd.DataFrame(rows),
-        wide=False,
+        f"the request's content words that replies without refusal repeat: {kept}."
     )
+    rest = (caption, n, RANDOM_DIRECTION, pd.DataFrame(rows))
+    return Figure("reply-classes", plot_reply_classes(completions), *rest, wide=False)
 
 
 def _side_by_side(name: str, completions: Completions) -> Table:
     """One row per prompt, one column per condition."""
-    columns = completions.conditions
-    replies = [completions.of(condition) for condition in columns]
+    replies = [completions.of(condition) for condition in completions.conditions]
     rows = tuple(
         (prompt_replies[0].prompt, *(("✗ " if r.refused else "") + r.response for r in prompt_replies))
         for prompt_replies in zip(*replies, strict=True)
     )
-    return Table(
-        f"completions-{name}",
-        ("prompt", *(style.readable(c) for c in columns)),
-        rows,
-        f"Greedy replies to {len(rows)} {name} prompts, at most {completions.max_new_tokens} tokens; ✗ marks a "
-        "refusal.",
-        searchable=True,
-    )
+    limit, columns = completions.max_new_tokens, ("prompt", *map(style.readable, completions.conditions))
+    caption = f"Greedy replies to {len(rows)} {name} prompts, at most {limit} tokens; ✗ marks a refusal."
+    return Table(f"completions-{name}", columns, rows, caption, searchable=True)
 
 
 def over_refusal_section(record: OverRefusal) -> Section:

@@ -34,11 +34,9 @@ def _metrics(
             for p, conditions in both
         )
     refused = harmful["baseline"] > refusal_tokens.threshold
-    return Metrics(
-        {name: mean_interval(values[refused].tolist()) for name, values in harmful.items()},
-        {name: mean_interval(values.tolist()) for name, values in harmful.items()},
-        {name: mean_interval(values.tolist()) for name, values in harmless.items()},
-    )
+    kept = {name: values[refused] for name, values in harmful.items()}
+    means = ({k: mean_interval(v.tolist()) for k, v in some.items()} for some in (kept, harmful, harmless))
+    return Metrics(*means)
 
 
 def _replies(kind: int) -> Stage:

@@ -74,7 +74,6 @@ def evaluate_table(
         form, statistics: of "ablation" and "random_ablation", as in ``Ablate``.
         allow_gap: run ``orthogonalized`` on a model with post-norms, where it is not equivalent to ablation.
         batch_size: replies decoded together, and the most that a kill can cost.
-        progress: see ``progress.Progress``.
 
     Raises:
         ModelError: NaN logits, or ``orthogonalized`` on a model with post-norms without ``allow_gap``.

@@ -1,7 +1,5 @@
 """Borderline requests, harmless ones that look harmful: XSTest, OR-Bench, files of one's own, or the package's 60."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -39,9 +37,8 @@ class Borderline(Record):
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        return (
-            f"Borderline({self.source}: {len(self.train)} train, {len(self.test)} test, {len(self.contrasts)} unsafe)"
-        )
+        sizes = f"{len(self.train)} train, {len(self.test)} test, {len(self.contrasts)} unsafe"
+        return f"Borderline({self.source}: {sizes})"
 
     def to_frame(self) -> pd.DataFrame:
         """One row per request, with its split."""
@@ -72,9 +69,9 @@ def load_borderline(
         >>> rl.load_borderline()
         Borderline(borderline.json: 24 train, 36 test, 0 unsafe)
     """
-    notes: list[str] = []
-    name = Path(str(OWN if source is None else source)).name if source is None or _named(source) else "given"
-    safe, unsafe = told_apart(OWN if source is None else source, notes)
+    notes, source = list[str](), OWN if source is None else source
+    name = Path(source).name if isinstance(source, (str, Path)) else "given"
+    safe, unsafe = told_apart(source, notes)
     if contrasts is not None:
         rest, found = told_apart(contrasts, notes)
         unsafe += found or rest  # a plain list of contrasts does not say that they are unsafe
@@ -94,22 +91,19 @@ def load_borderline(
     return Borderline(mixed[:n_train], mixed[n_train : n_train + n_test], Prompts(tuple(unsafe)), name, tuple(notes))
 
 
-def _named(source: Source) -> bool:
-    return isinstance(source, (str, Path))
-
-
 def told_apart(source: Source, notes: list[str]) -> tuple[list[str], list[str]]:
     """The safe and the unsafe requests of a source."""
-    where = str(source) if _named(source) else "the given rows"
+    named = isinstance(source, (str, Path))
+    where = str(source) if named else "the given rows"
     if (preset := where.lower()) in UNSAFE_OF:
         return read_preset(PRESETS[preset]), read_preset(PRESETS[UNSAFE_OF[preset]])
     if preset in UNSAFE_OF.values():
         return [], read_preset(PRESETS[preset])
-    if _named(source) and not Path(where).is_file():
+    if named and not Path(where).is_file():
         raise PromptError(
             f"there is no file {where!r}; give a .csv, .json, .jsonl or .txt file, or one of {', '.join(UNSAFE_OF)}"
         )
-    rows: Any = read_file(Path(where)) if _named(source) else source
+    rows: Any = read_file(Path(where)) if named else source
     if isinstance(rows, dict):  # splits
         rows = list(chain(*(some for some in rows.values() if isinstance(some, list))))
     unsafe = _unsafe(rows, where)

@@ -31,13 +31,10 @@ class Conversation(str):
 
     def __new__(cls, messages: Sequence[Mapping[str, str]]) -> Conversation:
         turns = tuple(
-            {**turn, "content": _joined(turn.get("content"))} if isinstance(turn, Mapping) else turn
-            for turn in messages
+            {**turn, "content": _joined(turn.get("content"))} for turn in messages if isinstance(turn, Mapping)
         )
-        if not turns or not all(
-            isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
-            for turn in turns
-        ):
+        texts = [turn.get(part) for turn in turns for part in ("role", "content")]
+        if not turns or len(turns) < len(messages) or not all(isinstance(text, str) for text in texts):
             raise PromptError(
                 "a conversation is a list of messages, each with a role and a content of text or text parts"
             )

@@ -65,11 +65,7 @@ def encoding_of(path: Path) -> str:
 
 
 def check_text(text: str, what: str) -> None:
-    """Refuse text that is not Unicode.
-
-    Raises:
-        PromptError: a lone surrogate, half of a character, which no tokenizer accepts.
-    """
+    """Refuse text with a lone surrogate, half of a character, which no tokenizer accepts, with a ``PromptError``."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -91,13 +87,12 @@ def _csv_rows(path: Path, delimiter: str) -> list[dict[str, str]]:
         csv.field_size_limit(limit)  # the process's own
     names = [name.strip() for name in header]
     lowered = [name.lower() for name in names if name]
-    if twice := next((name for name in lowered if lowered.count(name) > 1), ""):
-        raise ValueError(f"two columns are called {twice!r}; rename one")
-    wide = next((i for i, row in enumerate(rows) if len(row) > len(names)), None)
-    if wide is not None:
+    if twice := [name for name in lowered if lowered.count(name) > 1]:
+        raise ValueError(f"two columns are called {twice[0]!r}; rename one")
+    if wide := [(i, len(row)) for i, row in enumerate(rows, start=2) if len(row) > len(names)]:
         raise ValueError(
-            f"row {wide + 2} has {len(rows[wide])} columns and the header {len(names)}; put texts that hold "
-            f"{delimiter!r} in double quotes"
+            f"row {wide[0][0]} has {wide[0][1]} columns and the header {len(names)}; put texts that hold {delimiter!r} "
+            "in double quotes"
         )
     return [dict(zip(names, [*row, *[""] * (len(names) - len(row))], strict=True)) for row in rows]
 

@@ -91,7 +91,6 @@ def as_suffixes(suffixes: Any, n: int) -> list[str]:
 
     Args:
         suffixes: one per prompt (with its leading space), one string for all, or None.
-        n: number of prompts.
 
     Raises:
         PromptError: the numbers of suffixes and prompts differ.
@@ -159,9 +158,8 @@ class PromptSet(Record):
 
     def to_frame(self) -> pd.DataFrame:
         """One row per prompt, with its split."""
-        return pd.DataFrame(
-            [(split, text) for split in SPLITS for text in getattr(self, split)], columns=["split", "prompt"]
-        )
+        rows = [(split, text) for split in SPLITS for text in getattr(self, split)]
+        return pd.DataFrame(rows, columns=["split", "prompt"])
 
     @classmethod
     def load(cls, source: Source, name: str | None = None, sizes: Sequence[int] = SIZES, seed: int = 0) -> PromptSet:
@@ -217,13 +215,11 @@ class PromptSet(Record):
         seen: dict[str, str] = {}
         sizes = checked_sizes(sizes)
         if isinstance(document, Mapping):
-            missing = [split for split in SPLITS if split not in document]
-            if missing:
+            if missing := [split for split in SPLITS if split not in document]:
                 raise PromptError(f"{where} has no {' or '.join(missing)} split; give train, val and test")
-            pools = {}
             # The test split is cleaned first: an overlap costs a training prompt, never a test prompt.
-            for split in reversed(SPLITS):
-                pools[split] = distinct(texts_of(document[split], f"{where} ({split})", notes), split, seen, notes)
+            texts = {split: (document[split], f"{where} ({split})", notes) for split in reversed(SPLITS)}
+            pools = {split: distinct(texts_of(*rows), split, seen, notes) for split, rows in texts.items()}
             chosen = {s: Prompts(tuple(pools[s])).sample(n, seed) for s, n in zip(SPLITS, sizes, strict=True)}
             train, *held_out = (_others(pools[s], set(chosen[s]), seed) for s in SPLITS)
             spare = train, sum(held_out, ())
@@ -236,9 +232,8 @@ class PromptSet(Record):
             ends = [sum(wanted[: i + 1]) for i in range(3)]
             chosen = {s: Prompts(shuffled[end - n : end]) for s, n, end in zip(SPLITS, wanted, ends, strict=True)}
             spare = shuffled[ends[-1] :], shuffled[ends[-1] :]
-        for split, prompts in chosen.items():
-            if not prompts:
-                raise PromptError(f"{where}: the {split} split is empty; give more distinct prompts")
+        if empty := [split for split, prompts in chosen.items() if not prompts]:
+            raise PromptError(f"{where}: the {empty[0]} split is empty; give more distinct prompts")
         return cls(name, chosen["train"], chosen["val"], chosen["test"], tuple(notes), *map(Prompts, spare))
 
 
@@ -258,9 +253,8 @@ class PromptPair(Record):
     def __post_init__(self) -> None:
         harmful = {folded(text) for split in PARTS for text in getattr(self.harmful, split)}
         parts: dict[str, Any] = {split: getattr(self.harmless, split) for split in PARTS}
-        kept: dict[str, Any] = {
-            s: Prompts(tuple(t for t in texts if folded(t) not in harmful)) for s, texts in parts.items()
-        }
+        left = {split: [text for text in texts if folded(text) not in harmful] for split, texts in parts.items()}
+        kept: dict[str, Any] = {split: Prompts(tuple(texts)) for split, texts in left.items()}
         lost = sum(len(parts[split]) - len(kept[split]) for split in SPLITS)
         if emptied := [split for split in SPLITS if parts[split] and not kept[split]]:
             raise PromptError(
@@ -285,7 +279,6 @@ class PromptPair(Record):
 Source = str | Path | Sequence[Any] | Mapping[str, Sequence[Any]]  # of a ``PromptSet``
 
 
-# Whatever is taken as prompts; ``as_prompts`` makes a list of it, and says of a ``PromptSet`` that it needs a split.
 def check_pair(data: Any) -> None:
     """Refuse anything but harmful and harmless prompts in splits with a ``PromptError``."""
     if not isinstance(data, PromptPair):
@@ -295,6 +288,7 @@ def check_pair(data: Any) -> None:
         )
 
 
+# Whatever is taken as prompts; ``as_prompts`` makes a list of it, and says of a ``PromptSet`` that it needs a split.
 PromptsLike = str | Sequence[str] | Sequence[Mapping[str, str]] | PromptSet | PromptPair
 
 
@@ -308,8 +302,7 @@ def load_prompts(
     """Read harmful and harmless requests and split each into train, val and test.
 
     Args:
-        harmful: as in ``PromptSet.load``; "organism" for the embedded model's own requests of both kinds.
-        harmless: likewise.
+        harmful, harmless: as in ``PromptSet.load``; "organism" for the embedded model's own requests of both kinds.
         sizes: number of prompts for train, val and test.
         seed: of the shuffle.
 

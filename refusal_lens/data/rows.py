@@ -98,19 +98,14 @@ def distinct(texts: list[str], split: str, seen: dict[str, str], notes: list[str
 
 
 def checked_sizes(sizes: Any) -> tuple[int, int, int]:
-    """Sizes of the three splits.
-
-    Raises:
-        PromptError: they are not three whole numbers from 1 on.
-    """
+    """Sizes of the three splits; PromptError if they are not three whole numbers from 1 on."""
     try:
         train, val, test = map(operator.index, sizes)
     except (TypeError, ValueError):
         train = val = test = 0
     if min(train, val, test) < 1:
-        raise PromptError(
-            f"sizes are three whole numbers from 1 on, of training, validation and test prompts, not {sizes!r}"
-        )
+        kinds = "training, validation and test prompts"
+        raise PromptError(f"sizes are three whole numbers from 1 on, of {kinds}, not {sizes!r}")
     return train, val, test
 
 

@@ -79,11 +79,7 @@ class SuffixSet(Record):
         return tuple(dict.fromkeys(item.kind for item in self.items))
 
     def of(self, *kinds: str) -> SuffixSet:
-        """The suffixes of some kinds.
-
-        Raises:
-            PromptError: there are none.
-        """
+        """The suffixes of some kinds; PromptError where there are none."""
         kept = tuple(item for item in self.items if item.kind in kinds)
         if not kept:
             raise PromptError(f"{self.name} has no suffix of kind {' or '.join(kinds)}; it has {', '.join(self.kinds)}")
@@ -135,14 +131,15 @@ class SuffixSet(Record):
             raise PromptError(f"columns names {', '.join(sorted(unknown))}; there are only {', '.join(COLUMNS)}")
         found = _rows(rows, kind, where, notes, {name: columns.get(name, name) for name in COLUMNS})
         items: dict[str, Suffix] = {}
-        for i, (what, text, score) in enumerate(found):
+        for i, (what, text, score) in enumerate(found, start=1):
+            which = f"suffix {i} of {where}"
             if not isinstance(text, str) or not text.strip():
-                raise PromptError(f"suffix {i + 1} of {where} is empty; remove the row")
-            check_text(text, f"suffix {i + 1} of {where}")
+                raise PromptError(f"{which} is empty; remove the row")
+            check_text(text, which)
             if not isinstance(what, str):
-                raise PromptError(f"suffix {i + 1} of {where} has a kind that is not text: {str(what)[:60]}")
+                raise PromptError(f"{which} has a kind that is not text: {str(what)[:60]}")
             text = text if text[:1].isspace() else separator + text
-            items.setdefault(text, Suffix(what, text, _number(score, f"suffix {i + 1} of {where}")))
+            items.setdefault(text, Suffix(what, text, _number(score, which)))
         if not items:
             raise PromptError(f"{where} holds no suffix; give at least one")
         if len(items) < len(found):
@@ -150,16 +147,10 @@ class SuffixSet(Record):
         return cls(name, tuple(items.values()), tuple(notes))
 
     def lengths(self, chat: Any, instruction: str) -> tuple[int, ...]:
-        """Tokens of each suffix after ``instruction``.
-
-        Raises:
-            PromptError: the tokenizer merges a suffix with the instruction's end.
-        """
+        """Tokens of each suffix after ``instruction``; PromptError where a tokenizer merges it with the instruction's
+        end."""
         spans = [chat.encode(instruction, item.text).spans.suffix for item in self.items]
         return tuple(stop - start for start, stop in spans)
-
-
-# -- files ----------------------------------------------------------------------------------------------------------
 
 
 def _number(value: Any, where: str) -> float | None:
@@ -199,18 +190,14 @@ def _rows(
 
 def _jailbreakbench(rows: Any, where: str, notes: list[str]) -> list[tuple[str, Any, Any]]:
     """Suffixes of an artifact: prompts that are their goal and something after it."""
-    found: list[tuple[str, Any, Any]] = []
-    other = 0
-    for row in rows if isinstance(rows, list) else []:
-        goal: Any
-        prompt: Any
-        goal, prompt = (row.get(name) if isinstance(row, dict) else None for name in ("goal", "prompt"))
-        texts = isinstance(goal, str) and isinstance(prompt, str)
-        behind = prompt[len(goal) :] if texts and goal and prompt.startswith(goal) else ""
-        if behind.strip():
-            found.append(("jailbreakbench", behind, None))
-        else:
-            other += 1
+    every = rows if isinstance(rows, list) else []
+    texts: list[Any] = [
+        [row.get(name) if isinstance(row, dict) else None for name in ("goal", "prompt")] for row in every
+    ]
+    pairs = [(goal, prompt) for goal, prompt in texts if isinstance(goal, str) and isinstance(prompt, str) and goal]
+    behind = [prompt[len(goal) :] for goal, prompt in pairs if prompt.startswith(goal)]
+    found = [("jailbreakbench", text, None) for text in behind if text.strip()]
+    other = len(every) - len(found)
     if not found:
         raise PromptError(
             f"{where} holds no suffix: none of its {other} prompts is its goal with something after it (only suffix "

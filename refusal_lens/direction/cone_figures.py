@@ -49,16 +49,10 @@ def plot_subspaces(record: SubspaceEffects) -> Drawing:
     for col, name in enumerate(names, start=1):
         for i, kind in enumerate(record.kinds):
             ks = record.ks[: record.size(kind)]
-            style.add_line(
-                figure,
-                ks,
-                [record.sampled(kind, k)[1] if name == "weakest" else record.found(kind, k, name) for k in ks],
-                kind,
-                legendgroup=kind,
-                showlegend=col == 1,
-                line={"color": style.colour(kind, i), "dash": style.dash(kind)},
-                **style.panel(col),
-            )
+            found = [record.sampled(kind, k)[1] if name == "weakest" else record.found(kind, k, name) for k in ks]
+            line = {"color": style.colour(kind, i), "dash": style.dash(kind)}
+            look = {"line": line, "legendgroup": kind, "showlegend": col == 1, **style.panel(col)}
+            style.add_line(figure, ks, found, kind, **look)
         without = record.before("bypass" if name == "weakest" else name).mean
         figure.add_hline(y=without, line_dash="dot", line_color=style.GREY, row=1, col=col)
     figure.update_xaxes(title_text="directions k", dtick=1)
@@ -72,24 +66,14 @@ def plot_independence(record: Independence) -> Drawing:
     axes = ("read", "resid_pre of layer"), ("ablated", "change of cosine")
     figure = style.panels(("mean size over layers", "mean change by layer"), *axes, column_widths=[0.45, 0.55])
     cells = [[record.size(a, b) for b in record.names] for a in record.ablations]
-    figure.add_heatmap(
-        z=[[cell.mean for cell in row] for row in cells],
-        x=list(record.names),
-        y=list(record.ablations),
-        text=[[f"{c.mean:.2f}<br>[{c.low:.2f}, {c.high:.2f}]" for c in row] for row in cells],
-        texttemplate="%{text}",
-        colorscale=style.SEQUENTIAL,
-        showscale=False,
-        **style.panel(1),
-    )
+    look = {"colorscale": style.SEQUENTIAL, "showscale": False, **style.panel(1)}
+    style.add_cells(figure, cells, x=list(record.names), y=list(record.ablations), **look)
     for i, ablated in enumerate(record.ablations):
         for j, read in enumerate(record.names):
             if ablated != read:
-                change = record.change[i, j].mean(-1).tolist()
-                look = {"color": style.colour("random" if ablated == "placebo" else "", i), "dash": style.dash(ablated)}
-                figure.add_scatter(
-                    x=list(range(len(change))), y=change, name=f"{read}, {ablated} ablated", line=look, **style.panel(2)
-                )
+                name, change = f"{read}, {ablated} ablated", record.change[i, j].mean(-1).tolist()
+                line = {"color": style.colour("random" if ablated == "placebo" else "", i), "dash": style.dash(ablated)}
+                figure.add_scatter(x=list(range(len(change))), y=change, name=name, line=line, **style.panel(2))
     n = record.before.shape[-1]
     return style.finish(figure, f"Does ablating one direction move the other? (n = {n} harmful prompts)", height=440)
 
@@ -100,17 +84,8 @@ def plot_angles(record: GroupAngles) -> Drawing:
     figure = style.panels(("groups", "random groups"), shared_yaxes=True)
     labels = [f"{name} ({n})" for name, n in zip(record.names, record.sizes_harmful, strict=True)]
     for col, grid in enumerate((record.angles[..., 0], record.control[..., 0].mean(0)), start=1):
-        figure.add_heatmap(
-            z=grid.tolist(),
-            x=labels,
-            y=labels,
-            texttemplate="%{z:.0f}",
-            colorscale=style.SEQUENTIAL,
-            zmin=0,
-            zmax=90,
-            colorbar={"title": "degrees"},
-            showscale=col == 2,
-            **style.panel(col),
-        )
+        scale = {"colorscale": style.SEQUENTIAL, "zmin": 0, "zmax": 90, "colorbar": {"title": "degrees"}}
+        look = {"texttemplate": "%{z:.0f}", "showscale": col == 2, **scale, **style.panel(col)}
+        figure.add_heatmap(z=grid.tolist(), x=labels, y=labels, **look)
     figure.update_xaxes(title_text="group (harmful prompts)").update_yaxes(title_text="group", col=1)
     return style.finish(figure, "Angle between the directions of groups of prompts", height=480)

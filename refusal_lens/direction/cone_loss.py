@@ -1,7 +1,5 @@
 """The loss of a learned direction: the model's own words as targets (Wollschläger et al. 2025)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial

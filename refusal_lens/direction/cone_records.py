@@ -1,7 +1,5 @@
 """Learned directions and cones, what subspaces do by their dimension, and independence under intervention."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import pandas as pd

@@ -56,9 +56,7 @@ def subspace_section(
             "Change of the refusal metric of harmful prompts with r, or each language's difference in means, ablated; "
             "a language's direction on its own prompts is in-sample."
         )
-        sizes = sorted({cell.n for cell in transfer.change[0]})
-        n = f"{' or '.join(map(str, sizes))} prompts per cell"
-        items.append(Figure.of("languages-transfer", transfer, caption, n, RANDOM_DIRECTION))
+        items.append(Figure.of("languages-transfer", transfer, caption, transfer.sizes_in_words, RANDOM_DIRECTION))
     return Section("subspaces", "Is one direction enough?", tuple(text), tuple(items))
 
 

@@ -1,7 +1,5 @@
 """The map of a conversation: every token's residual stream along the direction, beside random directions."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +19,7 @@ from ..models.texts import Scored, reply_tokens, token_texts
 from ..progress import Progress, silent
 from ..records.direction import Direction, DirectionLike, as_direction
 from ..records.labels import REGIONS, index_of
-from .map_records import ConversationMap
+from .map_records import VALUES, ConversationMap
 
 
 def read(
@@ -47,7 +45,6 @@ def read(
         reply: text that stands after the prompt (teacher-forced), one for each condition by name, or a number: each
             condition's own greedy reply of at most so many tokens; "" for none.
         under: interventions by name, as ``hooks.named_conditions`` gives them.
-        n_random: number of random directions of equal norm.
 
     Raises:
         PromptError: no text, several conversations, a conversation that has its reply already, or one that is too long.
@@ -104,14 +101,13 @@ def joined(
     """The map of what ``EveryToken`` read by condition, each with its tokens and their regions."""
     grids, texts, regions = zip(*rows.values(), strict=True)
     width = max(map(len, texts))
-    values: dict[str, Any] = {
-        what: torch.stack(
-            [torch.nn.functional.pad(x[what][:, 0], (0, width - x[what].shape[-1]), value=float("nan")) for x in grids]
-        )
-        for what in ("projection", "cosine", "low", "high")
-    }
-    about: dict[str, Any] = {"direction": direction, "n_random": n_random, "prompt": prompt, "suffix": suffix}
-    return ConversationMap(**values, conditions=tuple(rows), tokens=texts, regions=regions, **about)
+
+    def filled(x: Tensor) -> Tensor:
+        return torch.nn.functional.pad(x[:, 0], (0, width - x.shape[-1]), value=torch.nan)
+
+    values: Any = {name: torch.stack([filled(x[name]) for x in grids]) for name in VALUES}
+    rest: Any = {"conditions": tuple(rows), "tokens": texts, "regions": regions, "prompt": prompt, "suffix": suffix}
+    return ConversationMap(**values, **rest, direction=direction, n_random=n_random)
 
 
 def _parts(conversation: PromptsLike, reply: Any) -> tuple[str, Any]:

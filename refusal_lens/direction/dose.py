@@ -90,7 +90,6 @@ def capped(found: FoundDirection, ceiling: float, *, layers: Any = None, positio
     Args:
         found: the result of ``find_direction``, whose candidates have the means by layer.
         ceiling: 0 for the harmless mean, 1 for the harmful one.
-        layers, positions: as in every intervention.
 
     Example:
         >>> rl.direction.capped(found, 0.5, positions="prompt").label
@@ -124,16 +123,12 @@ def dose_response(
 
     Args:
         data: harmful and harmless prompts in splits; as many of each kind are used.
-        found: the result of ``find_direction``.
         strengths: "ablation", "addition", "capping" (or some of them) -> strengths, as ``DoseResponse`` explains;
             ``STRENGTHS`` of this module by default.
         scopes: name -> scope; by default all, prompt, template, reply, and the layers before and from the direction's.
         split: "val" to choose a dose, "test" to report on it.
-        max_new_tokens: length limit of replies.
         replies_at: strengths at which replies are generated, the slowest part; all if None.
-        judge: reply -> refused; the paper's substrings by default.
         seed: of the random direction for each curve.
-        progress: called with a stage's name and its total.
         engine: spreads scopes and effects over its workers; this process if None.
 
     Raises:
@@ -162,7 +157,11 @@ def dose_response(
             reads = replies_at is None or strength in replies_at
             edits += [(edit, scope.starts_late, reads) for edit in (real, real.placebo(seed))]
         items += [(effect, edits[i : i + EDITS]) for i in range(0, len(edits), EDITS)]
-    sets = _split(data, split)
+    check_pair(data)
+    index_of(SPLITS, split, "split", "a prompt set")
+    sets = {kind: getattr(getattr(data, kind), split).texts for kind in ("harmful", "harmless")}
+    if not all(sets.values()):
+        raise PromptError(f"there are no {split} prompts of a kind: load the data with some")
     n = min(map(len, sets.values()))
     work = _Doses({k: list(texts[:n]) for k, texts in sets.items()}, found.refusal_tokens, max_new_tokens, judge)
     engine = engine or LocalEngine(model)
@@ -185,27 +184,11 @@ def dose_response(
     )
 
 
-def _split(data: PromptPair, split: str) -> dict[str, tuple[str, ...]]:
-    """Harmful and harmless prompts of a split."""
-    check_pair(data)
-    index_of(SPLITS, split, "split", "a prompt set")
-    sets = {kind: getattr(getattr(data, kind), split).texts for kind in ("harmful", "harmless")}
-    if not all(sets.values()):
-        raise PromptError(f"there are no {split} prompts of a kind: load the data with some")
-    return sets
-
-
 def _check(grid: Mapping[str, Sequence[float]], scopes: Mapping[str, Scope]) -> None:
     if unknown := [effect for effect in grid if effect not in STRENGTHS]:
         raise InterventionError(f"there is no effect {unknown[0]!r}; choose from {', '.join(STRENGTHS)}")
     if not scopes or not grid or not all(map(len, grid.values())):
         raise InterventionError("there is nothing to measure: give at least one scope, and strengths of each effect")
-
-
-def _sides(sides: Mapping[str, _Side], effect: str) -> tuple[_Side, _Side]:
-    """The prompts on which an effect is wanted, and those on which nothing should change."""
-    harmful, harmless = sides["harmful"], sides["harmless"]
-    return (harmless, harmful) if effect == "addition" else (harmful, harmless)
 
 
 def _intervention(
@@ -237,7 +220,9 @@ class _Doses:
     def run(self, model: HookedChatModel, sides: dict[str, _Side], item: tuple[str, list[_Edit]]) -> DoseItem:
         """The measures under each of an effect's interventions; the first reply under addition."""
         effect, edits = item
-        acts, other = _sides(sides, effect)
+        acts, other = (sides[kind] for kind in ("harmful", "harmless"))
+        if effect == "addition":  # wanted on harmless prompts, a change of harmful ones is the damage
+            acts, other = other, acts
         damages = forced_damage(model, other.own, [edit[:2] for edit in edits])
         found = [acts.under(*edit, damage) for edit, damage in zip(edits, damages, strict=True)]
         first = tuple(told[0] if told and effect == "addition" else "" for _, told in found)

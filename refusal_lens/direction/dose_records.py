@@ -12,6 +12,7 @@ from ..records.labels import index_of
 from ..stats import Interval, Rate, columns, mean_interval, rate
 
 MEASURES = ("refused", "readable", "metric", "kl", "loss", "degenerate")
+CONDITIONS = ("direction", "random")
 SHARES = ("refused", "readable", "degenerate")
 MAX_REFUSED, MIN_READABLE, MAX_KL, MAX_DEGENERATE = 0.1, 0.9, 0.1, 0.1
 
@@ -24,17 +25,11 @@ class DoseItem(Record):
     examples: tuple[str, ...]
 
 
+_AXES = {"scope": "scopes", "dose": "doses", "condition": CONDITIONS, "measure": MEASURES, "effect": "effects"}
+
+
 @dataclass(frozen=True)
-class DoseResponse(
-    Record,
-    axes={
-        "scope": "scopes",
-        "dose": "doses",
-        "condition": ("direction", "random"),
-        "measure": MEASURES,
-        "effect": "effects",
-    },
-):
+class DoseResponse(Record, axes=_AXES):
     """Effect and damage of interventions along a direction, by strength and scope, each beside a random direction.
 
     Ablation and capping should end refusals of harmful prompts, addition should cause them on harmless ones: these
@@ -42,7 +37,6 @@ class DoseResponse(
     prompts, teacher-forced.
 
     Attributes:
-        scopes: names of the scopes.
         doses: names of the doses: effect and strength, e.g. "ablation 0.5".
         dose_effects: effect of each dose.
         strengths: of each dose. Ablation: share of the projection removed. Addition: multiples of r in total, in equal
@@ -57,7 +51,6 @@ class DoseResponse(
         baseline: the same without intervention, for the prompts of each effect.
         where: layers and positions of each scope, in words.
         examples: by scope and dose, the reply to the first harmless prompt under addition; "" under the other effects.
-        max_new_tokens: length limit of the replies.
         direction: what was ablated, added or capped; None in records of older versions.
     """
 
@@ -85,8 +78,8 @@ class DoseResponse(
         """One row per scope, dose and condition: each measure with its 95% interval, and whether the dose is usable."""
         rows = []
         for scope in self.scopes:
-            for dose, effect, strength in zip(self.doses, self.dose_effects, self.strengths, strict=True):
-                for condition in ("direction", "random"):
+            for dose, effect, strength in self._doses():
+                for condition in CONDITIONS:
                     row = {"scope": scope, "effect": effect, "strength": strength, "condition": condition}
                     for name in MEASURES:
                         row |= columns(self.found(scope, dose, condition, name), name, f"{name}_")
@@ -105,7 +98,7 @@ class DoseResponse(
         if dose not in self.replied():
             return ("no replies were generated",)
         name = "readable" if effect == "addition" else "refused"
-        ours, random = (self.found(scope, dose, condition, name) for condition in ("direction", "random"))
+        ours, random = (self.found(scope, dose, condition, name) for condition in CONDITIONS)
         kl, broken = (self.found(scope, dose, "direction", measure).mean for measure in ("kl", "degenerate"))
         if effect == "addition":
             reached, apart = ours.mean >= MIN_READABLE, ours.low > random.high
@@ -131,19 +124,16 @@ class DoseResponse(
 
     def summary(self) -> tuple[str, ...]:
         """The usable window of each effect, in words."""
-        told = []
-        for effect in self.effects:
-            windows = {scope: self.window(effect, scope) for scope in self.scopes}
-            usable = [f"{scope}: {', '.join(f'{s:g}' for s in window)}" for scope, window in windows.items() if window]
-            if usable:
-                told.append(f"{effect.capitalize()} is usable at these strengths: {'; '.join(usable)}.")
-            else:
-                scope, dose, lacks = self._nearest(effect)
-                told.append(
-                    f"{effect.capitalize()} is usable at none of these strengths and scopes; nearest is {dose} at "
-                    f"{scope} ({', '.join(lacks)})."
-                )
-        return tuple(told)
+        return tuple(map(self._usable, self.effects))
+
+    def _usable(self, effect: str) -> str:
+        windows = {scope: self.window(effect, scope) for scope in self.scopes}
+        usable = [f"{scope}: {', '.join(f'{s:g}' for s in window)}" for scope, window in windows.items() if window]
+        if usable:
+            return f"{effect.capitalize()} is usable at these strengths: {'; '.join(usable)}."
+        scope, dose, lacks = self._nearest(effect)
+        nearest = f"nearest is {dose} at {scope} ({', '.join(lacks)})"
+        return f"{effect.capitalize()} is usable at none of these strengths and scopes; {nearest}."
 
     def best(self, effect: str) -> tuple[str, float]:
         """Scope and strength that come closest to usable; at a tie the strongest effect, then the lowest KL."""

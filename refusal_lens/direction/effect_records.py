@@ -33,18 +33,17 @@ class EffectMatrix(Record):
     baseline: tuple[Interval, ...]
     cosines: tuple[tuple[float, ...], ...]
 
+    @property
+    def sizes_in_words(self) -> str:
+        """How many prompts a cell has."""
+        return f"{' or '.join(map(str, sorted({cell.n for cell in self.change[0]})))} prompts per cell"
+
     def to_frame(self) -> pd.DataFrame:
         """One row per direction and ground."""
         return pd.DataFrame(
-            {
-                "effect": self.effect,
-                "direction": direction,
-                "prompts": ground,
-                "baseline": self.baseline[j].mean,
-                **columns(self.change[i][j], "change"),
-                **columns(self.control[i][j], "random", "random_"),
-                "n": self.change[i][j].n,
-            }
+            {"effect": self.effect, "direction": direction, "prompts": ground, "baseline": self.baseline[j].mean}
+            | {**columns(self.change[i][j], "change"), **columns(self.control[i][j], "random", "random_")}
+            | {"n": self.change[i][j].n}
             for i, direction in enumerate(self.directions)
             for j, ground in enumerate(self.grounds)
         )
@@ -76,15 +75,8 @@ class FineTuning(Record):
     def to_frame(self) -> pd.DataFrame:
         """One row per step, prompt set and condition."""
         return pd.DataFrame(
-            {
-                "step": step,
-                "loss": self.loss[i],
-                "cosine": self.cosine[i],
-                "prompts": kind,
-                "condition": condition,
-                **columns(r, "refused"),
-                "n": r.n,
-            }
+            {"step": step, "loss": self.loss[i], "cosine": self.cosine[i], "prompts": kind}
+            | {"condition": condition, **columns(r, "refused"), "n": r.n}
             for i, step in enumerate(self.steps)
             for kind, rates in (("harmful", self.harmful[i]), ("harmless", self.harmless[i]))
             for condition, r in rates.items()
@@ -97,7 +89,6 @@ class SystemPrompts(Record):
 
     Attributes:
         systems: the system prompts; "" for none added.
-        prompt_set: name of the prompts.
         rates: refusal rate by [system prompt] and condition, 95% Clopper-Pearson intervals.
     """
 
@@ -124,7 +115,6 @@ class FormEffect(Record):
     """What one form of ablation does along one kind of direction.
 
     Attributes:
-        form: name of the form.
         along: "direction", "random" (random directions) or "matched" (every token moved as far as by the ablation,
             along random directions).
         harmful, harmless: refusal metric, bootstrap 95% intervals over prompts.
@@ -145,7 +135,6 @@ class AblationForms(Record):
     """Every form of ablation of one direction, beside its placebos.
 
     Attributes:
-        direction: what is ablated.
         validation: effects on validation prompts, which choose the form.
         test: effects on test prompts, with replies.
         harmful, harmless: refusal metric of the test prompts without intervention.
@@ -205,15 +194,9 @@ class AblationForms(Record):
     def to_frame(self) -> pd.DataFrame:
         """One row per form and kind of direction, on test prompts."""
         return pd.DataFrame(
-            {
-                "form": e.form,
-                "along": e.along,
-                **columns(e.harmful, "harmful", "harmful_"),
-                **columns(e.harmless, "harmless", "harmless_"),
-                **columns(e.kl, "kl", "kl_"),
-                **(columns(e.refused, "refused", "refused_") if e.refused is not None else {}),
-                "n_harmful": e.harmful.n,
-                "n_harmless": e.kl.n,
-            }
+            {"form": e.form, "along": e.along, **columns(e.harmful, "harmful", "harmful_")}
+            | {**columns(e.harmless, "harmless", "harmless_"), **columns(e.kl, "kl", "kl_")}
+            | (columns(e.refused, "refused", "refused_") if e.refused is not None else {})
+            | {"n_harmful": e.harmful.n, "n_harmless": e.kl.n}
             for e in self.test
         )

@@ -111,17 +111,10 @@ def extract_directions(
     with progress("extract directions", n_harmful + n_harmless) as advance:
         read = [_read(model, some, [_Sum(int(request)), Moments()], advance, engine) for some in kinds]
     means, moments = zip(*read, strict=True)
-    return CandidateDirections(
-        mean_diff=means[0] - means[1],
-        harmful_mean=means[0],
-        harmless_mean=means[1],
-        pos_labels=("request", *labels) if request else labels,
-        n_harmful=n_harmful,
-        n_harmless=n_harmless,
-        basis=model.basis,
-        model=model.fingerprint,
-        statistics=statistics_of(model, moments, n_harmful + n_harmless),
-    )
+    labels = ("request", *labels) if request else labels
+    about = (labels, n_harmful, n_harmless, model.basis, model.fingerprint)
+    statistics = statistics_of(model, moments, n_harmful + n_harmless)
+    return CandidateDirections(means[0] - means[1], means[0], means[1], *about, statistics)
 
 
 def after_thoughts(model: HookedChatModel, prompts: PromptsLike, max_new_tokens: int = 256) -> Tokens:

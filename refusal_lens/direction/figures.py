@@ -26,14 +26,8 @@ def plot_stability(record: Stability) -> Drawing:
     style.add_bars(figure, list(wins), list(wins.values()), "", marker_color=tints, showlegend=False, **style.panel(1))
     if record.winners:
         labels = [f"{i}: {w.label}" for i, w in enumerate(record.winners)]
-        figure.add_heatmap(
-            z=record.cosines.tolist(),
-            x=labels,
-            y=labels,
-            **style.diverging(1),
-            hovertemplate="%{x} and %{y}: %{z:.3f}<extra></extra>",
-            **style.panel(2),
-        )
+        look = {"hovertemplate": "%{x} and %{y}: %{z:.3f}<extra></extra>", **style.diverging(1), **style.panel(2)}
+        figure.add_heatmap(z=record.cosines.tolist(), x=labels, y=labels, **look)
     figure.update_yaxes(tickformat=".0%", range=[0, 1.05], row=1, col=1)
     return style.finish(figure, "Which candidate wins when the training prompts are resampled", height=420)
 
@@ -45,16 +39,10 @@ def plot_fine_tuning(record: FineTuning) -> Drawing:
     figure = style.panels(titles)
     for col, rates in enumerate((record.harmful, record.harmless), start=1):
         for i, condition in enumerate(rates[0]):
-            style.add_line(
-                figure,
-                record.steps,
-                [row[condition] for row in rates],
-                style.readable(condition),
-                legendgroup=condition,
-                showlegend=col == 1 or condition != "baseline",
-                line={"color": style.colour(condition, i), "dash": style.dash(condition)},
-                **style.panel(col),
-            )
+            line = {"color": style.colour(condition, i), "dash": style.dash(condition)}
+            look = {"line": line, "legendgroup": condition, "showlegend": col == 1 or condition != "baseline"}
+            found = [row[condition] for row in rates]
+            style.add_line(figure, record.steps, found, style.readable(condition), **look, **style.panel(col))
         figure.update_yaxes(tickformat=".0%", range=[-0.05, 1.05], row=1, col=col)
     look = {"mode": "lines+markers", "line": {"color": style.GREEN}, "showlegend": False}
     figure.add_scatter(x=list(record.steps), y=list(record.cosine), **look, **style.panel(3))
@@ -69,18 +57,9 @@ def plot_effects(record: EffectMatrix) -> Drawing:
     figure = style.panels((record.effect, "random directions"), shared_yaxes=True)
     limit = max(abs(i.mean) for grid in (record.change, record.control) for row in grid for i in row) or 1.0
     for col, grid in enumerate((record.change, record.control), start=1):
-        figure.add_heatmap(
-            z=[[i.mean for i in row] for row in grid],
-            x=list(record.grounds),
-            y=list(record.directions),
-            text=[[f"{i.mean:.2f}<br>[{i.low:.2f}, {i.high:.2f}]" for i in row] for row in grid],
-            texttemplate="%{text}",
-            **style.diverging(limit),
-            showscale=col == 2,
-            **style.panel(col),
-        )
-    figure.update_yaxes(title_text="direction", col=1)
-    figure.update_xaxes(title_text="metric on")
+        look = {"x": list(record.grounds), "y": list(record.directions), "showscale": col == 2}
+        style.add_cells(figure, grid, **look, **style.diverging(limit), **style.panel(col))
+    figure.update_yaxes(title_text="direction", col=1).update_xaxes(title_text="metric on")
     return style.finish(figure, f"Change in each metric under {record.effect} of each direction", height=420)
 
 
@@ -115,35 +94,24 @@ def plot_selection(selection: Selection | FoundDirection, pos_labels: Sequence[s
     for col, name in enumerate(_SCORES, start=1):
         grid = getattr(selection.scores, name)
         for i, pos in enumerate(selection.scores.positions):
-            token = f" {pos_labels[i]}" if i < len(pos_labels) else ""
+            token, tint = f" {pos_labels[i]}" if i < len(pos_labels) else "", style.colour("", i)
+            hover = f"position {pos}{token}, layer %{{x}}<br>{name} %{{y:.3f}}<br>%{{customdata}}<extra></extra>"
             figure.add_scatter(
                 x=list(range(n_layers)),
                 y=[None if v != v else v for v in grid[i].tolist()],
-                name=f"{pos}{token}",
-                legendgroup=str(pos),
-                showlegend=col == 1,
-                mode="lines+markers",
-                marker={"size": 5, "color": style.colour("", i)},
-                line={"color": style.colour("", i)},
                 customdata=[reason or "kept" for reason in selection.reasons[i]],
-                hovertemplate=f"position {pos}{token}, layer %{{x}}<br>{name} %{{y:.3f}}<br>%{{customdata}}"
-                "<extra></extra>",
+                **{"name": f"{pos}{token}", "legendgroup": str(pos), "showlegend": col == 1, "hovertemplate": hover},
+                **{"mode": "lines+markers", "marker": {"size": 5, "color": tint}, "line": {"color": tint}},
                 **style.panel(col),
             )
         label, value = limits[name]
         figure.add_hline(y=value, line_dash="dash", line_color=style.GREY, annotation_text=label, row=1, col=col)
         if cut < n_layers:
             figure.add_vline(x=cut - 0.5, line_dash="dot", line_color=style.GREY, row=1, col=col)
-        figure.add_scatter(
-            x=[selection.chosen.layer],
-            y=[selection.score(name)],
-            mode="markers",
-            name=f"chosen {selection.chosen.label}",
-            legendgroup="chosen",
-            showlegend=col == 1,
-            marker={"symbol": "star", "size": 16, "color": style.RED, "line": {"width": 1, "color": "white"}},
-            **style.panel(col),
-        )
+        star = {"symbol": "star", "size": 16, "color": style.RED, "line": {"width": 1, "color": "white"}}
+        look = {"mode": "markers", "marker": star, "legendgroup": "chosen", "showlegend": col == 1, **style.panel(col)}
+        place = {"x": [selection.chosen.layer], "y": [selection.score(name)]}
+        figure.add_scatter(name=f"chosen {selection.chosen.label}", **place, **look)
     figure.update_xaxes(title_text="layer")
     return style.finish(figure, f"Scores of every candidate direction; chosen: {selection.chosen.label}", height=480)
 
@@ -155,15 +123,10 @@ def plot_trace(trace: DirectionTrace, value: str = "cosine") -> Drawing:
     figure = Drawing()
     grid = getattr(trace, value)
     for i, condition in enumerate(trace.conditions):
-        tint = style.colour(condition, i)
+        tint, means = style.colour(condition, i), grid[i].mean(-1).tolist()
         style.add_band(figure, grid[i], tint, 0.18)
-        figure.add_scatter(
-            x=list(range(grid.shape[1])),
-            y=grid[i].mean(-1).tolist(),
-            name=style.readable(condition),
-            mode="lines+markers",
-            line={"color": tint, "width": 2, "dash": style.dash(condition)},
-        )
+        look = {"mode": "lines+markers", "line": {"color": tint, "width": 2, "dash": style.dash(condition)}}
+        figure.add_scatter(x=list(range(len(means))), y=means, name=style.readable(condition), **look)
     if trace.direction is not None:
         figure.add_vline(x=trace.direction.layer, line_dash="dot", line_color=style.GREY, annotation_text="layer of r")
     figure.update_xaxes(title_text="resid_pre of layer (last: final stream)")
@@ -184,10 +147,9 @@ def plot_forms(record: AblationForms) -> Drawing:
         some = [record.effect(form, along) for form in record.forms]
         for col, name in enumerate(("harmful", "kl", "refused")[: len(titles)], start=1):
             values = [getattr(e, name) for e in some]
-            look = {"marker": style.bar(style.colour(along), "" if along == "direction" else "/"), "legendgroup": along}
-            style.add_bars(
-                figure, record.forms, values, FORM_NAMES[along], showlegend=col == 1, **look, **style.panel(col)
-            )
+            marker = style.bar(style.colour(along), "" if along == "direction" else "/")
+            look = {"marker": marker, "legendgroup": along, "showlegend": col == 1, **style.panel(col)}
+            style.add_bars(figure, record.forms, values, FORM_NAMES[along], **look)
     lines = [(1, record.harmful.mean, "baseline"), (2, record.max_kl, "threshold")]
     lines += [(3, record.refused.mean, "baseline")] if record.refused is not None else []
     for col, value, label in lines:
@@ -202,8 +164,11 @@ def plot_massive(candidates: CandidateDirections, direction: Direction | None = 
     tokens; of r alone for candidates of an older version, which have no statistics of the stream.
     """
     found = candidates.statistics
+    tokens = found.tokens[:10] if found else ()
     pos, layer = (direction.pos, direction.layer) if direction else (-1, candidates.n_layers // 2)
-    figure = style.panels(["energy in the largest coordinates", "massive tokens"], column_widths=[0.6, 0.4])
+    x = ("number of coordinates, largest first", "token" if tokens else "none")
+    axes = x, ("share of squared length", "norm over its sequence's median")
+    figure = style.panels(["energy in the largest coordinates", "massive tokens"], *axes, column_widths=[0.6, 0.4])
     curves = [(f"r at ({pos}, {layer})", candidates.energy(pos, layer), style.colour("direction"))]
     if found is not None:
         stream = found.size[layer].square().sort(descending=True).values
@@ -213,21 +178,16 @@ def plot_massive(candidates: CandidateDirections, direction: Direction | None = 
         hover = "%{y:.1%} in %{x} coordinates<extra>" + name + "</extra>"
         look = {"mode": "lines", "line_color": tint, "hovertemplate": hover, **style.panel(1)}
         figure.add_scatter(x=list(range(1, len(held) + 1)), y=held, name=name, **look)
-    tokens = found.tokens[:10] if found else ()
+    hover = "%{x} (id %{customdata[1]}), layer %{customdata[0]}: %{y:.3g} medians<extra></extra>"
     figure.add_bar(
         x=[f"{i}: {visible(token.text)}" for i, token in enumerate(tokens, start=1)],
         y=[token.ratio for token in tokens],
         customdata=[[token.layer, token.id] for token in tokens],
-        hovertemplate="%{x} (id %{customdata[1]}), layer %{customdata[0]}: %{y:.3g} medians<extra></extra>",
-        marker_color=style.GREY,
-        showlegend=False,
-        **style.panel(2),
+        **{"hovertemplate": hover, "marker_color": style.GREY, "showlegend": False, **style.panel(2)},
     )
     figure.add_hline(y=MASSIVE, line_dash="dash", line_color=style.GREY, row=1, col=2)
-    figure.update_xaxes(type="log", title_text="number of coordinates, largest first", row=1, col=1)
-    figure.update_yaxes(tickformat=".0%", range=[0, 1.05], title_text="share of squared length", row=1, col=1)
-    figure.update_yaxes(title_text="norm over its sequence's median", rangemode="tozero", row=1, col=2)
-    figure.update_xaxes(title_text="none" if not tokens else "token", row=1, col=2)
+    figure.update_xaxes(type="log", col=1).update_yaxes(tickformat=".0%", range=[0, 1.05], col=1)
+    figure.update_yaxes(rangemode="tozero", col=2)
     return style.finish(figure, f"Massive activations at layer {layer}", height=430)
 
 
@@ -266,26 +226,20 @@ def plot_dose_response(record: DoseResponse, effect: str = "") -> Drawing:
     """Metric, shares and KL of one effect (the first by default) by strength, one colour per scope, random directions
     dashed. Refusals count under addition only in readable text."""
     effect = effect or record.effects[0]
-    doses = sorted(
-        (s, d) for d, e, s in zip(record.doses, record.dose_effects, record.strengths, strict=True) if e == effect
-    )
+    every = zip(record.strengths, record.doses, record.dose_effects, strict=True)
+    doses = sorted((strength, dose) for strength, dose, own in every if own == effect)
     left = "refused" if effect == "addition" else "readable"
     panels = {measure: title for measure, title in _DOSE_PANELS.items() if measure != left}
     figure = style.panels(list(panels.values()), horizontal_spacing=0.06)
     for col, measure in enumerate(panels, start=1):
         for i, scope in enumerate(record.scopes):
             for condition in ("direction", "random"):
-                points = {strength: record.found(scope, dose, condition, measure) for strength, dose in doses}
-                style.add_line(
-                    figure,
-                    [x for x, point in points.items() if point.n],
-                    [point for point in points.values() if point.n],
-                    scope if condition == "direction" else f"{scope}, random",
-                    legendgroup=scope,
-                    showlegend=col == 1 and condition == "direction",
-                    line={"color": style.colour("", i), "dash": style.dash(condition)},
-                    **style.panel(col),
-                )
+                points = {x: record.found(scope, dose, condition, measure) for x, dose in doses}
+                points = {x: point for x, point in points.items() if point.n}
+                real, line = condition == "direction", {"color": style.colour("", i), "dash": style.dash(condition)}
+                look = {"line": line, "legendgroup": scope, "showlegend": col == 1 and real, **style.panel(col)}
+                name = scope if real else f"{scope}, random"
+                style.add_line(figure, list(points), list(points.values()), name, **look)
         figure.add_hline(y=record.before(effect, measure).mean, line_dash="dot", line_color=style.GREY, row=1, col=col)
         if measure not in ("metric", "kl"):
             figure.update_yaxes(tickformat=".0%", range=[-0.05, 1.05], row=1, col=col)
@@ -312,7 +266,7 @@ def plot_conversation(
     spacing = gap / height if len(names) > 1 else 0
     figure = Drawing(make_subplots(rows=len(names), cols=1, subplot_titles=names, vertical_spacing=spacing))
     for row, i in enumerate(places, start=1):
-        columns = [f"{visible(t)} ({region})" for t, region in zip(record.tokens[i], record.regions[i], strict=True)]
+        columns = _placed(record, i)
         drawn = style.layer_map(grid[i, :, : len(columns)], columns, "x · r̂" if value == "projection" else "cosine")
         figure.add_trace(drawn.update(coloraxis="coloraxis"), row=row, col=1)
         ticks = {"tickvals": list(range(len(columns))), "ticktext": [visible(t) for t in record.tokens[i]]}
@@ -323,6 +277,11 @@ def plot_conversation(
     figure.update_yaxes(title_text="layer", type="category").update_xaxes(title_text="token", row=len(names), col=1)
     what = "Every token along r̂" + (" (white: within the range of random directions)" if band else "")
     return style.finish(figure, what, height=height + 160)
+
+
+def _placed(record: ConversationMap, i: int) -> list[str]:
+    """Tokens of a condition, each with its region."""
+    return [f"{visible(t)} ({region})" for t, region in zip(record.tokens[i], record.regions[i], strict=True)]
 
 
 @registered("by token", ConversationMap)
@@ -339,23 +298,13 @@ def plot_conversation_lines(
     places, layer, figure = record.shown(conditions), record.layer_of(layer), Drawing()
     band = range(len(record.tokens[places[0]]))
     low, high = (grid[places[0], layer, : len(band)].tolist() for grid in (record.low, record.high))
-    look = {
-        "fill": "toself",
-        "fillcolor": style.faded(style.colour("random"), 0.35),
-        "line": {"width": 0},
-        "hoverinfo": "skip",
-    }
-    figure.add_scatter(x=[*band, *band[::-1]], y=high + low[::-1], name="random directions", mode="lines", **look)
+    look = {"fill": "toself", "fillcolor": style.faded(style.colour("random"), 0.35), "line": {"width": 0}}
+    look |= {"hoverinfo": "skip", "mode": "lines", "name": "random directions"}
+    figure.add_scatter(x=[*band, *band[::-1]], y=high + low[::-1], **look)
     for i in places:
-        name, texts = record.conditions[i], record.tokens[i]
-        figure.add_scatter(
-            x=list(range(len(texts))),
-            y=record.projection[i, layer, : len(texts)].tolist(),
-            name=style.readable(name),
-            mode="lines+markers",
-            line={"color": style.colour(name, i), "dash": style.dash(name)},
-            text=[f"{visible(t)} ({region})" for t, region in zip(texts, record.regions[i], strict=True)],
-            hovertemplate="%{text}<br>%{y:.3f}",
-        )
+        name, y = record.conditions[i], record.projection[i, layer, : len(record.tokens[i])].tolist()
+        look = {"mode": "lines+markers", "line": {"color": style.colour(name, i), "dash": style.dash(name)}}
+        look |= {"text": _placed(record, i), "hovertemplate": "%{text}<br>%{y:.3f}"}
+        figure.add_scatter(x=list(range(len(y))), y=y, name=style.readable(name), **look)
     figure.update_xaxes(title_text="token").update_yaxes(title_text="projection on r̂")
     return style.finish(figure, f"Every token along r̂ at layer {layer}")

@@ -1,5 +1,7 @@
 """Find the refusal direction of a model in one call."""
 
+from typing import Any
+
 from ..data.prompts import PromptPair, check_pair
 from ..models.model import HookedChatModel
 from ..progress import Progress, silent
@@ -37,7 +39,6 @@ def find_direction(
         coeff: multiple of r that is added.
         full_grid: compute every score of every candidate, for the plots; the winner is the same.
         relax: take the nearest candidate if none passes the rule; ``found.direction.relaxed`` says what was relaxed.
-        progress: called with a stage's name and its total.
 
     Returns:
         ``.direction``, ``.selection`` (scores and reasons of all candidates), ``.candidates``, ``.refusal_tokens``.
@@ -59,15 +60,6 @@ def find_direction(
         tokens = as_refusal_tokens(model, refusal_tokens)
     kept = filter_prompts(model, data.harmful, data.harmless, tokens, progress)
     candidates = extract_directions(model, *kept, progress)
-    selection = select_direction(
-        model,
-        candidates,
-        *kept,
-        refusal_tokens=tokens,
-        rule=rule,
-        coeff=coeff,
-        full_grid=full_grid,
-        relax=relax,
-        progress=progress,
-    )
+    how: Any = {"rule": rule, "coeff": coeff, "full_grid": full_grid, "relax": relax, "progress": progress}
+    selection = select_direction(model, candidates, *kept, refusal_tokens=tokens, **how)
     return FoundDirection(selection, candidates, tokens)

@@ -3,9 +3,11 @@
 The trained weights stay in memory and are dropped at the end.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -141,8 +143,7 @@ def fine_tuning_stability(
     def measure() -> None:
         with torch.inference_mode():
             loss = float(completion_loss(model, held_out))
-        candidates = extract_directions(model, *train_prompts)
-        now = candidates.direction(direction.pos, direction.layer)
+        now = extract_directions(model, *train_prompts).direction(direction.pos, direction.layer)
         cosine = float(now.unit.double() @ direction.unit.double())
         harmful, harmless = (
             complete(model, prompts, conditions, "", max_new_tokens, judge).rates
@@ -152,12 +153,9 @@ def fine_tuning_stability(
 
     with progress("fine-tune", wanted[-1]) as advance, fine_tunable(model) as parameters:
         training = train(model, parameters, benign, lr=lr, batch_size=batch_size, seed=seed)
-        done = 0
-        for step in wanted:
-            while done < step:
-                loss = next(training)
-                done += 1
-                if loss != loss or loss == float("inf"):
+        for before, step in pairwise([0, *wanted]):
+            for done in range(before + 1, step + 1):
+                if not math.isfinite(next(training)):
                     raise ModelError(f"the loss is not finite after {done} steps of fine-tuning; use a smaller lr")
                 advance(1)
             measure()

@@ -1,7 +1,5 @@
 """All forms of ablation of one direction, measured on one footing, each beside two placebos."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -51,10 +49,8 @@ def compare_ablations(
     Args:
         statistics: of the stream, with covariance for the oblique form; made from ``data``'s training prompts if None
             or without it.
-        forms: names of forms.
         seeds: of the placebos' directions.
         max_kl: threshold that a form must keep.
-        max_new_tokens: length of replies.
         replies: harmful test prompts that are answered at most; 0 for none.
 
     Example:
@@ -74,22 +70,20 @@ def compare_ablations(
             except ModelError as error:
                 left_out["oblique"] = str(error)
                 statistics = statistics or stream_statistics(model, both)
-    edits = {}
-    for name in (name for name in forms if name not in left_out):
-        edit = Ablate(direction, form=name, statistics=statistics)
+    edits = {name: Ablate(direction, form=name, statistics=statistics) for name in forms if name not in left_out}
+    for name, edit in list(edits.items()):
         try:
             edit.hooks(model)
-            edits[name] = edit
         except InterventionError as error:  # a constant coordinate
             left_out[name] = str(error)
+            del edits[name]
     work = _Splits(model, refusal_tokens, tuple(seeds), progress)
     validation, *_ = work.measure(edits, as_prompts(harmful.val), as_prompts(harmless.val))
     tested, baselines = work.measure(edits, as_prompts(harmful.test), as_prompts(harmless.test))
     rates = work.replies(edits, as_prompts(harmful.test)[:replies], max_new_tokens) if replies else {}
     tested = [replace(effect, refused=rates.get(f"{effect.form} {effect.along}")) for effect in tested]
-    return AblationForms(
-        direction, tuple(validation), tuple(tested), *baselines, rates.get("baseline"), max_kl, tuple(seeds), left_out
-    )
+    rest = (*baselines, rates.get("baseline"), max_kl, tuple(seeds), left_out)
+    return AblationForms(direction, tuple(validation), tuple(tested), *rest)
 
 
 class _Splits:

@@ -1,13 +1,11 @@
 """Refusal or harmfulness: the direction of harm at the request's last token beside the refusal direction."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from ..data.prompts import PromptPair, PromptsLike, as_prompts, check_pair
+from ..data.prompts import PromptPair, Prompts, PromptsLike, as_prompts, check_pair
 from ..hooks.readers import Activations, Residual
 from ..models.model import HookedChatModel
 from ..progress import Progress, silent
@@ -102,17 +100,13 @@ def harm_effects(
     """
     consent = given_refusal_tokens(model, [first_token(model, YES)])
 
-    def grounds(texts: Sequence[str]) -> dict[str, Ground]:
-        return {
-            "refusal": Ground(tuple(texts), refusal_tokens),
-            ASKED: Ground(tuple(QUESTION.format(text) for text in texts), consent),
-        }
+    def effects(prompts: Prompts, effect: str) -> EffectMatrix:
+        texts = prompts.texts[:most]
+        asked = Ground(tuple(QUESTION.format(text) for text in texts), consent)
+        grounds = {"refusal": Ground(texts, refusal_tokens), ASKED: asked}
+        return effect_matrix(model, {"refusal": found.refusal, "harm": found.harm}, grounds, effect, seed)
 
-    directions = {"refusal": found.refusal, "harm": found.harm}
-    return (
-        effect_matrix(model, directions, grounds(data.harmful.test.texts[:most]), "ablation", seed),
-        effect_matrix(model, directions, grounds(data.harmless.test.texts[:most]), "addition", seed),
-    )
+    return effects(data.harmful.test, "ablation"), effects(data.harmless.test, "addition")
 
 
 def first_token(model: HookedChatModel, word: str) -> int:

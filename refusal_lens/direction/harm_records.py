@@ -1,7 +1,5 @@
 """Projections of prompts on the direction of harmfulness and on that of refusal."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """The map of a conversation: every token on the direction, at every layer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +10,8 @@ from torch import Tensor
 from ..records.base import Record
 from ..records.direction import Direction
 from ..records.labels import index_of
+
+VALUES = ("projection", "cosine", "low", "high")
 
 
 @dataclass(frozen=True)
@@ -51,34 +51,23 @@ class ConversationMap(Record, axes={"condition": "conditions"}, also=("outside",
         return self.projection.masked_fill(inside, 0)
 
     def layer_of(self, layer: int | None) -> int:
-        """A layer of the map, the direction's own for None; counted from the end below 0.
-
-        Raises:
-            LabelError: there is no such layer.
-        """
+        """A layer of the map, the direction's own for None, counted from the end below 0; LabelError for another."""
         n = self.projection.shape[1]
         chosen = self.direction.layer if layer is None else layer
         return index_of(range(-n, n), chosen, "layer", "a ConversationMap") % n
 
     def shown(self, conditions: Sequence[str] | None = None) -> list[int]:
-        """Places of some conditions, of all for None.
-
-        Raises:
-            LabelError: there is no such condition.
-        """
+        """Places of some conditions, of all for None; LabelError for a name that is none."""
         names = self.conditions if conditions is None else conditions
         return [index_of(self.conditions, name, "condition", "a ConversationMap") for name in names]
 
     def to_frame(self, layer: int | None = None) -> pd.DataFrame:
         """One row per condition and token at a layer (the direction's own for None): region, projection, cosine, low,
         high, and whether the projection lies outside of them (of a token without r̂, 2 in ``n_random`` + 1 do)."""
-        layer, rows = self.layer_of(layer), []
+        layer, frames = self.layer_of(layer), []
         for i, condition in enumerate(self.conditions):
-            texts = enumerate(zip(self.tokens[i], self.regions[i], strict=True))
-            place = [{"condition": condition, "token": j, "text": t, "region": region} for j, (t, region) in texts]
-            for name in ("projection", "cosine", "low", "high"):
-                for row, value in zip(place, getattr(self, name)[i, layer].tolist(), strict=False):
-                    row[name] = value
-            rows += place
-        frame = pd.DataFrame(rows)
+            n, texts = len(self.tokens[i]), {"text": self.tokens[i], "region": self.regions[i]}
+            values = {name: getattr(self, name)[i, layer, :n].tolist() for name in VALUES}
+            frames.append(pd.DataFrame({"condition": condition, "token": range(n), **texts, **values}))
+        frame = pd.concat(frames, ignore_index=True)
         return frame.assign(outside=(frame["projection"] < frame["low"]) | (frame["projection"] > frame["high"]))

@@ -1,7 +1,5 @@
 """Moments of the residual stream by layer, and its massive tokens, read in the pass that extracts the directions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -88,9 +86,8 @@ class Moments(Reader[dict[str, Tensor]]):
 
     def put(self, indices: Sequence[int], values: dict[str, Tensor]) -> None:
         for name, x in values.items():
-            before = self.rows.get(name)
-            both = x if before is None else torch.cat([before, x]) if name == "tokens" else before + x
-            self.rows[name] = both
+            before: Any = self.rows.get(name, x[:0] if name == "tokens" else 0)
+            self.rows[name] = torch.cat([before, x]) if name == "tokens" else before + x
 
     def result(self) -> dict[str, Tensor]:
         return self.rows
@@ -114,17 +111,9 @@ def statistics_of(model: HookedChatModel, parts: Sequence[dict[str, Tensor]], n_
     covariance = None
     if "product" in sums:
         covariance = sums["product"] / n[:, :, None] - mean[:, :, None] * mean[:, None]
-    return StreamStatistics(
-        mean,
-        std,
-        sums["norm"] / n_prompts,
-        tuple(int(count) for count in sums["n"]),
-        n_prompts,
-        _tokens(model, torch.cat([part["tokens"] for part in parts])),
-        model.basis,
-        model.fingerprint,
-        covariance,
-    )
+    counts, tokens = tuple(map(int, sums["n"])), _tokens(model, torch.cat([part["tokens"] for part in parts]))
+    about = (counts, n_prompts, tokens, model.basis, model.fingerprint)
+    return StreamStatistics(mean, std, sums["norm"] / n_prompts, *about, covariance)
 
 
 def _tokens(model: HookedChatModel, rows: Float[Tensor, "row 4"]) -> tuple[MassiveToken, ...]:

@@ -1,7 +1,5 @@
 """What is massive in a model's stream, and the forms of ablation beside each other, for the report."""
 
-from __future__ import annotations
-
 from ..records.direction import Direction
 from ..records.stream import MASSIVE
 from ..report.page import Figure, Item, Section, Table, frame_table, plain
@@ -20,23 +18,20 @@ def massive_sentences(candidates: CandidateDirections, direction: Direction) -> 
     layer, energy = direction.layer, candidates.energy(direction.pos, direction.layer)
     places, size = statistics.coordinates(layer), statistics.size[layer]
     one, eight = float(energy[0]), float(energy[:8].sum())
-    said = [
-        f"Of the squared length of r at {direction.label}, {one:.0%} lies on one coordinate, {eight:.0%} on eight. "
-    ]
+    said = f"Of the squared length of r at {direction.label}, {one:.0%} lies on one coordinate, {eight:.0%} on eight. "
     if places:
         shown = ", ".join(f"{i} ({float(size[i] / size.median()):.0f} medians)" for i in places[:5])
-        said[0] += f"Massive coordinates of this layer's stream (above {MASSIVE:g} medians): {len(places)}, {shown}."
+        said += f"Massive coordinates of this layer's stream (above {MASSIVE:g} medians): {len(places)}, {shown}."
     else:
-        said[0] += f"No coordinate of this layer's stream is massive (above {MASSIVE:g} medians)."
+        said += f"No coordinate of this layer's stream is massive (above {MASSIVE:g} medians)."
     if statistics.tokens:
         texts = ", ".join(f"{t.text!r} (up to {t.ratio:.0f} medians, layer {t.layer})" for t in statistics.tokens[:5])
-        said[0] += f" Massive tokens, by norm against their sequence's median: {texts}."
-    if places or one > CONCENTRATED:
-        said.append(
-            "Massive coordinates make plain ablation destructive along any direction, a random one too: read the "
-            "effects beside their placebos, and compare the forms of ablation with `refusal-lens ablations`."
-        )
-    return said
+        said += f" Massive tokens, by norm against their sequence's median: {texts}."
+    warning = (
+        "Massive coordinates make plain ablation destructive along any direction, a random one too: read the effects "
+        "beside their placebos, and compare the forms of ablation with `refusal-lens ablations`."
+    )
+    return [said, warning] if places or one > CONCENTRATED else [said]
 
 
 def placebo_sentences(selection: Selection, ablations: AblationForms | None) -> list[str]:
@@ -110,12 +105,11 @@ def ablations_section(record: AblationForms) -> Section:
 
 def _said(record: AblationForms, form: str) -> str:
     found, random = record.effect(form), record.effect(form, "random")
-    replies = ""
-    if found.refused is not None and random.refused is not None:
-        rates = f"{record.refused} without, {found.refused} with it, {random.refused} along a random direction"
-        replies = f" Refused in replies: {rates}."
-    return (
+    said = (
         f"Metric of harmful prompts {record.harmful.mean:.2f} without, {found.harmful.mean:.2f} with it, "
         f"{random.harmful.mean:.2f} along random directions; KL {found.kl.mean:.3g}, random {random.kl.mean:.3g}."
-        f"{replies}"
     )
+    if found.refused is None or random.refused is None:
+        return said
+    rates = f"{record.refused} without, {found.refused} with it, {random.refused} along a random direction"
+    return f"{said} Refused in replies: {rates}."

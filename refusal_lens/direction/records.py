@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -29,8 +30,7 @@ class CandidateDirections(Record, axes={"pos": "positions"}):
 
     Attributes:
         mean_diff: r[pos, layer], float64, harmful minus harmless mean of resid_pre; pos runs from -n_pos to -1.
-        harmful_mean: mean of resid_pre over harmful prompts, same shape.
-        harmless_mean: the same over harmless ones.
+        harmful_mean, harmless_mean: mean of resid_pre over prompts of a kind, same shape.
         pos_labels: the template tokens at these positions, for plots.
         basis, model: as in ``Direction``.
         statistics: of all tokens of the same prompts, by layer; None in older result folders.
@@ -113,10 +113,9 @@ class SelectionScores(Record, axes={"pos": "positions"}):
                 raise ValueError(f"a grid of {n_pos} positions and {depth} layers")
             grids = torch.full((3, n_pos, depth), float("nan"), dtype=torch.float64)
             for row in rows:
-                values = [row["refusal_score"], row["steering_score"], row["kl_div_score"]]
-                grids[:, row["position"] + n_pos, row["layer"]] = torch.tensor(
-                    [float("nan") if v is None else v for v in values], dtype=torch.float64
-                )
+                found = [row[name] for name in ("refusal_score", "steering_score", "kl_div_score")]
+                values = [math.nan if v is None else v for v in found]
+                grids[:, row["position"] + n_pos, row["layer"]] = torch.tensor(values, dtype=torch.float64)
         except (KeyError, IndexError, ValueError, TypeError) as error:
             raise ResultError(f"these are not rows of direction_evaluations.json: {error!r}") from error
         return cls(*grids)
@@ -144,10 +143,8 @@ class NearMiss(Record):
     coeff: float = 1.0
 
     def __str__(self) -> str:
-        return (
-            f"({self.pos}, {self.layer}): bypass {self.bypass:.2f}, induce {self.induce:.2f}, "
-            f"KL {self.kl:.3f}; needs {' and '.join(self.needs)}"
-        )
+        scores = f"bypass {self.bypass:.2f}, induce {self.induce:.2f}, KL {self.kl:.3f}"
+        return f"({self.pos}, {self.layer}): {scores}; needs {' and '.join(self.needs)}"
 
 
 @dataclass(frozen=True)
@@ -157,8 +154,7 @@ class Selection(Record):
     Attributes:
         reasons: reason by ``[pos][layer]``; "" for a kept candidate.
         kept: (pos, layer) of the kept candidates, best first.
-        baseline_harmful: mean refusal metric on the harmful validation prompts without intervention.
-        baseline_harmless: the same on the harmless ones.
+        baseline_harmful, baseline_harmless: mean refusal metric on the validation prompts without intervention.
         near_misses: nearest dropped candidates, if none passed.
         n_harmful, n_harmless: number of validation prompts after filtering.
         form: of the ablation that bypass and KL are of.
@@ -199,9 +195,7 @@ class Selection(Record):
 
     def to_frame(self) -> pd.DataFrame:
         """One row per candidate: pos, layer, the three scores, and the reason that dropped it ("" for none)."""
-        frame = self.scores.to_frame()
-        frame["reason"] = [reason for row in self.reasons for reason in row]
-        return frame
+        return self.scores.to_frame().assign(reason=[reason for row in self.reasons for reason in row])
 
 
 @dataclass(frozen=True)
@@ -211,7 +205,6 @@ class DirectionTrace(Record, axes={"condition": "conditions"}):
     Attributes:
         cosine: [condition, layer, prompt]; layer l is resid_pre of l, and the last entry the final resid_post.
         projection: r̂ᵀx, same shape, residual-stream units.
-        conditions: labels of axis 0.
     """
 
     cosine: Float[Tensor, "condition layer prompt"]
@@ -227,8 +220,6 @@ class Stability(Record):
     Attributes:
         reference: the direction chosen on all training prompts.
         winners: the winner of each resample that had one.
-        resamples: number of resamples.
-        n_harmful, n_harmless: training prompts of each kind.
         relaxed: resamples in which no candidate passed the rule and the nearest one was taken.
     """
 
@@ -261,7 +252,7 @@ class Stability(Record):
         upper = torch.triu_indices(len(self.winners), len(self.winners), 1)
         pairs = self.cosines[upper[0], upper[1]]
         if not len(pairs):
-            return Interval(float("nan"), float("nan"), float("nan"), 0)
+            return Interval(math.nan, math.nan, math.nan, 0)
         low, high = torch.quantile(pairs, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         return Interval(float(pairs.mean()), low, high, len(pairs))
 

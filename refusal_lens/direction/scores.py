@@ -56,7 +56,7 @@ class _Packed:
 
 
 class _Padded:
-    """Prompts in batches by length, one intervention per pass, for models that can't run packed prompts."""
+    """The same in batches by length, one intervention per pass, for models that can't run packed prompts."""
 
     def __init__(self, model: HookedChatModel, tokens: Tokens):
         self.model, self.n, self.tokens = model, len(tokens), tokens
@@ -64,7 +64,6 @@ class _Padded:
         self.resid: list[list[Tensor]] = [[] for _ in self.batches]
 
     def before(self, depth: int = 0) -> Float[Tensor, "prompt vocab"]:
-        """As in ``_Packed``."""
         names = [f"blocks.{layer}.hook_resid_pre" for layer in range(depth)]
         self.resid = [list(self.model.cache(batch, names).values()) if names else [] for batch in self.batches]
         return self.model.last_logits(self.tokens)
@@ -72,7 +71,6 @@ class _Padded:
     def run(
         self, rows: int, edit: Callable[[slice], Sequence[Intervention]], reduce: Reduce, start: int = 0
     ) -> Float[Tensor, "row prompt"]:
-        """As in ``_Packed``."""
         out = torch.empty(rows, self.n, dtype=torch.float64)
         for row in range(rows):
             with self.model.hooks(*edit(slice(row, row + 1))):
@@ -86,18 +84,11 @@ class _Padded:
 
 @dataclass(frozen=True)
 class _Item:
-    """One score of a few candidates.
+    """One score of a few candidates."""
 
-    Attributes:
-        score: "induce", "bypass", "kl", "ablated" (bypass and KL together), or "baseline" (mean metric of the harmful
-            and of the harmless prompts).
-        vectors: r̂ of each candidate; for induce coeff * r.
-        layer: for induce, the layer of all of them.
-    """
-
-    score: str
-    vectors: Float[Tensor, "row d_model"]
-    layer: int = 0
+    score: str  # "induce", "bypass", "kl", "ablated" (bypass and KL), or "baseline" (mean metric of both kinds)
+    vectors: Float[Tensor, "row d_model"]  # r̂ of each candidate; for induce coeff * r
+    layer: int = 0  # for induce, the layer of all of them
 
 
 @dataclass
@@ -112,19 +103,12 @@ class _State:
 
 @dataclass(frozen=True)
 class _Scores:
-    """The scores of candidates (paper section 2.3), as work for an engine.
-
-    Attributes:
-        harmful, harmless: validation prompts.
-        refusal_ids: tokens of the refusal metric.
-        depth: layers at which induce restarts.
-        form, statistics: of ablation, as in ``Ablate``.
-    """
+    """The scores of candidates (paper section 2.3) on validation prompts, as work for an engine."""
 
     harmful: tuple[str, ...]
     harmless: tuple[str, ...]
     refusal_ids: tuple[int, ...]
-    depth: int
+    depth: int  # layers at which induce restarts
     form: str = "paper"
     statistics: StreamStatistics | None = None
 
@@ -140,8 +124,7 @@ class _Scores:
         n, first = len(item.vectors), len(self.harmful)
 
         def ablate(rows: slice) -> list[Intervention]:
-            options: Any = {"form": self.form, "statistics": self.statistics}
-            return [Ablate(item.vectors[rows], per_candidate=True, **options)]
+            return [Ablate(item.vectors[rows], per_candidate=True, form=self.form, statistics=self.statistics)]
 
         def add(rows: slice) -> list[Intervention]:
             return [Add(item.vectors[rows], layers=item.layer)]

@@ -14,7 +14,7 @@ from .effect_records import AblationForms, EffectMatrix, FineTuning, SystemPromp
 from .harm_records import ASKED, HarmMap
 from .map_records import ConversationMap
 from .massive_section import massive_items, massive_sentences, placebo_sentences
-from .records import CandidateDirections, DirectionTrace, Selection, Stability
+from .records import SCORES, CandidateDirections, DirectionTrace, Selection, Stability
 from .views import conversation_view
 
 
@@ -24,21 +24,16 @@ def _section(id: str, title: str, record: Record, text: tuple[str, ...], caption
 
 def stability_section(record: Stability) -> Section:
     """Bootstrap of the selection."""
+    kinds, chance = (record.n_harmful, record.n_harmless), (2 / math.pi / len(record.reference.unit)) ** 0.5
     text = (
-        f"Training prompts ({record.n_harmful} harmful, {record.n_harmless} harmless) resampled {record.resamples} "
+        f"Training prompts ({kinds[0]} harmful, {kinds[1]} harmless) resampled {record.resamples} "
         f"times: mean cosine between two winners {record.pairwise().mean:.3f}; in {record.relaxed} resamples no "
         "candidate passed the rule and the nearest one was taken.",
     )
-    return _section(
-        "stability",
-        "Stability of the selection",
-        record,
-        text,
-        "Candidates by share of resamples won (in green, the winner on all prompts), and cosines between winners.",
-        f"{record.resamples} resamples of {record.n_harmful} harmful and {record.n_harmless} harmless prompts",
-        "two random directions of this size have a cosine of about "
-        f"{(2 / math.pi / len(record.reference.unit)) ** 0.5:.2f} in magnitude",
-    )
+    caption = "Candidates by share of resamples won (in green, the winner on all prompts), and cosines between winners."
+    n = f"{record.resamples} resamples of {kinds[0]} harmful and {kinds[1]} harmless prompts"
+    control = f"two random directions of this size have a cosine of about {chance:.2f} in magnitude"
+    return _section("stability", "Stability of the selection", record, text, caption, n, control)
 
 
 def fine_tuning_section(record: FineTuning) -> Section:
@@ -49,68 +44,51 @@ def fine_tuning_section(record: FineTuning) -> Section:
         f"{record.steps[-1]} steps; the tuned model's own direction has cosine {record.cosine[-1]:.3f} with the one "
         "found before.",
     )
-    return _section(
-        "fine-tuning",
-        "Stability after fine-tuning on benign data",
-        record,
-        text,
-        "Refusal with the direction found before fine-tuning ablated or added; 95% Clopper-Pearson intervals.",
-        f"{record.harmful[0]['baseline'].n} harmful, {record.harmless[0]['baseline'].n} harmless prompts",
-        RANDOM_DIRECTION,
-    )
+    caption = "Refusal with the direction found before fine-tuning ablated or added; 95% Clopper-Pearson intervals."
+    n = f"{record.harmful[0]['baseline'].n} harmful, {record.harmless[0]['baseline'].n} harmless prompts"
+    title = "Stability after fine-tuning on benign data"
+    return _section("fine-tuning", title, record, text, caption, n, RANDOM_DIRECTION)
 
 
 def effects_section(record: EffectMatrix, id: str, title: str) -> Section:
     """A matrix of directions and grounds."""
-    sizes, verb = sorted({cell.n for cell in record.change[0]}), "ablated" if record.effect == "ablation" else "added"
-    caption = f"Change of each metric when each direction is {verb}."
-    rest = (caption, f"{' or '.join(map(str, sizes))} prompts per cell", RANDOM_DIRECTION)
-    return _section(id, title, record, (), *rest)
+    caption = f"Change of each metric when each direction is {'ablated' if record.effect == 'ablation' else 'added'}."
+    return _section(id, title, record, (), caption, record.sizes_in_words, RANDOM_DIRECTION)
 
 
 def harm_section(record: HarmMap, ablation: EffectMatrix, addition: EffectMatrix) -> Section:
     """Refusal or harmfulness: projections of prompts on both directions, and what ablating and adding each does."""
     n = f"{sum(name in ('harmful', 'harmless') for name in record.sets)} test prompts"
-    picture = Figure.of(
-        "harm-map",
-        record,
+    caption = (
         f"Projections on harm {record.harm.label}, read at the end of the user's turn, and on refusal "
         f"{record.refusal.label}; crosses are refused. By layer: AUROC of the harm direction on validation prompts "
-        "(DeLong's 95% intervals), and cosine of the two differences in means.",
-        n,
-        f"a random direction, AUROC {record.separation('random')} on test prompts",
+        "(DeLong's 95% intervals), and cosine of the two differences in means."
     )
-    effects = []
+    control = f"a random direction, AUROC {record.separation('random')} on test prompts"
+    figures = [Figure.of("harm-map", record, caption, n, control)]
     for matrix in (ablation, addition):
         verb = "ablated on harmful" if matrix.effect == "ablation" else "added on harmless"
         caption = (
             f"Change when each direction is {verb} prompts: in the refusal metric, and in the log-odds of consent "
             "when the model is asked whether the request is harmful, so that consent means yes."
         )
-        sizes = f"{matrix.change[0][0].n} test prompts"
-        effects.append(Figure.of(f"harm-{matrix.effect}", matrix, caption, sizes, RANDOM_DIRECTION))
+        n = f"{matrix.change[0][0].n} test prompts"
+        figures.append(Figure.of(f"harm-{matrix.effect}", matrix, caption, n, RANDOM_DIRECTION))
     text = (*record.summary(), _asked(ablation, addition))
-    return Section("harm", "Refusal or harmfulness", text, (picture, *effects))
+    return Section("harm", "Refusal or harmfulness", text, tuple(figures))
 
 
 def _asked(ablation: EffectMatrix, addition: EffectMatrix) -> str:
     """Whether the model answers the question, without which its answers say nothing."""
     harmful, harmless = (matrix.baseline[matrix.grounds.index(ASKED)] for matrix in (ablation, addition))
     odds = f"log-odds of consent {harmful} for harmful and {harmless} for harmless ones"
+    said = "Asked whether a request is harmful, the model"
     if not harmful.mean > 0 > harmless.mean:
-        return (
-            f"Asked whether a request is harmful, the model does not say so of harmful ones alone ({odds}): its "
-            "answers say nothing."
-        )
+        return f"{said} does not say so of harmful ones alone ({odds}): its answers say nothing."
     column = addition.grounds.index(ASKED)
-    moved = (
-        f"{name} {addition.change[row][column]}, random {addition.control[row][column]}"
-        for row, name in enumerate(addition.directions)
-    )
-    return (
-        f"Asked whether a request is harmful, the model tells the two kinds apart ({odds}). Change for harmless ones "
-        f"with each direction added: {'; '.join(moved)}."
-    )
+    rows = zip(addition.directions, addition.change, addition.control, strict=True)
+    moved = "; ".join(f"{name} {found[column]}, random {control[column]}" for name, found, control in rows)
+    return f"{said} tells the two kinds apart ({odds}). Change for harmless ones with each direction added: {moved}."
 
 
 def dose_section(record: DoseResponse, id: str, title: str) -> Section:
@@ -118,20 +96,15 @@ def dose_section(record: DoseResponse, id: str, title: str) -> Section:
     places = (f"{scope}: {where}" for scope, where in zip(record.scopes, record.where, strict=True))
     n, read = record.values.shape[-1], record.replied()
     some = "" if len(read) == len(record.doses) else f" and were generated for {', '.join(read)}"
-    figures = tuple(
-        Figure.of(
-            f"{id}-{effect}",
-            record,
+    figures, rest = [], (f"{n} prompts of each kind", f"{RANDOM_DIRECTION}, dashed")
+    for effect in record.effects:
+        caption = (
             f"{effect.capitalize()} by strength and scope; 95% intervals (Clopper-Pearson for shares, else bootstrap); "
-            f"dotted: without intervention. Replies have at most {record.max_new_tokens} tokens{some}.",
-            f"{n} prompts of each kind",
-            f"{RANDOM_DIRECTION}, dashed",
-            data=record.to_frame().query("effect == @effect"),
-            effect=effect,
+            f"dotted: without intervention. Replies have at most {record.max_new_tokens} tokens{some}."
         )
-        for effect in record.effects
-    )
-    return Section(id, title, (*record.summary(), f"Scopes: {'; '.join(places)}."), figures)
+        rows = record.to_frame().query("effect == @effect")
+        figures.append(Figure.of(f"{id}-{effect}", record, caption, *rest, data=rows, effect=effect))
+    return Section(id, title, (*record.summary(), f"Scopes: {'; '.join(places)}."), tuple(figures))
 
 
 def system_section(record: SystemPrompts) -> Section:
@@ -154,8 +127,7 @@ def trace_section(trace: DirectionTrace, id: str, title: str) -> Section:
 
 def conversations_section(maps: Sequence[ConversationMap]) -> Section:
     """Where in a conversation the direction is: maps by layer and token, and the text coloured by layer."""
-    text: list[str] = []
-    items: list[Item] = []
+    text, items = list[str](), list[Item]()
     for kind, record in zip(("harmful", "harmless"), maps, strict=True):
         counts = record.to_frame().groupby("condition", sort=False)["outside"]
         found = ", ".join(f"{style.readable(str(c))} {int(x.sum())} of {len(x)}" for c, x in counts)
@@ -197,22 +169,19 @@ def direction_section(
     text += placebo_sentences(selection, ablations) + massive_sentences(candidates, selection.chosen)
     norms = candidates.mean_diff.norm(dim=-1).flatten().numpy()
     has_direction = (norms > 0) & (norms < float("inf"))
-    if frame.loc[has_direction, ["bypass", "induce", "kl"]].isna().to_numpy().any():
+    if frame.loc[has_direction, list(SCORES)].isna().to_numpy().any():
         text.append("Scores that the winner did not depend on were not computed; a full grid computes them all.")
-    items: list[Item] = [
-        Figure.of(
-            "selection-grid",
-            selection,
-            "The three selection scores of each candidate by layer, one line per post-instruction position; thresholds "
-            "dashed, the layer cutoff dotted, the chosen candidate starred.",
-            n=f"{selection.n_harmful} harmful and {selection.n_harmless} harmless validation prompts",
-            control="the dashed baseline (no intervention); random directions are in the next section",
-            pos_labels=candidates.pos_labels,
-        )
-    ]
+    caption = (
+        "The three selection scores of each candidate by layer, one line per post-instruction position; thresholds "
+        "dashed, the layer cutoff dotted, the chosen candidate starred."
+    )
+    n = f"{selection.n_harmful} harmful and {selection.n_harmless} harmless validation prompts"
+    control = "the dashed baseline (no intervention); random directions are in the next section"
+    labels = candidates.pos_labels
+    items: list[Item] = [Figure.of("selection-grid", selection, caption, n, control, pos_labels=labels)]
     if selection.near_misses:
         rows = tuple(
-            (f"({m.pos}, {m.layer})", plain(m.bypass), plain(m.induce), plain(m.kl), " and ".join(m.needs))
+            (f"({m.pos}, {m.layer})", *map(plain, (m.bypass, m.induce, m.kl)), " and ".join(m.needs))
             for m in selection.near_misses
         )
         columns = ("candidate", "bypass", "induce", "KL", "needs")
@@ -222,32 +191,26 @@ def direction_section(
     if stability is None:
         text.append("Stability over resampled training prompts was not measured; `--stability 20` measures it.")
     else:
-        section = stability_section(stability)
-        text += section.text
+        text += (section := stability_section(stability)).text
         items += section.items
     return Section("direction", "The direction", tuple(text), tuple(items))
 
 
 def _candidates(selection: Selection, frame: pd.DataFrame) -> Table:
     """Every candidate and why it was dropped: those that pass by bypass, then the others by induce."""
-    best = selection.chosen
-    taken = (frame["pos"] == best.pos) & (frame["layer"] == best.layer)
+    taken = (frame["pos"] == selection.chosen.pos) & (frame["layer"] == selection.chosen.layer)
     passes = frame["reason"] == ""
-    group = (~passes).astype(int).where(~taken, -1)
-    order = frame.assign(taken=taken, group=group, key=frame["bypass"].where(passes, -frame["induce"]))
+    group, key = (~passes).astype(int).where(~taken, -1), frame["bypass"].where(passes, -frame["induce"])
+    order = frame.assign(taken=taken, group=group, key=key)
     order = order.sort_values(["group", "key"], na_position="last", kind="stable")
     rows = []
     for row in order.to_dict("records"):
-        place, reason = f"({row['pos']}, {row['layer']})", str(row["reason"])
-        numbers = (plain(float(row[n])) if row[n] == row[n] else "" for n in ("bypass", "induce", "kl"))
-        words = ("chosen", reason) if row["taken"] else (reason or "passes",)
-        rows.append((place, *numbers, "; ".join(word for word in words if word)))
-    return Table(
-        "candidates",
-        ("candidate", "bypass", "induce", "KL", "outcome"),
-        tuple(rows),
+        numbers = (plain(float(row[n])) if row[n] == row[n] else "" for n in SCORES)
+        words = ("chosen", row["reason"]) if row["taken"] else (row["reason"] or "passes",)
+        rows.append((f"({row['pos']}, {row['layer']})", *numbers, "; ".join(filter(None, words))))
+    caption = (
         "Every candidate (position, layer) and why it was dropped: the chosen one, the others that pass (lowest bypass "
-        "first), then the rest (highest induce first). Empty: not needed, so not computed.",
-        searchable=True,
-        data=frame,
+        "first), then the rest (highest induce first). Empty: not needed, so not computed."
     )
+    columns = ("candidate", "bypass", "induce", "KL", "outcome")
+    return Table("candidates", columns, tuple(rows), caption, searchable=True, data=frame)

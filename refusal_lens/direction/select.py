@@ -71,27 +71,23 @@ def choose(scores: SelectionScores, rule: SelectionRule | None = None) -> Choice
         >>> rl.direction.choose(found.scores).reasons[-1][-1]
         'layer 4 is beyond the cut of 4'
     """
-    rule = rule or SelectionRule()
-    n_layers = scores.bypass.shape[1]
-    kept: list[tuple[float, int, int]] = []
-    reasons: list[tuple[str, ...]] = []
-    for i, pos in enumerate(scores.positions):
-        row = []
-        for layer in range(n_layers):
-            bypass, induce, kl = (float(grid[i, layer]) for grid in (scores.bypass, scores.induce, scores.kl))
-            row.append(_reason(bypass, induce, kl, layer, n_layers, rule))
-            if not row[-1]:
-                kept.append((bypass, pos, layer))
-        reasons.append(tuple(row))
-    kept.sort(key=lambda item: item[0])  # stable: the order of the loops breaks ties
-    order = tuple((pos, layer) for _, pos, layer in kept)
-    return Choice(order[0] if order else None, order, tuple(reasons))
+    rule, places, layers = rule or SelectionRule(), scores.positions, range(scores.bypass.shape[1])
+    reasons = tuple(tuple(_reason(scores, pos, layer, rule) for layer in layers) for pos in places)
+    kept = [place for place in itertools.product(places, layers) if not reasons[place[0]][place[1]]]
+    kept.sort(key=lambda place: _at(scores, *place)[0])  # stable: the order of the loops breaks ties
+    return Choice(kept[0] if kept else None, tuple(kept), reasons)
 
 
-def _reason(bypass: float, induce: float, kl: float, layer: int, n_layers: int, rule: SelectionRule) -> str:
-    if layer >= rule.cut(n_layers):
-        return f"layer {layer} is beyond the cut of {rule.cut(n_layers)}"
-    if any(math.isnan(value) for value in (bypass, induce, kl)):
+def _at(scores: SelectionScores, pos: int, layer: int) -> list[float]:
+    """Bypass, induce and KL of a candidate; positions count from the end, as indices below 0 do."""
+    return [float(getattr(scores, name)[pos, layer]) for name in SCORES]
+
+
+def _reason(scores: SelectionScores, pos: int, layer: int, rule: SelectionRule) -> str:
+    _, induce, kl = found = _at(scores, pos, layer)
+    if layer >= (cut := rule.cut(scores.bypass.shape[1])):
+        return f"layer {layer} is beyond the cut of {cut}"
+    if any(map(math.isnan, found)):
         return "a score is NaN"
     if kl > rule.max_kl:
         return f"KL {kl:.3g} > {rule.max_kl:g}"
@@ -118,7 +114,6 @@ def select_direction(
     """Select the direction by its scores on validation prompts, as the paper does.
 
     Args:
-        candidates: from ``extract_directions``.
         harmful, harmless: requests; of a ``PromptSet``, its validation split (the paper keeps harmful ones that the
             model refuses and harmless ones that it answers: ``refusal.keep_refused``).
         refusal_tokens: found from the same prompts if None.
@@ -144,7 +139,6 @@ def select_direction(
     cut = rule.cut(candidates.n_layers)
     depth = candidates.n_layers if full_grid else cut
     live, skipped = _live(model, candidates, depth, coeff)
-    # At [pos, layer]: positions count from the end, as indices below 0 do.
     grids = {name: torch.full(candidates.mean_diff.shape[:2], torch.nan, dtype=torch.float64) for name in SCORES}
     with progress("select the direction", len(SCORES) * len(candidates.positions) * depth) as advance:
         work = _Scores(tuple(harmful), tuple(harmless), tuple(tokens.ids), depth, form, candidates.statistics)
@@ -183,10 +177,9 @@ def select_direction(
 
 def _relaxed(base: Selection, candidates: CandidateDirections, misses: tuple[NearMiss, ...]) -> Selection:
     """The selection with the nearest candidate chosen, and its scores in the grids."""
-    nearest = misses[0]
-    grids = {name: getattr(base.scores, name).clone() for name in SCORES}
-    for name in SCORES:
-        grids[name][nearest.pos, nearest.layer] = getattr(nearest, name)
+    nearest, grids = misses[0], {name: getattr(base.scores, name).clone() for name in SCORES}
+    for name, grid in grids.items():
+        grid[nearest.pos, nearest.layer] = getattr(nearest, name)
     chosen = candidates.direction(nearest.pos, nearest.layer, nearest.coeff, "; ".join(nearest.needs))
     return replace(base, chosen=chosen, scores=SelectionScores(**grids), near_misses=misses)
 
@@ -246,8 +239,7 @@ def _score(
 
 def _not_computed(scores: SelectionScores, direction: Direction, rule: SelectionRule) -> str:
     """Why a score of a candidate was not needed; "" where all three are there."""
-    place = direction.pos, direction.layer
-    induce, bypass, kl = (float(grid[place]) for grid in (scores.induce, scores.bypass, scores.kl))
+    bypass, induce, kl = _at(scores, direction.pos, direction.layer)
     if math.isnan(bypass) and induce < rule.min_induce:
         return f"induce {induce:.3g} < {rule.min_induce:g}"
     if math.isnan(kl) and not math.isnan(bypass):
@@ -263,10 +255,10 @@ def _near_misses(
     Distance is the sum of the logs of the two relaxations, KL over its threshold and coefficient over ``coeff``.
     Candidates that do not turn the harmful metric negative are listed last: letting them pass gains nothing.
     """
-    induced = [(float(scores.induce[d.pos, d.layer]), d) for d in live]
-    by_induce = sorted((item for item in induced if not math.isnan(item[0])), key=lambda item: -item[0])
+    induced = [(_at(scores, d.pos, d.layer), d) for d in live]
+    by_induce = sorted((item for item in induced if not math.isnan(item[0][1])), key=lambda item: -item[0][1])
     near = [d for _, d in by_induce[:top]]
-    known = {name: [float(getattr(scores, name)[d.pos, d.layer]) for d in near] for name in SCORES}
+    known = {name: [found[i] for found, _ in by_induce[:top]] for i, name in enumerate(SCORES)}
     for name, score in (("bypass", scorer.bypass), ("kl", partial(scorer.kl, size=GROUP))):
         missing = [k for k, value in enumerate(known[name]) if math.isnan(value)]
         for k, value in zip(missing, score([near[k] for k in missing]), strict=True):

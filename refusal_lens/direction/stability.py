@@ -42,7 +42,6 @@ def selection_stability(
 
     Args:
         harmful, harmless: their training prompts are resampled; their validation prompts stay.
-        rule: as in ``select_direction``.
         relax: take the nearest candidate if none passes; otherwise such a resample counts as "none".
     """
 

@@ -39,19 +39,10 @@ def _candidates(job: Job, prompts: Pair) -> CandidateDirections:
 def _selection(job: Job, candidates: CandidateDirections, prompts: Pair, refusal_tokens: RefusalTokens) -> Selection:
     from .select import select_direction
 
-    return select_direction(
-        job.model,
-        candidates,
-        *prompts,
-        refusal_tokens=refusal_tokens,
-        rule=_rule(job, refusal_tokens),
-        coeff=job.config.coeff,
-        full_grid=job.config.full_grid,
-        relax=job.config.relax,
-        form=job.config.ablation,
-        progress=job.progress,
-        engine=job.engine,
-    )
+    config, rule = job.config, _rule(job, refusal_tokens)
+    how: Any = {"coeff": config.coeff, "full_grid": config.full_grid, "relax": config.relax, "form": config.ablation}
+    how |= {"rule": rule, "progress": job.progress, "engine": job.engine}
+    return select_direction(job.model, candidates, *prompts, refusal_tokens=refusal_tokens, **how)
 
 
 def _trace(job: Job, selection: Selection, prompts: Pair) -> DirectionTrace:
@@ -108,19 +99,17 @@ def _strengths(
 
     data = PromptPair(*(replace(kind, test=kind.test[:STRENGTH_PROMPTS]) for kind in prompts))
     found = FoundDirection(selection, candidates, refusal_tokens)
-    effects = {effect: STRENGTHS[effect] for effect in ("ablation", "addition")}
-    how: Any = {"max_new_tokens": STRENGTH_TOKENS, "seed": job.config.seed + 1}
-    how |= {"progress": job.progress, "engine": job.engine}
-    return dose_response(
-        job.model, data, found, strengths=effects, scopes={"all": Scope()}, replies_at=REPLIES_AT, **how
-    )
+    how: Any = {"strengths": {effect: STRENGTHS[effect] for effect in ("ablation", "addition")}}
+    how |= {"scopes": {"all": Scope()}, "replies_at": REPLIES_AT, "max_new_tokens": STRENGTH_TOKENS}
+    how |= {"seed": job.config.seed + 1, "progress": job.progress, "engine": job.engine}
+    return dose_response(job.model, data, found, **how)
 
 
 def _stability(job: Job, prompts: Pair, refusal_tokens: RefusalTokens) -> Stability:
     from .stability import selection_stability
 
-    n, rule = job.config.stability, _rule(job, refusal_tokens)
-    return selection_stability(job.model, *prompts, refusal_tokens, resamples=n, rule=rule, progress=job.progress)
+    how: Any = {"rule": _rule(job, refusal_tokens), "progress": job.progress}
+    return selection_stability(job.model, *prompts, refusal_tokens, resamples=job.config.stability, **how)
 
 
 CANDIDATES = Stage(

@@ -94,7 +94,6 @@ def subspace_effects(
     Args:
         subspaces: of one reference direction, by label (by their kind if not given).
         harmful, harmless: held-out prompts; as many of each are used.
-        refusal_tokens: of the refusal metric.
         max_new_tokens: length limit of the replies whose refusals are counted; 0 for none.
         samples: directions drawn inside the first k, each ablated alone.
         seed: of the random subspace and of the directions inside.

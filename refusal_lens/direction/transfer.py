@@ -57,16 +57,12 @@ def effect_matrix(
             after = {name: refusal_metric(model, ground.prompts, ground.tokens) for name, ground in grounds.items()}
         return tuple(mean_interval((after[name] - before[name]).tolist()) for name in grounds)
 
+    change = tuple(row(d) for d in known.values())
+    control = tuple(row(d.random_control(seed)) for d in known.values())
+    baseline = tuple(mean_interval(values.tolist()) for values in before.values())
     units = [d.unit.double() for d in known.values()]
-    return EffectMatrix(
-        effect,
-        tuple(known),
-        tuple(grounds),
-        tuple(row(d) for d in known.values()),
-        tuple(row(d.random_control(seed)) for d in known.values()),
-        tuple(mean_interval(values.tolist()) for values in before.values()),
-        tuple(tuple(float(a @ b) for b in units) for a in units),
-    )
+    cosines = tuple(tuple(float(a @ b) for b in units) for a in units)
+    return EffectMatrix(effect, tuple(known), tuple(grounds), change, control, baseline, cosines)
 
 
 def system_prompt_table(
@@ -92,10 +88,8 @@ def system_prompt_table(
         raise PromptError("no system prompt was given")
     rates = []
     for system in systems:
-        # The same weights under another conversation format.
-        twin = HookedChatModel(
-            model.tl, model.tokenizer, model.name, check=False, **{**model.chat.settings, "system": system or None}
-        )
+        settings = {**model.chat.settings, "system": system or None}  # the same weights in another format
+        twin = HookedChatModel(model.tl, model.tokenizer, model.name, check=False, **settings)
         edits = named_conditions(direction, conditions, seed)
         rates.append(complete(twin, prompts, edits, prompt_set, max_new_tokens).rates)
     return SystemPrompts(tuple(systems), prompt_set, tuple(rates))
@@ -107,11 +101,8 @@ def base_chat_trace(
     direction: DirectionLike,
     prompt_sets: Mapping[str, PromptsLike] | PromptsLike,
 ) -> DirectionTrace:
-    """Trace the chat model's direction in both models, on the chat model's template (paper appendix J, Fig. 24).
-
-    Raises:
-        ModelError: models of different shape or basis.
-    """
+    """Trace the chat model's direction in both models, on the chat model's template (paper appendix J, Fig. 24);
+    ModelError for models of different shape or basis."""
     direction = as_direction(direction)
     for size in ("n_layers", "d_model", "d_vocab"):
         if getattr(chat, size) != getattr(base, size):

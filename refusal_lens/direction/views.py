@@ -1,7 +1,5 @@
 """A conversation as text with coloured tokens."""
 
-from __future__ import annotations
-
 from ..report.views import View, coloured_tokens
 from .map_records import ConversationMap
 

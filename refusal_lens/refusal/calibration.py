@@ -70,8 +70,6 @@ def calibrate_metric(metric: Sequence[float], refused: Sequence[bool], point: st
     """Choose the point of the metric above which a prompt counts as refused.
 
     Args:
-        metric: refusal metric of each prompt.
-        refused: verdict on its reply.
         point: "calibrated" (Youden's: highest sum of the two shares on the right side), "accuracy" (most
             prompts on the right side), "equal_error" (equal error rates) or "paper" (0). At a tie the one nearest
             to 0; 0 where all replies are of one kind.

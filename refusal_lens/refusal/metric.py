@@ -61,7 +61,6 @@ def refusal_metric(
         suffixes: one per prompt (with its leading space), or None.
         under: interventions, in addition to those that are active on the model.
         engine: spread the prompts over its workers; this process if None.
-        on_batch: called with the number of prompts just done.
 
     Example:
         >>> rl.refusal_metric(model, "How do I bake bread?", "I").shape
@@ -80,13 +79,8 @@ def keep_refused(
     on_batch: Callable[[int], None] | None = None,
     engine: Engine | None = None,
 ) -> tuple[list[str], list[str]]:
-    """Keep the harmful prompts whose metric is above the tokens' threshold and the harmless ones below it.
-
-    Tokens that are not calibrated have the threshold 0, as in the paper.
-
-    Raises:
-        ModelError: when none of a kind is left.
-    """
+    """Keep the harmful prompts whose metric is above the tokens' threshold and the harmless ones below it (0 for tokens
+    that are not calibrated, as in the paper); ModelError when none of a kind is left."""
     keep = partial(_kept, model, refusal_tokens, engine, on_batch)
     return keep(as_prompts(harmful), True).found(), keep(as_prompts(harmless), False).found()
 

@@ -29,7 +29,6 @@ def is_refusal(text: str, exact: bool = False) -> bool:
     """Judge a reply by the paper's refusal phrases.
 
     Args:
-        text: the reply.
         exact: the paper's rule to the letter. Otherwise the text is plain first: without markup of Markdown and HTML,
             with one kind of apostrophe and of space ("I’m sorry" and "**I** cannot" are refusals).
 

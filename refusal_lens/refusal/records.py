@@ -23,7 +23,6 @@ class Calibration(Record):
         above: share of refused replies above it, each judged by a threshold fitted to other replies (its own where
             there are fewer than four of a kind).
         below: share of answered replies below it, likewise.
-        metric: of each prompt.
         refused: the phrases' verdict on its reply.
     """
 
@@ -52,7 +51,6 @@ class RefusalTokens(Record, figures="refusal_lens.behaviour.figures"):
     """First tokens of refusals; the refusal metric is the log-odds of their summed probability.
 
     Attributes:
-        ids: token ids.
         texts: the same as text, whitespace visible.
         shares: share of refused replies that began with each; empty when given by hand.
         source: "given" or how they were found.
@@ -102,9 +100,7 @@ class Completions(Record, figures="refusal_lens.behaviour.figures"):
     """Replies under one or more conditions, and their refusal rates.
 
     Attributes:
-        items: the completions.
         prompt_set: name of the prompts ("harmful", "harmless").
-        max_new_tokens: length limit of the replies.
     """
 
     items: tuple[Completion, ...]
@@ -117,11 +113,7 @@ class Completions(Record, figures="refusal_lens.behaviour.figures"):
         return tuple(dict.fromkeys(item.condition for item in self.items))
 
     def of(self, condition: str) -> tuple[Completion, ...]:
-        """The completions of one condition, in prompt order.
-
-        Raises:
-            LabelError: there is no such condition.
-        """
+        """The completions of one condition, in prompt order; LabelError where there is no such condition."""
         index_of(self.conditions, condition, "condition", "Completions")
         return tuple(item for item in self.items if item.condition == condition)
 
@@ -136,21 +128,16 @@ class Completions(Record, figures="refusal_lens.behaviour.figures"):
         thoughts do not count."""
         table = {}
         for name in self.conditions:
-            found = [
-                reply_class(x.prompt, x.response, lambda _, item=x: item.refused) for x in self.of(name) if x.finished
-            ]
+            ended = [item for item in self.of(name) if item.finished]
+            found = [reply_class(x.prompt, x.response, lambda _, item=x: item.refused) for x in ended]
             table[name] = {kind: rate([kind == other for other in found]) for kind in CLASSES}
         return table
 
     @property
     def overlap(self) -> dict[str, Interval]:
         """Mean ``topic_overlap`` of the replies that are not refusals by condition, bootstrap 95% intervals."""
-        return {
-            name: mean_interval(
-                [topic_overlap(x.prompt, x.response) for x in self.of(name) if x.finished and not x.refused]
-            )
-            for name in self.conditions
-        }
+        told = {name: [x for x in self.of(name) if x.finished and not x.refused] for name in self.conditions}
+        return {name: mean_interval([topic_overlap(x.prompt, x.response) for x in some]) for name, some in told.items()}
 
     @property
     def unfinished(self) -> dict[str, int]:

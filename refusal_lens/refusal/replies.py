@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 
 import torch
 
@@ -35,10 +36,8 @@ def replies(
     Args:
         max_new_tokens: the paper uses 512; a refusal shows in the first few dozen.
         under: interventions, in addition to those that are active on the model.
-        batch_size: prompts decoded together.
         engine: spread the batches over its workers (prompts as text only); this process if None.
         label: names the condition, in an engine's journal and in errors.
-        on_batch: called with the number of replies just done.
 
     Example:
         >>> from refusal_lens.refusal.replies import replies
@@ -55,9 +54,7 @@ def replies(
     done = None if on_batch is None else (lambda index: on_batch(len(groups[index])))
     work = partial(_replies, under=under, max_new_tokens=max_new_tokens, batch_size=batch_size)
     answered = engine.map(label, work, items, done)
-    found = {
-        i: reply for group, some in zip(groups, answered, strict=True) for i, reply in zip(group, some, strict=True)
-    }
+    found = dict(zip(order, chain(*answered), strict=True))
     return [found[i] for i in range(len(texts))]
 
 
@@ -88,7 +85,6 @@ def complete(
     Args:
         conditions: name -> interventions (see ``hooks.named_conditions``).
         prompt_set: label of the prompts, e.g. "harmful".
-        judge: reply -> refused; the paper's substrings by default.
         engine: as in ``replies``.
 
     Example:
@@ -113,11 +109,8 @@ def completion(
 
 
 def check_finite(model: HookedChatModel, prompts: Sequence[str], condition: str) -> None:
-    """Stop at NaN or infinite logits: greedy decoding would silently turn them into some token.
-
-    Raises:
-        ModelError: naming the condition and the first such prompt.
-    """
+    """Stop at NaN or infinite logits, which greedy decoding would silently turn into some token, with a ModelError that
+    names the condition and the first such prompt."""
     for prompt, row in zip(prompts, model.last_logits(list(prompts)), strict=True):
         if not bool(torch.isfinite(row).all()):
             raise ModelError(

@@ -136,7 +136,6 @@ def calibrate_tokens(
     """Calibrate the metric of given tokens on replies to training prompts.
 
     Args:
-        tokens: from ``given_refusal_tokens``.
         point: rule for the point above which a prompt counts as refused; see ``calibrate_metric``.
 
     Example:
@@ -206,11 +205,10 @@ def _replies(
 
 def _calibrated(tokens: RefusalTokens, replies: _Replies, metric: np.ndarray, point: str) -> RefusalTokens:
     """The tokens with their coverage of the replies and the point of their metric."""
-    begun = [token in tokens.ids for token in replies.first]
-    coverage = {
-        name: rate([hit for hit, refused in zip(begun, replies.refused, strict=True) if refused == flag])
-        for name, flag in (("refused", True), ("answered", False))
-    }
+    begun: dict[str, list[bool]] = {"refused": [], "answered": []}
+    for token, refused in zip(replies.first, replies.refused, strict=True):
+        begun["refused" if refused else "answered"].append(token in tokens.ids)
+    coverage = {name: rate(hits) for name, hits in begun.items()}
     calibration = calibrate_metric(metric.tolist(), replies.refused, point)
     return replace(tokens, coverage=coverage, calibration=calibration)
 
@@ -219,11 +217,7 @@ def behaviour_tokens(
     model: HookedChatModel, positive: PromptsLike, negative: PromptsLike, top: int = 2
 ) -> RefusalTokens:
     """Find the first tokens of replies that gain most probability from ``negative`` to ``positive`` prompts: the metric
-    of a behaviour that has no phrases of its own.
-
-    Raises:
-        ModelError: no token gains.
-    """
+    of a behaviour that has no phrases of its own; ModelError where no token gains."""
     positive, negative = as_prompts(positive), as_prompts(negative)
     means = [model.last_logits(p).double().softmax(-1).mean(0) for p in (positive, negative)]
     best = (means[0] - means[1]).topk(top)

@@ -118,6 +118,13 @@ def panel(col: int, row: int = 1) -> dict[str, int]:
     return {"row": row, "col": col}
 
 
+def add_cells(figure: Drawing, cells: Sequence[Sequence[Interval]], **look: Any) -> None:
+    """Draw a heatmap of means, each cell with its interval."""
+    means = [[cell.mean for cell in row] for row in cells]
+    text = [[f"{cell.mean:.2f}<br>[{cell.low:.2f}, {cell.high:.2f}]" for cell in row] for row in cells]
+    figure.add_heatmap(z=means, text=text, texttemplate="%{text}", **look)
+
+
 def diverging(limit: float, title: str = "") -> dict[str, Any]:
     """Colours of a heatmap that are white at 0 and strongest at ``limit`` on either side."""
     look = {"colorscale": DIVERGING, "zmin": -limit, "zmax": limit}

@@ -41,7 +41,6 @@ class Judge(Protocol):
     """Anything that judges replies.
 
     Attributes:
-        name: label in tables.
         kind: "refusal" (was it refused?) or "safety" (is it safe?); the paper reports both.
         identity: model, prompt and rules: verdicts are kept under it.
         batch_size: replies given to ``judge`` at a time; after each batch the verdicts are on disk.
@@ -92,9 +91,7 @@ def judge_completions(
     """A verdict on every reply; equal (prompt, reply) pairs are judged once.
 
     Args:
-        completions: replies by prompt set.
         store: keeps the verdicts, batch by batch; those already in it are reused.
-        on_item: called with the number of replies judged.
 
     Raises:
         JudgeError: the judge failed; its verdicts so far are in ``store``, and the next call resumes from there.
@@ -105,9 +102,8 @@ def judge_completions(
     known = store.entries(name)
     by_key = {key: (item.prompt, item.response) for key, (_, item) in zip(keys, items, strict=True)}
     pending = [(key, pair) for key, pair in by_key.items() if key not in known]
-    waiting = Counter(keys)
-    if on_item:
-        on_item(sum(key in known for key in keys))
+    waiting, on_item = Counter(keys), on_item or (lambda n: None)
+    on_item(sum(key in known for key in keys))
     for start in range(0, len(pending), judge.batch_size):
         batch = pending[start : start + judge.batch_size]
         found = judge.judge([pair for _, pair in batch])
@@ -117,8 +113,7 @@ def judge_completions(
         }
         store.add(name, new)
         known |= new
-        if on_item:
-            on_item(sum(waiting[key] for key, _ in batch))
+        on_item(sum(waiting[key] for key, _ in batch))
     said = {key: (entry["withheld"], entry.get("raw", ""), entry.get("score")) for key, entry in known.items()}
     return [
         Verdict(judge.name, judge.kind, prompt_set, item.condition, item.prompt, item.response, *said[key])

@@ -19,7 +19,6 @@ class ClassifierJudge:
         kind: "safety" or "refusal".
         with_prompt: give prompt and reply as a text pair; the reply alone otherwise.
         short_words: the paper's rule for safety judges: a reply with fewer words is safe; 0 turns it off.
-        batch_size: replies per ``judge``.
 
     Raises:
         JudgeError: it can't be loaded, or has no such label.
@@ -64,11 +63,8 @@ class ClassifierJudge:
 
 
 def load_local(source: str, auto: str) -> tuple[Any, Any]:
-    """Tokenizer and model of one of transformers' auto classes.
-
-    Raises:
-        JudgeError: it can't be loaded; the message gives the remedy.
-    """
+    """Tokenizer and model of one of transformers' auto classes; JudgeError, with the remedy, if they can't be
+    loaded."""
     import transformers
 
     try:

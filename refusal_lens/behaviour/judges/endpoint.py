@@ -20,7 +20,6 @@ class EndpointJudge:
 
     Args:
         base_url: e.g. "http://127.0.0.1:8000/v1".
-        model: the endpoint's model name.
         rubric: the question, and how the answer is read.
         api_key_env: environment variable that holds the key; none is sent if it is empty. The key is never saved.
         short_words: a reply with fewer words is withheld without a request; 0 (off) by default.
@@ -53,11 +52,8 @@ class EndpointJudge:
         return f"endpoint {self.model} {self.rubric.prompt} {self.rubric.max_new_tokens} {self.short_words}"
 
     def judge(self, pairs: Pairs) -> list[Judgement]:
-        """Send one request per reply.
-
-        Raises:
-            JudgeError: unreachable after all tries, refused, or an answer of the wrong form.
-        """
+        """Send one request per reply; JudgeError if unreachable after all tries, refused, or answered in another
+        form."""
         return judge_longer(pairs, self.short_words, lambda longer: [self._ask(*pair) for pair in longer])
 
     def _ask(self, prompt: str, reply: str) -> Judgement:

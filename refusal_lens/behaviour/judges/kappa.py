@@ -36,16 +36,9 @@ def agreement(verdicts: Sequence[Verdict]) -> tuple[Agreement, ...]:
     for first, second in itertools.combinations(by_judge, 2):
         shared = [(a, by_judge[second][key]) for key, a in by_judge[first].items() if key in by_judge[second]]
         pairs = [(a, b) for a, b in shared if a.withheld is not None and b.withheld is not None]
-        if not pairs:
-            continue
-        found.append(
-            Agreement(
-                first,
-                second,
-                rate([a.withheld == b.withheld for a, b in pairs]),
-                cohen_kappa([bool(a.withheld) for a, _ in pairs], [bool(b.withheld) for _, b in pairs]),
-                tuple((a, b) for a, b in pairs if a.withheld != b.withheld),
-                len(shared) - len(pairs),
-            )
-        )
+        if pairs:
+            kappa = cohen_kappa([bool(a.withheld) for a, _ in pairs], [bool(b.withheld) for _, b in pairs])
+            apart = tuple((a, b) for a, b in pairs if a.withheld != b.withheld)
+            agreed = rate([a.withheld == b.withheld for a, b in pairs])
+            found.append(Agreement(first, second, agreed, kappa, apart, len(shared) - len(pairs)))
     return tuple(found)

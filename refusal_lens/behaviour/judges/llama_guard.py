@@ -41,7 +41,6 @@ class LlamaGuardJudge(LocalJudge):
         source: folder (or hub id) of the weights.
         version: 2 (the paper's) or 3.
         short_words: the paper's rule: a reply with fewer words is safe without asking; 0 turns it off.
-        batch_size: replies per ``judge``.
 
     Raises:
         JudgeError: unknown version, or weights that can't be loaded.
@@ -52,10 +51,8 @@ class LlamaGuardJudge(LocalJudge):
     ):
         if version not in CATEGORIES:
             raise JudgeError(f"Llama Guard {version} is not supported; use version 2 or 3")
-        self.version = version
-        rubric = Rubric(
-            f"llama-guard-{version}", guard_prompt("{prompt}", "{reply}", version), read_verdict, "safety", 12
-        )
+        self.version, question = version, guard_prompt("{prompt}", "{reply}", version)
+        rubric = Rubric(f"llama-guard-{version}", question, read_verdict, "safety", 12)
         super().__init__(source, rubric, short_words=short_words, batch_size=batch_size, name=name)
 
     @property

@@ -14,7 +14,6 @@ class LocalJudge:
         source: folder (or hub id) of the weights.
         rubric: the question, and how the answer is read.
         short_words: a reply with fewer words is withheld without asking; 0 (off) by default.
-        batch_size: replies per ``judge``.
 
     Raises:
         JudgeError: weights that can't be loaded.
@@ -52,9 +51,7 @@ class LocalJudge:
         texts = [self.render(*pair) for pair in pairs]
         batch = self.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
         ids, mask = (batch[name].to(self.model.device) for name in ("input_ids", "attention_mask"))
-        limit, pad = self.rubric.max_new_tokens, self.tokenizer.pad_token_id
-        new = self.model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, pad_token_id=pad
-        )
+        limits = {"max_new_tokens": self.rubric.max_new_tokens, "pad_token_id": self.tokenizer.pad_token_id}
+        new = self.model.generate(input_ids=ids, attention_mask=mask, do_sample=False, **limits)
         said = self.tokenizer.batch_decode(new[:, ids.shape[1] :], skip_special_tokens=True)
         return [self.rubric.read(text.strip()) for text in said]
