@@ -95,15 +95,16 @@ class WrittenPattern(Pattern):
         self.scales: dict[int, Tensor] = {}
         found = super().hooks(model, batch)
         for layer in self.layers:
-            found.append((f"blocks.{layer}.attn.hook_v", partial(self._on_values, model, layer)))
+            # During a pass the backend may have put modules in the places of components.
+            how = model.backend.output_weight(layer).detach(), model.backend.post_norm(layer, "attn")
+            found.append((f"blocks.{layer}.attn.hook_v", partial(self._on_values, model, layer, *how)))
             if (site := self.readout.scale_sites[layer]) is not None:
                 found.append((site, partial(self._on_scale, layer)))
         return found
 
-    def _on_values(self, model: Model, layer: int, v: Tensor, hook: Any) -> None:
+    def _on_values(self, model: Model, layer: int, weights: Tensor, norm: Any, v: Tensor, hook: Any) -> None:
         v, r = by_value_head(v, hook, model.d_head), self.readout.vector
-        weights = model.backend.output_weight(layer).detach().to(r)
-        norm = model.backend.post_norm(layer, "attn")
+        weights = weights.to(r)
         shared = len(weights) // v.shape[2]
         for head in (head for other, head in self.heads if other == layer):
             out, mine = weights[head], wide(v[:, :, head // shared]).to(r)
