@@ -23,33 +23,26 @@ def plot_many_suffixes(record: ManySuffixes) -> Drawing:
     rho = record.strength_against_universality()
     note = "" if rho.mean != rho.mean else f": Spearman {rho.mean:.2f} [{rho.low:.2f}, {rho.high:.2f}]"
     titles = (f"strength and universality{note}", "attention of the top heads on it, by cause; strongest above")
-    figure = style.panels(titles, column_widths=[0.4, 0.6], horizontal_spacing=0.22)
+    x, y = ("drop of the refusal metric", "attention, suffix minus random tokens"), ("prompts not refused",)
+    figure = style.panels(titles, x, y, column_widths=[0.4, 0.6], horizontal_spacing=0.22)
+    hover = "%{customdata[0]}<br>drop %{x:.2f} (spread over prompts %{customdata[1]:.2f})<br>not refused "
+    hover += "%{y:.0%}: %{customdata[2]}<extra></extra>"
     for group, name, tint in KINDS:
         some = list(getattr(record, group))
         rows = frame.iloc[some]
-        figure.add_scatter(
-            x=rows["metric_drop"],
-            y=rows["not_refused"],
-            error_x=style.error_bars(record.metric_drop(i) for i in some),
-            error_y=style.error_bars(record.stopped(i) for i in some),
-            customdata=[[_label(record, i), frame["spread"][i], frame["grade"][i]] for i in some],
-            hovertemplate="%{customdata[0]}<br>drop %{x:.2f} (spread over prompts %{customdata[1]:.2f})<br>not refused "
-            "%{y:.0%}: %{customdata[2]}<extra></extra>",
-            mode="markers",
-            name=name,
-            marker={"color": tint, "size": 9, "line": {"color": style.GREY, "width": 1}},
-            **style.panel(1),
-        )
+        bars = {"error_x": style.error_bars(map(record.metric_drop, some))}
+        bars["error_y"] = style.error_bars(map(record.stopped, some))
+        texts = [[_label(record, i), frame["spread"][i], frame["grade"][i]] for i in some]
+        look = {"mode": "markers", "marker": {"color": tint, "size": 9, "line": {"color": style.GREY, "width": 1}}}
+        look |= {"customdata": texts, "hovertemplate": hover, **style.panel(1)}
+        figure.add_scatter(x=rows["metric_drop"], y=rows["not_refused"], name=name, **bars, **look)
     order = frame["metric_drop"].argsort().tolist()
     labels = [_label(record, i) for i in order]
     for player, tint in CAUSES.items():
         hover = f"%{{y}}, {player}: %{{x:+.3f}}<extra></extra>"
         values, look = frame[player].iloc[order].tolist(), {"marker_color": tint, "hovertemplate": hover}
         figure.add_bar(x=values, y=labels, orientation="h", name=player, **look, **style.panel(2))
-    figure.update_xaxes(title_text="drop of the refusal metric", row=1, col=1)
-    figure.update_yaxes(title_text="prompts not refused", tickformat=".0%", row=1, col=1)
-    figure.update_xaxes(title_text="attention, suffix minus random tokens", row=1, col=2)
-    figure.update_layout(barmode="relative")
+    figure.update_yaxes(tickformat=".0%", row=1, col=1).update_layout(barmode="relative")
     height = max(440, 200 + 15 * len(order))
     return style.finish(figure, f"{len(order)} suffixes beside random tokens (n = {n} prompts)", height)
 
@@ -64,8 +57,9 @@ def plot_recurrence(record: ManySuffixes, by: str = "attention", top: int | None
     found, heads = record.overlaps(by, top), record.recurring(by, top).head(HEADS)
     if not found:
         raise LabelError("heads can recur over two suffixes of a kind at least")
+    titles = (f"shared part of their top {top or len(record.top_heads)} heads", "heads that recur")
     figure = style.panels(
-        [f"shared part of their top {top or len(record.top_heads)} heads", "heads that recur"], horizontal_spacing=0.14
+        titles, ("two suffixes", "head"), ("shared part", "share of suffixes"), horizontal_spacing=0.14
     )
     for name, which, tint, hatch in (
         ("suffixes", "found", style.ORANGE, ""),
@@ -79,10 +73,7 @@ def plot_recurrence(record: ManySuffixes, by: str = "attention", top: int | None
         hover = f"%{{x}}: in %{{customdata[0]}} of %{{customdata[1]}} {group} (adjusted p %{{customdata[2]:.1g}})"
         more = {"customdata": heads[[group, of, "p"]].to_numpy().tolist(), "hovertemplate": f"{hover}<extra></extra>"}
         figure.add_bar(x=heads["head"].tolist(), y=share, name=name, marker_color=tint, **more, **style.panel(2))
-    figure.update_layout(barmode="group").update_xaxes(title_text="two suffixes", row=1, col=1)
-    figure.update_yaxes(title_text="shared part", range=[0, 1.05], row=1, col=1)
-    figure.update_xaxes(title_text="head", row=1, col=2)
-    figure.update_yaxes(title_text="share of suffixes", range=[0, 1.05], row=1, col=2)
+    figure.update_layout(barmode="group").update_yaxes(range=[0, 1.05])
     return style.finish(figure, f"Do the same heads recur? (by {by}, n = {len(record.suffixes)} suffixes)", 460)
 
 
@@ -94,20 +85,14 @@ def plot_clusters(record: ManySuffixes) -> Drawing:
         raise LabelError("clusters need four suffixes at least")
     order = found.order.tolist()
     labels = [f"{_label(record, i)} [{found.labels[i]}]" for i in order]
-    figure = Drawing()
-    figure.add_heatmap(
-        z=found.cosine[order][:, order].round(3).tolist(),
-        x=labels,
-        y=labels,
-        **style.diverging(1.0, "cosine"),
-        hovertemplate="%{y}<br>%{x}<br>cosine %{z:.2f}<extra></extra>",
-    )
+    look = {**style.diverging(1.0, "cosine"), "hovertemplate": "%{y}<br>%{x}<br>cosine %{z:.2f}<extra></extra>"}
+    figure = Drawing().add_heatmap(z=found.cosine[order][:, order].round(3).tolist(), x=labels, y=labels, **look)
     figure.update_xaxes(title_text="suffix [cluster]", tickangle=-50)
     figure.update_yaxes(title_text="suffix [cluster]", autorange="reversed")
-    chance = (
-        f"{found.silhouette:.2f}, shuffled {found.chance.mean:.2f} [{found.chance.low:.2f}, {found.chance.high:.2f}]"
+    chance = f"{found.chance.mean:.2f} [{found.chance.low:.2f}, {found.chance.high:.2f}]"
+    title = (
+        f"{found.labels.max()} clusters of {len(order)} suffixes (silhouette {found.silhouette:.2f}, shuffled {chance})"
     )
-    title = f"{found.labels.max()} clusters of {len(order)} suffixes (silhouette {chance})"
     return style.finish(figure, title, max(520, 300 + 14 * len(order)))
 
 
