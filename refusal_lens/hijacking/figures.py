@@ -68,7 +68,8 @@ def plot_suffix_ranking(attack: Investigation) -> Drawing:
         some = [i for i in order if attack.suffixes[i].is_attack == is_attack]
         labels = [suffix_label(i, attack.suffixes[i]) for i in some]
         look = {"color": tint, "size": 9, "symbol": shape, "line": {"color": style.GREY, "width": 1}}
-        shared = {"mode": "markers", "name": name, "legendgroup": name, "marker": look, "customdata": labels}
+        shared: dict[str, Any] = {"mode": "markers", "marker": look, "customdata": labels}
+        shared |= {"name": name, "legendgroup": name}
         if some:
             hover = "%{customdata}<br>refusal metric %{x:.2f}<extra></extra>"
             bars, means = style.error_bars(found[i] for i in some), [found[i].mean for i in some]
@@ -90,8 +91,9 @@ def plot_suffix_trace(
     """Cosine (or projection) by layer, mean over prompts with a band of one standard deviation (paper Fig. 5); one
     panel per position."""
     result = attack.result(result)
-    x, y = ["resid_pre of layer (last: final stream)"] * len(values), [TRACES[value][0] for value in values]
-    figure = style.panels([TRACES[value][1] for value in values], x, y, horizontal_spacing=0.1)
+    titles, up = ([TRACES[value][i] for value in values] for i in (1, 0))
+    layers = ["resid_pre of layer (last: final stream)"] * len(values)
+    figure = style.panels(titles, layers, up, horizontal_spacing=0.1)
     for col, value in enumerate(values, start=1):
         for o in conditions(attack, result):
             grid = getattr(o, value)
@@ -249,8 +251,8 @@ def plot_attention_shift(record: AttentionShift, target: str = "suffix") -> Draw
     if len(paths):
         look = {"marker_color": style.GREEN, "showlegend": False, "hovertemplate": "%{y}: %{x:+.3f}<extra></extra>"}
         bars = style.error_bars(style.intervals(paths, "part"))
-        x, y = paths["part"].tolist(), paths["path"].tolist()
-        figure.add_bar(x=x, y=y, error_x=bars, orientation="h", **look, **style.panel(2))
+        parts, labels = paths["part"].tolist(), paths["path"].tolist()
+        figure.add_bar(x=parts, y=labels, error_x=bars, orientation="h", **look, **style.panel(2))
     figure.update_layout(barmode="relative").update_yaxes(autorange="reversed", row=1, col=2)
     return style.finish(figure, f"Why attention moves (n = {n})", height=460)
 

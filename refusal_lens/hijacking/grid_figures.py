@@ -51,8 +51,8 @@ def plot_path_effects(record: PathEffects) -> Drawing:
         for name, random, tint in (("the path", False, style.GREEN), ("random senders", True, style.SKY)):
             found = [record.share(path, effect, random) for path in record.paths]
             look = {"legendgroup": name, "showlegend": col == 1, "marker": style.bar(tint, "/" if random else "")}
-            look |= {"hovertemplate": "%{y}: %{x:.2f}<extra></extra>", **style.panel(col)}
-            style.add_bars(figure, record.paths, found, name, across=True, **look)
+            look |= {"hovertemplate": "%{y}: %{x:.2f}<extra></extra>", "orientation": "h", **style.panel(col)}
+            style.add_bars(figure, record.paths, found, name, **look)
     figure.update_yaxes(autorange="reversed").update_layout(barmode="group")
     title = f"Direct paths, {record.way.replace('clean', 'random')} run (n = {record.effects.shape[-1]})"
     return style.finish(figure, title, 180 + 60 * len(record.paths))

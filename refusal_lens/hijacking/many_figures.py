@@ -1,5 +1,7 @@
 """Figures of many suffixes: strength and causes, recurring heads, clusters, and the split beside dominance."""
 
+from typing import Any
+
 from ..errors import LabelError
 from ..records.base import figure as registered
 from ..report import style
@@ -33,15 +35,15 @@ def plot_many_suffixes(record: ManySuffixes) -> Drawing:
         bars = {"error_x": style.error_bars(map(record.metric_drop, some))}
         bars["error_y"] = style.error_bars(map(record.stopped, some))
         texts = [[_label(record, i), frame["spread"][i], frame["grade"][i]] for i in some]
-        look = {"mode": "markers", "marker": {"color": tint, "size": 9, "line": {"color": style.GREY, "width": 1}}}
-        look |= {"customdata": texts, "hovertemplate": hover, **style.panel(1)}
-        figure.add_scatter(x=rows["metric_drop"], y=rows["not_refused"], name=name, **bars, **look)
+        marker = {"color": tint, "size": 9, "line": {"color": style.GREY, "width": 1}}
+        look: dict[str, Any] = {"mode": "markers", "marker": marker, "customdata": texts, "hovertemplate": hover}
+        figure.add_scatter(x=rows["metric_drop"], y=rows["not_refused"], name=name, **bars, **look, **style.panel(1))
     order = frame["metric_drop"].argsort().tolist()
     labels = [_label(record, i) for i in order]
     for player, tint in CAUSES.items():
         hover = f"%{{y}}, {player}: %{{x:+.3f}}<extra></extra>"
-        values, look = frame[player].iloc[order].tolist(), {"marker_color": tint, "hovertemplate": hover}
-        figure.add_bar(x=values, y=labels, orientation="h", name=player, **look, **style.panel(2))
+        look = {"marker_color": tint, "hovertemplate": hover, "orientation": "h", **style.panel(2)}
+        figure.add_bar(x=frame[player].iloc[order].tolist(), y=labels, name=player, **look)
     figure.update_yaxes(tickformat=".0%", row=1, col=1).update_layout(barmode="relative")
     height = max(440, 200 + 15 * len(order))
     return style.finish(figure, f"{len(order)} suffixes beside random tokens (n = {n} prompts)", height)
@@ -58,9 +60,8 @@ def plot_recurrence(record: ManySuffixes, by: str = "attention", top: int | None
     if not found:
         raise LabelError("heads can recur over two suffixes of a kind at least")
     titles = (f"shared part of their top {top or len(record.top_heads)} heads", "heads that recur")
-    figure = style.panels(
-        titles, ("two suffixes", "head"), ("shared part", "share of suffixes"), horizontal_spacing=0.14
-    )
+    x, y = ("two suffixes", "head"), ("shared part", "share of suffixes")
+    figure = style.panels(titles, x, y, horizontal_spacing=0.14)
     for name, which, tint, hatch in (
         ("suffixes", "found", style.ORANGE, ""),
         ("random heads of the same layers (95% range)", "chance", style.GREY, "/"),
@@ -89,10 +90,8 @@ def plot_clusters(record: ManySuffixes) -> Drawing:
     figure = Drawing().add_heatmap(z=found.cosine[order][:, order].round(3).tolist(), x=labels, y=labels, **look)
     figure.update_xaxes(title_text="suffix [cluster]", tickangle=-50)
     figure.update_yaxes(title_text="suffix [cluster]", autorange="reversed")
-    chance = f"{found.chance.mean:.2f} [{found.chance.low:.2f}, {found.chance.high:.2f}]"
-    title = (
-        f"{found.labels.max()} clusters of {len(order)} suffixes (silhouette {found.silhouette:.2f}, shuffled {chance})"
-    )
+    chance = f"shuffled {found.chance.mean:.2f} [{found.chance.low:.2f}, {found.chance.high:.2f}]"
+    title = f"{found.labels.max()} clusters of {len(order)} suffixes (silhouette {found.silhouette:.2f}, {chance})"
     return style.finish(figure, title, max(520, 300 + 14 * len(order)))
 
 
