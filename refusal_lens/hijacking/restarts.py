@@ -35,9 +35,6 @@ class Restarted:
         self.model, self.tokens, self.n_last = model, numbered(tokens), n_last
         self.short = model.backend.supports_prefix
 
-    def __len__(self) -> int:
-        return len(self.tokens)
-
     @cached_property
     def resid(self) -> list[Float[Tensor, "prompt pos d_model"]]:
         """resid_pre of every layer, at the positions that passes run."""
