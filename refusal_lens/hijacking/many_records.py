@@ -66,7 +66,7 @@ class ManySuffixes(
     @property
     def controls(self) -> tuple[int, ...]:
         """Indices of benign and random suffixes."""
-        return tuple(i for i in range(len(self.suffixes)) if i not in self.attacks)
+        return tuple(i for i, suffix in enumerate(self.suffixes) if not suffix.is_attack)
 
     def strongest(self, n: int, controls: int = 2) -> tuple[Suffix, ...]:
         """The ``n`` attacks that lower the metric most below random tokens, then as many controls that do."""
@@ -133,7 +133,7 @@ class ManySuffixes(
         p = benjamini_hochberg(scipy_stats.binom.sf(counts[0].ravel() - 1, n, share)).reshape(counts[0].shape)
         heads = np.nonzero(counts[0])
         values = {"attacks": counts[0][heads], "controls": counts[1][heads], "p": p[heads]}
-        labels = [head_label(layer, head) for layer, head in zip(*heads, strict=True)]
+        labels = [head_label(*head) for head in np.argwhere(counts[0]).tolist()]
         found = pd.DataFrame({"head": labels, **values, "of attacks": n, "of controls": len(self.controls)})
         return found.sort_values(["attacks", "head"], ascending=[False, True], ignore_index=True)
 
@@ -154,15 +154,11 @@ class ManySuffixes(
             own = np.nonzero(found.labels == label)[0]
             typical = own[np.argsort(-found.cosine[np.ix_(own, own)].mean(1), kind="stable")][:2]
             causes = self.causes[own.tolist(), :, TARGETS.index("suffix")].mean((0, 2))
-            row = {
-                "cluster": int(label),
-                "attacks": sum(int(i) in self.attacks for i in own),
-                "controls": sum(int(i) in self.controls for i in own),
-                "metric_drop": float(np.mean([self.metric_drop(int(i)).mean for i in own])),
-                **dict(zip(PLAYERS, causes.tolist(), strict=True)),
-                "examples": " | ".join(shortened(self.suffixes[i].text.strip(), 50) for i in typical),
-            }
-            rows.append(row)
+            kinds = [len({*own.tolist()} & {*some}) for some in (self.attacks, self.controls)]
+            drop = float(np.mean([self.metric_drop(i).mean for i in own.tolist()]))
+            row = {"cluster": int(label), "attacks": kinds[0], "controls": kinds[1], "metric_drop": drop}
+            row |= dict(zip(PLAYERS, causes.tolist(), strict=True))
+            rows.append(row | {"examples": " | ".join(shortened(self.suffixes[i].text.strip(), 50) for i in typical)})
         return pd.DataFrame(rows)
 
     def strength_against_universality(self) -> Interval:

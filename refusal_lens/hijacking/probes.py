@@ -23,7 +23,7 @@ from ..progress import Progress, silent
 from ..records.direction import Direction, DirectionLike, as_direction
 from ..stats import auroc, threshold_at
 from .controls import random_controls
-from .probe_records import DETECTORS, DetectorComparison
+from .probe_records import DETECTORS, PROBES, DetectorComparison
 
 L2, K = 0.01, 16  # penalty on squared coefficients beside the mean loss; coordinates of the sparse probe
 Scorer = Callable[[Any], np.ndarray]
@@ -63,7 +63,7 @@ def fit_probes(x: np.ndarray, harmful: np.ndarray) -> dict[str, list[Scorer | No
     Returns:
         Detector -> one score function per layer, None where the layer is the same for all prompts.
     """
-    found: dict[str, list[Scorer | None]] = {name: [] for name in DETECTORS[2:5]}
+    found: dict[str, list[Scorer | None]] = {name: [] for name in PROBES}
     for layer in x:
         if not _varies(layer):
             found = {name: [*scorers, None] for name, scorers in found.items()}
