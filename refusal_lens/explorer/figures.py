@@ -35,15 +35,14 @@ def plot_look_map(record: Look, conditions: Sequence[str] | None = None, value: 
 def plot_look_heads(record: Look, conditions: Sequence[str] | None = None) -> Drawing:
     """Attention of the top heads from the last token to each region, one panel per condition."""
     shown = _pair(record, conditions)
-    figure = style.panels([style.readable(name) for name in shown], shared_yaxes=True, horizontal_spacing=0.04)
+    titles, x, y = [style.readable(name) for name in shown], ["head"] * len(shown), ["attention from the last token"]
+    figure = style.panels(titles, x, y, shared_yaxes=True, horizontal_spacing=0.04)
     for col, name in enumerate(shown, start=1):
         weights = record.sources[name].attention_by_region()[:, :, 0]
         values = {r: [float(weights[(*head, i)]) for head in record.top_heads] for i, r in enumerate(REGIONS)}
         labels = [head_label(*head) for head in record.top_heads]
         style.add_regions(figure, labels, values, showlegend=col == len(shown), **style.panel(col))
-        figure.update_xaxes(title_text="head", row=1, col=col)
     figure.update_layout(barmode="stack").update_yaxes(range=[0, 1.02])
-    figure.update_yaxes(title_text="attention from the last token", row=1, col=1)
     return style.finish(figure, "Attention of the top heads by region", height=380)
 
 
@@ -63,8 +62,8 @@ def plot_look_pattern(record: Look, of: str = "weight", conditions: Sequence[str
     if of == "difference":
         if "random_suffix" not in record.conditions:
             raise LabelError("the difference is to a random suffix of equal length: give a suffix")
-        shown = tuple(dict.fromkeys(["adversarial", *shown]))
-        shown = tuple(name for name in shown if name not in ("baseline", "random_suffix"))
+        others = (name for name in shown if name not in ("baseline", "random_suffix"))
+        shown = tuple(dict.fromkeys(["adversarial", *others]))
     grids = {name: _aligned(record, name, of) for name in shown}
     tokens = max((record.patterns[name].tokens for name in shown), key=len)
     signed = of in ("along", "difference")
@@ -103,9 +102,8 @@ def plot_look_sources(record: Look, conditions: Sequence[str] | None = None) -> 
         figure.add_bar(x=places, y=values.tolist(), text=texts, textposition="none", name=style.readable(name), **look)
     ticks = {"tickvals": list(range(len(words))), "ticktext": words, "tickfont": {"size": 10}}
     figure.update_xaxes(**ticks, tickangle=-60, title_text="token").update_yaxes(title_text="written along r̂")
-    return style.finish(
-        figure.update_layout(barmode="group", bargap=0.15), "What each token writes along r̂", height=380
-    )
+    figure.update_layout(barmode="group", bargap=0.15)
+    return style.finish(figure, "What each token writes along r̂", height=380)
 
 
 @registered("token", Look)

@@ -82,25 +82,33 @@ def look(
     model.check_direction(found.direction)
     kept = {} if kept is None else kept
     rows, control, notes = conditions(model, request, suffix, under or {}, seed)
-    picked = next(iter(known_heads(model, top_heads if head is None else head)), None)
-    shown, done = known_heads(model, top_heads), {}
+    shown, done = known_heads(model, top_heads), dict[str, _Row]()
+    picked = next(iter(shown if head is None else known_heads(model, head)), None)
     for name, row in rows.items():
-        done[name] = found_row = _read(model, request, *row, found, n_random, picked, kept)
-        if not math.isfinite(found_row.metric):
+        done[name] = _read(model, request, *row, found, n_random, picked, kept)
+        if not math.isfinite(done[name].metric):
             raise ModelError(
                 f"{model.name} gives no finite refusal metric under {name}: load it in bfloat16 or float32, or lower "
                 "the strength"
             )
         # The first is the plain one, which says what there is to see in the others.
-        shown = shown or choose_heads(found_row.sources.head_contributions(), min(8, model.n_heads))
+        shown = shown or choose_heads(done[name].sources.head_contributions(), min(8, model.n_heads))
         picked = picked or shown[0]
-    assert picked is not None
+    chosen = picked or shown[0]
+
+    def pattern(after: str, acting: Sequence[Intervention]) -> AttentionPatterns:
+        def read() -> AttentionPatterns:
+            with model.hooks(*_on_prompts(acting)):
+                return attention_patterns(model, request, [chosen], after, found)
+
+        return once(kept, ("pattern", chosen, found.direction, request, after, acting), read)
+
     seen = Look(
         map=joined({name: row[:3] for name, row in done.items()}, found.direction, n_random, request, suffix),
         metric={name: row.metric for name, row in done.items()},
         sources={name: row.sources for name, row in done.items()},
-        patterns={name: _pattern(model, request, *row, picked, found, kept) for name, row in rows.items()},
-        head=picked,
+        patterns={name: pattern(*row) for name, row in rows.items()},
+        head=chosen,
         top_heads=shown,
         control=control,
         threshold=found.refusal_tokens.threshold,
@@ -113,7 +121,7 @@ def look(
 
 def conditions(
     model: HookedChatModel, request: str, suffix: str, under: Conditions, seed: int
-) -> tuple[dict[str, tuple[str, Sequence[Intervention]]], str, tuple[str, ...]]:
+) -> tuple[Rows, str, tuple[str, ...]]:
     """(suffix and interventions by condition, the random suffix, notes on controls that could not be made).
 
     Raises:
@@ -205,22 +213,6 @@ def _read(
         return _Row(rows[grid], words[0], regions, sources, float(rows[metric]))
 
     return once(kept, ("read", found.direction, found.refusal_tokens.ids, n_random, request, suffix, acting), run)
-
-
-def _pattern(
-    model: HookedChatModel,
-    request: str,
-    suffix: str,
-    acting: Sequence[Intervention],
-    head: Head,
-    found: FoundDirection,
-    kept: Kept,
-) -> AttentionPatterns:
-    def run() -> AttentionPatterns:
-        with model.hooks(*_on_prompts(acting)):
-            return attention_patterns(model, request, [head], suffix, found)
-
-    return once(kept, ("pattern", head, found.direction, request, suffix, acting), run)
 
 
 def _on_prompts(acting: Sequence[Intervention]) -> list[Intervention]:

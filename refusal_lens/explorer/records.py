@@ -73,14 +73,9 @@ class Look(Record):
 
     def to_frame(self) -> pd.DataFrame:
         """One row per condition: refusal metric, what ``head`` writes along r̂ at the last token, and the reply."""
-        label = head_label(*self.head)
-        return pd.DataFrame(
-            {
-                "condition": name,
-                "refusal_metric": self.metric[name],
-                "refused_by_metric": self.metric[name] > self.threshold,
-                f"{label}_along": float(self.sources[name].values[(*self.head, 0)].sum()),
-                "reply": self.replies.get(name, ""),
-            }
-            for name in self.conditions
-        )
+        label, rows = f"{head_label(*self.head)}_along", []
+        for name in self.conditions:
+            metric, along = self.metric[name], float(self.sources[name].values[(*self.head, 0)].sum())
+            row = {"condition": name, "refusal_metric": metric, "refused_by_metric": metric > self.threshold}
+            rows.append(row | {label: along, "reply": self.replies.get(name, "")})
+        return pd.DataFrame(rows)

@@ -7,7 +7,6 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +17,7 @@ from ..hooks.attention import AttentionKnockout, HeadsIntervention, every_head, 
 from ..hooks.base import Intervention
 from ..hooks.interchange import Interchange, InterchangeHeads, InterchangePattern, InterchangeWrites, orthogonal_like
 from ..hooks.interventions import NormMatchedPlacebo
+from ..hooks.readers import Cache
 from ..hooks.readout import Readout
 from ..models.batching import numbered
 from ..models.chat import Tokens
@@ -76,17 +76,8 @@ def causal_tests(
     for start, kind in itertools.product(("", "reverse: "), PATCHES):
         name = f"{start}patch {kind} of top heads"
         tests.append(bench.test(name, kind, named, draws, reverse=bool(start)))
-    tests.append(bench.restore())
-    return CausalTests(
-        tuple(tests),
-        plain.metric,
-        suffixed.metric,
-        named,
-        draws,
-        plain.refused,
-        suffixed.refused,
-        refusal_tokens.threshold,
-    )
+    ends = plain.metric, suffixed.metric, named, draws, plain.refused, suffixed.refused
+    return CausalTests((*tests, bench.restore()), *ends, refusal_tokens.threshold)
 
 
 @dataclass(frozen=True)
@@ -122,52 +113,45 @@ class Bench:
         ]
 
     def test(
-        self,
-        name: str,
-        kind: str,
-        heads: tuple[Head, ...],
-        draws: tuple[tuple[Head, ...], ...] = (),
-        *,
-        reverse: bool = False,
+        self, name: str, kind: str, heads: tuple[Head, ...], draws: Sequence[Sequence[Head]] = (), reverse: bool = False
     ) -> CausalTest:
         """The intervention on ``heads``, on each draw of random heads, and its placebo."""
         grid = torch.empty(2 + len(draws), self.n, dtype=torch.float64)
-        metric, placebo, controls = grid[0], grid[1], grid[2:]
         for pair in self.pairs:
             into, source = (pair.clean, pair.dirty) if reverse else (pair.dirty, pair.clean)
             make = self._maker(kind, into, source, sorted({layer for layer, _ in heads}))
-            metric[pair.rows] = into.log_odds(self.ids, make(heads))
-            placebo[pair.rows] = into.log_odds(self.ids, self._placebo(into, make(heads)))
-            for control, draw in zip(controls, draws, strict=True):
-                control[pair.rows] = into.log_odds(self.ids, make(draw))
-        return CausalTest(name, reverse, metric, controls, placebo)
+            acting = [make(heads), self._placebo(into, make(heads)), *map(make, draws)]
+            grid[:, pair.rows] = torch.stack([into.log_odds(self.ids, one).to(grid) for one in acting])
+        return CausalTest(name, reverse, grid[0], grid[2:], grid[1])
 
     def refused(self, max_new_tokens: int, *interventions: Intervention) -> Bool[Tensor, "prompt"]:
         """Whether the reply of the suffixed run has a refusal phrase."""
-        found = torch.empty(self.n, dtype=torch.bool)
-        for pair in self.pairs:
+
+        def said(pair: _Pair) -> Tensor:
+            tokens = pair.dirty.tokens
             with self.model.hooks(*interventions):
-                replies = self.model.generate(pair.dirty.tokens, max_new_tokens, batch_size=len(pair.dirty.tokens))
-            found[pair.rows] = torch.tensor([is_refusal(reply) for reply in replies])
-        return found
+                replies = self.model.generate(tokens, max_new_tokens, batch_size=len(tokens))
+            return torch.tensor([is_refusal(reply) for reply in replies])
+
+        return self._each(said, torch.bool)
 
     def under(self, *interventions: Intervention) -> Float[Tensor, "prompt"]:
         """Metric of the suffixed run."""
-        found = torch.empty(self.n, dtype=torch.float64)
-        for pair in self.pairs:
-            found[pair.rows] = pair.dirty.log_odds(self.ids, *interventions)
-        return found
+        return self._each(lambda pair: pair.dirty.log_odds(self.ids, *interventions))
 
     def clean(self) -> Float[Tensor, "prompt"]:
         """Metric of the clean run."""
-        found = torch.empty(self.n, dtype=torch.float64)
+        return self._each(lambda pair: pair.clean.log_odds(self.ids))
+
+    def _each(self, measure: Callable[[_Pair], Tensor], dtype: torch.dtype = torch.float64) -> Tensor:
+        found = torch.empty(self.n, dtype=dtype)
         for pair in self.pairs:
-            found[pair.rows] = pair.clean.log_odds(self.ids)
+            found[pair.rows] = measure(pair)
         return found
 
     def _maker(
         self, kind: str, into: Ending, source: Ending, layers: list[int]
-    ) -> Callable[[tuple[Head, ...]], HeadsIntervention]:
+    ) -> Callable[[Sequence[Head]], HeadsIntervention]:
         """heads -> the intervention of this kind on ``into``; what it takes from ``source`` is read once."""
         if kind == "cut":
             return AttentionKnockout
@@ -177,7 +161,9 @@ class Bench:
             patterns = {layer: cached[name][:, :, -self.n_post :] for layer, name in names.items()}
             columns = matching_columns(into.tokens, source.tokens)
             return lambda heads: InterchangePattern(heads, patterns, columns)
-        z = _last_z(source)
+        cached = source.cache([f"blocks.{layer}.attn.hook_z" for layer in range(self.model.n_layers)])
+        shape = self.model.n_heads, self.model.d_head
+        z = torch.stack([wide(x).reshape(*x.shape[:2], *shape) for x in cached.values()]).to(wide_dtype(self.model))
         if kind == "output":
             return lambda heads: InterchangeHeads(heads, z)
         along = torch.einsum("lbqhd,lhd->lhbq", z, self.readout.heads.to(z))
@@ -206,25 +192,15 @@ class Bench:
         for pair in self.pairs:
             cached = pair.clean.cache(names)
             wanted = torch.stack([wide(cached[name]).to(r) @ r for name in names])
-            before: dict[str, Tensor] = {}
-            # Hooks act in the order given, so this one sees the stream before each move.
-            watch = [(name, partial(_keep_last, before, name, self.n_post)) for name in names[1:]]
-            metric[pair.rows] = pair.dirty.log_odds(self.ids, *watch, Interchange(r, wanted))
-            moves = {n: (wanted[i] - wide(before[n]).to(r) @ r)[..., None] * other for i, n in enumerate(names) if i}
+            watch = Cache(names[1:])
+            watch.where = slice(-self.n_post, None)
+            # Hooks act in the order given, so these see the stream before each move.
+            seeing = watch.hooks(self.model, pair.dirty.tail)
+            metric[pair.rows] = pair.dirty.log_odds(self.ids, *seeing, Interchange(r, wanted))
+            before = {name: wide(x).to(r) @ r for name, x in watch.kept.items()}
+            moves = {n: (wanted[i] - before[n])[..., None] * other for i, n in enumerate(names) if i}
             placebo[pair.rows] = pair.dirty.log_odds(self.ids, NormMatchedPlacebo(moves))
         return CausalTest("restore r̂", False, metric, torch.empty(0, self.n, dtype=torch.float64), placebo)
-
-
-def _last_z(run: Ending) -> Float[Tensor, "layer batch last head d_head"]:
-    """z at the post-instruction positions, float32 or better."""
-    model = run.model
-    found = run.cache([f"blocks.{layer}.attn.hook_z" for layer in range(model.n_layers)])
-    rows = [wide(x).reshape(*x.shape[:2], model.n_heads, model.d_head) for x in found.values()]
-    return torch.stack(rows).to(wide_dtype(model))
-
-
-def _keep_last(kept: dict[str, Tensor], name: str, n: int, x: Tensor, hook: object) -> None:
-    kept[name] = x[:, -n:].clone()
 
 
 def matching_columns(into: Tokens, source: Tokens) -> Int[Tensor, "batch src"]:

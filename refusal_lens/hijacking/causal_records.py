@@ -102,17 +102,10 @@ class CausalTests(Record):
         for t in self.tests:
             found = self.recovered(t.name)
             back = rate([]) if t.reverse else self.refusals_back(t.name)
-            rows.append(
-                {
-                    "test": t.name,
-                    "acts on": "clean run" if t.reverse else "suffixed run",
-                    **columns(found, "fraction"),
-                    **columns(self.recovered_random(t.name), "random_heads", "random_"),
-                    **columns(self.recovered_placebo(t.name), "placebo", "placebo_"),
-                    "refusals_back": back.rate,
-                    "lost": back.n,
-                    "passed": self.passed(t.name),
-                    "n": found.n,
-                }
-            )
+            row: dict[str, object] = {"test": t.name, "acts on": "clean run" if t.reverse else "suffixed run"}
+            row |= columns(found, "fraction")
+            row |= columns(self.recovered_random(t.name), "random_heads", "random_")
+            row |= columns(self.recovered_placebo(t.name), "placebo", "placebo_")
+            row |= {"refusals_back": back.rate, "lost": back.n, "passed": self.passed(t.name), "n": found.n}
+            rows.append(row)
         return pd.DataFrame(rows)

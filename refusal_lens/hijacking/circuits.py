@@ -1,18 +1,19 @@
 """The circuit of one suffix: its tokens -> heads -> direction -> refusal, each edge beside its control."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from ..errors import LabelError
 from ..report import style
 from ..report.claims import NOT_SHOWN, grade, grade_beyond, percent
 from ..report.drawing import Drawing
-from ..stats import benjamini_hochberg, columns, mean_interval, paired_p, rate
+from ..stats import Interval, benjamini_hochberg, columns, mean_interval, paired_p, rate
 from .observation_records import SuffixResult
 from .records import Investigation
-from .shift_records import TARGETS, explained
+from .shift_records import TARGETS, AttentionShift, explained
 
 ALPHA = 0.05
 TOKENS, DIRECTION, REFUSAL, OTHERS, MLPS = "token", "r̂", "refusal", "other heads", "MLPs and biases"
@@ -54,47 +55,36 @@ def circuit(result: SuffixResult) -> pd.DataFrame:
     """
     if result.shift is None:
         raise LabelError("why attention moves was not measured for this suffix, so it has no circuit")
-    return pd.DataFrame([*_tokens(result), *_writes(result), *_restored(result)])
+    return pd.DataFrame(_edges(result, result.shift))
 
 
-def _tokens(result: SuffixResult) -> Iterator[dict[str, object]]:
-    shift = result.shift
-    assert shift is not None
-    gains = [row.double().numpy() for row in shift.gained.flatten(0, 1)]
-    p = benjamini_hochberg([paired_p(row) for row in gains]).tolist() if gains else []
+def _tested(kind: str, rows: Sequence[tuple[str, str, Tensor]]) -> Iterator[dict[str, object]]:
+    """Edges (source, target, value by prompt), each with its paired test."""
+    values = [row.double().numpy() for *_, row in rows]
+    p = benjamini_hochberg([paired_p(row) for row in values]).tolist() if rows else []
+    for (source, target, _), row, chance in zip(rows, values, p, strict=True):
+        yield _edge(kind, source, target, mean_interval(row), chance, chance < ALPHA)
+
+
+def _edge(kind: str, source: str, target: str, found: Interval, p: float, shown: bool) -> dict[str, object]:
+    edge = {"kind": kind, "source": source, "target": target, **columns(found, "value")}
+    return {**edge, "p": p, "shown": shown, "n": found.n}
+
+
+def _edges(result: SuffixResult, shift: AttentionShift) -> Iterator[dict[str, object]]:
     names = [(f"{i + 1}. {token}", head) for head in shift.receiver_labels for i, token in enumerate(shift.tokens)]
-    for (token, head), row, chance in zip(names, gains, p, strict=True):
-        found = mean_interval(row)
-        numbers = {**columns(found, "value"), "p": float(chance), "shown": bool(chance < ALPHA), "n": found.n}
-        yield {"kind": TOKENS, "source": token, "target": head, **numbers}
-
-
-def _writes(result: SuffixResult) -> Iterator[dict[str, object]]:
-    shift, before, after = result.shift, result.random, result.suffixed
-    assert shift is not None
+    yield from _tested(TOKENS, [(*name, row) for name, row in zip(names, shift.gained.flatten(0, 1), strict=True)])
+    before, after = result.random, result.suffixed
     drops = before.heads - after.heads
     own = dict(zip(shift.receiver_labels, (drops[head] for head in shift.receivers), strict=True))
     mlps = sum(
         (getattr(before, x) - getattr(after, x)).reshape(-1, before.n).sum(0) for x in ("mlp", "attn_bias", "embed")
     )
     own |= {OTHERS: drops.sum((0, 1)) - sum(own.values()), MLPS: mlps}
-    p = benjamini_hochberg([paired_p(row.double().numpy()) for row in own.values()])
-    for (name, row), chance in zip(own.items(), p, strict=True):
-        found = mean_interval(row.tolist())
-        numbers = {**columns(found, "value"), "p": float(chance), "shown": bool(chance < ALPHA), "n": found.n}
-        yield {"kind": "head", "source": name, "target": DIRECTION, **numbers}
-
-
-def _restored(result: SuffixResult) -> Iterator[dict[str, object]]:
+    yield from _tested("head", [(name, DIRECTION, row) for name, row in own.items()])
     if result.causal is not None:
         found, placebo = (f("restore r̂") for f in (result.causal.recovered, result.causal.recovered_placebo))
-        numbers = {
-            **columns(found, "value"),
-            "p": float("nan"),
-            "shown": found.low > max(placebo.high, 0.0),
-            "n": found.n,
-        }
-        yield {"kind": "direction", "source": DIRECTION, "target": REFUSAL, **numbers}
+        yield _edge("direction", DIRECTION, REFUSAL, found, float("nan"), found.low > max(placebo.high, 0.0))
 
 
 def plot_circuit(record: SuffixResult | Investigation, result: SuffixResult | str | None = None) -> Drawing:
@@ -104,8 +94,8 @@ def plot_circuit(record: SuffixResult | Investigation, result: SuffixResult | st
     frame = circuit(one)
     heads = frame.loc[frame["kind"] == "head", "source"].tolist()
     tokens = list(dict.fromkeys(frame.loc[frame["kind"] == TOKENS, "source"]))
-    places = {name: (col, _height(i, len(names))) for col, names in enumerate((tokens, heads, [DIRECTION], [REFUSAL]))
-              for i, name in enumerate(names)}  # fmt: skip
+    names = (tokens, heads, [DIRECTION], [REFUSAL])
+    places = {name: (col, 1 - (i + 0.5) / len(some)) for col, some in enumerate(names) for i, name in enumerate(some)}
     figure, shown = Drawing(), frame[frame["shown"]]
     for _, edges in shown.groupby("kind", sort=False):
         largest, middle = float(edges["value"].abs().max()) or 1.0, []
@@ -122,23 +112,13 @@ def plot_circuit(record: SuffixResult | Investigation, result: SuffixResult | st
         marker = {"size": 7, "color": style.GREY, "opacity": 0.5}
         hover = {"text": texts, "hovertemplate": "%{text}<extra></extra>"}
         figure.add_scatter(x=x, y=y, mode="markers", marker=marker, **hover)
+    look = {"mode": "markers+text", "marker": {"size": 13, "color": style.GREY}, "hoverinfo": "skip"}
     sides = ("middle left", "top center", "top center", "middle right")
-    for col, side in enumerate(sides):
-        some = {name: place for name, place in places.items() if place[0] == col}
-        x, y = [place[0] for place in some.values()], [place[1] for place in some.values()]
-        look = {
-            "marker": {"size": 13, "color": style.GREY},
-            "textposition": side,
-            "hoverinfo": "skip",
-            "showlegend": False,
-        }
-        figure.add_scatter(x=x, y=y, text=list(some), mode="markers+text", **look)
+    for col, (side, some) in enumerate(zip(sides, names, strict=True)):
+        y = [places[name][1] for name in some]
+        figure.add_scatter(x=[col] * len(some), y=y, text=some, textposition=side, **look)
         figure.add_annotation(x=col, y=1, yref="paper", yanchor="bottom", text=HEADINGS[col], showarrow=False)
     figure.update_traces(showlegend=False).update_xaxes(visible=False, range=[-0.6, 3.4]).update_yaxes(visible=False)
     within = f"{len(frame) - len(shown)} edges within chance left out"
     title = f"From “{one.suffix.short(40)}” to refusal (n = {one.suffixed.n}; {within})"
     return style.finish(figure, title, max(420, 160 + 26 * max(len(tokens), len(heads))))
-
-
-def _height(i: int, n: int) -> float:
-    return 1 - (i + 0.5) / n

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..attribution.components import heads as head_contributions
 from ..data.prompts import PromptsLike, as_prompts
-from ..hooks.attention import AttentionKnockout, every_head
+from ..hooks.attention import AttentionKnockout, by_layer, every_head
 from ..models.model import HookedChatModel
 from ..records.direction import DirectionLike, as_direction
 from ..records.labels import Head
@@ -102,19 +102,16 @@ def by_attribution(
         head_contributions(model, prompts, direction, suffixes=texts).values.mean(-1)
         for texts in (random_suffixes, [suffix] * len(prompts))
     )
-    order = (before - after).flatten().argsort(descending=True).tolist()
     every = every_head(model)
-    return tuple(every[i] for i in order)
+    return tuple(every[i] for i in (before - after).flatten().argsort(descending=True).tolist())
 
 
 def within_layers(heads: Sequence[Head], rng: random.Random) -> tuple[Head, ...]:
     """Another order of the heads, with the same layer at every place."""
-    own: dict[int, list[Head]] = {}
-    for head in heads:
-        own.setdefault(head[0], []).append(head)
+    own = by_layer(heads)
     for some in own.values():
         rng.shuffle(some)
-    return tuple(own[layer].pop() for layer, _ in heads)
+    return tuple((layer, own[layer].pop()) for layer, _ in heads)
 
 
 def cutting(measure: Callable[..., Tensor]) -> Callable[[Iterable[Head]], Tensor]:
@@ -140,9 +137,7 @@ def _curves(
 def _greedy(metrics: Callable[[Iterable[Head]], Tensor], ranked: tuple[Head, ...]) -> tuple[Head, ...]:
     """The heads by greedy choice, then the others in their order."""
     chosen: list[Head] = []
-    tried = list(ranked[:TRIED])
-    while tried and len(chosen) < GREEDY:
-        best = max(tried, key=lambda head: float(metrics([*chosen, head]).mean()))
-        chosen.append(best)
-        tried.remove(best)
+    for _ in range(min(GREEDY, len(ranked))):
+        tried = [head for head in ranked[:TRIED] if head not in chosen]
+        chosen.append(max(tried, key=lambda head: float(metrics([*chosen, head]).mean())))
     return (*chosen, *(head for head in ranked if head not in chosen))

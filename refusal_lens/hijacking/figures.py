@@ -55,7 +55,9 @@ def plot_suffix_ranking(attack: Investigation) -> Drawing:
     rho, p = attack.strength_against_universality()
     note = "strength and universality" if rho != rho else f"Spearman {rho:.2f} (p = {p:.1g})"
     titles = (f"all suffixes (n = {attack.plain.n})", note)
-    figure = style.panels(titles, column_widths=[0.6, 0.4], horizontal_spacing=0.12)
+    x = ("refusal metric", "share of the top heads' write")
+    y = ("rank", "share of instructions with metric < 0")
+    figure = style.panels(titles, x, y, column_widths=[0.6, 0.4], horizontal_spacing=0.12)
     found = [mean_interval(row.tolist()) for row in attack.screened]
     strengths, universal = attack.screened_strength.mean(1).tolist(), attack.screened_universality()
     order = sorted(range(len(found)), key=lambda i: float(attack.screened[i].mean()))
@@ -66,30 +68,19 @@ def plot_suffix_ranking(attack: Investigation) -> Drawing:
         some = [i for i in order if attack.suffixes[i].is_attack == is_attack]
         labels = [suffix_label(i, attack.suffixes[i]) for i in some]
         look = {"color": tint, "size": 9, "symbol": shape, "line": {"color": style.GREY, "width": 1}}
-        shared = {"mode": "markers", "name": name, "legendgroup": name, "marker": look, "customdata": labels}
+        shared: dict[str, Any] = {"mode": "markers", "marker": look, "customdata": labels}
+        shared |= {"name": name, "legendgroup": name}
         if some:
-            figure.add_scatter(
-                x=[found[i].mean for i in some],
-                y=[order.index(i) + 1 for i in some],
-                error_x=style.error_bars(found[i] for i in some),
-                hovertemplate="%{customdata}<br>refusal metric %{x:.2f}<extra></extra>",
-                **style.panel(1),
-                **shared,
-            )
-            figure.add_scatter(
-                x=[strengths[i] for i in some],
-                y=[universal[i].rate for i in some],
-                showlegend=False,
-                hovertemplate="%{customdata}<br>share %{x:.2f}, metric below 0 on %{y:.0%}<extra></extra>",
-                **style.panel(2),
-                **shared,
-            )
+            hover = "%{customdata}<br>refusal metric %{x:.2f}<extra></extra>"
+            bars, means = style.error_bars(found[i] for i in some), [found[i].mean for i in some]
+            places = [order.index(i) + 1 for i in some]
+            figure.add_scatter(x=means, y=places, error_x=bars, hovertemplate=hover, **style.panel(1), **shared)
+            hover = "%{customdata}<br>share %{x:.2f}, metric below 0 on %{y:.0%}<extra></extra>"
+            shared |= {"showlegend": False, "hovertemplate": hover, **style.panel(2)}
+            figure.add_scatter(x=[strengths[i] for i in some], y=[universal[i].rate for i in some], **shared)
     figure.add_vline(x=0, line_dash="dot", line_color=style.GREY, row=1, col=1)
     figure.add_vline(x=float(attack.plain.metric.mean()), line_color=style.RED, annotation_text="plain", row=1, col=1)
-    figure.update_xaxes(title_text="refusal metric", row=1, col=1)
-    figure.update_yaxes(title_text="rank", autorange="reversed", row=1, col=1)
-    figure.update_xaxes(title_text="share of the top heads' write", row=1, col=2)
-    figure.update_yaxes(title_text="share of instructions with metric < 0", range=[-0.05, 1.05], row=1, col=2)
+    figure.update_yaxes(autorange="reversed", row=1, col=1).update_yaxes(range=[-0.05, 1.05], row=1, col=2)
     return style.finish(figure, "Suffixes by the refusal metric that they leave", max(420, 200 + 14 * len(order)))
 
 
@@ -100,25 +91,19 @@ def plot_suffix_trace(
     """Cosine (or projection) by layer, mean over prompts with a band of one standard deviation (paper Fig. 5); one
     panel per position."""
     result = attack.result(result)
-    figure = style.panels([TRACES[value][1] for value in values], horizontal_spacing=0.1)
+    titles, up = ([TRACES[value][i] for value in values] for i in (1, 0))
+    layers = ["resid_pre of layer (last: final stream)"] * len(values)
+    figure = style.panels(titles, layers, up, horizontal_spacing=0.1)
     for col, value in enumerate(values, start=1):
         for o in conditions(attack, result):
             grid = getattr(o, value)
             tint, place = style.colour(o.condition), style.panel(col)
             style.add_band(figure, grid, tint, 0.15, **place)
-            figure.add_scatter(
-                x=list(range(len(grid))),
-                y=grid.mean(-1).tolist(),
-                mode="lines",
-                name=f"{o.condition}, n = {o.n}",
-                legendgroup=o.condition,
-                showlegend=col == 1,
-                line={"color": tint, "width": 2, "dash": "dash" if _is_control(o.condition) else "solid"},
-                **place,
-            )
+            line = {"color": tint, "width": 2, "dash": "dash" if _is_control(o.condition) else "solid"}
+            look = {"mode": "lines", "line": line, "legendgroup": o.condition, "showlegend": col == 1, **place}
+            x, y = list(range(len(grid))), grid.mean(-1).tolist()
+            figure.add_scatter(x=x, y=y, name=f"{o.condition}, n = {o.n}", **look)
         figure.add_vline(x=attack.direction.layer, line_dash="dot", line_color=style.GREY, row=1, col=col)
-        figure.update_xaxes(title_text="resid_pre of layer (last: final stream)", row=1, col=col)
-        figure.update_yaxes(title_text=TRACES[value][0], row=1, col=col)
     site = result.departure()
     if site is not None:
         look = {"line_dash": "dash", "line_color": style.ORANGE, "annotation_text": "departs from random"}
@@ -170,18 +155,9 @@ def plot_attention_positions(attack: Investigation, result: Which = None) -> Dra
         z = o.attention[..., region].mean(-1)
         n = z.shape[1]
         labels = [f"{text} ({i - n})" for i, text in enumerate(attack.post_labels)] or [str(i - n) for i in range(n)]
-        figure.add_heatmap(
-            z=z.tolist(),
-            x=labels,
-            y=list(attack.head_labels),
-            zmin=0,
-            zmax=1,
-            colorscale=style.SEQUENTIAL,
-            showscale=col == 2,
-            colorbar={"title": "attention"},
-            hovertemplate="%{y} from %{x}: %{z:.3f}<extra></extra>",
-            **style.panel(col),
-        )
+        look = {"zmin": 0, "zmax": 1, "colorscale": style.SEQUENTIAL, "colorbar": {"title": "attention"}}
+        look |= {"showscale": col == 2, "hovertemplate": "%{y} from %{x}: %{z:.3f}<extra></extra>"}
+        figure.add_heatmap(z=z.tolist(), x=labels, y=list(attack.head_labels), **look, **style.panel(col))
     figure.update_xaxes(title_text="attention from").update_yaxes(autorange="reversed")
     figure.update_yaxes(title_text="head", col=1)
     return style.finish(figure, f"Attention to the suffix “{result.suffix.short(40)}” and to random tokens", height=390)
@@ -261,7 +237,9 @@ def plot_causal_tests(record: CausalTests) -> Drawing:
 def plot_attention_shift(record: AttentionShift, target: str = "suffix") -> Drawing:
     """Each receiver's change of attention on the target, by cause, beside the compositions with the largest parts."""
     n, heads = record.parts.shape[-1], record.receiver_labels
-    figure = style.panels([f"attention on the {target}, by cause", "what wrote the scores"], horizontal_spacing=0.3)
+    titles = (f"attention on the {target}, by cause", "what wrote the scores")
+    x, y = ("head", "part of the change"), ("suffix minus random tokens",)
+    figure = style.panels(titles, x, y, horizontal_spacing=0.3)
     for player, tint in CAUSES.items():
         found = [record.part(player, head, target) for head in record.receivers]
         hover = f"%{{x}}, {player}: %{{y:+.3f}}<extra></extra>"
@@ -271,19 +249,11 @@ def plot_attention_shift(record: AttentionShift, target: str = "suffix") -> Draw
     figure.add_scatter(x=list(heads), y=changes, name="whole change", mode="markers", marker=look, **style.panel(1))
     paths = record.compositions(target)
     if len(paths):
-        figure.add_bar(
-            x=paths["part"].tolist(),
-            y=paths["path"].tolist(),
-            orientation="h",
-            error_x=style.error_bars(style.intervals(paths, "part")),
-            marker_color=style.GREEN,
-            showlegend=False,
-            hovertemplate="%{y}: %{x:+.3f}<extra></extra>",
-            **style.panel(2),
-        )
-    figure.update_layout(barmode="relative").update_yaxes(title_text="suffix minus random tokens", row=1, col=1)
-    figure.update_yaxes(autorange="reversed", row=1, col=2)
-    figure.update_xaxes(title_text="head", row=1, col=1).update_xaxes(title_text="part of the change", row=1, col=2)
+        look = {"marker_color": style.GREEN, "showlegend": False, "hovertemplate": "%{y}: %{x:+.3f}<extra></extra>"}
+        bars = style.error_bars(style.intervals(paths, "part"))
+        parts, labels = paths["part"].tolist(), paths["path"].tolist()
+        figure.add_bar(x=parts, y=labels, error_x=bars, orientation="h", **look, **style.panel(2))
+    figure.update_layout(barmode="relative").update_yaxes(autorange="reversed", row=1, col=2)
     return style.finish(figure, f"Why attention moves (n = {n})", height=460)
 
 
@@ -294,7 +264,9 @@ def plot_roc(record: Detectors | Investigation) -> Drawing:
         if record.detectors is None:
             raise LabelError("no detectors were measured: they need harmless prompts")
         record = record.detectors
-    figure = style.panels((f"ROC at site {record.site}", "AUROC by layer"))
+    x = ("false positive rate (harmless prompts)", "resid_pre of layer (last: final stream)")
+    y = ("true positive rate (harmful prompts)",)
+    figure = style.panels((f"ROC at site {record.site}", "AUROC by layer"), x, y)
     dashes = dict(zip(record.scores, ("solid", "dash", "dot"), strict=False))
     table = record.by_site()
     for (k, group), score in itertools.product(enumerate(record.harmful), record.scores):
@@ -309,9 +281,6 @@ def plot_roc(record: Detectors | Investigation) -> Drawing:
         figure.add_scatter(x=rows["site"].tolist(), y=rows["auroc"].tolist(), **more)
     chance = {"color": style.GREY, "dash": "dot"}
     figure.add_scatter(x=[0, 1], y=[0, 1], line=chance, showlegend=False, mode="lines", row=1, col=1)
-    figure.update_xaxes(title_text="false positive rate (harmless prompts)", row=1, col=1)
-    figure.update_yaxes(title_text="true positive rate (harmful prompts)", row=1, col=1)
-    figure.update_xaxes(title_text="resid_pre of layer (last: final stream)", row=1, col=2)
     return style.finish(figure, "Detecting harmful prompts by the direction", height=550)
 
 
@@ -319,7 +288,8 @@ def plot_roc(record: Detectors | Investigation) -> Drawing:
 def plot_detectors(record: DetectorComparison) -> Drawing:
     """AUROC and share detected of each detector by test, and AUROC on validation prompts by layer; 95% intervals."""
     detected = f"detected at {record.false_alarms:.0%} false alarms"
-    figure = style.panels(["AUROC", detected, "AUROC by layer (validation)"], horizontal_spacing=0.07)
+    titles, x = ("AUROC", detected, "AUROC by layer (validation)"), ("test prompts", "test prompts", "layer")
+    figure = style.panels(titles, x, horizontal_spacing=0.07)
     tests = [name.replace(" tokens", "<br>tokens") for name, *_ in record.tests]
     for i, name in enumerate(DETECTORS):
         look = {"legendgroup": name, "marker": style.marker(name, i)}
@@ -330,9 +300,7 @@ def plot_detectors(record: DetectorComparison) -> Drawing:
         line = {"color": style.colour(name, i), "dash": style.dash(name)}
         more = {"mode": "lines", "line": line, "name": name, "legendgroup": name, "showlegend": False}
         figure.add_scatter(y=record.validation[i].tolist(), **more, **style.panel(3))
-    figure.update_yaxes(range=[0, 1.05]).update_yaxes(tickformat=".0%", row=1, col=2)
-    figure.update_xaxes(title_text="test prompts", row=1, col=1).update_xaxes(title_text="test prompts", row=1, col=2)
-    figure.update_xaxes(title_text="layer", row=1, col=3).update_layout(barmode="group")
+    figure.update_yaxes(range=[0, 1.05]).update_yaxes(tickformat=".0%", row=1, col=2).update_layout(barmode="group")
     n = ", ".join(f"{record.groups.count(g)} {g}" for g in ("harmful", "harmless"))
     return style.finish(figure, f"Detectors of harmful prompts (n = {n}; 95% intervals)", height=520)
 
@@ -340,13 +308,12 @@ def plot_detectors(record: DetectorComparison) -> Drawing:
 def _register_part(kind: str, draw: Callable[[Any], Drawing], part: str) -> None:
     """Let a suffix's result and an investigation draw one of their parts, if it was measured."""
 
+    @registered(kind, SuffixResult, Investigation)
     def drawn(record: SuffixResult | Investigation, result: Which = None) -> Drawing:
         found = getattr(record.result(result) if isinstance(record, Investigation) else record, part)
         if found is None:
             raise LabelError(f"no {kind} were measured for this suffix, so there is nothing to draw")
         return draw(found)
-
-    registered(kind, SuffixResult, Investigation)(drawn)
 
 
 registered("circuit", SuffixResult, Investigation)(plot_circuit)

@@ -89,11 +89,11 @@ class PatchingGrid(Record, axes={"value": VALUES, "place": "places"}, figures=FI
 
     def agreement(self, value: str = "metric") -> float:
         """Spearman's correlation of gradient and exact patches over the cells (means over prompts); NaN without."""
-        i, cells = index_of(VALUES, value, "value", "PatchingGrid"), self.measured
+        i = index_of(VALUES, value, "value", "PatchingGrid")
         if self.estimate is None:
             return float("nan")
         means = [grid[i].mean(-1) for grid in (self.estimate, self.effects)]
-        estimated, exact = ([float(x[cell]) for cell in cells] for x in means)
+        estimated, exact = ([float(x[cell]) for cell in self.measured] for x in means)
         return correlation(estimated, exact)[0]
 
     def to_frame(self) -> pd.DataFrame:
@@ -114,10 +114,9 @@ class PatchingGrid(Record, axes={"value": VALUES, "place": "places"}, figures=FI
         for k, (layer, place) in enumerate(self.top):
             row: dict[str, object] = {"cell": self.label(layer, place)}
             for name in VALUES:
+                placebo = self.share(layer, place, name, self.placebo[:, k])
                 row |= columns(self.share(layer, place, name), name, f"{name} ")
-                row |= columns(
-                    self.share(layer, place, name, self.placebo[:, k]), f"{name}, placebo", f"{name}, placebo "
-                )
+                row |= columns(placebo, f"{name}, placebo", f"{name}, placebo ")
             rows.append(row | {"n": self.n - self.n_chosen})
         return pd.DataFrame(rows)
 
@@ -131,9 +130,8 @@ class PatchingGrid(Record, axes={"value": VALUES, "place": "places"}, figures=FI
         parts = (self.share(*cell), self.share(*cell, effects=self.placebo[:, 0]))
         own, placebo = (f"{x.mean:.0%} [{x.low:.0%}, {x.high:.0%}]" for x in parts)
         said += f": the largest cell, {self.label(*cell)}, makes {own} of the metric's difference (a random change of "
-        chosen = (
-            f"{self.n_chosen} prompts, shown on {self.n - self.n_chosen} others" if self.n_chosen else "this prompt"
-        )
+        n = self.n_chosen
+        chosen = f"{n} prompts, shown on {self.n - n} others" if n else "this prompt"
         said += f"equal norm {placebo}; chosen on {chosen})"
         return said + ("." if rho != rho else f"; gradient and exact patches rank the cells alike at {rho:.2f}.")
 
@@ -199,9 +197,8 @@ class PathEffects(Record, axes={"effect": EFFECTS, "path": "paths"}, figures=FIG
         first, best = self.paths[0], self.paths[int(share.argmax())]
         said = f"Direct paths {self.way.replace('clean', 'random')}: {first} makes {self._said(first, 'attention')} of "
         said += f"the difference in its attention to the suffix, and {self._said(first, 'metric')} of the metric's. "
-        return (
-            f"{said}Of {len(self.paths)} paths {best} makes most of the metric's: {self._said(best, 'metric', half)}."
-        )
+        most = self._said(best, "metric", half)
+        return f"{said}Of {len(self.paths)} paths {best} makes most of the metric's: {most}."
 
     def _said(self, path: str, effect: str, start: int = 0) -> str:
         own, other = (self.share(path, effect, random, start) for random in (False, True))

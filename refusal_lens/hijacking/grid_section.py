@@ -1,7 +1,6 @@
 """Report items of patching grids and paths."""
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from ..report.claims import percent
 from ..report.page import Figure, Item, Section, Table
@@ -23,12 +22,12 @@ def grid_items(
             f"{' '.join(grid.notes)}"
         )
         control = "changes of equal norm in random directions, in the table"
-        n = f"{grid.n} prompts"
-        yield Figure.of(f"{name}-grid-{i}", grid, caption, n, control)
+        yield Figure.of(f"{name}-grid-{i}", grid, caption, f"{grid.n} prompts", control)
         frame = grid.largest()
         rows = tuple(
-            (row["cell"], *(_cell(row, key) for key in ("metric", "metric, placebo", "r̂ᵀx", "r̂ᵀx, placebo")))
-            for row in frame.to_dict("records")
+            # cell, then value, low and high of metric, its placebo, r̂ᵀx and its placebo, then n
+            (row[0], *(percent(Interval(row[k], row[k + 1], row[k + 2], 0)) for k in range(1, 13, 3)))
+            for row in frame.itertuples(index=False)
         )
         caption = (
             f"The cells with the largest effects on the metric, chosen on the first {grid.n_chosen} prompts; shares on "
@@ -43,8 +42,7 @@ def grid_items(
             f"bootstrap intervals. {' '.join(paths.notes)}"
         )
         control = "random heads of the sender's layer; for MLPs and the embedding, random changes of equal norm"
-        n = f"{paths.effects.shape[-1]} prompts"
-        yield Figure.of(f"{name}-paths", paths, caption, n, control)
+        yield Figure.of(f"{name}-paths", paths, caption, f"{paths.effects.shape[-1]} prompts", control)
     if curves is not None and curves.paths:
         caption = (
             f"{curves.sentence()} Left: the suffixed run, where the first compositions carry what their senders write "
@@ -72,7 +70,3 @@ def grid_section(
         stays = (f"{percent(curves.stays(run))} as in the {run} run" for run in ("random", "plain"))
         text.append(f"Share of the suffix's effect that stays with every head's attention held: {', '.join(stays)}.")
     return Section("grids", "Where a suffix acts", tuple(text), tuple(grid_items(grids, paths, "suffix", together)))
-
-
-def _cell(row: Mapping[Hashable, Any], key: str) -> str:
-    return percent(Interval(row[key], row[f"{key} low"], row[f"{key} high"], 0))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..data.prompts import PromptsLike, as_prompts
 from ..engines.base import Engine
 from ..engines.local import LocalEngine
 from ..errors import SettingError
+from ..hooks.attention import by_layer
 from ..models.model import HookedChatModel
 from ..progress import Progress, automatic
 from ..records.direction import Direction, DirectionLike, as_direction
@@ -32,6 +34,7 @@ LAYOUT = 2  # of stored items
 ROOM = {"cpu": 512}  # tokens of a pass, so that passes of a small model hold several cells
 ROOM_ELSEWHERE = 16384
 SLACK = 0.05  # relative change before the suffix that is more than rounding
+_Item = tuple[int, int, list[list[int]]]  # batch, layer, places of each pass
 
 
 def patching_grid(
@@ -85,23 +88,34 @@ def patching_grid(
         >>> len(grid.measured), grid.sizes["layer"], grid.causality < 1e-3
         (6, 5, True)
     """
-    index_of(SITES, site, "site", "patching")
-    requests, direction = as_prompts(prompts), as_direction(direction)
+    requests, direction, engine = as_prompts(prompts), as_direction(direction), engine or LocalEngine(model)
     model.check_direction(direction)
-    if site == "z":
-        for layer in range(model.n_layers):
-            model.backend.output_weight(layer)  # refuses a layer without heads
-    work = _Cells(requests, suffix, clean_suffixes, direction, refusal_tokens.ids, site, way)
-    engine = engine or LocalEngine(model)
-    job = engine.state(work)
-    chosen = max(1, job.n // 2)
-    cells = job.ranked(job.estimate, exact, chosen) if exact is not None and job.estimate is not None else None
-    forecast, total = job.forecast(cells, limit, folder)
+    job = engine.state(_Cells(requests, suffix, clean_suffixes, direction, refusal_tokens.ids, site, way))
+    items = job.items(exact)
+    forecast, total = job.forecast(items, limit, folder)
     with progress(f"patch {site} {way} ({forecast})", total) as advance:
-        effects = job.grid(cells, engine, Store(folder) if folder else None, advance)
-        top = job.ranked(effects, n_placebo, chosen)
+        effects = job.grid(items, engine, Store(folder) if folder else None, advance)
+        top = job.ranked(effects, n_placebo)
         placebo = job.placebo(top, seed)
-    return job.record(effects, top, placebo, "plain" if clean_suffixes is None else "random", forecast)
+    return PatchingGrid(
+        site=site,
+        way=way,
+        clean="plain" if clean_suffixes is None else "random",
+        places=job.labels(),
+        effects=effects.float(),
+        estimate=None if job.estimate is None else job.estimate.float(),
+        into=job.ends[0],
+        source=job.ends[1],
+        top=top,
+        placebo=placebo.float(),
+        n_chosen=job.n // 2,
+        causality=job.causality,
+        layer=direction.layer,
+        seconds=job.seconds,
+        passes=job.passes,
+        forecast=forecast,
+        notes=tuple(job.notes),
+    )
 
 
 @dataclass(frozen=True)
@@ -126,7 +140,7 @@ class _Cells:
         """Both runs as they are, and the gradient's estimate of every cell."""
         return _Job(model, self)
 
-    def run(self, model: HookedChatModel, job: _Job, item: tuple[int, int, list[list[int]]]) -> dict[str, Tensor]:
+    def run(self, model: HookedChatModel, job: _Job, item: _Item) -> dict[str, Tensor]:
         """Effects of patches in groups of places, in that order, and the seconds."""
         batch, layer, groups = item
         begin = time.perf_counter()
@@ -149,7 +163,11 @@ class _Job:
 
     def __post_init__(self) -> None:
         model, work, self.n = self.model, self.work, len(self.work.prompts)
-        self.direction, self.site, self.way = work.direction, work.site, work.way
+        self.direction, self.site = work.direction, work.site
+        index_of(SITES, self.site, "site", "patching")
+        if self.site == "z":
+            for layer in range(model.n_layers):
+                model.backend.output_weight(layer)  # refuses a layer without heads
         self.pairs = pairs_of(model, work.prompts, work.suffix, work.clean, work.way)
         self.n_last = self.pairs[0].into.n_last
         self.places = model.n_heads if self.site == "z" else self.n_last
@@ -159,54 +177,25 @@ class _Job:
         self.ends = torch.zeros(2, 2, self.n, dtype=torch.float64)  # into and source, value
         self.given: list[dict[str, Tensor]] = []
         self.room = ROOM.get(model.device.type, ROOM_ELSEWHERE)
-        self._begin()
+        estimates = torch.zeros(2, model.n_layers, self.places, self.n, dtype=torch.float64)
+        at = f"blocks.{self.direction.layer}.hook_resid_pre"
+        for pair in self.pairs:
+            for end, run in zip(self.ends, (pair.into, pair.source), strict=True):
+                end[0, pair.rows] = self._metric(model.logits(run.tokens)[:, -1])
+                end[1, pair.rows] = (wide(run.read([at], 1)[at][:, 0]).to(self.r) @ self.r).double().cpu()
+            self.given.append(pair.source.read(self.names, self.n_last))
+            self._check(pair)
+            self._estimate(pair, self.given[-1], estimates)
 
     def labels(self) -> tuple[str, ...]:
         """Heads; or positions from the end with the suffixed run's tokens after the first prompt."""
         if self.site == "z":
             return tuple(f"H{head}" for head in range(self.places))
         (pair,) = (p for p in self.pairs if 0 in p.rows)
-        run = pair.into if self.way == WAYS[0] else pair.source
+        run = pair.into if self.work.way == WAYS[0] else pair.source
         ids = run.tokens.ids[pair.rows.index(0), -self.n_last :].tolist()
         texts = [visible(self.model.tokenizer.decode([token])) for token in ids]
         return tuple(f"{i - self.n_last} {text}" for i, text in enumerate(texts))
-
-    def record(
-        self, effects: Tensor, top: tuple[tuple[int, int], ...], placebo: Tensor, clean: str, forecast: str
-    ) -> PatchingGrid:
-        """The result."""
-        return PatchingGrid(
-            site=self.site,
-            way=self.way,
-            clean=clean,
-            places=self.labels(),
-            effects=effects.float(),
-            estimate=None if self.estimate is None else self.estimate.float(),
-            into=self.ends[0],
-            source=self.ends[1],
-            top=top,
-            placebo=placebo.float(),
-            n_chosen=self.n // 2,
-            causality=self.causality,
-            layer=self.direction.layer,
-            seconds=self.seconds,
-            passes=self.passes,
-            forecast=forecast,
-            notes=tuple(self.notes),
-        )
-
-    # -- before the patches ---------------------------------------------------------------------------------
-    def _begin(self) -> None:
-        """Both runs as they are, what one gives to the other, and the gradient's estimate of every cell."""
-        estimates = torch.zeros(2, self.model.n_layers, self.places, self.n, dtype=torch.float64)
-        for pair in self.pairs:
-            at = f"blocks.{self.direction.layer}.hook_resid_pre"
-            for end, run in zip(self.ends, (pair.into, pair.source), strict=True):
-                end[0, pair.rows] = self._metric(self.model.logits(run.tokens)[:, -1])
-                end[1, pair.rows] = (wide(run.read([at], 1)[at][:, 0]).to(self.r) @ self.r).double().cpu()
-            self.given.append(pair.source.read(self.names, self.n_last))
-            self._check(pair)
-            self._estimate(pair, self.given[-1], estimates)
 
     def _check(self, pair: Pair) -> None:
         """Nothing may differ at the last token before the suffix."""
@@ -244,9 +233,9 @@ class _Job:
     def _metric(self, logits: Tensor) -> Tensor:
         return refusal_log_odds(logits, self.work.ids).double().cpu()
 
-    def ranked(self, effects: Tensor, most: int | None, chosen: int) -> tuple[tuple[int, int], ...]:
-        """The cells with the largest effects on the metric, mean over the first prompts."""
-        size = effects[0, :, :, :chosen].mean(-1).abs()
+    def ranked(self, effects: Tensor, most: int) -> tuple[tuple[int, int], ...]:
+        """The cells with the largest effects on the metric, mean over the first half of the prompts."""
+        size = effects[0, :, :, : max(1, self.n // 2)].mean(-1).abs()
         order = size.nan_to_num(-1).flatten().argsort(descending=True, stable=True)[:most].tolist()
         cells = [divmod(i, self.places) for i in order]
         return tuple(cell for cell in cells if not bool(size[cell].isnan()))
@@ -267,35 +256,30 @@ class _Job:
         """Positions at the end that a patch of these places changes."""
         return self.n_last if self.site == "z" else self.n_last - min(places)
 
-    def forecast(
-        self, cells: Sequence[tuple[int, int]] | None, limit: float | None, folder: str | Path | None
-    ) -> tuple[str, int]:
+    def items(self, exact: int | None) -> list[_Item]:
+        """Batch, layer and groups of places: of all cells, or of those with the largest estimates."""
+        cells: Iterable[tuple[int, int]] = product(range(self.model.n_layers), range(self.places))
+        if exact is not None and self.estimate is not None:
+            cells = self.ranked(self.estimate, exact)
+        by_batch = product(enumerate(self.pairs), by_layer(sorted(cells)).items())
+        return [(i, layer, list(self.groups(len(pair.rows), some))) for (i, pair), (layer, some) in by_batch]
+
+    def forecast(self, items: list[_Item], limit: float | None, folder: str | Path | None) -> tuple[str, int]:
         """Time and size in words, from one pass in the middle, and the number of passes; refuses too large a grid."""
-        by_layer = self._by_layer(cells)
-        sizes = [
-            (i, layer, some)
-            for i, pair in enumerate(self.pairs)
-            for layer, places in by_layer.items()
-            for some in self.groups(len(pair.into), places)
+        passes = [(i, layer, some) for i, layer, groups in items for some in groups]
+        costs = [
+            len(self.pairs[i].rows) * len(some) * self.tail(some) * (self.model.n_layers - layer)
+            for i, layer, some in passes
         ]
-        total = len(sizes)
-        n_bytes = 8 * 2 * self.model.n_layers * self.places * self.n
-        seconds = 0.0
-        if sizes:
-            costs = [
-                len(self.pairs[i].into) * len(some) * self.tail(some) * (self.model.n_layers - layer)
-                for i, layer, some in sizes
-            ]
+        total, seconds, n_bytes = len(passes), 0.0, 8 * 2 * self.model.n_layers * self.places * self.n
+        if passes:
             middle = sorted(range(total), key=costs.__getitem__)[total // 2]
-            i, layer, some = sizes[middle]
-            self.patched(i, layer, some)  # the first pass packs weights
+            self.patched(*passes[middle])  # the first pass packs weights
             begin = time.perf_counter()
-            self.patched(i, layer, some)
+            self.patched(*passes[middle])
             seconds = (time.perf_counter() - begin) * max(total, sum(costs) / max(1, costs[middle]))
-        said = (
-            f"{total} passes, {sum(map(len, by_layer.values()))} cells x {self.n} prompts, about {_duration(seconds)}"
-        )
-        said += f", {n_bytes / 1e6:.1f} MB"
+        n_cells = sum(len(some) for i, _, some in passes if i == 0)
+        said = f"{total} passes, {n_cells} cells x {self.n} prompts, about {_duration(seconds)}, {n_bytes / 1e6:.1f} MB"
         if limit is not None and seconds > limit:
             raise SettingError(
                 f"this grid needs {said}, and limit={limit:g} seconds: patch fewer cells (exact=...), use fewer "
@@ -307,27 +291,16 @@ class _Job:
                 raise SettingError(f"{folder} has {free / 1e6:.1f} MB left and this grid needs {2 * n_bytes / 1e6:.1f}")
         return said, total
 
-    def _by_layer(self, cells: Sequence[tuple[int, int]] | None) -> dict[int, list[int]]:
-        if cells is None:
-            return {layer: list(range(self.places)) for layer in range(self.model.n_layers)}
-        found: dict[int, list[int]] = {}
-        for layer, place in sorted(cells):
-            found.setdefault(layer, []).append(place)
-        return found
-
     def grid(
-        self, cells: Sequence[tuple[int, int]] | None, engine: Engine, store: Store | None, advance: Any
+        self, items: list[_Item], engine: Engine, store: Store | None, advance: Any
     ) -> Float[Tensor, "value layer place prompt"]:
         """Effects of exact patches, layer by layer, each kept in the store; NaN elsewhere."""
-        items, names = [], []
-        for i, pair in enumerate(self.pairs):
-            for layer, places in self._by_layer(cells).items():
-                items.append((i, layer, list(self.groups(len(pair.into), places))))
-                names.append((f"batch-{i}/layer-{layer}", self.work.key(self.model, pair.rows, *items[-1][1:])))
+        keys = [self.work.key(self.model, self.pairs[i].rows, *rest) for i, *rest in items]
+        names = [(f"batch-{i}/layer-{layer}", key) for (i, layer, _), key in zip(items, keys, strict=True)]
         made = engine.map("cells", self.work, items, lambda index: advance(len(items[index][2])), store, names)
         effects = torch.full((2, self.model.n_layers, self.places, self.n), float("nan"), dtype=torch.float64)
         for (i, layer, groups), item in zip(items, made, strict=True):
-            for k, place in enumerate(place for some in groups for place in some):
+            for k, place in enumerate(chain(*groups)):
                 effects[:, layer, place, self.pairs[i].rows] = item["effects"][:, k]
             self.seconds += float(item["seconds"])
             self.passes += len(groups)

@@ -140,12 +140,10 @@ class _Steps:
         self, model: HookedChatModel, plain: Observation, before: SourceContributions, result: SuffixResult, seed: int
     ) -> SuffixResult:
         """The result with causal tests and token forensics."""
-        settings, text = self.settings, result.suffix.text
+        settings, text, tokens = self.settings, result.suffix.text, None
         how: dict[str, Any] = {"n_random": settings.n_random, "max_new_tokens": settings.max_new_tokens, "seed": seed}
         causal = causal_tests(model, plain, result.suffixed, self.direction, self.heads, self.tokens, **how)
-        some = self.prompts[: settings.forensics]
-        tokens = None
-        if some:
+        if some := self.prompts[: settings.forensics]:
             sources = source_contributions(model, some, self.direction, suffixes=[text] * len(some))
             tokens = token_effects(model, some, text, sources, self.heads, self.tokens)
         return replace(result, causal=causal, tokens=tokens, **self._explained(model, result, seed, how))
@@ -160,8 +158,7 @@ class _Steps:
             check_suffix(model.chat, self.choosing, text, model.n_ctx)
             drawn = random_controls(model.chat, self.choosing, text, seed + 1).texts
             others: dict[str, Any] = {"choosing": self.choosing, "choosing_random": drawn}
-            more: dict[str, Any] = {**others, **how}
-            found["curves"] = head_curves(*inputs, self.direction, self.tokens, **more)
+            found["curves"] = head_curves(*inputs, self.direction, self.tokens, **(others | how))
             n = self.settings.forensics
             few = (model, self.prompts[:n], text, result.random.suffixes[:n])
             at = (*few, self.direction, self.tokens)
@@ -205,8 +202,8 @@ class _Job:
         with progress("screen the suffixes", len(steps.prompts)) as advance:
             screened = screen(self.engine.model, steps.prompts, texts, steps.tokens, steps.heads, advance, **shared)
         chosen = self._chosen(suffixes, screened.metric)
-        conditions = [None, ("harmless", harmless), ("borderline", borderline, None, False)]
-        conditions = [one for one in conditions if one is None or one[1]]
+        calm: list[Any] = [("harmless", harmless), ("borderline", borderline, None, False)]
+        conditions = [None, *(one for one in calm if one[1])]
         with progress("read plain and harmless prompts", len(conditions)) as advance:
             plain, *others = self.map("conditions", conditions, advance)
         named = {one.condition: one for one in others}
@@ -338,21 +335,19 @@ def investigate(
     steps = _Steps(direction, refusal_tokens, heads, refused, choosing, settings)
     job = _Job(engine or LocalEngine(model), steps, Store(folder), notes)
     found = job.measure(suffixes, harmless, borderline, progress)
-    return job.store.put(
-        "report",
-        Investigation(
-            model=model.name,
-            direction=direction,
-            refusal_tokens=refusal_tokens,
-            top_heads=heads,
-            head_prompts=tuple(choosing),
-            suffixes=suffixes.items,
-            n_asked=n_read,
-            notes=tuple(notes),
-            post_labels=model.chat.post_labels(),
-            **found,
-        ),
+    report = Investigation(
+        model=model.name,
+        direction=direction,
+        refusal_tokens=refusal_tokens,
+        top_heads=heads,
+        head_prompts=tuple(choosing),
+        suffixes=suffixes.items,
+        n_asked=n_read,
+        notes=tuple(notes),
+        post_labels=model.chat.post_labels(),
+        **found,
     )
+    return job.store.put("report", report)
 
 
 def _prompts(prompts: PromptsLike, head_prompts: PromptsLike) -> tuple[list[str], list[str]]:

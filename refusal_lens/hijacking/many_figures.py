@@ -1,5 +1,7 @@
 """Figures of many suffixes: strength and causes, recurring heads, clusters, and the split beside dominance."""
 
+from typing import Any
+
 from ..errors import LabelError
 from ..records.base import figure as registered
 from ..report import style
@@ -23,33 +25,26 @@ def plot_many_suffixes(record: ManySuffixes) -> Drawing:
     rho = record.strength_against_universality()
     note = "" if rho.mean != rho.mean else f": Spearman {rho.mean:.2f} [{rho.low:.2f}, {rho.high:.2f}]"
     titles = (f"strength and universality{note}", "attention of the top heads on it, by cause; strongest above")
-    figure = style.panels(titles, column_widths=[0.4, 0.6], horizontal_spacing=0.22)
+    x, y = ("drop of the refusal metric", "attention, suffix minus random tokens"), ("prompts not refused",)
+    figure = style.panels(titles, x, y, column_widths=[0.4, 0.6], horizontal_spacing=0.22)
+    hover = "%{customdata[0]}<br>drop %{x:.2f} (spread over prompts %{customdata[1]:.2f})<br>not refused "
+    hover += "%{y:.0%}: %{customdata[2]}<extra></extra>"
     for group, name, tint in KINDS:
         some = list(getattr(record, group))
         rows = frame.iloc[some]
-        figure.add_scatter(
-            x=rows["metric_drop"],
-            y=rows["not_refused"],
-            error_x=style.error_bars(record.metric_drop(i) for i in some),
-            error_y=style.error_bars(record.stopped(i) for i in some),
-            customdata=[[_label(record, i), frame["spread"][i], frame["grade"][i]] for i in some],
-            hovertemplate="%{customdata[0]}<br>drop %{x:.2f} (spread over prompts %{customdata[1]:.2f})<br>not refused "
-            "%{y:.0%}: %{customdata[2]}<extra></extra>",
-            mode="markers",
-            name=name,
-            marker={"color": tint, "size": 9, "line": {"color": style.GREY, "width": 1}},
-            **style.panel(1),
-        )
+        bars = {"error_x": style.error_bars(map(record.metric_drop, some))}
+        bars["error_y"] = style.error_bars(map(record.stopped, some))
+        texts = [[_label(record, i), frame["spread"][i], frame["grade"][i]] for i in some]
+        marker = {"color": tint, "size": 9, "line": {"color": style.GREY, "width": 1}}
+        look: dict[str, Any] = {"mode": "markers", "marker": marker, "customdata": texts, "hovertemplate": hover}
+        figure.add_scatter(x=rows["metric_drop"], y=rows["not_refused"], name=name, **bars, **look, **style.panel(1))
     order = frame["metric_drop"].argsort().tolist()
     labels = [_label(record, i) for i in order]
     for player, tint in CAUSES.items():
         hover = f"%{{y}}, {player}: %{{x:+.3f}}<extra></extra>"
-        values, look = frame[player].iloc[order].tolist(), {"marker_color": tint, "hovertemplate": hover}
-        figure.add_bar(x=values, y=labels, orientation="h", name=player, **look, **style.panel(2))
-    figure.update_xaxes(title_text="drop of the refusal metric", row=1, col=1)
-    figure.update_yaxes(title_text="prompts not refused", tickformat=".0%", row=1, col=1)
-    figure.update_xaxes(title_text="attention, suffix minus random tokens", row=1, col=2)
-    figure.update_layout(barmode="relative")
+        look = {"marker_color": tint, "hovertemplate": hover, "orientation": "h", **style.panel(2)}
+        figure.add_bar(x=frame[player].iloc[order].tolist(), y=labels, name=player, **look)
+    figure.update_yaxes(tickformat=".0%", row=1, col=1).update_layout(barmode="relative")
     height = max(440, 200 + 15 * len(order))
     return style.finish(figure, f"{len(order)} suffixes beside random tokens (n = {n} prompts)", height)
 
@@ -64,9 +59,9 @@ def plot_recurrence(record: ManySuffixes, by: str = "attention", top: int | None
     found, heads = record.overlaps(by, top), record.recurring(by, top).head(HEADS)
     if not found:
         raise LabelError("heads can recur over two suffixes of a kind at least")
-    figure = style.panels(
-        [f"shared part of their top {top or len(record.top_heads)} heads", "heads that recur"], horizontal_spacing=0.14
-    )
+    titles = (f"shared part of their top {top or len(record.top_heads)} heads", "heads that recur")
+    x, y = ("two suffixes", "head"), ("shared part", "share of suffixes")
+    figure = style.panels(titles, x, y, horizontal_spacing=0.14)
     for name, which, tint, hatch in (
         ("suffixes", "found", style.ORANGE, ""),
         ("random heads of the same layers (95% range)", "chance", style.GREY, "/"),
@@ -79,10 +74,7 @@ def plot_recurrence(record: ManySuffixes, by: str = "attention", top: int | None
         hover = f"%{{x}}: in %{{customdata[0]}} of %{{customdata[1]}} {group} (adjusted p %{{customdata[2]:.1g}})"
         more = {"customdata": heads[[group, of, "p"]].to_numpy().tolist(), "hovertemplate": f"{hover}<extra></extra>"}
         figure.add_bar(x=heads["head"].tolist(), y=share, name=name, marker_color=tint, **more, **style.panel(2))
-    figure.update_layout(barmode="group").update_xaxes(title_text="two suffixes", row=1, col=1)
-    figure.update_yaxes(title_text="shared part", range=[0, 1.05], row=1, col=1)
-    figure.update_xaxes(title_text="head", row=1, col=2)
-    figure.update_yaxes(title_text="share of suffixes", range=[0, 1.05], row=1, col=2)
+    figure.update_layout(barmode="group").update_yaxes(range=[0, 1.05])
     return style.finish(figure, f"Do the same heads recur? (by {by}, n = {len(record.suffixes)} suffixes)", 460)
 
 
@@ -94,20 +86,12 @@ def plot_clusters(record: ManySuffixes) -> Drawing:
         raise LabelError("clusters need four suffixes at least")
     order = found.order.tolist()
     labels = [f"{_label(record, i)} [{found.labels[i]}]" for i in order]
-    figure = Drawing()
-    figure.add_heatmap(
-        z=found.cosine[order][:, order].round(3).tolist(),
-        x=labels,
-        y=labels,
-        **style.diverging(1.0, "cosine"),
-        hovertemplate="%{y}<br>%{x}<br>cosine %{z:.2f}<extra></extra>",
-    )
+    look = {**style.diverging(1.0, "cosine"), "hovertemplate": "%{y}<br>%{x}<br>cosine %{z:.2f}<extra></extra>"}
+    figure = Drawing().add_heatmap(z=found.cosine[order][:, order].round(3).tolist(), x=labels, y=labels, **look)
     figure.update_xaxes(title_text="suffix [cluster]", tickangle=-50)
     figure.update_yaxes(title_text="suffix [cluster]", autorange="reversed")
-    chance = (
-        f"{found.silhouette:.2f}, shuffled {found.chance.mean:.2f} [{found.chance.low:.2f}, {found.chance.high:.2f}]"
-    )
-    title = f"{found.labels.max()} clusters of {len(order)} suffixes (silhouette {chance})"
+    chance = f"shuffled {found.chance.mean:.2f} [{found.chance.low:.2f}, {found.chance.high:.2f}]"
+    title = f"{found.labels.max()} clusters of {len(order)} suffixes (silhouette {found.silhouette:.2f}, {chance})"
     return style.finish(figure, title, max(520, 300 + 14 * len(order)))
 
 

@@ -70,11 +70,8 @@ class ManySuffixes(
 
     def strongest(self, n: int, controls: int = 2) -> tuple[Suffix, ...]:
         """The ``n`` attacks that lower the metric most below random tokens, then as many controls that do."""
-
-        def first(some: tuple[int, ...], n: int) -> list[int]:
-            return sorted(some, key=lambda i: -self.metric_drop(i).mean)[:n]
-
-        return tuple(self.suffixes[i] for i in (*first(self.attacks, n), *first(self.controls, controls)))
+        first = (sorted(some, key=lambda i: -self.metric_drop(i).mean) for some in (self.attacks, self.controls))
+        return tuple(self.suffixes[i] for order, k in zip(first, (n, controls), strict=True) for i in order[:k])
 
     def metric_drop(self, i: int) -> Interval:
         """Refusal metric with random tokens minus that with suffix ``i``, paired by prompt."""
@@ -134,18 +131,10 @@ class ManySuffixes(
         counts = [sets[list(some)].sum(0) for some in (self.attacks, self.controls)]
         n, share = len(self.attacks), top / counts[0].size
         p = benjamini_hochberg(scipy_stats.binom.sf(counts[0].ravel() - 1, n, share)).reshape(counts[0].shape)
-        rows = [
-            {
-                "head": head_label(int(layer), int(head)),
-                "attacks": int(counts[0][layer, head]),
-                "controls": int(counts[1][layer, head]),
-                "p": float(p[layer, head]),
-                "of attacks": n,
-                "of controls": len(self.controls),
-            }
-            for layer, head in zip(*np.nonzero(counts[0]), strict=True)
-        ]
-        found = pd.DataFrame(rows, columns=["head", "attacks", "controls", "p", "of attacks", "of controls"])
+        heads = np.nonzero(counts[0])
+        values = {"attacks": counts[0][heads], "controls": counts[1][heads], "p": p[heads]}
+        labels = [head_label(*head) for head in np.argwhere(counts[0]).tolist()]
+        found = pd.DataFrame({"head": labels, **values, "of attacks": n, "of controls": len(self.controls)})
         return found.sort_values(["attacks", "head"], ascending=[False, True], ignore_index=True)
 
     def clusters(self) -> Clusters | None:
@@ -158,20 +147,18 @@ class ManySuffixes(
 
     def cluster_frame(self) -> pd.DataFrame:
         """One row per cluster: attacks and controls in it, mean drop of the metric, causes, two typical suffixes."""
-        found, rows = self.clusters(), []
-        for label in [] if found is None else sorted(set(found.labels)):
-            own = np.nonzero(found.labels == label)[0]  # type: ignore[union-attr]
-            typical = own[np.argsort(-found.cosine[np.ix_(own, own)].mean(1), kind="stable")][:2]  # type: ignore[union-attr]
+        found, rows = self.clusters(), list[dict[str, object]]()
+        if found is None:
+            return pd.DataFrame()
+        for label in sorted(set(found.labels)):
+            own = np.nonzero(found.labels == label)[0]
+            typical = own[np.argsort(-found.cosine[np.ix_(own, own)].mean(1), kind="stable")][:2]
             causes = self.causes[own.tolist(), :, TARGETS.index("suffix")].mean((0, 2))
-            row = {
-                "cluster": int(label),
-                "attacks": sum(int(i) in self.attacks for i in own),
-                "controls": sum(int(i) in self.controls for i in own),
-                "metric_drop": float(np.mean([self.metric_drop(int(i)).mean for i in own])),
-                **dict(zip(PLAYERS, causes.tolist(), strict=True)),
-                "examples": " | ".join(shortened(self.suffixes[i].text.strip(), 50) for i in typical),
-            }
-            rows.append(row)
+            kinds = [len({*own.tolist()} & {*some}) for some in (self.attacks, self.controls)]
+            drop = float(np.mean([self.metric_drop(i).mean for i in own.tolist()]))
+            row = {"cluster": int(label), "attacks": kinds[0], "controls": kinds[1], "metric_drop": drop}
+            row |= dict(zip(PLAYERS, causes.tolist(), strict=True))
+            rows.append(row | {"examples": " | ".join(shortened(self.suffixes[i].text.strip(), 50) for i in typical)})
         return pd.DataFrame(rows)
 
     def strength_against_universality(self) -> Interval:

@@ -62,22 +62,19 @@ def observe(
     sources = SourceContributions(
         *rows[by_source], bounds_of(tokens), token_texts(model, tokens), texts(prompts, given), direction, -1
     )
-    every = rows[attention]
+    every, written = rows[attention], rows[parts]._asdict()
     responses = replies(model, tokens, max_new_tokens) if max_new_tokens else []
     observation = Observation(
         condition=condition,
         prompts=tuple(prompts),
         suffixes=tuple(given),
-        projection=rows[parts].resid,
+        projection=written.pop("resid"),
         cosine=rows[at_end].cosine,
         instruction_projection=rows[inside].projection,
         instruction_cosine=rows[inside].cosine,
         instruction_max=rows[inside].highest,
-        heads=rows[parts].heads,
+        **written,  # embed, heads, attn_bias, mlp
         by_region=sources.by_region().sum(1).transpose(1, 2),
-        attn_bias=rows[parts].attn_bias,
-        mlp=rows[parts].mlp,
-        embed=rows[parts].embed,
         attention=torch.stack([every[layer, head] for layer, head in top_heads]).permute(0, 1, 3, 2),
         attention_mean=every.mean(-1),
         dominance=rows[share].layers,

@@ -149,12 +149,11 @@ class TokenEffects(Record, axes={"token": "tokens"}):
 
     def to_frame(self) -> pd.DataFrame:
         """One row per token: position, token, removed, low, high, written, n."""
-        rows = zip(self.tokens, self.removed, self.written, strict=True)
-        found = [(token, mean_interval(removed.tolist()), float(written.mean())) for token, removed, written in rows]
-        return pd.DataFrame(
-            {"position": i, "token": token, **columns(back, "removed"), "written": written, "n": back.n}
-            for i, (token, back, written) in enumerate(found)
-        )
+        rows = []
+        for i, token in enumerate(self.tokens):
+            back, written = mean_interval(self.removed[i].tolist()), float(self.written[i].mean())
+            rows.append({"position": i, "token": token, **columns(back, "removed"), "written": written, "n": back.n})
+        return pd.DataFrame(rows)
 
 
 @dataclass(frozen=True)

@@ -90,8 +90,7 @@ def path_effects(
     """
     requests, direction = as_prompts(prompts), as_direction(direction)
     model.check_direction(direction)
-    texts, notes = _texts(paths, top, ("keys", "values", "keys and values"))
-    named = [_parsed(model, text) for text in texts]
+    named, notes = _named(model, paths, top, ("keys", "values", "keys and values"))
     pairs = pairs_of(model, requests, suffix, random_suffixes, way)
     job = _Job(model, refusal_tokens.ids, direction)
     shape = (3, len(named), 1 + n_random, len(requests))
@@ -103,7 +102,7 @@ def path_effects(
         for i, path in enumerate(named):
             found, difference = job.measure(pair, kept, path, senders[i], seed + i)
             effects[:, i, : found.shape[1], pair.rows], whole[:, i, pair.rows] = found.float(), difference.float()
-    return PathEffects(texts, way, effects[:, :, 0], effects[:, :, 1:], whole, notes)
+    return PathEffects(tuple(path.text for path in named), way, effects[:, :, 0], effects[:, :, 1:], whole, notes)
 
 
 def path_curves(
@@ -146,8 +145,7 @@ def path_curves(
         ((0, 1, 2, 3), ('attribution', 'random 1'))
     """
     requests = as_prompts(prompts)
-    texts, notes = _texts(paths, top, ("keys and values",))
-    named = [_parsed(model, text) for text in texts]
+    named, notes = _named(model, paths, top, ("keys and values",))
     senders, counts = _stand_ins(model, named, n_random, Random(seed)), doubling(len(named))
     job, metric = _Job(model, refusal_tokens.ids), torch.zeros(2, 1 + n_random, len(counts), len(requests)).double()
     for i, way in enumerate(WAYS):
@@ -157,21 +155,21 @@ def path_curves(
             for j, n in enumerate(counts[1:], start=1):
                 logits, _ = job.together(pair, kept, named[:n], senders[:n], seed)
                 metric[i, :, j, pair.rows] = refusal_log_odds(logits, job.ids).to(metric)
-    ends = {"suffixed": metric[0, 0, 0], "random": metric[1, 0, 0]}
-    return PathCurves(counts, metric, **ends, paths=texts, threshold=refusal_tokens.threshold, notes=notes)
+    random, suffixed, texts = metric[1, 0, 0], metric[0, 0, 0], tuple(path.text for path in named)
+    return PathCurves(counts, metric, random, suffixed, texts, notes, threshold=refusal_tokens.threshold)
 
 
-def _texts(
-    paths: Sequence[str] | AttentionShift, top: int | None, sides: Sequence[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Texts of the paths, those that a shift names to keys also to other ``sides``; and what is no path."""
+def _named(
+    model: HookedChatModel, paths: Sequence[str] | AttentionShift, top: int | None, sides: Sequence[str]
+) -> tuple[list[_Path], tuple[str, ...]]:
+    """The paths, those that a shift names to keys also to other ``sides``; and what is no path."""
     if not isinstance(paths, AttentionShift):
-        return tuple(paths), ()
+        return [_parsed(model, text) for text in paths], ()
     edges = paths.compositions()
     texts = edges["path"].tolist()[:top] if len(edges) else []
     notes = tuple(f"{text}: no single write, so no path" for text in texts if not _PATH.fullmatch(text))
-    named = [text for text in texts if _PATH.fullmatch(text)]
-    return tuple(dict.fromkeys(text.replace("-> keys", f"-> {side}") for text in named for side in sides)), notes
+    every = [text.replace("-> keys", f"-> {side}") for text in texts if _PATH.fullmatch(text) for side in sides]
+    return [_parsed(model, text) for text in dict.fromkeys(every)], notes
 
 
 def _parsed(model: HookedChatModel, text: str) -> _Path:
@@ -236,8 +234,8 @@ class _Job:
         for run in (pair.into, pair.source):
             found = run.read(sorted(names), run.n_last) if names else {}
             whole = run.read(sorted(patterns), None) if patterns else {}
-            kept.append(found | {name: x[:, :, -1:] for name, x in whole.items()})
-            kept[-1]["metric"] = refusal_log_odds(self.model.logits(run.tokens)[:, -1], self.ids)
+            metric = refusal_log_odds(self.model.logits(run.tokens)[:, -1], self.ids)
+            kept.append(found | {name: x[:, :, -1:] for name, x in whole.items()} | {"metric": metric})
         return kept
 
     def write(self, run: dict[str, Tensor], path: _Path, head: int | None) -> Float[Tensor, "prompt pos d_model"]:

@@ -12,14 +12,8 @@ from ..records.direction import Direction
 from ..records.labels import index_of
 from ..stats import Interval, Rate, auroc, columns, rate
 
-DETECTORS = (
-    "projection",
-    "pooled projection",
-    "logistic regression",
-    "sparse probe",
-    "Mahalanobis distance",
-    "random direction",
-)
+PROBES = ("logistic regression", "sparse probe", "Mahalanobis distance")  # which are trained
+DETECTORS = ("projection", "pooled projection", *PROBES, "random direction")
 ENOUGH = 500  # harmless prompts on which a threshold is set
 
 
@@ -67,7 +61,7 @@ class DetectorComparison(Record, axes={"detector": DETECTORS, "prompt": "groups"
 
     def auroc(self, detector: str, test: str) -> Interval:
         """Area under the ROC curve of a test's two groups, with DeLong's 95% interval."""
-        names = tuple(name for name, *_ in self.tests)
+        names = [name for name, *_ in self.tests]
         _, harmful, harmless = self.tests[index_of(names, test, "test", "DetectorComparison")]
         return auroc(self.of(detector, harmful), self.of(detector, harmless))
 
@@ -118,15 +112,10 @@ class DetectorComparison(Record, axes={"detector": DETECTORS, "prompt": "groups"
                 f"Fewer than {ENOUGH} harmless prompts set the threshold ({n}) or tested it ({tested}): the share of "
                 "false alarms is uncertain."
             )
-        lost = [
-            f"on {test}, {what} {ours} against {theirs} of {name}" for test, what, name, theirs, ours in self.losses()
-        ]
+        lost = [f"on {test}, {what} {own} against {best} of {x}" for test, what, x, best, own in self.losses()]
         names = ", ".join(name for name, *_ in self.tests)
-        said.append(
-            f"The projection loses: {'; '.join(lost)}."
-            if lost
-            else f"Nowhere (tests: {names}) does another detector's interval lie above the projection's."
-        )
+        nowhere = f"Nowhere (tests: {names}) does another detector's interval lie above the projection's."
+        said.append(f"The projection loses: {'; '.join(lost)}." if lost else nowhere)
         for test, _, harmless in self.tests:
             if harmless != "harmless" and (share := self.flagged("projection", harmless)).low > self.false_alarms:
                 said.append(f"The projection raises false alarms on harmless prompts of {test}: {share}.")

@@ -17,13 +17,13 @@ from sklearn.preprocessing import StandardScaler
 from ..data.borderline import Borderline
 from ..data.prompts import PromptPair, check_pair
 from ..errors import PromptError
-from ..hooks.readers import Cache, Reader, Residual, at
+from ..hooks.readers import Cache, Residual, at
 from ..models.model import HookedChatModel
 from ..progress import Progress, silent
 from ..records.direction import Direction, DirectionLike, as_direction
 from ..stats import auroc, threshold_at
 from .controls import random_controls
-from .probe_records import DETECTORS, DetectorComparison
+from .probe_records import DETECTORS, PROBES, DetectorComparison
 
 L2, K = 0.01, 16  # penalty on squared coefficients beside the mean loss; coordinates of the sparse probe
 Scorer = Callable[[Any], np.ndarray]
@@ -43,8 +43,7 @@ def _read(
     names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.n_layers)]
     stream, regions = Cache(names, at(r.pos)), [Residual(r, "instruction")]
     regions += [Residual(r, "suffix")] * (suffixes is not None)
-    read: list[Reader] = [stream, *regions]
-    rows = model.run(list(texts), suffixes, read=read)
+    rows = model.run(list(texts), suffixes, read=[stream, *regions])
     x = torch.stack([rows[stream][name][:, 0].float() for name in names])
     pooled = torch.stack([rows[region].highest[:-1] for region in regions]).amax(0)
     return _Features(x.numpy(), pooled.double().numpy())
@@ -64,14 +63,12 @@ def fit_probes(x: np.ndarray, harmful: np.ndarray) -> dict[str, list[Scorer | No
     Returns:
         Detector -> one score function per layer, None where the layer is the same for all prompts.
     """
-    found: dict[str, list[Scorer | None]] = {name: [] for name in DETECTORS[2:5]}
+    found: dict[str, list[Scorer | None]] = {name: [] for name in PROBES}
     for layer in x:
         if not _varies(layer):
-            for scorers in found.values():
-                scorers.append(None)
+            found = {name: [*scorers, None] for name, scorers in found.items()}
             continue
-        varying = int((np.ptp(layer, axis=0) > 0).sum())
-        sparse = SelectKBest(f_classif, k=min(K, varying))
+        sparse = SelectKBest(f_classif, k=min(K, int((np.ptp(layer, axis=0) > 0).sum())))
         for name, select in (("logistic regression", []), ("sparse probe", [sparse])):
             last = LogisticRegression(C=1 / (L2 * len(layer)), max_iter=1000)
             pipe = make_pipeline(VarianceThreshold(), StandardScaler(), *select, last).fit(layer, harmful)
@@ -106,14 +103,12 @@ class _Scores:
         self.constant = [i for i, scorer in enumerate(self.probes["sparse probe"]) if scorer is None]
 
     def __call__(self, found: _Features, name: str, layer: int) -> np.ndarray:
-        if layer in self.constant and name != "pooled projection":
-            return np.zeros(found.x.shape[1])
-        if name in self.probes:
-            scorer = self.probes[name][layer]
-            assert scorer is not None
-            return scorer(found.x[layer]).astype(float)
         if name == "pooled projection":
             return found.pooled[layer]
+        if layer in self.constant:
+            return np.zeros(found.x.shape[1])
+        if name in self.probes and (scorer := self.probes[name][layer]):
+            return scorer(found.x[layer]).astype(float)
         return found.x[layer] @ (self.r if name == "projection" else self.random[layer])
 
 
@@ -210,10 +205,7 @@ def _tests(
 ) -> tuple[list[str], list[np.ndarray], list[tuple[str, str, str]]]:
     """Group of every test prompt, its scores, and the tests (name, harmful group, harmless group)."""
     harmful, harmless = data.harmful.test.texts, data.harmless.test.texts
-    sets: dict[str, tuple[Sequence[str], Sequence[str] | None]] = {
-        "harmful": (harmful, None),
-        "harmless": (harmless, None),
-    }
+    sets: dict[str, tuple[Sequence[str], Any]] = {"harmful": (harmful, None), "harmless": (harmless, None)}
     tests = [("plain", "harmful", "harmless")]
     for i, text in enumerate(suffixes, start=1):
         for name in (f"suffix {i}", f"random tokens {i}"):

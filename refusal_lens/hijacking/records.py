@@ -86,41 +86,24 @@ class Investigation(Record, axes={"suffix": "suffix_texts"}, formerly="Hijacking
 
     def to_frame(self) -> pd.DataFrame:
         """One row per suffix of the screen: metric with interval, strength, share of prompts with metric < 0, n."""
-        rows = zip(self.suffixes, self.screened, self.screened_strength, self.screened_universality(), strict=True)
-        found = [(suffix, mean_interval(x.tolist()), float(share.mean()), rate) for suffix, x, share, rate in rows]
-        return pd.DataFrame(
-            {
-                "kind": suffix.kind,
-                "suffix": suffix.text,
-                **columns(metric, "refusal_metric"),
-                "strength": strength,
-                "below_0": universal.rate,
-                "n": metric.n,
-            }
-            for suffix, metric, strength, universal in found
-        )
+        rows = []
+        for i, (suffix, universal) in enumerate(zip(self.suffixes, self.screened_universality(), strict=True)):
+            metric, strength = mean_interval(self.screened[i].tolist()), float(self.screened_strength[i].mean())
+            row = {"kind": suffix.kind, "suffix": suffix.text, **columns(metric, "refusal_metric")}
+            rows.append(row | {"strength": strength, "below_0": universal.rate, "n": metric.n})
+        return pd.DataFrame(rows)
 
     def results_frame(self) -> pd.DataFrame:
         """One row per suffix that was investigated: refusal rates, drop, p, strength, mechanism."""
         rows = []
         for result, p in zip(self.results, self.adjusted_p(), strict=True):
-            rows.append(
-                {
-                    "kind": result.suffix.kind,
-                    "suffix": result.suffix.text,
-                    "tokens": max(result.n_tokens),
-                    "refused": result.suffixed.refusal_rate.rate,
-                    "refused_random": result.random.refusal_rate.rate,
-                    "refused_shuffled": float("nan") if result.shuffled is None else result.shuffled.refusal_rate.rate,
-                    **columns(result.metric_drop, "metric_drop"),
-                    "p": p,
-                    "strength": result.strength.mean,
-                    "attention_rise": result.attention_rise.mean,
-                    "departs_at": -1 if (site := result.departure()) is None else site,
-                    "mechanism": mechanism(result).name,
-                    "n": result.suffixed.n,
-                }
-            )
+            suffix, site = result.suffix, result.departure()
+            row = {"kind": suffix.kind, "suffix": suffix.text, "tokens": max(result.n_tokens)}
+            seen = {"refused": result.suffixed, "refused_random": result.random, "refused_shuffled": result.shuffled}
+            row |= {name: float("nan") if one is None else one.refusal_rate.rate for name, one in seen.items()}
+            row |= columns(result.metric_drop, "metric_drop") | {"p": p, "strength": result.strength.mean}
+            row |= {"attention_rise": result.attention_rise.mean, "departs_at": -1 if site is None else site}
+            rows.append(row | {"mechanism": mechanism(result).name, "n": result.suffixed.n})
         return pd.DataFrame(rows)
 
     def adjusted_p(self) -> tuple[float, ...]:

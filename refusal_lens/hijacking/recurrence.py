@@ -65,16 +65,15 @@ def overlap(sets: np.ndarray, others: np.ndarray | None = None, seed: int = 0) -
     pairs = int(np.isfinite(shared).sum()) // (2 if others is None else 1)
     low, high = np.quantile(means, (0.025, 0.975))
     found = Interval(float(np.nanmean(shared)), float(low), float(high), pairs)
-    by_chance = [
-        np.nanmean(_shared(*(None if some is None else rng.permuted(some, axis=-1) for some in (sets, others))))
-        for _ in range(SHUFFLES)
-    ]
+    by_chance = []
+    for _ in range(SHUFFLES):
+        mixed = rng.permuted(sets, axis=-1)
+        by_chance.append(np.nanmean(_shared(mixed, None if others is None else rng.permuted(others, axis=-1))))
     return Overlap(found, _range(by_chance))
 
 
-def _shared(sets: np.ndarray | None, others: np.ndarray | None) -> np.ndarray:
+def _shared(sets: np.ndarray, others: np.ndarray | None) -> np.ndarray:
     """Shared part of each two sets; NaN for a set beside itself."""
-    assert sets is not None
     a = sets.reshape(len(sets), -1).astype(float)
     b = a if others is None else others.reshape(len(others), -1).astype(float)
     found = a @ b.T / a[0].sum()

@@ -14,7 +14,7 @@ from ..errors import PromptError
 from ..models.batching import numbered
 from ..models.chat import Tokens
 from ..models.model import HookedChatModel
-from ..models.running import one_pass, running
+from ..models.running import running
 from ..records.labels import index_of
 from ..tensors import wide
 from .controls import check_suffix
@@ -34,10 +34,6 @@ class Restarted:
     def __init__(self, model: HookedChatModel, tokens: Tokens, n_last: int):
         self.model, self.tokens, self.n_last = model, numbered(tokens), n_last
         self.short = model.backend.supports_prefix
-        self.passes = 0
-
-    def __len__(self) -> int:
-        return len(self.tokens)
 
     @cached_property
     def resid(self) -> list[Float[Tensor, "prompt pos d_model"]]:
@@ -75,7 +71,6 @@ class Restarted:
     ) -> Float[Tensor, "copy prompt vocab"]:
         """Next-token logits of a pass that begins with ``start`` at a layer."""
         some, before = self.rows(tail, len(start))
-        self.passes += 1
         with self.model.hooks(*hooks):
             found = self.model.logits(some, start=(layer, start.flatten(0, 1)), **before)
         return found[:, -1].unflatten(0, (len(start), -1))
@@ -85,22 +80,7 @@ class Restarted:
     ) -> dict[str, Tensor]:
         """Activations of a pass that ends with them, [copy * prompt, pos, ...]."""
         some, before = self.rows(self.n_last, len(start))
-        seen: dict[str, Tensor] = {}
-
-        def keep(name: str, x: Tensor, hook: Any) -> None:
-            seen[name] = x.clone()
-
-        self.passes += 1
-        with torch.inference_mode(), running(self.model, some):
-            one_pass(
-                self.model,
-                [(name, partial(keep, name)) for name in names],
-                lambda: self.model.backend.logits(
-                    some.ids, some.mask, True, start=(layer, start.flatten(0, 1)), **before
-                ),
-                logits=False,
-            )
-        return seen
+        return self.model.cache(some, names, start=(layer, start.flatten(0, 1)), **before)
 
     def gradients(
         self, names: Sequence[str], metric: Callable[[Tensor], Tensor], along: tuple[int, Tensor]

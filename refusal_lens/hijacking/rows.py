@@ -90,21 +90,19 @@ class Row:
         if float(bias.abs().max()) <= limit * size:
             bias = torch.zeros_like(bias)
         made = cls(form, both, (q[0], q[1]), (k[0], k[1]), scores, bias, seen)
-        own = [
-            (made.weights(made.mixed(i, i, i)) - rows[i].pattern.to(device)).masked_fill(~keys[:, None], 0)
-            for i in (0, 1)
-        ]
-        error = max(float((gaps[1] - gaps[0]).abs().max()) / size, *(float(x.abs().max()) for x in own))
-        if not error <= limit:
+        own = [made.weights(made.mixed(i, i, i)) - row.pattern.to(device) for i, row in enumerate(rows)]
+        misses = [float(x.masked_fill(~keys[:, None], 0).abs().max()) for x in own]
+        made.error = max(float((gaps[1] - gaps[0]).abs().max()) / size, *misses)
+        if not made.error <= limit:
             raise ModelError(
-                f"{model.name}, layer {layer}: scores or weights computed from its queries and keys differ from its "
-                f"own by {error:.2g} (limit {limit:g}): it scores in a way not known here, so the change can't be split"
+                f"{model.name}, layer {layer}: scores or weights computed from its queries and keys differ from its own"
+                f" by {made.error:.2g} (limit {limit:g}): it scores in a way not known here, so the change can't be "
+                "split"
             )
         before = keys & ~both.post & ~both.suffix
         for x, y in ((rows[0].k, rows[1].k), (rows[0].v, rows[1].v)):
             change = (x - y).to(device)[before].abs().max() / y.abs().max().clamp_min(1e-30)
             made.causality = max(made.causality, float(change))
-        made.error = error
         return made
 
     def mixed(self, query: int, suffix: int, template: int) -> Float[Tensor, "batch head src"]:
@@ -113,12 +111,13 @@ class Row:
         found = torch.where(self.both.suffix[:, None], by_keys[suffix], by_keys[0])
         return torch.where(self.both.post[:, None], by_keys[template], found)
 
-    def weights(self, scores: Float[Tensor, "batch head src"], capped: bool = False) -> Float[Tensor, "batch head src"]:
+    def weights(self, scores: Float[Tensor, "batch head src"]) -> Float[Tensor, "batch head src"]:
         """The softmax, with sinks."""
-        return softmax(self.form, (scores if capped else self.form.capped(scores)) + self.bias, self.seen)
+        return softmax(self.form, self.form.capped(scores) + self.bias, self.seen)
 
-    def masses(self, scores: Float[Tensor, "batch head src"]) -> Float[Tensor, "target head batch"]:
-        """Attention on each target."""
+    def masses(self, query: int, suffix: int, template: int) -> Float[Tensor, "target head batch"]:
+        """Attention on each target, with scores mixed so."""
+        scores = self.mixed(query, suffix, template)
         return torch.einsum("bhs,tbs->thb", self.weights(scores), self.both.targets.to(scores))
 
     def path(self, heads: list[int]) -> Path:

@@ -86,8 +86,7 @@ def hijacking_section(attack: Investigation) -> Section:
             "refusal metric falls below 0. Click a suffix, or pick it from the list below."
         )
         n, control = f"{len(attack.suffixes)} suffixes x {attack.plain.n} prompts", "benign and random suffixes"
-        rest = (caption, n, control, attack.to_frame(), "suffix-picker")
-        items.append(Figure("suffix-ranking", attack.plot("suffixes"), *rest))
+        items.append(Figure.of("suffix-ranking", attack, caption, n, control, "suffixes", picks="suffix-picker"))
     if attack.results:
         items.append(suffix_picker(attack))
     if attack.detectors is not None:
@@ -127,19 +126,14 @@ def suffix_picker(attack: Investigation) -> Picker:
     options = []
     for rank, result in enumerate(sorted(attack.results, key=lambda r: -r.metric_drop.mean)):
         index = attack.suffixes.index(result.suffix)
-        items: tuple[Item, ...] = (_not_stored(result),)
-        if rank < MAX_SUFFIXES:
-            items = tuple(_details(attack, result, f"suffix-{index}", None if rank < MAX_PATTERNS else 1))
-        label = suffix_label(index, result.suffix)
-        options.append(Option(label, items, f"{label} ({result.suffix.kind})"))
+        label, shown = suffix_label(index, result.suffix), None if rank < MAX_PATTERNS else 1
+        note = Note(
+            f"{mechanism(result).sentence} Its figures are not in this page, which keeps the {MAX_SUFFIXES} suffixes "
+            "that lower the refusal metric most; they can be drawn from the result folder."
+        )
+        items = _details(attack, result, f"suffix-{index}", shown) if rank < MAX_SUFFIXES else iter([note])
+        options.append(Option(label, tuple(items), f"{label} ({result.suffix.kind})"))
     return Picker("suffix-picker", "suffix", tuple(options))
-
-
-def _not_stored(result: SuffixResult) -> Note:
-    return Note(
-        f"{mechanism(result).sentence} Its figures are not in this page, which keeps the {MAX_SUFFIXES} suffixes that "
-        "lower the refusal metric most; they can be drawn from the result folder."
-    )
 
 
 def _cell(value: float, form: str) -> str:
@@ -172,8 +166,11 @@ def _summary(attack: Investigation) -> Table:
 
 def _details(attack: Investigation, result: SuffixResult, name: str, shown: int | None) -> Iterator[Item]:
     """One suffix in detail, with attention on ``shown`` prompts (all that are stored if None)."""
-    n, exact = f"{attack.plain.n} prompts", "none applies: these are exact parts of one sum"
-    rises = ", ".join(f"{label} {value:+.2f}" for label, value in result.strongest_rises())
+    n = f"{attack.plain.n} prompts"
+
+    def drawn(id: str, kind: str, caption: str, n: str = n, control: str = RANDOM, data: Any = None) -> Figure:
+        return Figure(f"{name}-{id}", attack.plot(kind, result=result), caption, n, control, data)
+
     yield Note(mechanism(result).sentence)
     if result.shift is not None:
         caption = (
@@ -183,28 +180,27 @@ def _details(attack: Investigation, result: SuffixResult, name: str, shown: int 
             "suffix's effect; blue: against it. Edges that do not lie beyond chance (paired tests against random "
             "tokens, adjusted; the last: placebo) are left out."
         )
-        yield Figure(f"{name}-circuit", attack.plot("circuit", result=result), caption, n, RANDOM, circuit(result))
+        yield drawn("circuit", "circuit", caption, data=circuit(result))
     caption = (
         "Cosine with the direction by layer, at the last position and at the instruction's last token (is the harm "
         "still visible there?); band of one standard deviation; dotted: the layer of the direction."
     )
-    yield Figure(f"{name}-trace", attack.plot("trace by layer", result=result), caption, n, RANDOM)
+    yield drawn("trace", "trace by layer", caption)
     caption = "What the top heads write along the direction at the last position, 95% intervals."
-    chosen = f"{n}, heads chosen on {len(attack.head_prompts)} others"
-    yield Figure(f"{name}-heads", attack.plot("heads", result=result), caption, chosen, RANDOM)
+    yield drawn("heads", "heads", caption, f"{n}, heads chosen on {len(attack.head_prompts)} others")
+    rises = ", ".join(f"{label} {value:+.2f}" for label, value in result.strongest_rises())
     caption = (
         "Where the top heads attend from the last position; each column adds up to 1. Of all heads, attention to the "
         f"suffix rises most above random tokens in {rises}."
     )
-    yield Figure(f"{name}-attention", attack.plot("attention by region", result=result), caption, n, RANDOM)
+    yield drawn("attention", "attention by region", caption)
     caption = "Attention to the suffix from every post-instruction position."
-    yield Figure(f"{name}-positions", attack.plot("attention by position", result=result), caption, n, RANDOM)
+    yield drawn("positions", "attention by position", caption)
     caption = "The drop of each head, split exactly into attention moved (weights) and values changed."
-    control = "the drop is relative to random tokens of equal length"
-    yield Figure(f"{name}-split", attack.plot("split of the drop", result=result), caption, n, control)
+    yield drawn("split", "split of the drop", caption, n, "the drop is relative to random tokens of equal length")
     caption = "The drop of the projection from plain to suffixed, part by part; the parts add up to it."
-    parts = attack.drop_parts(result)
-    yield Figure(f"{name}-waterfall", attack.plot("parts of the drop", result=result), caption, n, exact, parts)
+    exact = "none applies: these are exact parts of one sum"
+    yield drawn("waterfall", "parts of the drop", caption, n, exact, attack.drop_parts(result))
     if result.causal is not None:
         caption = (
             "Share of the refusal metric's drop that each intervention on the suffixed run brings back (reverse: that "
@@ -220,8 +216,8 @@ def _details(attack: Investigation, result: SuffixResult, name: str, shown: int 
             "(sufficiency). The area is the curve's mean height between none and all. Below, where replies were read: "
             "the share of them that refuse. Bars: 95% intervals."
         )
-        n = f"{attack.plain.n} prompts; orders from {curves.n_chosen} others"
-        yield Figure.of(f"{name}-curves", curves, caption, n, "random orders within layers")
+        chosen = f"{n}; orders from {curves.n_chosen} others"
+        yield Figure.of(f"{name}-curves", curves, caption, chosen, "random orders within layers")
     if result.shift is not None:
         yield from _shift_items(result.shift, name)
     yield from grid_items(result.grids, result.paths, name, result.path_curves)
@@ -250,16 +246,15 @@ def _shift_items(shift: AttentionShift, name: str) -> Iterator[Item]:
     found = shift.competitors()
     first = found.loc[found["gained"].abs().sort_values(ascending=False).index].head(12)
     rows = tuple(
-        (row["head"], row["token"], f"{row['gained']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]", f"{taken:+.3f}")
-        for row, taken in zip(first.to_dict("records"), first["on the instruction"], strict=True)
+        (head, token, f"{gained:+.3f} [{low:+.3f}, {high:+.3f}]", f"{taken:+.3f}")
+        for head, _, token, gained, low, high, taken, _ in first.itertuples(index=False)
     )
     caption = (
         "Which of the suffix's tokens compete: attention gained over the random token in the same place, and how much "
         "of the change of the head's attention to the instruction goes through the token's score."
     )
-    yield Table(
-        f"{name}-competitors", ("head", "token", "attention gained", "on the instruction"), rows, caption, data=found
-    )
+    columns = ("head", "token", "attention gained", "on the instruction")
+    yield Table(f"{name}-competitors", columns, rows, caption, data=found)
 
 
 def _pattern_picker(result: SuffixResult, name: str, shown: int | None) -> Picker:
@@ -323,6 +318,6 @@ def detectors_section(record: DetectorComparison) -> Section:
         "the plain harmful ones against them. Right: AUROC on validation prompts, which choose each detector's layer."
     )
     control = "a random direction; random tokens of equal length beside each suffix"
-    figure = Figure("detectors-tests", record.plot(), caption, n, control, record.to_frame())
+    figure = Figure.of("detectors-tests", record, caption, n, control)
     table = frame_table("detectors-table", record.to_frame().round(3), "Every detector on every test.")
     return Section("detectors", "Detectors against baselines", record.summary(), (figure, table))

@@ -94,16 +94,10 @@ class AttentionShift(
     @property
     def senders(self) -> tuple[str, ...]:
         """Labels of what writes the scores: embedding, heads, MLPs, biases, and the change of norms' scales."""
-        layers, heads = self.parts.shape[2:4]
-        if not self.edges.shape[-1]:
-            return ()
-        return (
-            "embedding",
-            *(head_label(layer, head) for layer in range(layers) for head in range(heads)),
-            *(f"L{layer} MLP" for layer in range(layers)),
-            "biases",
-            "norms",
-        )
+        layers, heads = (range(n) for n in self.parts.shape[2:4])
+        names = [head_label(layer, head) for layer in layers for head in heads]
+        every = ("embedding", *names, *(f"L{layer} MLP" for layer in layers), "biases", "norms")
+        return every if self.edges.shape[-1] else ()
 
     def part(self, player: str, head: Head, target: str = "suffix") -> Interval:
         """One player's part of one head's change, mean over prompts.
@@ -152,12 +146,8 @@ class AttentionShift(
         causes = ", ".join(f"{player} {self.part(player, head, target).mean:+.2f}" for player in PLAYERS)
         said = f"{self.receiver_labels[i]}'s attention on the {target} changes by {whole.mean:+.2f} "
         said += f"[{whole.low:+.2f}, {whole.high:+.2f}] relative to random tokens: {causes}"
-        paths = [
-            row
-            for row in self.compositions(target).to_dict("records")
-            if row["path"].endswith(f" of {head_label(*head)}")
-        ]
-        if paths:
+        rows = self.compositions(target).to_dict("records")
+        if paths := [row for row in rows if row["path"].endswith(f" of {head_label(*head)}")]:
             said += f"; its largest path is {paths[0]['path']} ({paths[0]['part']:+.2f})"
         gains = self.gained[i].mean(-1)
         if target == "suffix" and len(gains) and float(gains.max()) > 0:
@@ -169,20 +159,16 @@ class AttentionShift(
         n, rows = self.parts.shape[-1], []
         for label, gained, taken in zip(self.receiver_labels, self.gained, self.taken, strict=True):
             for i, token in enumerate(self.tokens):
-                row = {
-                    "head": label,
-                    "position": i,
-                    "token": token,
-                    **columns(mean_interval(gained[i].tolist()), "gained"),
-                }
+                row = {"head": label, "position": i, "token": token}
+                row |= columns(mean_interval(gained[i].tolist()), "gained")
                 rows.append(row | {"on the instruction": float(taken[i].mean()), "n": n})
         return pd.DataFrame(rows)
 
 
 def largest_edges(edges: Float[Tensor, "side receiver sender"], n: int) -> tuple[tuple[int, int, int], ...]:
     """The ``n`` edges of largest size, largest first."""
-    order = edges.abs().flatten().argsort(descending=True)[:n].tolist()
-    return tuple(tuple(int(i) for i in torch.unravel_index(torch.tensor(k), edges.shape)) for k in order)  # type: ignore[misc]
+    order = edges.abs().flatten().argsort(descending=True)[:n]
+    return tuple(zip(*(x.tolist() for x in torch.unravel_index(order, edges.shape)), strict=True))  # type: ignore[arg-type]
 
 
 def shown_causes(parts: Float[Tensor, "player prompt"]) -> dict[str, Interval]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -70,13 +71,14 @@ def attention_shift(
         rise = _Job(model, forms, (), pos).measure(others, suffixes, choosing_random).rows["parts"].sum(0)
         order = rise[TARGETS.index("suffix")].mean(-1).flatten().argsort(descending=True)[:receivers].tolist()
         receivers = sorted((i // model.n_heads, i % model.n_heads) for i in order)
-    heads, chosen = tuple(sorted(as_heads(receivers))), None
-    if others:
-        chosen = _Job(model, forms, heads, pos).measure(others, suffixes, choosing_random).written
+    heads = tuple(sorted(as_heads(receivers)))
     job = _Job(model, forms, heads, pos, notes)
     found = job.measure(requests, suffixes, random, plain)
     edges = found.written.edges(len(heads))
-    ranked = (edges if chosen is None else chosen.edges(len(heads))).mean
+    ranked = edges.mean
+    if others:
+        chosen = _Job(model, forms, heads, pos).measure(others, suffixes, choosing_random)
+        ranked = chosen.written.edges(len(heads)).mean
     instruction, suffix = (largest_edges(ranked[:, i], NAMED) for i in range(len(TARGETS)))
     if job.causality > job.limit:
         notes.append(
@@ -100,8 +102,7 @@ def attention_shift(
     )
 
 
-@dataclass
-class _Found:
+class _Found(NamedTuple):
     """What one list of prompts gave: values with prompts on the last axis, by field of ``AttentionShift``."""
 
     rows: dict[str, Tensor]
@@ -133,10 +134,7 @@ class _Job:
     ) -> _Found:
         """All prompts, with the suffix and with random tokens, and alone where ``plain``."""
         model, n = self.model, len(prompts)
-        after, before = (
-            model.tokenize(prompts, as_suffixes(suffixes, n)),
-            model.tokenize(prompts, as_suffixes(random, n)),
-        )
+        after, before = (model.tokenize(prompts, as_suffixes(texts, n)) for texts in (suffixes, random))
         if any(a.suffix != b.suffix for a, b in zip(after.spans, before.spans, strict=True)):
             raise PromptError("the random tokens are not as many as the suffix has: draw them with random_controls")
         kept = after.mask & ~after.region("suffix")
@@ -172,9 +170,8 @@ class _Job:
                 f"{self.plain_error:.2g}), as where rotation depends on length"
             )
         first = after.ids[0][after.region("suffix")[0]].tolist()
-        texts = tuple(visible(model.tokenizer.decode([token])) for token in first)
-        texts = ("",) * (widest - len(texts)) + texts
-        return _Found(rows, written, texts)
+        texts = [visible(model.tokenizer.decode([token])) for token in first]
+        return _Found(rows, written, ("",) * (widest - len(texts)) + tuple(texts))
 
     def _writers(self) -> Writers | None:
         """The way back to the stream, or None and a note where a model does not give its weights by head."""
@@ -206,7 +203,7 @@ class _Job:
                 there = PlainRow.of(row, layer, plain.layers[layer], columns, both.tokens.n_post, self.pos)
                 self.plain_error = max(self.plain_error, there.error)
                 from_plain.append(shapley([there.masses(*players) for players in product((0, 1), repeat=4)], 4))
-            values = [row.masses(row.mixed(*players)) for players in product((0, 1), repeat=3)]
+            values = [row.masses(*players) for players in product((0, 1), repeat=3)]
             parts.append(shapley(values, 3))
             alone.append(torch.stack([values[4 >> i] - values[0] for i in range(3)]))
             if some := [head for other, head in self.heads if other == layer]:

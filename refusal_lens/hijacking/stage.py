@@ -1,7 +1,5 @@
 """Stages of a study: what suffixes do, found by the run itself or by ``refusal-lens hijack``."""
 
-from typing import Any
-
 from ..data.prompts import PromptSet
 from ..direction.records import Selection
 from ..engines.stage import Job, Stage, made_elsewhere
@@ -21,6 +19,7 @@ def _attacks(
     from .investigation import Settings, investigate
 
     config, (harmful, harmless) = job.config, prompts
+    length = min(config.max_new_tokens, MAX_NEW_TOKENS)
     return investigate(
         job.model,
         harmful,
@@ -28,17 +27,11 @@ def _attacks(
         selection.chosen,
         harmless=harmless.test.texts[: config.suffix_prompts],
         refusal_tokens=refusal_tokens,
-        settings=Settings(
-            prompts=config.suffix_prompts, max_new_tokens=min(config.max_new_tokens, MAX_NEW_TOKENS), seed=config.seed
-        ),
+        settings=Settings(prompts=config.suffix_prompts, max_new_tokens=length, seed=config.seed),
         folder=job.folder / "attacks",
         progress=job.progress,
         engine=job.engine,
     )
-
-
-def _section(study: Any) -> Any:
-    return hijacking_section(study.suffixes) if study.suffixes is not None else None
 
 
 ATTACKS = Stage(
@@ -59,7 +52,7 @@ SUFFIXES = Stage(
     made_elsewhere,
     "the same, with its own `report.html`; the run's report shows this one if it exists",
     command="refusal-lens hijack",
-    section=_section,
+    section=lambda study: study.suffixes and hijacking_section(study.suffixes),
 )
 MANY = Stage(
     "many",

@@ -60,8 +60,8 @@ class _Way(NamedTuple):
     """
 
     u: Float[Tensor, "batch pos target r d_model"]
-    outer: tuple[Float[Tensor, "batch pos r"], Float[Tensor, "batch pos r"]]
-    inner: tuple[Float[Tensor, "batch pos r"], Float[Tensor, "batch pos r"]]
+    outer: list[Float[Tensor, "batch pos r"]]
+    inner: list[Float[Tensor, "batch pos r"]]
     constant: Float[Tensor, "batch pos target r"]
 
 
@@ -131,13 +131,11 @@ class Writers:
                 ways.append((side, layer, own, where, way, mean))
         start = self._last(runs, "blocks.0.hook_resid_pre")
         for side, layer, own, where, way, mean in ways:
-            put = found[side][:, own]
-            put[:, :, 0] = torch.einsum("bme,bmtre->trb", (start[1] - start[0])[:, where], mean)
+            found[side][:, own, 0] = torch.einsum("bme,bmtre->trb", (start[1] - start[0])[:, where], mean)
             x = self._last(runs, f"blocks.{layer}.hook_resid_pre")
             along = torch.einsum("bme,bmtre->bmtr", (x[0] + x[1])[:, where] / 2, way.u)
             outer, inner = ((end - begin)[:, :, None] for begin, end in (way.outer, way.inner))
-            put[:, :, -1] = (outer * along + inner * way.constant).sum(1).permute(1, 2, 0)
-            found[side][:, own] = put
+            found[side][:, own, -1] = (outer * along + inner * way.constant).sum(1).permute(1, 2, 0)
         for sender in self.before:
             heads, bias, mlp = self._writes(sender, runs)
             norm, scale = self.post[sender], model.backend.write_scale
@@ -145,12 +143,11 @@ class Writers:
                 if sender >= layer:
                     continue
                 u = mean * scale if norm is None else through_norm(mean, norm)
-                put, at = found[side][:, own], 1 + sender * n_heads
-                put[:, :, at : at + n_heads] = torch.einsum("bmhe,bmtre->trhb", heads[:, where], u)
-                put[:, :, 1 + n_layers * n_heads + sender] = torch.einsum("bme,bmtre->trb", mlp[:, where], mean)
+                put, at = found[side], 1 + sender * n_heads
+                put[:, own, at : at + n_heads] = torch.einsum("bmhe,bmtre->trhb", heads[:, where], u)
+                put[:, own, 1 + n_layers * n_heads + sender] = torch.einsum("bme,bmtre->trb", mlp[:, where], mean)
                 if bias is not None:
-                    put[:, :, -2] += torch.einsum("bme,bmtre->trb", bias[:, where], u)
-                found[side][:, own] = put
+                    put[:, own, -2] += torch.einsum("bme,bmtre->trb", bias[:, where], u)
         return found
 
     def _last(self, runs: tuple[ScoreRows, ScoreRows], name: str) -> tuple[Tensor, Tensor]:
@@ -177,10 +174,8 @@ class Writers:
         """From the effective queries or keys of a layer's receivers back to the stream."""
         model, form, norm = self.model, self.forms[layer], self.norms[layer]
         weight, bias = self.weights[layer, part]
-        weight, bias = weight.to(pull), None if bias is None else bias.to(pull)
-        group = model.n_heads // len(weight)
-        index = [self.heads[i][1] // group for i in own]
-        weight = weight[index]
+        index = [self.heads[i][1] // (model.n_heads // len(weight)) for i in own]
+        weight, bias = weight.to(pull)[index], None if bias is None else bias.to(pull)[index]
         n_last = next(iter(runs[0].last.values())).shape[1]
         rows = [run.layers[layer] for run in runs]
         turns = [None if t is None else t.to(pull)[:, -n_last:][:, where] for t in (rows[0].cos, rows[0].sin)]
@@ -194,25 +189,20 @@ class Writers:
             return x - x.mean(-1, keepdim=True) if centred else x
 
         if normed:
-            inner = [
-                _inverse_scale(form, _taken(row, part, index, where, n_last, y), gain, centred, offset, turns)
-                for row in rows
-            ]
-        if form.norm_last and normed:
-            y = _unturned(weighed(y), turns, form)
-        else:
-            y = weighed(_unturned(y, turns, form)) if normed else _unturned(y, turns, form)
+            ends = [_taken(row, part, index, where, n_last, y) for row in rows]
+            inner = [_inverse_scale(form, *end, gain, centred, offset, turns) for end in ends]
+        y = _unturned(weighed(y), turns, form) if form.norm_last else weighed(_unturned(y, turns, form))
         u = torch.einsum("bmtrd,red->bmtre", y, weight)
         constant = torch.zeros_like(y[..., 0])
         if bias is not None:
-            constant = constant + torch.einsum("bmtrd,rd->bmtr", y, bias[index])
+            constant = constant + torch.einsum("bmtrd,rd->bmtr", y, bias)
         outer = inner
         if norm is not None:
             if norm.bias is not None:
                 constant = constant + u @ norm.bias.to(u)
             u = through_norm(u, norm)
             outer = [a / s[:, where] for a, s in zip(inner, self._last(runs, f"{norm.site}.hook_scale"), strict=True)]
-        return _Way(u, (outer[0], outer[1]), (inner[0], inner[1]), constant)
+        return _Way(u, outer, inner, constant)
 
     def _head_norm(
         self, part: str, layer: int, index: list[int], like: Tensor
@@ -241,14 +231,14 @@ def _taken(row: Scored, part: str, index: list[int], where: slice, n_last: int, 
 
 def _inverse_scale(
     form: ScoreForm,
-    taken: tuple[Tensor, Tensor],
+    raw: Tensor,
+    normed: Tensor,
     gain: Tensor | None,
     centred: bool,
     offset: Tensor | None,
     turns: Sequence[Tensor | None],
 ) -> Float[Tensor, "batch pos r"]:
     """1 / scale of the norm of queries or keys: what its output is a multiple of is known, so the factor is."""
-    raw, normed = taken
     cos, sin = turns
     if form.norm_last and cos is not None and sin is not None:
         raw = rotated(raw, cos, sin, form.form)

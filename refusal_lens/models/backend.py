@@ -46,7 +46,7 @@ class Backend:
     def __init__(self, tl: Any):
         self.tl = tl
         self.module: Any = tl
-        self.blocks = list(tl.blocks)  # in a pass, what TransformerLens's own list holds may be the modules inside
+        self.blocks = list(tl.blocks)
         cfg = tl.cfg
         self.n_layers, self.n_heads = int(cfg.n_layers), int(cfg.n_heads)
         self.d_model = int(cfg.d_model)

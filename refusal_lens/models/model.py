@@ -301,6 +301,7 @@ class HookedChatModel:
         positions: slice | None = None,
         prefix: PrefixCache | None = None,
         prefix_mask: Bool[Tensor, "batch prefix"] | None = None,
+        start: tuple[int, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Read one batch's activations at the named hook points, on their device, under the active interventions.
 
@@ -310,12 +311,12 @@ class HookedChatModel:
             tokens: one batch (or prompts, tokenized as one batch).
             names: TransformerLens's names, e.g. ``blocks.3.hook_resid_pre``.
             positions: keep these positions only (axis 1, e.g. ``slice(-5, None)``), so that memory stays small.
-            prefix, prefix_mask: as in ``logits``; activations are of ``tokens`` alone.
+            prefix, prefix_mask, start: as in ``logits``; activations are of ``tokens`` alone.
         """
         batch = tokens if isinstance(tokens, Tokens) else self.tokenize(tokens)
         reader = Cache([names] if isinstance(names, str) else list(dict.fromkeys(names)))
         reader.where = positions
-        run = partial(self.backend.logits, batch.ids, batch.mask, prefix=prefix, prefix_mask=prefix_mask)
+        run = partial(self.backend.logits, batch.ids, batch.mask, prefix=prefix, start=start, prefix_mask=prefix_mask)
         with running(self, batch):
             one_pass(self, reader.hooks(self, batch), run, logits=False)
         return {name: reader.kept[name] for name in reader.names}

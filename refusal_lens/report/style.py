@@ -132,9 +132,12 @@ def diverging(limit: float, title: str = "") -> dict[str, Any]:
 
 
 def add_bars(figure: Drawing, x: Sequence[Any], found: Sequence[Interval | Rate], name: str, **look: Any) -> None:
-    """Draw means as bars with their intervals; no bar where a mean is unknown."""
-    heights = [None if i.mean != i.mean else i.mean for i in found]
-    figure.add_bar(x=list(x), y=heights, error_y=error_bars(found), name=name, **look)
+    """Draw means as bars (lying ones with ``orientation="h"``) with their intervals; no bar where a mean is unknown."""
+    means, ends = [None if i.mean != i.mean else i.mean for i in found], error_bars(found)
+    places = {"x": list(x), "y": means, "error_y": ends}
+    if look.get("orientation") == "h":
+        places = {"x": means, "y": list(x), "error_x": ends}
+    figure.add_bar(**places, name=name, **look)
 
 
 def add_line(figure: Drawing, x: Sequence[Any], found: Sequence[Interval | Rate], name: str, **look: Any) -> None:
