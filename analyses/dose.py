@@ -40,7 +40,7 @@ def main() -> None:
     if args.place:
         places = {name: place for name, _, place in (item.partition("=") for item in args.place)}
         scopes = {
-            name: Scope(positions=slice(int(place), None) if place.startswith("-") else place)
+            name: Scope(positions=slice(int(place), None) if place.startswith("-") else {"all": None}.get(place, place))
             for name, place in places.items()
         }
     sizes = {"max_new_tokens": args.max_new_tokens}
