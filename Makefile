@@ -52,8 +52,8 @@ check:  ## all of what CI runs (.ci/run runs this); the real model's tests where
 	begin=$$(date +%s); $(MAKE) $$target; echo "$$target: $$(($$(date +%s) - begin)) s"; done
 	@[ -n "$(REFUSAL_LENS_REAL_MODEL)" ] || echo "the real model was left out: set REFUSAL_LENS_REAL_MODEL to a chat model"
 
-docs: $(VENV)/.dev  ## the site, in build/site; a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
+docs: $(VENV)/.dev  ## the site, in build/site; a warning is an error (one thread: other targets run beside it)
+	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
 notebooks: $(VENV)/.test  ## run the notebooks from their sources, with a picture beside each interactive figure
 	$(BIN)/python notebooks/build.py notebooks/0*.py
