@@ -61,7 +61,7 @@ async function copy(text, button) {
     area.remove();
   }
   button.textContent = "copied";
-  setTimeout(() => (button.textContent = "copy"), 1200);
+  setTimeout(() => (button.textContent = "copy"), 2000);
 }
 
 function render({ model, el }) {

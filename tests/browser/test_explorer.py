@@ -181,7 +181,7 @@ def test_a_head_is_picked_and_its_measures_are_seen(page):
     code.locator("summary").click()
     assert "attention_patterns(model, request, 'L2H0'" in code.locator("pre").inner_text()
     code.locator("button").click()
-    assert code.locator("button").inner_text() == "copied"
+    until(page, lambda: code.locator("button").inner_text() == "copied")
 
 
 def test_the_hovered_token_shows_its_heads(page):
