@@ -1,6 +1,6 @@
 """``TransformerBridge`` (transformer-lens 4.x) as a backend."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from inspect import signature
 from itertools import product
@@ -13,7 +13,7 @@ from transformers import DynamicCache, GenerationConfig
 from ..errors import ModelError
 from ..hooks.readout import NormWeights
 from .backend import Backend, HookFn, _cache_as_past_key_values, _filled_cache, optional_weight
-from .quick import StepAside
+from .quick import StepAside, instead
 from .writing_weights import WritingWeight, core, linear, named, not_found
 
 MIXERS = ("linear_attn", "conv")  # in attention's place in some layers (Qwen3-Next, LFM2)
@@ -127,7 +127,7 @@ class BridgeBackend(Backend):
             return self._run(**call, **_positions(mask, ids.shape[1]))
 
     def own_attention(self) -> AbstractContextManager:
-        return _instead({attention: attention.original_component.forward for attention in self._attentions})
+        return instead({attention: attention.original_component.forward for attention in self._attentions})
 
     def same_attention(self, same: bool) -> None:
         eager = getattr(self.hf.config.get_text_config(), "_attn_implementation", "") == "eager"
@@ -194,7 +194,7 @@ class BridgeBackend(Backend):
             self._run(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
         value = (resid,) if self._blocks_return_tuples else resid
         first = [("blocks.0.hook_resid_pre", lambda _, hook: resid)] if layer == 0 else []
-        with _instead(dict.fromkeys(self.blocks[:layer], lambda *args, **kwargs: value)), self.hooks(first):
+        with instead(dict.fromkeys(self.blocks[:layer], lambda *args, **kwargs: value)), self.hooks(first):
             yield
 
     def attribution_patch(self, clean, corrupt, metric):
@@ -325,18 +325,6 @@ def _output_axis(experts: nn.Module, d_model: int) -> int:
     if weight.shape[1] != weight.shape[2] or gate is None:
         return 1 if weight.shape[1] == d_model else -1
     return -1 if gate.shape[1] == d_model else 1  # as wide as long: the input's weights, twice as wide, tell
-
-
-@contextmanager
-def _instead(forwards: dict[Any, Callable]) -> Iterator[None]:
-    """Modules with other functions in the place of their ``forward``."""
-    try:
-        for module, forward in forwards.items():
-            module.__dict__["forward"] = forward  # not setattr, which a bridge's parts hand on to what they wrap
-        yield
-    finally:
-        for module in forwards:
-            module.__dict__.pop("forward", None)
 
 
 def _positions(mask: Tensor, n: int) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ without the calls around them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
@@ -35,6 +35,18 @@ FORWARDS = {
 }
 # With these, blocks note what their norms see, and attention gives what no hook point shows otherwise.
 FORKS = ("use_split_qkv_input", "use_attn_in", "use_hook_mlp_in", "use_attn_result")
+
+
+@contextmanager
+def instead(forwards: dict[Any, Callable]) -> Iterator[None]:
+    """Modules with other functions in the place of their ``forward``."""
+    try:
+        for module, forward in forwards.items():
+            module.__dict__["forward"] = forward  # not setattr, which a bridge's parts hand on to what they wrap
+        yield
+    finally:
+        for module in forwards:
+            module.__dict__.pop("forward", None)
 
 
 @dataclass(frozen=True)
@@ -92,26 +104,20 @@ class StepAside:
         if getattr(self.tl, "compatibility_mode", False) or any(getattr(cfg, flag, False) for flag in FORKS):
             yield
             return
-        bare: list[Any] = []
-
-        def runs(component: Any, forward: Any) -> None:
-            component.__dict__["forward"] = forward
-            bare.append(component)
-
+        forwards: dict[Any, Any] = {}
         try:
             for place in self.places:
                 own, free = place.component, place.is_free()
                 if not isinstance(own, BlockBridge):
                     place.holder[place.name] = own.original_component if free else own
                 elif free:  # TransformerLens's list of blocks is the one that runs, so it keeps them
-                    runs(own, own.original_component)
+                    forwards[own] = own.original_component
             for attention, hooks in self.attentions if self.same_attention else ():
                 if not any(hooks) and "forward" not in attention.__dict__:
-                    runs(attention, MethodType(_own_attention, attention))
-            yield
+                    forwards[attention] = MethodType(_own_attention, attention)
+            with instead(forwards):
+                yield
         finally:
-            for component in bare:
-                component.__dict__.pop("forward", None)
             for place in self.places:
                 place.holder[place.name] = place.component
 
